@@ -1,0 +1,37 @@
+# make demo   set up .venv, train CAM and CALM_EM on painted birds, measure and picture both
+# make test   set up .venv, run all tests
+# make lint   the linter alone
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint setup setup-test clean
+
+demo: setup
+	@$(BIN)/python demo.py
+
+test: setup-test
+	@$(BIN)/python -m pytest
+
+lint: setup-test
+	@$(BIN)/python -m ruff check .
+
+setup: .venv/.installed
+setup-test: .venv/.installed-test
+
+# A stamp is written when an installation is complete, so a broken one is repeated.
+.venv/.installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	    || { echo "error: Python 3.10 or newer is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try make PYTHON=python3.12" >&2; exit 2; }
+	@echo "setting up .venv with $$($(PYTHON) -V): downloads torch and the rest of requirements.txt once, some minutes"
+	@$(PYTHON) -m venv --clear .venv \
+	    || { echo "error: $(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/.installed-test: requirements-test.txt .venv/.installed
+	@echo "adding requirements-test.txt to .venv"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,147 @@
+"""The command line: every flag, its default, its meaning. Touches no disk."""
+import argparse
+import difflib
+import math
+
+from munch import Munch
+
+from data_loaders import ALIASES, DATASETS
+from util import UserError
+from wsol import ARCHITECTURES, METHODS
+from wsol.attribution import PROCESSES
+from wsol.metrics import NORM_TYPES, THRESHOLD_TYPES
+
+
+def boolean(text):
+    """True/False/yes/no/1/0."""
+    values = {'true': True, 'yes': True, '1': True, 'false': False, 'no': False, '0': False}
+    try:
+        return values[text.lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f'"{text}" is neither True nor False') from None
+
+
+def number(kind, low, low_included=True, high=math.inf):
+    """A parser of numbers in a range."""
+    bracket = '[' if low_included else '('
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (low < value < high or (low_included and value == low)):
+            raise argparse.ArgumentTypeError(f'"{text}" is not {"an integer" if kind is int else "a number"} in '
+                                             f'{bracket}{low}, {high})')
+        return value
+    return parse
+
+
+def choice(options, aliases=None):
+    """A parser of names; an unknown one is answered with the nearest."""
+    def parse(text):
+        name = (aliases or {}).get(text, text)
+        if name not in options:
+            near = difflib.get_close_matches(text, list(options) + list(aliases or {}), 1)
+            raise argparse.ArgumentTypeError(f'"{text}" is not one of {", ".join(options)}'
+                                             + (f'; did you mean {near[0]}?' if near else ''))
+        return name
+    return parse
+
+
+OBJECT_MASK = 'object_mask'  # the object's segmentation as a map: a control that no model computes
+COUNT, SIZE = number(int, 1), number(int, 1)
+RATE, NATURAL = number(float, 0), number(int, 0)
+METHOD_ALIASES = {'CALM-EM': 'CALM_EM', 'CALM-ML': 'CALM_ML'}
+
+# flag, default, parser, help. A list of names after the parser makes the flag's aliases.
+FLAGS = {
+    'experiment': (
+        ('experiment_name', 'result', str, 'one folder per experiment, below save_root'),
+        ('save_root', 'save', str, 'where the experiments are'),
+        ('seed', None, NATURAL, 'seeds python, numpy, torch, loaders and masks; drawn and recorded where not given'),
+        ('override_cache', False, boolean, "main.py: start the experiment's training afresh"),
+        ('is_train', True, boolean, 'main.py: False evaluates the checkpoint only'),
+        ('workers', 4, NATURAL, 'loader processes, at most one per core'),
+        ('device', 'auto', choice(('auto', 'cuda', 'mps', 'cpu')), 'auto takes CUDA, else MPS, else the CPU'),
+        ('precision', 'float32', choice(('float32', 'bfloat16')), "the backbone's; heads and losses are float32"),
+    ),
+    'data': (
+        ('dataset', 'CUB', choice(tuple(DATASETS), ALIASES), f'{", ".join(DATASETS)} (ImageNet = ILSVRC)'),
+        ('data_root', 'dataset/', str, 'where the images are'),
+        ('metadata_root', 'metadata/', str, 'where the lists, labels and boxes are'),
+        ('proxy_training_set', False, boolean, 'train on image_ids_proxy.txt'),
+        ('resize_size', 256, SIZE, 'training images are resized to this square'),
+        ('crop_size', 224, SIZE, 'then cropped to this; evaluation images are resized to it'),
+    ),
+    'network': (
+        ('architecture', 'resnet50', choice(tuple(ARCHITECTURES)), ', '.join(ARCHITECTURES)),
+        ('attribution_method', 'CAM', choice(tuple(METHODS), METHOD_ALIASES), ', '.join(METHODS)),
+        ('prior', 'relu', choice(('relu', 'softplus')), 'relu: as released; softplus: with the gradient of its sum'),
+        ('large_feature_map', False, boolean, '28x28 instead of 14x14 maps (of 224x224 images)'),
+        ('use_bn', False, boolean, "BatchNorm in VGG's and Inception's added layers"),
+        ('last_stage', 'layer4', choice(('layer1', 'layer2', 'layer3', 'layer4')),
+         'ResNet: stop here, for a smaller receptive field'),
+        ('pretrained', True, boolean, "start from ImageNet weights of the backbone"),
+        ('use_load_checkpoint', False, boolean, 'main.py: start from load_checkpoint'),
+        ('load_checkpoint', None, str, "a folder, a file, an experiment; evaluations default to the experiment's own"),
+        ('is_different_checkpoint', False, boolean, 'fine-tune from weights of another label set: all but conv_last'),
+    ),
+    'training': (
+        ('epochs', 40, COUNT, 'passes over the training set'),
+        ('batch_size', 64, COUNT, 'images a step'),
+        ('lr', 0.01, RATE, 'learning rate of the backbone'),
+        ('lr_classifier_ratio', 10.0, RATE, 'the other layers learn this much faster'),
+        ('lr_schedule', 'step', choice(('step', 'one_cycle')), 'step: as published; one_cycle: up, then down to 0'),
+        ('lr_decay_frequency', 30, COUNT, 'step: times 0.1 at the start of every epoch this divides'),
+        ('momentum', 0.9, number(float, 0, True, 1), "Nesterov's"),
+        ('weight_decay', 1e-4, RATE, 'L2'),
+    ),
+    'maps and metrics': (
+        ('score_map_process', 'vanilla', choice((*PROCESSES, OBJECT_MASK)),
+         f'the attribution method: {", ".join(PROCESSES)}; {OBJECT_MASK}: the segmentation itself, a control'),
+        ('norm_type', 'minmax', choice(tuple(NORM_TYPES)), 'max, minmax, or clipping: as it is, cut to 0..1'),
+        ('threshold_type', 'even', choice(tuple(THRESHOLD_TYPES)), 'even: 0, .001, ...; log: 1e-7 ... 1'),
+        ('cam_curve_interval', 0.001, number(float, 1e-6, True, 1), 'threshold step'),
+    ),
+}
+
+
+
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line."""
+
+    def error(self, message):
+        unknown = message.removeprefix('unrecognized arguments: ')
+        if unknown != message:
+            flag = unknown.split()[0].split('=')[0]
+            near = difflib.get_close_matches(flag, self._option_string_actions, 1)
+            message = f'unknown flag {flag}' + (f'; did you mean {near[0]}?' if near else '') + ' (--help lists all)'
+        raise UserError(message)
+
+
+def make_parser(description):
+    parser = Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for title, flags in FLAGS.items():
+        group = parser.add_argument_group(title)
+        for name, default, kind, text in flags:
+            names = ['--' + name] + (['--dataset_name'] if name == 'dataset' else [])
+            bare = {'nargs': '?', 'const': True} if kind is boolean else {}  # --use_bn alone is True
+            group.add_argument(*names, dest=name, default=default, type=kind, metavar='', **bare,
+                               help=f'{text} (default: {default})')
+    return parser
+
+
+def parse(description, argv=None, parser=None):
+    """The flags as a Munch; `args.given` holds the names that the command line states."""
+    parser = parser or make_parser(description)
+    defaults = {action.dest: action.default for action in parser._actions if action.dest != 'help'}
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    given = vars(parser.parse_args(argv))
+    args = Munch(defaults | given, given=sorted(given))
+    if args.crop_size > args.resize_size:
+        raise UserError(f'--crop_size={args.crop_size} is larger than --resize_size={args.resize_size}')
+    return args

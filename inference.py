@@ -1,0 +1,103 @@
+"""From a checkpoint to attribution maps: load a model, run a loader through it once."""
+import numpy as np
+import torch
+from munch import Munch
+
+import config
+import data_loaders
+import util
+from util import UserError
+from wsol import METHODS, attribution, build_model
+from wsol.attribution import PROCESSES
+from wsol.cub import CueAnnotations
+
+TRAINING = {name for name, *_ in config.FLAGS['training']} - {'batch_size'}
+# what a checkpoint says of itself, beyond its network: taken over where the command line is silent
+RECORDED = ('dataset', 'resize_size', 'crop_size')
+
+
+def network_settings(args, num_classes):
+    """The arguments of build_model, as the flags have them; a checkpoint carries the same dict."""
+    return {'architecture': args.architecture, 'attribution_method': args.attribution_method,
+            'num_classes': num_classes, 'large_feature_map': args.large_feature_map, 'use_bn': args.use_bn,
+            'prior': args.prior, 'last_stage': args.last_stage}
+
+
+def wants_checkpoint(args):
+    """Whether main.py is to start from a checkpoint: --use_load_checkpoint, or a named one."""
+    return args.use_load_checkpoint if 'use_load_checkpoint' in args.given else args.load_checkpoint is not None
+
+
+def load_model(args, device):
+    """The network of --load_checkpoint (default: the experiment's own), in eval mode on the device.
+
+    Returns (model, path, args) where args also has what the checkpoint knows and the command line
+    does not say. Raises UserError where flags and checkpoint disagree.
+    """
+    args, path = Munch(args), util.find_checkpoint(args)
+    checkpoint = util.read_checkpoint(path)
+    settings = checkpoint.get('model', {})
+    known = {key: checkpoint['args'][key] for key in RECORDED if key in checkpoint.get('args', {})}
+    known |= {key: value for key, value in settings.items() if key != 'num_classes'}
+    for key, value in known.items():
+        if key in settings and key in args.given and args[key] != value:
+            raise UserError(f'{path} was trained with --{key}={value}, not --{key}={args[key]}; leave the flag out '
+                            'or name another checkpoint')
+        if key not in args.given:
+            args[key] = value
+    num_classes = data_loaders.dataset_spec(args).num_classes
+    if settings.get('num_classes', num_classes) != num_classes:
+        raise UserError(f'{path} tells {settings["num_classes"]} classes apart, {args.dataset} has {num_classes}')
+    model = build_model(**network_settings(args, num_classes), pretrained=False)
+    util.load_weights(model, checkpoint, path)
+    model = model.to(device, memory_format=util.memory_format(device)).eval()
+    return model, path, args
+
+
+def evaluation_settings(args):
+    """The settings that a result file records."""
+    return {key: args[key] for key in sorted(args) if key not in TRAINING and key != 'given'}
+
+
+def results_folder(args, checkpoint_path):
+    """Where an evaluation's results go: --experiment_name's folder; where that is not said, the
+    folder of the checkpoint if it is an experiment's."""
+    folder = checkpoint_path.parent
+    if 'experiment_name' not in args.given and folder.is_relative_to(args.save_root):
+        return folder
+    return util.experiment_folder(args)
+
+
+
+def is_per_class(process):
+    """Whether the maps of two classes can differ."""
+    return process != config.OBJECT_MASK and PROCESSES[process].per_class
+
+
+def check_process(args):
+    """Raise UserError, before any work, where --score_map_process is not defined."""
+    if args.score_map_process == config.OBJECT_MASK:
+        if data_loaders.dataset_spec(args).cub_folder is None:
+            raise UserError(f'--score_map_process={config.OBJECT_MASK} needs segmentations in CUB\'s layout; '
+                            f'{args.dataset} has none')
+    else:
+        attribution.check_process(args.score_map_process, METHODS[args.attribution_method])
+
+
+def map_source(args, model, dataset):
+    """A function (images (B,3,S,S), classes (B,) or (B,K), indices (B,)) -> maps, as attribution_maps gives them."""
+    process = args.score_map_process
+    if process == config.OBJECT_MASK:
+        annotations = CueAnnotations(data_loaders.cub_root(args))
+
+        def masks(images, classes, indices):
+            found = [annotations.object_mask(dataset.image_id(index), images.shape[-1]) for index in indices.tolist()]
+            found = torch.from_numpy(np.stack(found)).float().to(images.device)
+            return found if classes.ndim == 1 else found[:, None].expand(-1, classes.shape[1], -1, -1)
+        return masks
+
+    def maps(images, classes, indices):
+        seeds = util.image_seeds(args.seed, indices)
+        with util.autocast(args, images.device):
+            return attribution.attribution_maps(model, images, classes, process, seeds=seeds)
+    return maps

@@ -1,0 +1,98 @@
+"""wsol.attribution: the published maps, and what maps must add up to."""
+import pytest
+import torch
+from conftest import assert_close, golden
+from test_heads import head_on_features
+
+from util import UserError
+from wsol import METHODS, build_model
+from wsol.attribution import PROCESSES, attribution_maps
+
+METHOD_NAMES = list(METHODS)
+
+
+@pytest.fixture(scope='module')
+def networks():
+    torch.manual_seed(0)
+    networks = {name: build_model('resnet18', name, 5, last_stage='layer2').eval() for name in METHODS}
+    for model in networks.values():
+        if hasattr(model, 'attention'):
+            torch.nn.init.constant_(model.attention[0].bias, 0.1)
+    return networks
+
+
+@pytest.fixture(scope='module')
+def images():
+    return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def defined_for(name):
+    return [process for process, entry in PROCESSES.items() if issubclass(METHODS[name], entry.head)]
+
+
+@pytest.mark.parametrize('method', ['CALM_EM', 'CALM_ML'])
+@pytest.mark.parametrize('process', ['vanilla', 'saliency', 'jointll', 'gtcond'])
+def test_maps_are_the_published_ones(method, process):
+    reference = golden('maps')
+    model = head_on_features(method, reference)
+    maps = attribution_maps(model, torch.tensor(reference['f_former']), torch.tensor(reference['labels']), process)
+    assert_close(maps, reference[process])
+
+
+def test_joint_maps_sum_to_the_probabilities(networks, images):
+    model = networks['CALM_EM']
+    maps = attribution_maps(model, images, None, 'jointll')
+    torch.testing.assert_close(maps.sum((2, 3)), model(images).softmax(1))
+    torch.testing.assert_close(maps.sum(1), attribution_maps(model, images, torch.tensor([0, 0, 0]), 'saliency'))
+    posterior = attribution_maps(model, images, None, 'gtcond')
+    torch.testing.assert_close(posterior.sum((2, 3)), torch.ones(3, 5))
+
+
+def test_the_contrast_map_sums_to_the_difference_of_the_probabilities(networks, images):
+    model, first, second = networks['CALM_EM'], torch.tensor([0, 1, 2]), torch.tensor([3, 3, 4])
+    contrast = attribution_maps(model, images, first, 'jointll', contrast=second)
+    probs = model(images).softmax(1)
+    rows = torch.arange(3)
+    torch.testing.assert_close(contrast.sum((1, 2)), probs[rows, first] - probs[rows, second])
+    swapped = attribution_maps(model, images, second, 'jointll', contrast=first)
+    assert torch.equal(contrast, -swapped)
+
+
+@pytest.mark.parametrize('method', METHOD_NAMES)
+def test_one_label_several_labels_and_all_labels_agree(networks, images, method):
+    labels = torch.tensor([[1, 4], [0, 2], [3, 3]])
+    for process in defined_for(method):
+        everything = attribution_maps(networks[method], images, None, process)
+        several = attribution_maps(networks[method], images, labels, process)
+        single = attribution_maps(networks[method], images, labels[:, 1], process)
+        assert everything.shape[:2] == (3, 5) and several.shape[:2] == (3, 2) and single.ndim == 3
+        torch.testing.assert_close(several, everything[torch.arange(3)[:, None], labels])
+        torch.testing.assert_close(single, several[:, 1])
+
+
+def test_random_maps_depend_on_the_images_seed_alone(networks, images):
+    def draw(batch, seeds):
+        return attribution_maps(networks['CAM'], batch, torch.zeros(len(batch), dtype=torch.int64), 'random',
+                                seeds=torch.tensor(seeds))
+    together = draw(images, [7, 8, 9])
+    torch.testing.assert_close(draw(images[1:2], [8])[0], together[1])
+    assert not torch.equal(together[0], together[1])
+
+
+def test_what_a_head_does_not_define_is_refused_by_name(networks, images):
+    with pytest.raises(UserError, match='CAM does not define jointll.*vanilla'):
+        attribution_maps(networks['CAM'], images, torch.zeros(3, dtype=torch.int64), 'jointll')
+    with pytest.raises(UserError, match='no attribution method "jointl"'):
+        attribution_maps(networks['CAM'], images, None, 'jointl')
+    with pytest.raises(UserError, match='labels='):
+        attribution_maps(networks['CALM_EM'], images, None, 'jointll', contrast=torch.zeros(3, dtype=torch.int64))
+
+
+def test_the_model_and_the_callers_tensors_are_left_alone(networks, images):
+    for method in METHOD_NAMES:
+        before = images.clone()
+        for process in defined_for(method):
+            maps = attribution_maps(networks[method], images, torch.tensor([0, 1, 2]), process)
+            assert not maps.requires_grad
+        assert torch.equal(images, before) and not images.requires_grad
+        assert all(parameter.grad is None for parameter in networks[method].parameters())

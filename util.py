@@ -1,0 +1,187 @@
+"""What every script needs: clear errors, seeds, devices, files written whole, checkpoints."""
+import json
+import os
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+CHECKPOINT = 'last_checkpoint.pth.tar'
+PLACEHOLDER = 'checkpoint_name'  # the published commands say --load_checkpoint=checkpoint_name/
+
+
+class UserError(Exception):
+    """What the user can mend: one line saying what, where, how. Scripts print it and exit with 2."""
+
+
+def run(main):
+    """Run a script's main(); a UserError becomes one line on stderr and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        # a loader's worker hands its error on wrapped in a traceback: the last line is ours
+        print('error: ' + str(error).rsplit('UserError: ', 1)[-1].strip(), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print('interrupted; what was finished is kept', file=sys.stderr)
+        sys.exit(130)
+
+
+def warn(message):
+    print('warning: ' + message, file=sys.stderr)
+
+
+def seed_everything(seed):
+    """Seed python, numpy and torch; None draws a seed. Returns the seed, to be recorded."""
+    seed = random.SystemRandom().randrange(2**31) if seed is None else seed
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  for libraries that draw from the global state
+    torch.manual_seed(seed)
+    return seed
+
+
+def image_seeds(seed, indices):
+    """(B,) int64: a seed of its own for each image, whatever the batch it comes in."""
+    return seed * 1_000_003 + indices
+
+
+def pick_device(name='auto'):
+    """'auto' -> CUDA, else Apple's MPS, else the CPU."""
+    usable = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
+    name = next(kind for kind, there in usable.items() if there) if name == 'auto' else name
+    if not usable[name]:
+        raise UserError(f'--device={name}: this machine or this build of torch has none; use --device=auto')
+    return torch.device(name)
+
+
+def memory_format(device):
+    """Channels last is what CUDA's and the CPU's convolutions are fastest in."""
+    return torch.contiguous_format if device.type == 'mps' else torch.channels_last
+
+
+def to_device(images, device):
+    """A batch of images (B,3,H,W) where and how the network wants them."""
+    return images.to(device, non_blocking=True, memory_format=memory_format(device))
+
+
+def autocast(args, device):
+    """The context in which --precision holds."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=args.precision == 'bfloat16')
+
+
+def progress(iterable, description, unit, **options):
+    """A tqdm bar: smooth on a terminal, a line now and then in a log."""
+    return tqdm(iterable, description, unit=unit, dynamic_ncols=True,
+                mininterval=0.2 if sys.stderr.isatty() else 15, **options)
+
+
+def table(header, rows):
+    """Text in columns: the first flush left, the others right. Numbers with one decimal."""
+    def show(cell):
+        return '-' if cell is None else f'{cell:.1f}' if isinstance(cell, float) else str(cell)
+
+    cells = [[show(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ['  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]
+    return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
+
+
+# --- files: written whole or not at all ---------------------------------------------------------
+
+
+def write_atomically(path, write):
+    """write(temporary path), then put it in place: an interrupted write leaves the old file."""
+    path = Path(path)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f'cannot write {path}: {error.strerror or error}') from error
+
+
+def write_json(path, content):
+    write_atomically(path, lambda file: file.write_text(json.dumps(content, indent=1) + '\n'))
+
+
+def write_json_lines(path, lines):
+    write_atomically(path, lambda file: file.write_text(''.join(json.dumps(line) + '\n' for line in lines)))
+
+
+def read_json_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+# --- checkpoints ------------------------------------------------------------------------------------
+
+
+def experiment_folder(args):
+    return Path(args.save_root) / args.experiment_name
+
+
+def find_checkpoint(args):
+    """The file that --load_checkpoint names: a file, a folder, an experiment; by default this experiment's own."""
+    own = experiment_folder(args) / CHECKPOINT
+    name = args.load_checkpoint
+    if name is None:
+        places = [own]
+    else:
+        path = Path(name)
+        places = [path, path / CHECKPOINT, Path(args.save_root) / name / CHECKPOINT]
+        if path.name == PLACEHOLDER:  # as written in the published commands: this experiment's own
+            places.append(own)
+    for place in places:
+        if place.is_file():
+            return place
+    raise UserError(f'no checkpoint: looked for {", ".join(map(str, places))}. Train one with main.py '
+                    f'--experiment_name={args.experiment_name}, or name one with --load_checkpoint.')
+
+
+def read_checkpoint(path):
+    """The dict in a checkpoint file, tensors on the CPU. Nothing in the file is executed."""
+    try:
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # torch raises many kinds; all mean that this file is not one of ours
+        reason = (str(error).splitlines() or ['the file is cut off'])[0][:120]
+        raise UserError(f'{path} cannot be read as a checkpoint ({type(error).__name__}: {reason})') from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
+    return checkpoint
+
+
+def save_checkpoint(path, **content):
+    write_atomically(path, lambda file: torch.save(content, file))
+
+
+def load_weights(model, checkpoint, source, but_classifier=False):
+    """Put a checkpoint's weights into the model, all of them or none.
+
+    checkpoint: a dict with `state_dict`, or a state dict. but_classifier: leave conv_last as it is
+    (fine-tuning on another label set).
+    """
+    weights = checkpoint.get('state_dict', checkpoint)
+    weights = {name.removeprefix('module.'): value for name, value in weights.items()}
+    if 'model' not in checkpoint and not hasattr(model, 'attention'):
+        # the published CAM networks carry an attention layer that CAM never uses
+        weights = {name: value for name, value in weights.items() if not name.startswith('attention.')}
+    expected = model.state_dict()
+    if but_classifier:
+        weights = {name: value for name, value in weights.items() if not name.startswith('conv_last.')}
+        weights.update({name: value for name, value in expected.items() if name.startswith('conv_last.')})
+    problems = [f'{name} is missing' for name in expected if name not in weights]
+    problems += [f'{name} is not part of this network' for name in weights if name not in expected]
+    problems += [f'{name} is {tuple(weights[name].shape)}, the network has {tuple(value.shape)}'
+                 for name, value in expected.items()
+                 if name in weights and getattr(weights[name], 'shape', None) != value.shape]
+    if problems:
+        shown = '; '.join(problems[:4]) + (f'; and {len(problems) - 4} more' if len(problems) > 4 else '')
+        raise UserError(f'{source} does not fit the network: {shown}. Check --architecture, --attribution_method, '
+                        '--dataset and --use_bn; for another label set add --is_different_checkpoint.')
+    model.load_state_dict(weights)

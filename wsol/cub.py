@@ -1,0 +1,205 @@
+"""CUB's annotations as a test of attribution maps: which parts tell two classes apart, and where they are.
+
+Source: cue localization, Kim et al., ICCV 2021, section 5 and its published code; the
+annotations are CUB-200-2011's (Wah et al. 2011) and any data set's in the same layout.
+Result: class pairs by the number of differing parts, and for an image and a pair the mask of
+the pixels that show a differing part.
+"""
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from util import UserError
+
+# CUB's part points in the order of parts.txt, ids 1..15
+POINT_NAMES = ('back', 'beak', 'belly', 'breast', 'crown', 'forehead', 'left eye', 'left leg', 'left wing',
+               'nape', 'right eye', 'right leg', 'right wing', 'tail', 'throat')
+# the parts that attributes speak of: unions of part points, in the published order
+UNION_PARTS = ('head', 'back', 'belly', 'breast', 'tail', 'leg', 'wing')
+HEAD_WORDS = ('bill', 'crown', 'eye', 'forehead', 'head', 'nape', 'throat')
+HEAD_POINTS = ('beak', 'crown', 'forehead', 'left eye', 'nape', 'right eye', 'throat')
+# one seed of the partition each: (union part, part points averaged into it), ties go to the first
+SEEDS = (('head', HEAD_POINTS), ('back', ('back',)), ('belly', ('belly',)), ('breast', ('breast',)),
+         ('tail', ('tail',)), ('leg', ('left leg',)), ('leg', ('right leg',)), ('wing', ('left wing',)),
+         ('wing', ('right wing',)))
+NO_PART = 255
+LAYOUT = 'The folder should hold CUB_200_2011 or data in its layout.'
+
+
+class ClassPair(NamedTuple):
+    """Two classes (0-based, first < second) and the union parts in which they differ."""
+    first: int
+    second: int
+    parts: tuple[int, ...]  # indices into UNION_PARTS, ascending
+
+
+def attribute_parts(name):
+    """Indices of the union parts that an attribute's name speaks of: `has_bill_shape::hooked` -> {0}."""
+    subject = name.split('::')[0]
+    words = {'head': HEAD_WORDS}
+    return {index for index, part in enumerate(UNION_PARTS)
+            if any(word in subject for word in words.get(part, (part,)))}
+
+
+def class_pairs(attribute_names, class_attributes, counts=(1, 2, 3)):
+    """The pairs of classes that differ in as many union parts as `counts` allows.
+
+    attribute_names: A strings. class_attributes: (C,A) percentages; 50 and more is present.
+    Returns [ClassPair], by number of parts, then by class: the order of the published running metric.
+    """
+    present = np.asarray(class_attributes) >= 50  # (C,A)
+    of_part = np.zeros((len(attribute_names), len(UNION_PARTS)), np.int64)
+    for index, name in enumerate(attribute_names):
+        of_part[index, list(attribute_parts(name))] = 1
+    pairs = []
+    for first in range(len(present)):
+        differing = (present[first] != present[first + 1:]) @ of_part > 0  # (C-first-1, 7)
+        pairs += [ClassPair(first, first + 1 + offset, tuple(np.flatnonzero(parts).tolist()))
+                  for offset, parts in enumerate(differing)]
+    return sorted((pair for pair in pairs if len(pair.parts) in counts),
+                  key=lambda pair: (len(pair.parts), pair.first, pair.second))
+
+
+def nearest_part(points, width, height, size):
+    """Partition of a square picture by its nearest part point.
+
+    points: (15,3) x, y, visible in an image of width x height pixels. Returns (size,size) uint8,
+    indices into UNION_PARTS (NO_PART everywhere if no point is visible).
+    Published: the mean of the visible head points is one point; coordinates are scaled, then
+    truncated to integers; distances are Euclidean.
+    """
+    visible = points[:, 2] > 0
+    scaled = points[:, :2] * (size / np.array([width, height], np.float64))
+    parts, seeds = [], []
+    for part, names in SEEDS:
+        chosen = [POINT_NAMES.index(name) for name in names if visible[POINT_NAMES.index(name)]]
+        if chosen:
+            parts.append(UNION_PARTS.index(part))
+            seeds.append(scaled[chosen].mean(0).astype(np.int64))
+    if not seeds:
+        return np.full((size, size), NO_PART, np.uint8)
+    seeds = np.array(seeds)  # (P,2)
+    axis = np.arange(size)
+    squared = ((axis - seeds[:, 1, None]) ** 2)[:, :, None] + ((axis - seeds[:, 0, None]) ** 2)[:, None, :]  # (P,S,S)
+    return np.array(parts, np.uint8)[squared.argmin(0)]
+
+
+def visible_parts(points):
+    """Indices of the union parts with a visible part point. points: (15,3) x, y, visible."""
+    seen = {name for name, visible in zip(POINT_NAMES, points[:, 2] > 0, strict=True) if visible}
+    return {UNION_PARTS.index(part) for part, names in SEEDS if seen.intersection(names)}
+
+
+class CueAnnotations:
+    """The cue-localization side of a data set in CUB's layout, read from its folder `root`.
+
+    pairs: [ClassPair]. Part points and masks are looked up by image id (`class/name.jpg`).
+    """
+
+    def __init__(self, root):
+        self.root = Path(root)
+        names, values = self._attributes()
+        self.pairs = class_pairs(names, values)
+        self._row = {name: row for row, name in enumerate(_second_column(self.root / 'images.txt'))}
+        self._points = self._part_points(len(self._row))
+
+    def _attributes(self):
+        file = 'attributes.txt'
+        places = [self.root / 'attributes' / file, self.root / file, self.root.parent / file]
+        found = next((path for path in places if path.is_file()), None)
+        if found is None:
+            raise UserError(f'no attributes.txt: looked for {", ".join(map(str, places))}. '
+                            'It comes with CUB_200_2011.tgz; cue localization needs it.')
+        names = _second_column(found)
+        path = self.root / 'attributes' / 'class_attribute_labels_continuous.txt'
+        values = _numbers(path)
+        if values.ndim != 2 or values.shape[1] != len(names):
+            raise UserError(f'{path}: expected {len(names)} numbers a line, one per attribute of {found}, '
+                            f'found the shape {values.shape}')
+        return names, values
+
+    def _part_points(self, count):
+        path = self.root / 'parts' / 'part_locs.txt'
+        rows = _numbers(path)  # image id, part id, x, y, visible; ids from 1
+        if rows.ndim != 2 or rows.shape[1] != 5:
+            raise UserError(f'{path}: expected five numbers a line (image, part, x, y, visible), '
+                            f'found the shape {rows.shape}')
+        image, part = rows[:, 0].astype(int) - 1, rows[:, 1].astype(int) - 1
+        if (image < 0).any() or (image >= count).any() or (part < 0).any() or (part >= len(POINT_NAMES)).any():
+            raise UserError(f'{path}: an image or part id is out of range: images 1..{count}, parts 1..15')
+        points = np.zeros((count, len(POINT_NAMES), 3))
+        points[image, part] = rows[:, 2:]
+        return points
+
+    def points(self, image_id):
+        """(15,3): x, y in pixels of the photo, visible."""
+        if image_id not in self._row:
+            raise UserError(f'{image_id} is a test image but not in {self.root / "images.txt"}')
+        return self._points[self._row[image_id]]
+
+    def drop_pairs_without(self, labels):
+        """Keep the pairs of which both classes are among labels. Returns those dropped."""
+        there = set(labels)
+        kept = [pair for pair in self.pairs if {pair.first, pair.second} <= there]
+        dropped = [pair for pair in self.pairs if pair not in kept]
+        self.pairs = kept
+        return dropped
+
+    def evaluated(self, image_id, label):
+        """Indices into `pairs`: those with this class and a differing part visible in this image."""
+        seen = visible_parts(self.points(image_id))
+        return [index for index, pair in enumerate(self.pairs)
+                if label in (pair.first, pair.second) and seen.intersection(pair.parts)]
+
+    def partition(self, image_id, size):
+        """(size,size) uint8: the union part whose point is nearest."""
+        width, height = _read_picture(self.root / 'images' / image_id, lambda image: image.size)
+        return nearest_part(self.points(image_id), width, height, size)
+
+    def object_mask(self, image_id, size):
+        """(size,size) bool: the bird's segmentation, resized with PIL's default filter, > 0."""
+        path = self.root / 'segmentations' / Path(image_id).with_suffix('.png')
+        return _read_picture(path, lambda image: np.asarray(image.convert('L').resize((size, size)))) > 0
+
+    def true_parts(self, image_id, size):
+        """(size,size) uint8: the part each pixel truly shows (index into UNION_PARTS, NO_PART
+        off the bird), or None where the data set does not know (`part_masks/`; ToyBirds does)."""
+        folder = self.root / 'part_masks'
+        if not folder.is_dir():
+            return None
+        mask = _read_picture(folder / Path(image_id).with_suffix('.png'),
+                             lambda image: np.asarray(image.resize((size, size), Image.Resampling.NEAREST)))
+        return mask - np.uint8(1)  # 0, the background, wraps to NO_PART
+
+
+def _read_picture(path, read):
+    """read(PIL image) of a file."""
+    try:
+        with Image.open(path) as image:
+            return read(image)
+    except OSError as error:
+        raise UserError(f'{path}: {error}. Cue localization needs the photos and their segmentations.') from error
+
+
+def _second_column(path):
+    """`1 name` lines -> [name]."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise UserError(f'{path}: {error.strerror}. {LAYOUT}') from error
+    for number, line in enumerate(lines, 1):
+        if len(line.split(maxsplit=1)) != 2 or line.split()[0] != str(number):
+            raise UserError(f'{path}, line {number}: expected "{number} name", found "{line}"')
+    return [line.split(maxsplit=1)[1].strip() for line in lines]
+
+
+def _numbers(path):
+    """A file of numbers, the same count on every line -> array."""
+    try:
+        return np.loadtxt(path, ndmin=2)
+    except OSError as error:
+        raise UserError(f'{path}: not found. {LAYOUT}') from error
+    except ValueError as error:
+        raise UserError(f'{path}: {error}') from error

@@ -1,0 +1,169 @@
+"""CAM and CALM: the equations, then the thin modules that train them.
+
+Source: Kim, Choe, Akata, Oh, "Keep CALM and Improve Visual Feature Attribution", ICCV 2021
+(arXiv 2106.07861), section 3; CAM: Zhou et al., CVPR 2016. A class is y, a location of the
+h x w grid is z. Everything CALM says is a marginal of one tensor,
+
+    p(y,z|x) = p(y|x,z) p(z|x)                                             (B,C,h,w)
+
+summed over z it is the prediction p(y|x), summed over y the prior p(z|x), divided by p(y|x)
+the posterior p(z|x,y). One letter per axis: B images, C classes, D features, h x w the grid.
+"""
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# --- the equations -----------------------------------------------------------------------
+
+
+def spatial_prior(attention, detach_normaliser=True):
+    """p(z|x), where the cue is: the attention divided by its sum over the grid.
+
+    attention: (B,h,w), >= 0. Returns (B,h,w), each image summing to 1.
+    detach_normaliser: hold the sum constant in the gradient, as the published code does.
+    An image whose attention is 0 everywhere gets the uniform prior (the published code: NaN).
+    """
+    total = attention.sum((1, 2), keepdim=True)  # (B,1,1)
+    if detach_normaliser:
+        total = total.detach()
+    dead = total == 0
+    uniform = 1 / (attention.shape[1] * attention.shape[2])
+    return torch.where(dead, uniform, attention / total.masked_fill(dead, 1))
+
+
+def log_marginal(log_conditional, prior):
+    """log p(y|x) = log sum_z p(y|x,z) p(z|x), safe where p(y|x,z) is below the smallest float.
+
+    log_conditional: (B,C,h,w), log p(y|x,z); C may be the row of one class. prior: (B,h,w).
+    Returns (B,C).
+    """
+    reachable = log_conditional.detach().masked_fill(prior[:, None] == 0, -torch.inf)
+    shift = reachable.amax((2, 3), keepdim=True)  # (B,C,1,1)
+    # the clamp touches only places without prior, whose exp could overflow before it is times 0
+    conditional = (log_conditional - shift).clamp(max=0).exp()
+    return (conditional * prior[:, None]).sum((2, 3)).log() + shift[..., 0, 0]
+
+
+def joint(log_conditional, prior):
+    """p(y,z|x). log_conditional: (B,C,h,w); prior: (B,h,w). Returns (B,C,h,w)."""
+    return log_conditional.exp() * prior[:, None]
+
+
+def posterior(joint_map, epsilon=1e-10):
+    """p(z|x,y) = p(y,z|x) / p(y|x): (...,h,w) -> (...,h,w). epsilon as published."""
+    return joint_map / (joint_map.sum((-2, -1), keepdim=True) + epsilon)
+
+
+def calm_ml_loss(log_row, prior):
+    """-log p(y*|x), the mean over the batch. log_row: (B,h,w), log p(y*|x,z) of the true class."""
+    return -log_marginal(log_row[:, None], prior).mean()
+
+
+def calm_em_loss(log_row, prior):
+    """-sum_z q(z) log p(y*,z|x), the mean over the batch; q, the E step, is held constant.
+
+    log_row: (B,h,w), log p(y*|x,z) of the true class; prior: (B,h,w). As published, a prior
+    under 1e-8 is raised by 1e-8 in the logarithm.
+    """
+    q = posterior(log_row.detach().exp() * prior.detach())  # (B,h,w)
+    log_prior = torch.where(prior < 1e-8, prior + 1e-8, prior).log()
+    return -(q * (log_row + log_prior)).sum((1, 2)).mean()
+
+
+# --- the modules ---------------------------------------------------------------------------
+
+
+class Activations(NamedTuple):
+    """What one forward leaves for predictions, losses and maps (in float32)."""
+    features: torch.Tensor              # (B,D,h,w), the backbone's last map
+    logits: torch.Tensor                # (B,C,h,w), a 1x1 convolution of the features
+    prior: torch.Tensor | None = None   # (B,h,w), p(z|x); None for CAM
+
+
+class CAM(nn.Module):
+    """Class activation mapping: the mean of the logits over the grid, then softmax.
+
+    prior: CALM's alone. backbone: an nn.Sequential of named stages (wsol.resnet); its stages become this module's
+    own children, so that state-dict names are the published ones (`layer1...`, `conv_last...`).
+    """
+
+    def __init__(self, backbone, num_features, num_classes, prior=None):
+        super().__init__()
+        self.stages = tuple(name for name, _ in backbone.named_children())
+        for name, stage in backbone.named_children():
+            self.add_module(name, stage)
+        self.conv_last = nn.Conv2d(num_features, num_classes, 1)
+
+    def features(self, images):
+        """(B,3,H,W) -> (B,D,h,w)."""
+        for name in self.stages:
+            images = self.get_submodule(name)(images)
+        return images
+
+    def head(self, features):
+        """(B,D,h,w) -> Activations, in float32 whatever the backbone's arithmetic."""
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.float()
+            return Activations(features, self.conv_last(features))
+
+    def activations(self, images):
+        """One forward: (B,3,H,W) -> Activations."""
+        return self.head(self.features(images))
+
+    def class_scores(self, activations):
+        """(B,C); their softmax is p(y|x). CAM: logits, CALM: log-probabilities."""
+        return activations.logits.mean((2, 3))
+
+    def forward(self, images):
+        """(B,3,H,W) -> class scores (B,C)."""
+        return self.class_scores(self.activations(images))
+
+    def loss(self, images, labels):
+        """Training loss () and class scores (B,C) of one batch. labels: (B,) int64."""
+        scores = self(images)
+        return F.cross_entropy(scores, labels), scores.detach()
+
+
+class CALM(CAM):
+    """Class activation latent mapping: p(y|x) = sum_z p(y|x,z) p(z|x).
+
+    prior: 'relu' (released code: attention by ReLU, its sum detached) or 'softplus' (as the
+    paper's text has it: softplus and L1 normalisation with its gradient).
+    """
+    criterion = None  # (log_row, prior) -> loss
+
+    def __init__(self, backbone, num_features, num_classes, prior='relu'):
+        super().__init__(backbone, num_features, num_classes)
+        activation = {'relu': nn.ReLU, 'softplus': nn.Softplus}[prior]
+        self.attention = nn.Sequential(nn.Conv2d(num_features, 1, 1), activation())
+        self.detach_normaliser = prior == 'relu'
+
+    def head(self, features):
+        features, logits, _ = super().head(features)
+        with torch.autocast(features.device.type, enabled=False):
+            attention = self.attention(features)[:, 0]  # (B,h,w)
+        return Activations(features, logits, spatial_prior(attention, self.detach_normaliser))
+
+    def class_scores(self, activations):
+        return log_marginal(activations.logits.log_softmax(1), activations.prior)
+
+    def loss(self, images, labels):
+        _, logits, prior = self.activations(images)
+        log_conditional = logits.log_softmax(1)  # (B,C,h,w)
+        grid = labels[:, None, None].expand_as(prior)  # (B,h,w)
+        log_row = -F.nll_loss(log_conditional, grid, reduction='none')  # (B,h,w)
+        with torch.no_grad():
+            scores = log_marginal(log_conditional, prior)
+        return self.criterion(log_row, prior), scores
+
+
+class CALM_EM(CALM):
+    """CALM trained by expectation-maximisation."""
+    criterion = staticmethod(calm_em_loss)
+
+
+class CALM_ML(CALM):
+    """CALM trained by the marginal likelihood."""
+    criterion = staticmethod(calm_ml_loss)

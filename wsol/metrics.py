@@ -1,0 +1,139 @@
+"""What attribution maps are measured by: pure functions of arrays.
+
+Source: SPEC names are the field's. PxAP and the thresholds: Choe et al., CVPR 2020 (arXiv
+2001.07437); cue localization and remove-and-classify: Kim et al., ICCV 2021, section 5.
+"""
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+ERASE_RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+# --- maps: resize, normalise -----------------------------------------------------------------
+
+
+def resize(maps, size):
+    """(N,h,w) -> (N,*size), bilinear with pixel centres aligned at half pixels, no anti-aliasing."""
+    return F.interpolate(maps[:, None], size=size, mode='bilinear', align_corners=False)[:, 0]
+
+
+def _by_max(maps, low, high):
+    return maps / high
+
+
+def _by_range(maps, low, high):
+    return (maps - low) / (high - low)
+
+
+def _as_is(maps, low, high):
+    return maps
+
+
+NORM_TYPES = {'max': _by_max, 'minmax': _by_range, 'clipping': _as_is}
+
+
+def normalise(maps, norm_type):
+    """Each map (...,H,W) on its own to [0,1]; a constant map or one with a NaN becomes zeros.
+
+    norm_type: 'max' m / max, 'minmax' (m - min) / (max - min), 'clipping' m; then clamped to [0,1].
+    """
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    usable = low < high  # False for constant maps, and for NaN, which amin and amax hand on
+    scaled = NORM_TYPES[norm_type](maps, low, high).nan_to_num(0).clamp(0, 1)  # 0 / 0: a maximum of 0
+    return torch.where(usable, scaled, torch.zeros_like(scaled))
+
+
+# --- pixel average precision -------------------------------------------------------------------
+
+def _even(interval):
+    return np.arange(0, 1, interval)
+
+
+def _log(interval):
+    return 10.0 ** (-7 * np.arange(0, 1, interval)[::-1])
+
+
+THRESHOLD_TYPES = {'even': _even, 'log': _log}
+
+
+def bin_edges(threshold_type='even', interval=0.001):
+    """(T+3,) float64: the thresholds, then 1, 2, 3. even: 0, .001, ...; log: 10^-6.993, ..., 1."""
+    return np.concatenate([THRESHOLD_TYPES[threshold_type](interval), [1.0, 2.0, 3.0]])
+
+
+def bin_scores(scores, edges):
+    """The bin of each score: 0 for those under the first edge (underflow), i for [edge i-1, edge i).
+
+    scores: any shape, in [0,1], on any device. Returns int64 of the same shape, on the CPU
+    (doubles: MPS has none, and single precision would move scores across edges).
+    """
+    return torch.bucketize(scores.cpu().double(), torch.as_tensor(edges, dtype=torch.float64), right=True)
+
+
+def count_scores(bins, truth, num_bins, rows=None, num_rows=1):
+    """Histograms of the scores over true and false pixels.
+
+    bins: (N,P) int64; truth: (N,P) bool; rows: (N,) int64, which of the histograms each map adds
+    to (None: all to the first). Returns (num_rows,2,num_bins) int64: [:,0] false, [:,1] true pixels.
+    """
+    rows = torch.zeros(len(bins), dtype=torch.int64) if rows is None else rows
+    index = (2 * rows[:, None] + truth.long()) * num_bins + bins
+    return torch.bincount(index.flatten(), minlength=num_rows * 2 * num_bins).view(num_rows, 2, num_bins).numpy()
+
+
+def precision_recall(counts, underflow=True):
+    """Precision and recall at every threshold, from the highest down.
+
+    counts: (...,2,num_bins) of count_scores. underflow=False leaves bin 0 out of both, as the
+    published code does. Returns two arrays (...,num_bins or one less); NaN where nothing is
+    predicted, or nothing is true.
+    """
+    descending = np.cumsum(counts[..., ::-1] if underflow else counts[..., :0:-1], axis=-1).astype(np.float64)
+    false, true = descending[..., 0, :], descending[..., 1, :]
+    with np.errstate(invalid='ignore'):
+        return true / (true + false), true / true[..., -1:]
+
+
+def pixel_average_precision(counts, underflow=True):
+    """PxAP in percent: the sum of precision * (growth of recall). counts: (...,2,num_bins). Returns (...)."""
+    precision, recall = precision_recall(counts, underflow)
+    growth = np.diff(recall, axis=-1, prepend=0)
+    # where nothing is predicted yet, the recall is 0 and does not grow: the precision is not needed
+    return 100 * (np.where(growth == 0, 0, precision) * growth).sum(-1)
+
+
+# --- remove-and-classify --------------------------------------------------------------------------
+
+def ranks(maps, generators):
+    """Each pixel's place in the order from the highest value down; ties fall at random.
+
+    maps: (N,H,W); generators: N torch.Generator on the CPU, one per image. Returns two (N,H*W)
+    int64 arrays: the ranks by value, and those of a random order.
+    (A ReLU prior makes many exact ties; in reading order they would erase the picture from its top.)
+    """
+    flat = maps.flatten(1).cpu()
+    random = torch.stack([torch.randperm(flat.shape[1], generator=g) for g in generators])  # (N,P)
+    order = flat.gather(1, random).argsort(dim=1, descending=True, stable=True)
+    order = random.gather(1, order)  # the pixels from the highest value down
+    place = torch.arange(flat.shape[1]).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, place), random
+
+
+def erase(images, rank, ratio):
+    """Set the int(ratio*H*W) first-ranked pixels to zero. images: (N,3,H,W); rank: (N,H*W)."""
+    kept = rank >= int(ratio * rank.shape[1])
+    return images * kept.view(len(images), 1, *images.shape[2:]).to(images)
+
+
+def bootstrap_ratio(numerator, denominator, seed, draws=2000, level=0.95):
+    """Interval of sum(numerator) / sum(denominator) over images drawn again with replacement.
+
+    numerator, denominator: (N,) of the same images. Returns (low, high), the percentile interval.
+    """
+    rng = np.random.default_rng(seed)
+    count = len(numerator)
+    weights = rng.multinomial(count, np.full(count, 1 / count), size=draws)  # (draws,N)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        ratios = (weights @ numerator) / (weights @ denominator)
+    low, high = np.nanquantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
