@@ -132,6 +132,12 @@ def _to_tensor():
     return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
 
 
+def to_picture(image):
+    """A normalised image (3,S,S) -> (S,S,3) in 0..1, to be shown."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (image.cpu() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
+
+
 def open_image(path):
     """An image file as RGB, decoded by PIL. Raises UserError naming the file."""
     try:

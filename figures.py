@@ -40,3 +40,38 @@ def precision_recall_curves(path, title, curves):
     axes.set(xlabel='recall, %', ylabel='precision, %', title=title, xlim=(0, 100), ylim=(0, 100))
     axes.legend()
     save(figure, path)
+
+
+def contact_sheet(path, methods, rows):
+    """A row per image: the photo, and for each method its maps for A and B and their signed difference.
+
+    rows: [(picture (S,S,3) in 0..1, cue (S,S) bool, caption, [(map A (S,S), map B (S,S), (p(A), p(B)))])]. A and B
+    share a scale; the difference is centred at 0, with its own colour bar in the map's units.
+    The cue is outlined everywhere.
+    """
+    columns = 1 + 3 * len(methods)
+    figure, grid = plt.subplots(len(rows), columns, figsize=(1.9 * columns, 1.95 * len(rows)), squeeze=False,
+                                layout='constrained')
+    for axes_row, (picture, cue, caption, maps) in zip(grid, rows, strict=True):
+        axes_row[0].imshow(picture)
+        axes_row[0].set_ylabel(caption, fontsize=8)
+        for method, (first, second, probs) in enumerate(maps):
+            low, high = min(first.min(), second.min()), max(first.max(), second.max())
+            extreme = abs(first - second).max()
+            axes = axes_row[1 + 3 * method:4 + 3 * method]
+            for one, values in zip(axes, (first, second), strict=False):
+                one.imshow(values, cmap='viridis', vmin=low, vmax=high)
+            drawn = axes[2].imshow(first - second, cmap='RdBu_r', vmin=-extreme, vmax=extreme)
+            bar = figure.colorbar(drawn, ax=axes[2], fraction=0.05, pad=0.03)
+            bar.ax.tick_params(labelsize=6)
+            bar.formatter.set_powerlimits((-2, 3))
+            for one, text in zip(axes, (f'p(A) {probs[0]:.2f}', f'p(B) {probs[1]:.2f}'), strict=False):
+                one.set_xlabel(text, fontsize=7, labelpad=1)
+        for one in axes_row:
+            one.set(xticks=[], yticks=[])
+            one.contour(cue, levels=[0.5], colors='white', linewidths=1.6)
+            one.contour(cue, levels=[0.5], colors='black', linewidths=0.7)
+    titles = ['photo, true cue', *(f'{method}\n{what}' for method in methods for what in ('class A', 'class B', 'A - B'))]
+    for one, title in zip(grid[0], titles, strict=True):
+        one.set_title(title, fontsize=8)
+    save(figure, path)

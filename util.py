@@ -73,9 +73,10 @@ def autocast(args, device):
 
 
 def progress(iterable, description, unit, **options):
-    """A tqdm bar: smooth on a terminal, a line now and then in a log."""
-    return tqdm(iterable, description, unit=unit, dynamic_ncols=True,
-                mininterval=0.2 if sys.stderr.isatty() else 15, **options)
+    """A tqdm bar: smooth on a terminal; in a log a line now and then, none for bars that would vanish."""
+    terminal = sys.stderr.isatty()
+    return tqdm(iterable, description, unit=unit, dynamic_ncols=True, mininterval=0.2 if terminal else 15,
+                disable=not terminal and not options.get('leave', True), **options)
 
 
 def table(header, rows):
@@ -164,17 +165,22 @@ def load_weights(model, checkpoint, source, but_classifier=False):
     """Put a checkpoint's weights into the model, all of them or none.
 
     checkpoint: a dict with `state_dict`, or a state dict. but_classifier: leave conv_last as it is
-    (fine-tuning on another label set).
+    (fine-tuning on another label set), and the attention where one of the two is a CAM network.
     """
     weights = checkpoint.get('state_dict', checkpoint)
     weights = {name.removeprefix('module.'): value for name, value in weights.items()}
-    if 'model' not in checkpoint and not hasattr(model, 'attention'):
+    expected = model.state_dict()
+
+    def has_attention(names):
+        return any(name.startswith('attention.') for name in names)
+
+    if 'model' not in checkpoint and not has_attention(expected):
         # the published CAM networks carry an attention layer that CAM never uses
         weights = {name: value for name, value in weights.items() if not name.startswith('attention.')}
-    expected = model.state_dict()
     if but_classifier:
-        weights = {name: value for name, value in weights.items() if not name.startswith('conv_last.')}
-        weights.update({name: value for name, value in expected.items() if name.startswith('conv_last.')})
+        kept = ('conv_last.',) if has_attention(weights) == has_attention(expected) else ('conv_last.', 'attention.')
+        weights = {name: value for name, value in weights.items() if not name.startswith(kept)}
+        weights.update({name: value for name, value in expected.items() if name.startswith(kept)})
     problems = [f'{name} is missing' for name in expected if name not in weights]
     problems += [f'{name} is not part of this network' for name in weights if name not in expected]
     problems += [f'{name} is {tuple(weights[name].shape)}, the network has {tuple(value.shape)}'

@@ -143,6 +143,16 @@ def test_fine_tuning_loads_all_but_the_classifier():
     assert torch.equal(target.attention[0].weight, source.attention[0].weight)
 
 
+def test_fine_tuning_crosses_from_cam_to_calm_and_back():
+    cam, calm = (build_model('resnet18', method, 7, last_stage='layer1') for method in ('CAM', 'CALM_EM'))
+    own = calm.attention[0].weight.clone()
+    load_weights(calm, {'state_dict': cam.state_dict(), 'model': {}}, 'here', but_classifier=True)
+    assert torch.equal(calm.attention[0].weight, own) and torch.equal(calm.conv1.weight, cam.conv1.weight)
+    calm.conv1.weight.data += 1
+    load_weights(cam, {'state_dict': calm.state_dict(), 'model': {}}, 'here', but_classifier=True)
+    assert torch.equal(calm.conv1.weight, cam.conv1.weight)
+
+
 def test_published_cam_weights_load_though_they_carry_an_attention():
     source = build_model('resnet18', 'CALM_EM', 7, last_stage='layer1')
     load_weights(build_model('resnet18', 'CAM', 7, last_stage='layer1'), {'state_dict': source.state_dict()}, 'here')
