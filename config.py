@@ -7,7 +7,7 @@ from munch import Munch
 
 from data_loaders import ALIASES, DATASETS
 from util import UserError
-from wsol import ARCHITECTURES, METHODS
+from wsol import ARCHITECTURE_NAMES, ARCHITECTURES, METHODS
 from wsol.attribution import PROCESSES
 from wsol.metrics import NORM_TYPES, THRESHOLD_TYPES
 
@@ -43,7 +43,8 @@ def choice(options, aliases=None):
         name = (aliases or {}).get(text, text)
         if name not in options:
             near = difflib.get_close_matches(text, list(options) + list(aliases or {}), 1)
-            raise argparse.ArgumentTypeError(f'"{text}" is not one of {", ".join(options)}'
+            listed = ', '.join(options[:30]) + (', ...' if len(options) > 30 else '')
+            raise argparse.ArgumentTypeError(f'"{text}" is not one of {listed}'
                                              + (f'; did you mean {near[0]}?' if near else ''))
         return name
     return parse
@@ -75,7 +76,8 @@ FLAGS = {
         ('crop_size', 224, SIZE, 'then cropped to this; evaluation images are resized to it'),
     ),
     'network': (
-        ('architecture', 'resnet50', choice(tuple(ARCHITECTURES)), ', '.join(ARCHITECTURES)),
+        ('architecture', 'resnet50', choice(ARCHITECTURE_NAMES),
+         f'{", ".join(ARCHITECTURES)}; or any torchvision classifier: convnext_tiny, mobilenet_v3_large, swin_t, ...'),
         ('attribution_method', 'CAM', choice(tuple(METHODS), METHOD_ALIASES), ', '.join(METHODS)),
         ('prior', 'relu', choice(('relu', 'softplus')), 'relu: as released; softplus: with the gradient of its sum'),
         ('large_feature_map', False, boolean, '28x28 instead of 14x14 maps (of 224x224 images)'),
@@ -84,7 +86,8 @@ FLAGS = {
          'ResNet: stop here, for a smaller receptive field'),
         ('pretrained', True, boolean, "start from ImageNet weights of the backbone"),
         ('use_load_checkpoint', False, boolean, 'main.py: start from load_checkpoint'),
-        ('load_checkpoint', None, str, "a folder, a file, an experiment; evaluations default to the experiment's own"),
+        ('load_checkpoint', None, str, "a folder, a file, an experiment, or a published weight such as CALM_EM-CUB; "
+         "evaluations default to the experiment's own"),
         ('is_different_checkpoint', False, boolean, 'fine-tune from weights of another label set: all but conv_last'),
     ),
     'training': (
@@ -100,6 +103,12 @@ FLAGS = {
     'maps and metrics': (
         ('score_map_process', 'vanilla', choice((*PROCESSES, OBJECT_MASK)),
          f'the attribution method: {", ".join(PROCESSES)}; {OBJECT_MASK}: the segmentation itself, a control'),
+        ('score_map_method', 'activation_map', choice(('activation_map', 'backprop')),
+         'backprop: with process vanilla, the vanilla gradient; implied by the gradient processes'),
+        ('superclass_file', None, str, 'YAML, "label: [labels]", for superclass processes (default: the data set\'s own)'),
+        ('smooth_grad_nr_iter', 50, COUNT, 'noisy copies of the SmoothGrad family'),
+        ('smooth_grad_sigma', 4.0, number(float, 0, False), "the noise's deviation is the image's range over this"),
+        ('integrated_grad_nr_iter', 50, COUNT, 'points on the path of the integrated gradients'),
         ('norm_type', 'minmax', choice(tuple(NORM_TYPES)), 'max, minmax, or clipping: as it is, cut to 0..1'),
         ('threshold_type', 'even', choice(tuple(THRESHOLD_TYPES)), 'even: 0, .001, ...; log: 1e-7 ... 1'),
         ('cam_curve_interval', 0.001, number(float, 1e-6, True, 1), 'threshold step'),

@@ -29,8 +29,8 @@ def classify_erased(model, loader, maps_of, args, device):
     for images, labels, indices in util.progress(loader, 'remove-and-classify', 'batch'):
         images, labels = util.to_device(images, device), labels.to(device)
         intact.append(correct(images, labels))
+        # ranks need no normalisation, and clipping would make ties: norm_type only names the results
         maps = metrics.resize(maps_of(images, labels, indices), images.shape[2:])  # (B,h,w) -> (B,S,S)
-        maps = metrics.normalise(maps, args.norm_type)
         generators = [torch.Generator().manual_seed(seed) for seed in util.image_seeds(args.seed, indices).tolist()]
         for rank, results in zip(metrics.ranks(maps, generators), (top, random), strict=True):
             erased = [correct(metrics.erase(images, rank.to(device), ratio), labels) for ratio in metrics.ERASE_RATIOS]

@@ -71,7 +71,8 @@ def contact_sheet(path, methods, rows):
             one.set(xticks=[], yticks=[])
             one.contour(cue, levels=[0.5], colors='white', linewidths=1.6)
             one.contour(cue, levels=[0.5], colors='black', linewidths=0.7)
-    titles = ['photo, true cue', *(f'{method}\n{what}' for method in methods for what in ('class A', 'class B', 'A - B'))]
+    asked = ('class A', 'class B', 'A - B')
+    titles = ['photo, true cue', *(f'{method}\n{what}' for method in methods for what in asked)]
     for one, title in zip(grid[0], titles, strict=True):
         one.set_title(title, fontsize=8)
     save(figure, path)

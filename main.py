@@ -132,8 +132,8 @@ def initial_model(args, num_classes):
     load = inference.wants_checkpoint(args)
     model = build_model(**inference.network_settings(args, num_classes), pretrained=args.pretrained and not load)
     if load:
-        source = util.find_checkpoint(args)
-        util.load_weights(model, util.read_checkpoint(source), source, args.is_different_checkpoint)
+        source, checkpoint = inference.open_checkpoint(args)
+        util.load_weights(model, checkpoint, source, args.is_different_checkpoint)
     return model
 
 

@@ -10,7 +10,9 @@ import torch
 from tqdm import tqdm
 
 CHECKPOINT = 'last_checkpoint.pth.tar'
-PLACEHOLDER = 'checkpoint_name'  # the published commands say --load_checkpoint=checkpoint_name/
+# an accuracy stored as a numpy number, by numpy 1 or 2, is as harmless as a float; plain weights_only refuses it
+NUMPY_SCALARS = [(np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'), np._core.multiarray.scalar, np.dtype,
+                 *(type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8'))]
 
 
 class UserError(Exception):
@@ -127,28 +129,11 @@ def experiment_folder(args):
     return Path(args.save_root) / args.experiment_name
 
 
-def find_checkpoint(args):
-    """The file that --load_checkpoint names: a file, a folder, an experiment; by default this experiment's own."""
-    own = experiment_folder(args) / CHECKPOINT
-    name = args.load_checkpoint
-    if name is None:
-        places = [own]
-    else:
-        path = Path(name)
-        places = [path, path / CHECKPOINT, Path(args.save_root) / name / CHECKPOINT]
-        if path.name == PLACEHOLDER:  # as written in the published commands: this experiment's own
-            places.append(own)
-    for place in places:
-        if place.is_file():
-            return place
-    raise UserError(f'no checkpoint: looked for {", ".join(map(str, places))}. Train one with main.py '
-                    f'--experiment_name={args.experiment_name}, or name one with --load_checkpoint.')
-
-
 def read_checkpoint(path):
     """The dict in a checkpoint file, tensors on the CPU. Nothing in the file is executed."""
     try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_SCALARS):
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises many kinds; all mean that this file is not one of ours
         reason = (str(error).splitlines() or ['the file is cut off'])[0][:120]
         raise UserError(f'{path} cannot be read as a checkpoint ({type(error).__name__}: {reason})') from error

@@ -5,10 +5,12 @@ from conftest import assert_close, golden
 from test_heads import head_on_features
 
 from util import UserError
-from wsol import METHODS, build_model
-from wsol.attribution import PROCESSES, attribution_maps
+from wsol import METHODS, build_model, superclasses
+from wsol.attribution import PROCESSES, Settings, attribution_maps
 
 METHOD_NAMES = list(METHODS)
+FEW = {'settings': Settings(smooth_grad_nr_iter=3, integrated_grad_nr_iter=3),
+       'superclasses': superclasses.membership({0: [0, 1], 3: [2, 3, 4]}, 5)}
 
 
 @pytest.fixture(scope='module')
@@ -31,12 +33,15 @@ def defined_for(name):
 
 
 @pytest.mark.parametrize('method', ['CALM_EM', 'CALM_ML'])
-@pytest.mark.parametrize('process', ['vanilla', 'saliency', 'jointll', 'gtcond'])
+@pytest.mark.parametrize('process', [name for name in PROCESSES if name.startswith((
+    'vanilla', 'saliency', 'jointll', 'gtcond'))])
 def test_maps_are_the_published_ones(method, process):
     reference = golden('maps')
     model = head_on_features(method, reference)
-    maps = attribution_maps(model, torch.tensor(reference['f_former']), torch.tensor(reference['labels']), process)
-    assert_close(maps, reference[process])
+    groups = {label: [member for member in row if member >= 0] for label, row in enumerate(reference['superclass'])}
+    maps = attribution_maps(model, torch.tensor(reference['f_former']), torch.tensor(reference['labels']), process,
+                            superclasses=superclasses.membership(groups, 7))
+    assert_close(maps, reference[process.replace('-', '_')])
 
 
 def test_joint_maps_sum_to_the_probabilities(networks, images):
@@ -62,9 +67,8 @@ def test_the_contrast_map_sums_to_the_difference_of_the_probabilities(networks, 
 def test_one_label_several_labels_and_all_labels_agree(networks, images, method):
     labels = torch.tensor([[1, 4], [0, 2], [3, 3]])
     for process in defined_for(method):
-        everything = attribution_maps(networks[method], images, None, process)
-        several = attribution_maps(networks[method], images, labels, process)
-        single = attribution_maps(networks[method], images, labels[:, 1], process)
+        everything, several, single = (attribution_maps(networks[method], images, asked, process, **FEW)
+                                       for asked in (None, labels, labels[:, 1]))
         assert everything.shape[:2] == (3, 5) and several.shape[:2] == (3, 2) and single.ndim == 3
         torch.testing.assert_close(several, everything[torch.arange(3)[:, None], labels])
         torch.testing.assert_close(single, several[:, 1])
@@ -92,7 +96,19 @@ def test_the_model_and_the_callers_tensors_are_left_alone(networks, images):
     for method in METHOD_NAMES:
         before = images.clone()
         for process in defined_for(method):
-            maps = attribution_maps(networks[method], images, torch.tensor([0, 1, 2]), process)
+            maps = attribution_maps(networks[method], images, torch.tensor([0, 1, 2]), process, **FEW)
             assert not maps.requires_grad
         assert torch.equal(images, before) and not images.requires_grad
         assert all(parameter.grad is None for parameter in networks[method].parameters())
+
+
+def test_superclass_maps_sum_to_the_superclasss_probability(networks, images):
+    model, labels = networks['CALM_ML'], torch.tensor([0, 3, 2])
+    maps = attribution_maps(model, images, labels, 'jointll-superclass', superclasses=FEW['superclasses'])
+    probs = model(images).softmax(1)
+    expected = torch.stack([probs[0, :2].sum(), probs[1, 2:].sum(), probs[2, 2]])
+    torch.testing.assert_close(maps.sum((1, 2)), expected)
+    mean = attribution_maps(model, images, labels, 'jointll-superclass-mean', superclasses=FEW['superclasses'])
+    torch.testing.assert_close(mean * torch.tensor([2., 3., 1.])[:, None, None], maps)
+    with pytest.raises(UserError, match='--superclass_file'):
+        attribution_maps(model, images, labels, 'jointll-superclass')

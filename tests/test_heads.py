@@ -129,6 +129,20 @@ def test_the_detached_sum_never_lets_attention_shrink():
     torch.testing.assert_close((signs[False] * attention).sum((1, 2)), torch.zeros(4, dtype=torch.float64))
 
 
+def test_in_eval_mode_the_gradient_is_that_of_the_probability():
+    model = METHODS['CALM_EM'](nn.Sequential(), 6, 5, 'relu').double()
+    nn.init.constant_(model.attention[0].bias, 3.0)  # away from the ReLU's kink
+    generator = torch.Generator().manual_seed(0)
+    features = torch.rand(2, 6, 4, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+
+    def score(features):
+        return model.class_scores(model.head(features))[:, 2]
+    model.eval()
+    assert torch.autograd.gradcheck(score, features)
+    model.train()
+    assert not torch.autograd.gradcheck(score, features, raise_exception=False)
+
+
 def test_loss_keeps_no_class_map_beyond_what_its_gradient_needs():
     """Of all that autograd holds for the backward pass, one tensor has the size of the logits: log_softmax's."""
     logits = torch.randn(2, 50, 8, 8, requires_grad=True)

@@ -50,7 +50,7 @@ def test_fine_tuning_slows_the_whole_backbone():
 def test_maps_of_a_224_pixel_image_are_14_or_28_wide(architecture, large, side):
     with torch.device('meta'):
         model = build_model(architecture, 'CAM', 7, large_feature_map=large).eval()
-        features = model.features(torch.empty(2, 3, 224, 224))
+        features = model.extract_features(torch.empty(2, 3, 224, 224))
     assert features.shape == (2, model.conv_last.in_channels, side, side)
 
 
@@ -68,7 +68,7 @@ def test_every_head_on_every_network(architecture, method):
 def test_a_network_can_stop_at_an_earlier_stage(stage, features):
     with torch.device('meta'):
         model = build_model('resnet18', 'CAM', 7, last_stage=stage)
-        assert model.features(torch.empty(1, 3, 64, 64)).shape[1] == features
+        assert model.extract_features(torch.empty(1, 3, 64, 64)).shape[1] == features
 
 
 def test_random_initialisation_is_xavier_with_zero_biases():

@@ -153,8 +153,8 @@ def test_cue_location_agrees_with_a_naive_loop(script, tiny_birds, trained, meth
 
 def test_every_image_goes_through_the_network_once(script, tiny_birds, trained, monkeypatch):
     from wsol.heads import CAM
-    seen, features = [], CAM.features
-    monkeypatch.setattr(CAM, 'features', lambda self, images: seen.append(len(images)) or features(self, images))
+    seen, features = [], CAM.extract_features
+    monkeypatch.setattr(CAM, 'extract_features', lambda net, batch: seen.append(len(batch)) or features(net, batch))
     script('eval_cue_location', *flags(tiny_birds, trained, 'CALM_EM'), '--score_map_process=jointll', '--batch_size=7')
     assert sum(seen) == 36  # 18 classes, 2 test images each
 
@@ -175,7 +175,7 @@ def test_remove_and_classify_agrees_with_a_naive_loop(script, tiny_birds, traine
             image = test_set[index][0][None]
             with torch.no_grad():
                 maps = attribution_maps(model, image, torch.tensor([label]), 'jointll')
-            scores = metrics.normalise(metrics.resize(maps, (56, 56)), 'clipping').flatten()
+            scores = metrics.resize(maps, (56, 56)).flatten()
             order = scores.argsort(descending=True)[:int(record['erased_percent'] / 100 * 56 * 56)]
             erased = image.flatten(2).clone()
             erased[..., order] = 0

@@ -10,7 +10,12 @@ from torch import nn
 
 from util import UserError
 
-from . import _torchvision  # noqa: F401  first: it makes torchvision importable
+from . import (
+    _torchvision,  # noqa: F401  first: it makes torchvision importable
+    any_backbone,
+    inception,
+    vgg,
+)
 from .heads import CALM_EM, CALM_ML, CAM
 from .resnet import resnet
 
@@ -21,50 +26,82 @@ METHODS = {'CAM': CAM, 'CALM_EM': CALM_EM, 'CALM_ML': CALM_ML}
 class Architecture:
     """A backbone: how it is built, initialised and trained.
 
-    build(weights, large_feature_map, ...) -> (nn.Sequential of named stages, number of features).
-    slow: parameters whose names contain one of these learn at lr, all others at lr * ratio;
-    backbone: the same when fine-tuning on another label set (SGD groups, as published).
+    build(weights, **options) -> (nn.Sequential of named stages, number of features); options: those of
+    build_model's arguments that it takes. slow: parameters whose names contain one of these learn at
+    lr, all others at lr * ratio; backbone: the same when fine-tuning on another label set (published).
     """
     build: Callable
     slow: tuple[str, ...]
     backbone: tuple[str, ...]
-    initialise: Callable = nn.init.xavier_uniform_
+    options: tuple[str, ...] = ()
+    initialise: Callable | None = nn.init.xavier_uniform_  # of convolutions; None: torchvision's own
     added: tuple[str, ...] = ()  # stages that ImageNet weights do not cover
 
 
-_RESNET = {'slow': ('conv1', 'layer1', 'layer2', 'layer3'),
+_RESNET = {'slow': ('conv1', 'layer1', 'layer2', 'layer3'), 'options': ('large_feature_map', 'last_stage'),
            'backbone': ('conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4')}
+_INCEPTION = ('Mixed', 'Conv2d_1', 'Conv2d_2', 'Conv2d_3', 'Conv2d_4')
+# The networks with the published strides: 14x14 or 28x28 maps of 224x224 images.
 ARCHITECTURES = {
     'resnet50': Architecture(partial(resnet, 'resnet50'), **_RESNET),
-    'resnet18': Architecture(partial(resnet, 'resnet18'), **_RESNET),
+    'vgg16': Architecture(vgg.vgg16, slow=('features.',), backbone=('features.', *vgg.ADDED), added=vgg.ADDED,
+                          options=('large_feature_map', 'use_bn'),
+                          initialise=partial(nn.init.kaiming_normal_, mode='fan_out', nonlinearity='relu')),
+    'inception_v3': Architecture(inception.inception_v3, slow=_INCEPTION, backbone=_INCEPTION, added=inception.ADDED,
+                                 options=('large_feature_map', 'use_bn')),
+    **{name: Architecture(partial(resnet, name), **_RESNET)
+       for name in ('resnet18', 'resnet34', 'resnet101', 'resnet152')},
 }
+# Every other classifier of torchvision serves as it is, with the map size it has.
+ARCHITECTURE_NAMES = (*ARCHITECTURES, *(name for name in any_backbone.names() if name not in ARCHITECTURES))
+
+
+def find_architecture(name):
+    """The Architecture of one of ARCHITECTURE_NAMES."""
+    if name not in ARCHITECTURE_NAMES:
+        raise UserError(f'no architecture "{name}"; there are {", ".join(ARCHITECTURE_NAMES)}')
+    generic = Architecture(partial(any_backbone.any_backbone, name), slow=('backbone.',), backbone=('backbone.',),
+                           initialise=None)
+    return ARCHITECTURES.get(name, generic)
 
 
 def build_model(architecture, attribution_method, num_classes, pretrained=False, large_feature_map=False,
                 use_bn=False, prior='relu', last_stage='layer4'):
     """The network of an attribution method on a backbone.
 
-    architecture: a key of ARCHITECTURES. attribution_method: a key of METHODS. pretrained: start
-    from torchvision's ImageNet weights (downloaded once). large_feature_map: 28x28 instead of
-    14x14 maps of a 224x224 image. prior: 'relu' or 'softplus' (CALM only).
-    last_stage: stop earlier, at 'layer1', 'layer2' or 'layer3', for a smaller receptive field.
+    architecture: one of ARCHITECTURE_NAMES. attribution_method: a key of METHODS. pretrained: start
+    from torchvision's ImageNet weights (downloaded once, hash checked). large_feature_map: 28x28
+    instead of 14x14 maps of a 224x224 image. use_bn: VGG-16 with BatchNorm, and BatchNorm in the layers
+    added to VGG and Inception (a ResNet has it anyway). prior: 'relu' or 'softplus' (CALM only).
+    last_stage: end a ResNet at 'layer1', 'layer2' or 'layer3', for a smaller receptive field.
     Returns an nn.Module: model(images (B,3,H,W)) -> class scores (B,C). Raises UserError.
     """
-    recipe = ARCHITECTURES[architecture]
-    weights = 'IMAGENET1K_V1' if pretrained else None
+    recipe = find_architecture(architecture)
+    asked = {'large_feature_map': large_feature_map, 'last_stage': last_stage, 'use_bn': use_bn}
+    for name, usual in (('large_feature_map', False), ('last_stage', 'layer4')):
+        if name not in recipe.options and asked[name] != usual:
+            raise UserError(f'--architecture={architecture} does not take --{name}={asked[name]}')
+    options = {name: asked[name] for name in recipe.options}
     try:
-        stages, num_features = recipe.build(weights, large_feature_map, last_stage)
+        stages, num_features = recipe.build('IMAGENET1K_V1' if pretrained else None, **options)
     except OSError as error:  # urllib's errors are OSErrors
         raise UserError(f'the ImageNet weights of {architecture} could not be downloaded ({error}); '
                         'start from random ones with --pretrained=False') from error
     model = METHODS[attribution_method](stages, num_features, num_classes, prior)
-    fresh = (*recipe.added, 'conv_last', 'attention') if pretrained else ''
+    _initialise(model, recipe, pretrained)
+    return model
+
+
+def _initialise(model, recipe, pretrained):
+    """Random weights for what ImageNet's do not cover: as published, biases 0."""
+    fresh = (*recipe.added, 'conv_last', 'attention')
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d) and name.startswith(fresh):
-            recipe.initialise(module.weight)
+        if not isinstance(module, nn.Conv2d):
+            continue
+        if name.startswith(fresh) or not (pretrained or recipe.initialise is None):
+            (recipe.initialise or nn.init.xavier_uniform_)(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    return model
 
 
 def parameter_groups(model, architecture, lr, lr_classifier_ratio=10.0, is_different_checkpoint=False):
@@ -73,7 +110,7 @@ def parameter_groups(model, architecture, lr, lr_classifier_ratio=10.0, is_diffe
     By substring, as published: ResNet's layer4.*.conv1 is slow, the stem's bn1 is fast.
     is_different_checkpoint: the whole backbone is slow. Returns a list of dicts for torch.optim.
     """
-    recipe = ARCHITECTURES[architecture]
+    recipe = find_architecture(architecture)
     slow_names = recipe.backbone if is_different_checkpoint else recipe.slow
     slow, fast = [], []
     for name, parameter in model.named_parameters():

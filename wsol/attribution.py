@@ -4,7 +4,7 @@ Source: Kim et al., ICCV 2021, for CALM's maps; the published code for the names
 logits only; CALM also p(y,z|x) and its marginals. Letters: B images, K asked classes, C classes.
 """
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -14,6 +14,7 @@ from util import UserError
 
 from . import heads
 from .heads import CALM, CAM
+from .metrics import normalise
 
 PROCESSES = {}
 
@@ -37,13 +38,23 @@ def process(name, head=CAM, per_class=True):
     return register
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What the gradient methods can be told; defaults as published."""
+    smooth_grad_nr_iter: int = 50       # noisy copies
+    smooth_grad_sigma: float = 4.0      # the noise's deviation is the image's range divided by this
+    integrated_grad_nr_iter: int = 50   # points on the path
+
+
 @dataclass
 class Query:
     """What an attribution method is asked."""
     model: nn.Module
-    images: torch.Tensor            # (B,3,H,W)
-    classes: torch.Tensor | None    # (B,K) int64; None: all
-    seeds: torch.Tensor             # (B,) int64, one per image, for methods that draw at random
+    images: torch.Tensor                    # (B,3,H,W)
+    classes: torch.Tensor | None            # (B,K) int64; None: all
+    seeds: torch.Tensor                     # (B,) int64, one per image, for methods that draw at random
+    superclasses: torch.Tensor | None       # (C,C) bool: row c holds the classes of c's superclass
+    settings: Settings
 
     @cached_property
     def activations(self):
@@ -51,17 +62,53 @@ class Query:
         with torch.no_grad():
             return self.model.activations(self.images)
 
+    @property
+    def asked(self):
+        """(B,K): the asked classes, written out."""
+        if self.classes is not None:
+            return self.classes
+        count = self.model.conv_last.out_channels
+        return torch.arange(count, device=self.images.device).expand(len(self.images), -1)
+
+    def one(self, index):
+        """The same question about one image."""
+        return replace(self, images=self.images[index:index + 1], classes=self.asked[index:index + 1],
+                       seeds=self.seeds[index:index + 1])
+
     def rows(self, maps):
         """The maps of the asked classes: (B,C,h,w) -> (B,K,h,w)."""
         if self.classes is None:
             return maps
         return maps.gather(1, self.classes[..., None, None].expand(-1, -1, *maps.shape[2:]))
 
+    def superclass_sums(self, maps):
+        """The maps summed over the superclass of each asked class: (B,C,h,w) -> (B,K,h,w)."""
+        if self.superclasses is None:
+            raise UserError('superclass maps need superclasses: --superclass_file, or superclasses= in a call')
+        members = self.superclasses.to(maps)[self.asked]  # (B,K,C)
+        return torch.einsum('bkc,bchw->bkhw', members, maps)
+
+    def superclass_sizes(self):
+        """(B,K,1,1): how many classes the superclass of each asked class has."""
+        return self.superclasses.sum(1).to(self.images)[self.asked][..., None, None]
+
 
 @process('vanilla')
 def vanilla(query):
     """CAM: the class's logits (Zhou et al. 2016)."""
     return query.rows(query.activations.logits)
+
+
+@process('vanilla-saliency', per_class=False)
+def vanilla_saliency(query):
+    """The sum over all classes of their logits, each scaled to 0..1."""
+    return normalise(query.activations.logits, 'minmax').sum(1)
+
+
+@process('vanilla-superclass')
+def vanilla_superclass(query):
+    """The sum over the class's superclass of the logits, each class's scaled to 0..1."""
+    return query.superclass_sums(normalise(query.activations.logits, 'minmax'))
 
 
 @process('jointll', CALM)
@@ -71,10 +118,36 @@ def jointll(query):
     return heads.joint(query.rows(logits) - logits.logsumexp(1, keepdim=True), prior)
 
 
+@process('jointll-superclass', CALM)
+def jointll_superclass(query):
+    """Aggregated CALM: p(y in the superclass, z|x); it sums to the superclass's probability."""
+    _, logits, prior = query.activations
+    return query.superclass_sums(heads.joint(logits.log_softmax(1), prior))
+
+
+@process('jointll-superclass-mean', CALM)
+def jointll_superclass_mean(query):
+    """The same, divided by the number of classes in the superclass."""
+    return jointll_superclass(query) / query.superclass_sizes()
+
+
 @process('gtcond', CALM)
 def gtcond(query):
     """The posterior p(z|x, y=class)."""
     return heads.posterior(jointll(query))
+
+
+@process('gtcond-superclass', CALM)
+def gtcond_superclass(query):
+    """The sum of the posteriors of the superclass's classes."""
+    _, logits, prior = query.activations
+    return query.superclass_sums(heads.posterior(heads.joint(logits.log_softmax(1), prior)))
+
+
+@process('gtcond-superclass-mean', CALM)
+def gtcond_superclass_mean(query):
+    """The same, divided by the number of classes in the superclass."""
+    return gtcond_superclass(query) / query.superclass_sizes()
 
 
 @process('saliency', CALM, per_class=False)
@@ -100,15 +173,18 @@ def check_process(name, method):
         raise UserError(f'{method.__name__} does not define {name}, which needs p(z|x); it defines {defined}')
 
 
-def attribution_maps(model, images, labels=None, process='jointll', contrast=None, seeds=None):
+def attribution_maps(model, images, labels=None, process='jointll', contrast=None, seeds=None, superclasses=None,
+                     settings=Settings()):
     """Attribution maps of a batch, in the method's own units: nothing is normalised.
 
     model: of build_model, in eval mode. images: (B,3,H,W), ImageNet-normalised. process: a key of
     PROCESSES. labels: (B,) int64 -> maps (B,h,w); (B,K) -> (B,K,h,w); None: all classes, (B,C,h,w).
     contrast: classes in the shape of labels; the result is signed, map(label) - map(contrast):
     why this class and not that one. For jointll it sums to p(label|x) - p(contrast|x).
-    seeds: (B,) int64 for the methods that draw at random (default 0..B-1).
-    Methods that are not per_class give one map (B,h,w) for labels (B,), repeated for more.
+    seeds: (B,) int64 for the methods that draw at random (default 0..B-1). superclasses: (C,C) bool, row
+    c the classes of c's superclass (wsol.superclasses). settings: of the gradient methods.
+    Activation methods take one forward whatever the classes; gradient methods one backward per class and
+    step, on maps of the image's size. Methods that are not per_class give one map, repeated.
     Raises UserError for a method that the head does not define.
     """
     check_process(process, type(model))
@@ -117,12 +193,15 @@ def attribution_maps(model, images, labels=None, process='jointll', contrast=Non
     seeds = torch.arange(len(images)) if seeds is None else seeds
     chosen = [chosen if chosen.ndim == 2 else chosen[:, None] for chosen in (labels, contrast) if chosen is not None]
     asked = torch.cat(chosen, 1).to(images.device) if chosen else None  # (B,K or 2K)
-    query = Query(model, images, asked, seeds)
+    query = Query(model, images, asked, seeds, superclasses, settings)
     maps = PROCESSES[process].function(query)  # (B,K,h,w) or (B,h,w)
     if maps.ndim == 3:
-        count = query.activations.logits.shape[1] if asked is None else asked.shape[1]
-        maps = maps[:, None].expand(-1, count, -1, -1)
+        maps = maps[:, None].expand(-1, query.asked.shape[1], -1, -1)
     if contrast is not None:
         positive, negative = maps.chunk(2, dim=1)
         maps = positive - negative
     return maps[:, 0] if labels is not None and labels.ndim == 1 else maps
+
+
+ACTIVATION_METHODS = tuple(PROCESSES)  # those above: one forward, whatever the classes
+from . import gradients  # noqa: E402, F401  registers the others

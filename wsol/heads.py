@@ -96,21 +96,21 @@ class CAM(nn.Module):
             self.add_module(name, stage)
         self.conv_last = nn.Conv2d(num_features, num_classes, 1)
 
-    def features(self, images):
+    def extract_features(self, images):
         """(B,3,H,W) -> (B,D,h,w)."""
         for name in self.stages:
             images = self.get_submodule(name)(images)
         return images
 
     def head(self, features):
-        """(B,D,h,w) -> Activations, in float32 whatever the backbone's arithmetic."""
+        """(B,D,h,w) -> Activations, in the weights' precision whatever autocast made of the backbone's."""
         with torch.autocast(features.device.type, enabled=False):
-            features = features.float()
+            features = features.to(self.conv_last.weight.dtype)
             return Activations(features, self.conv_last(features))
 
     def activations(self, images):
         """One forward: (B,3,H,W) -> Activations."""
-        return self.head(self.features(images))
+        return self.head(self.extract_features(images))
 
     def class_scores(self, activations):
         """(B,C); their softmax is p(y|x). CAM: logits, CALM: log-probabilities."""
@@ -144,7 +144,9 @@ class CALM(CAM):
         features, logits, _ = super().head(features)
         with torch.autocast(features.device.type, enabled=False):
             attention = self.attention(features)[:, 0]  # (B,h,w)
-        return Activations(features, logits, spatial_prior(attention, self.detach_normaliser))
+        # holding the sum constant is part of the published training; gradients that explain a trained network
+        # (eval mode) are those of p(y|x) itself
+        return Activations(features, logits, spatial_prior(attention, self.detach_normaliser and self.training))
 
     def class_scores(self, activations):
         return log_marginal(activations.logits.log_softmax(1), activations.prior)

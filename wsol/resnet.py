@@ -18,7 +18,7 @@ def _unstride(layer):
         conv.stride = (1, 1)
 
 
-def resnet(name, weights, large_feature_map, last_stage='layer4'):
+def resnet(name, weights, large_feature_map, last_stage):
     """(nn.Sequential of the stages, number of features). weights: torchvision's enum member or None."""
     network = torchvision.models.get_model(name, weights=weights)
     _unstride(network.layer4)

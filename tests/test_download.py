@@ -1,0 +1,172 @@
+"""dataset.download and checkpoints.published: against a local server that breaks off, lies, or answers with a page."""
+import hashlib
+import http.server
+import json
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from checkpoints import published
+from dataset import download
+from util import UserError
+from wsol import build_model
+
+CONTENT = bytes(range(256)) * 40_000  # 10 MB
+MD5, SHA256 = hashlib.md5(CONTENT).hexdigest(), hashlib.sha256(CONTENT).hexdigest()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves server.content; server.mood says how."""
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        server = self.server
+        server.requests.append(dict(self.headers) | {'path': self.path})
+        if server.mood == 'missing':
+            return self.send_error(404)
+        if server.mood == 'busy' and len(server.requests) < 3:
+            return self.send_error(503)
+        start = int(self.headers['Range'].split('=')[1].rstrip('-')) if 'Range' in self.headers else 0
+        if server.mood == 'no resume':
+            start = 0
+        if start >= len(server.content):
+            return self.send_error(416)
+        body = server.content[start:]
+        self.send_response(206 if start else 200)
+        self.send_header('Content-Type', 'text/html' if server.mood == 'page' else 'application/octet-stream')
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        # a broken connection: less than was promised, a third at a time
+        self.wfile.write(body[:len(server.content) // 3 + 1] if server.mood in ('broken', 'no resume once') else body)
+        if server.mood == 'no resume once':
+            server.mood = 'no resume'
+        return None
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(download, 'PAUSE', 0.01)
+    running = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    running.content, running.mood, running.requests = CONTENT, 'well', []
+    running.url = f'http://127.0.0.1:{running.server_address[1]}/file'
+    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread.start()
+    yield running
+    running.shutdown()
+    running.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize('mood', ['well', 'broken', 'no resume once', 'busy'])
+def test_a_file_arrives_whole_however_the_server_behaves(server, tmp_path, mood):
+    server.mood = mood
+    target = tmp_path / 'new folder' / 'file'
+    download.fetch(server.url, target, size=len(CONTENT), md5=MD5, sha256=SHA256)
+    assert target.read_bytes() == CONTENT
+    assert [path.name for path in target.parent.iterdir()] == ['file']
+    if mood == 'broken':
+        assert [request.get('Range') for request in server.requests][0] is None
+        assert all('Range' in request for request in server.requests[1:]) and len(server.requests) == 3
+    before = len(server.requests)
+    download.fetch(server.url, target, size=len(CONTENT), sha256=SHA256)  # there already: nothing is asked
+    assert len(server.requests) == before
+
+
+def test_what_is_there_of_an_earlier_call_is_not_fetched_again(server, tmp_path):
+    (tmp_path / 'file.partial').write_bytes(CONTENT[:1_000_000])
+    download.fetch(server.url, tmp_path / 'file', sha256=SHA256)
+    assert server.requests[0]['Range'] == 'bytes=1000000-'
+
+
+@pytest.mark.parametrize('mood, options, words', [
+    ('well', {'size': 5}, ['offers 10,240,000 bytes', 'expected 5']),
+    ('well', {'md5': '0' * 32}, ['MD5', MD5]), ('well', {'sha256': '0' * 64}, ['SHA256', SHA256]),
+    ('page', {}, ['gives a page', 'quota', 'by hand']), ('missing', {}, ['HTTP 404', 'by hand']),
+])
+def test_what_is_not_the_file_is_refused_and_not_kept(server, tmp_path, mood, options, words):
+    server.mood = mood
+    with pytest.raises(UserError) as error:
+        download.fetch(server.url, tmp_path / 'file', **options)
+    assert all(word in str(error.value) for word in words), error.value
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_page_is_recognised_by_its_content_too(server, tmp_path):
+    server.content = b'\n<!DOCTYPE html><html>Google Drive - Quota exceeded</html>'
+    with pytest.raises(UserError, match='gives a page'):
+        download.fetch(server.url, tmp_path / 'file')
+
+
+def test_no_network_is_one_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, 'PAUSE', 0)
+    with pytest.raises(UserError, match='could not be downloaded.*by hand'):
+        download.fetch('http://127.0.0.1:9/file', tmp_path / 'file')
+
+
+def test_a_file_that_is_there_but_wrong_is_named(tmp_path):
+    (tmp_path / 'file').write_bytes(b'x')
+    with pytest.raises(UserError, match='1 bytes, not 2'):
+        download.fetch('http://127.0.0.1:9/file', tmp_path / 'file', size=2)
+
+
+@pytest.fixture
+def drive(server, monkeypatch, tmp_path):
+    """The local server in Google Drive's place, serving published-format weights."""
+    monkeypatch.setattr(download, 'DRIVE', server.url)
+    monkeypatch.setattr(published, 'FOLDER', tmp_path / 'checkpoints')
+    return server
+
+
+def test_published_weights_come_by_name_once_and_are_checked_ever_after(drive):
+    path = published.ensure('CALM_EM-CUB')
+    assert path.read_bytes() == CONTENT and f'id={published.DRIVE_IDS["CALM_EM-CUB"]}' in drive.requests[0]['path']
+    lock = json.loads((path.parent / 'published.lock.json').read_text())
+    assert lock == {'CALM_EM-CUB': {'size': len(CONTENT), 'sha256': SHA256}}
+    published.ensure('CALM_EM-CUB')
+    assert len(drive.requests) == 1
+    path.write_bytes(CONTENT[:-1] + b'x')
+    with pytest.raises(UserError, match='SHA256'):
+        published.ensure('CALM_EM-CUB')
+
+
+def test_weights_put_there_by_hand_are_recorded(drive):
+    path = published.file_of('CALM_ML-ImageNet')
+    path.parent.mkdir()
+    path.write_bytes(b'abc')
+    published.ensure('CALM_ML-ImageNet')
+    assert not drive.requests
+    assert json.loads((path.parent / 'published.lock.json').read_text())['CALM_ML-ImageNet']['size'] == 3
+
+
+def test_a_quota_page_is_not_saved_as_weights(drive):
+    drive.content = b'<!DOCTYPE html><html><title>Google Drive - Quota exceeded</title></html>'
+    with pytest.raises(UserError, match='drive.google.com/file/d/1XfBEc1Lh24WqJZP1aLLrwGSlj_INMVef/view'):
+        published.ensure('CALM_EM-CUB')
+    assert not list(published.FOLDER.iterdir())
+
+
+@pytest.mark.parametrize('name, key', [('CALM_EM-CUB', 'CALM_EM-CUB'), ('CALM-ML-ILSVRC/', 'CALM_ML-ImageNet'),
+                                       ('CALM_EM-Birds', None)])
+def test_spellings_of_the_names(name, key):
+    assert published.canonical(name) == key
+
+
+@pytest.mark.parametrize('options', [{}, {'_use_new_zipfile_serialization': False}], ids=['new', 'old'])
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+def test_published_format_loads_with_what_its_name_says(drive, tmp_path, options, prefix, monkeypatch):
+    """A file as the authors saved theirs: no record of the network, numpy numbers beside the weights."""
+    import config
+    import inference
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(published, 'DRIVE_IDS', {'CALM_EM-CUB': 'x'})
+    weights = build_model('resnet50', 'CALM_EM', 200, large_feature_map=True).state_dict()
+    torch.save({'architecture': 'resnet50', 'epoch': 40, 'best': np.float64(71.8), 'optimizer': {},
+                'state_dict': {prefix + name: value for name, value in weights.items()}}, tmp_path / 'file', **options)
+    drive.content = (tmp_path / 'file').read_bytes()
+    args = config.parse('', ['--load_checkpoint=CALM-EM-CUB', '--device=cpu'])
+    model, path, args = inference.load_model(args, torch.device('cpu'))
+    assert (args.dataset, args.attribution_method, args.large_feature_map) == ('CUB', 'CALM_EM', True)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())

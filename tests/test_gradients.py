@@ -1,0 +1,188 @@
+"""wsol.gradients: captum and torchcam as oracles, and the identities each method must keep."""
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam, Occlusion, Saliency
+from torchcam.methods import CAM as TorchCAM
+from torchcam.methods import LayerCAM
+
+from wsol import build_model
+from wsol.attribution import Settings, attribution_maps
+
+LABELS = torch.tensor([1, 4])
+
+
+@pytest.fixture(scope='module', params=['CAM', 'CALM_EM'])
+def model(request):
+    torch.manual_seed(0)
+    model = build_model('resnet18', request.param, 5, last_stage='layer2').eval()
+    if request.param != 'CAM':
+        torch.nn.init.constant_(model.attention[0].bias, 0.1)
+    return model
+
+
+@pytest.fixture(scope='module')
+def images():
+    return torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+
+
+def maps(model, images, process, **settings):
+    return attribution_maps(model, images, LABELS, process, settings=Settings(**settings))
+
+
+@pytest.mark.parametrize('process', ['backprop', 'input_grad'])
+def test_vanilla_gradient_is_captums_saliency_bit_for_bit(model, images, process):
+    reference = Saliency(model).attribute(images.clone().requires_grad_(), LABELS).amax(1)
+    assert torch.equal(maps(model, images, process), reference)
+
+
+def test_input_x_gradient_is_captums(model, images):
+    reference = InputXGradient(model).attribute(images.clone().requires_grad_(), LABELS).sum(1)
+    torch.testing.assert_close(maps(model, images, 'input_x_gradient'), reference)
+
+
+def test_integrated_gradients_are_captums_and_complete(model, images):
+    reference = IntegratedGradients(model).attribute(images, target=LABELS, n_steps=20).sum(1)
+    ours = maps(model, images, 'integrated_gradients', integrated_grad_nr_iter=20)
+    torch.testing.assert_close(ours, reference.float(), rtol=1e-4, atol=1e-5)
+    attribution = maps(model, images, 'integrated_gradients', integrated_grad_nr_iter=300)
+    with torch.no_grad():
+        difference = (model(images) - model(torch.zeros_like(images)))[torch.arange(2), LABELS]
+    torch.testing.assert_close(attribution.sum((1, 2)), difference, rtol=1e-2, atol=1e-3)
+
+
+def test_grad_cam_is_captums(model, images):
+    reference = LayerGradCam(model, model.layer2).attribute(images, LABELS, relu_attributions=True)[:, 0]
+    torch.testing.assert_close(maps(model, images, 'grad_cam'), reference)
+
+
+def test_grad_cam_of_a_cam_network_is_its_map_without_bias(model, images):
+    if hasattr(model, 'attention'):
+        pytest.skip('CAM only: its score is linear in the last map')
+    cam = maps(model, images, 'vanilla') - model.conv_last.bias[LABELS][:, None, None]
+    torch.testing.assert_close(maps(model, images, 'grad_cam'), cam.relu() / cam[0].numel())
+
+
+def test_layer_cam_is_torchcams(model, images):
+    with LayerCAM(model, target_layer='layer2') as extract:
+        scores = model(images.clone().requires_grad_())
+        reference, = extract(LABELS.tolist(), scores, normalized=False)
+    torch.testing.assert_close(maps(model, images, 'layer_cam'), reference.detach(), rtol=1e-4, atol=1e-7)
+
+
+def test_grad_cam_pp_agrees_with_a_naive_loop(model, images):
+    """torchcam 0.5 is no oracle here: it leaves out the division of the paper's equation 19."""
+    model, images = copy.deepcopy(model).double(), images.double()  # a denominator may come near 0
+    ours = maps(model, images, 'grad_cam_pp')
+    for index in range(2):
+        features = model.extract_features(images[index:index + 1]).detach().requires_grad_()
+        score = model.class_scores(model.head(features))[0, LABELS[index]]
+        gradient, = torch.autograd.grad(score, features)
+        total = torch.zeros(features.shape[2:], dtype=torch.float64)
+        for channel, slope in zip(features[0].detach(), gradient[0], strict=True):
+            weight = 0.0
+            for g in slope.flatten():
+                if g > 0:
+                    weight += g * g ** 2 / (2 * g ** 2 + (channel * slope ** 3).sum())
+            total += weight * channel
+        torch.testing.assert_close(ours[index], total.relu())
+
+
+def test_cam_is_torchcams(model, images):
+    """On a network of average pooling and a linear layer with the same weights."""
+    head = torch.nn.Linear(model.conv_last.in_channels, 5)
+    head.weight.data, head.bias.data = model.conv_last.weight.data[:, :, 0, 0], model.conv_last.bias.data
+    pooled = torch.nn.Sequential()
+    for name in model.stages:
+        pooled.add_module(name, model.get_submodule(name))
+    pooled.add_module('pool', torch.nn.AdaptiveAvgPool2d(1))
+    pooled.add_module('flatten', torch.nn.Flatten())
+    pooled.add_module('fc', head)
+    with TorchCAM(pooled, target_layer='layer2', fc_layer='fc') as extract:
+        pooled(images)
+        reference, = extract(LABELS.tolist(), normalized=False)
+    ours = maps(model, images, 'vanilla') - model.conv_last.bias[LABELS][:, None, None]
+    torch.testing.assert_close(ours, reference.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_occlusion_is_captums_where_the_squares_tile(model):
+    images = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(2))
+    reference = Occlusion(model).attribute(images, sliding_window_shapes=(3, 8, 8), strides=(3, 4, 4), target=LABELS)
+    torch.testing.assert_close(maps(model, images, 'occlusion'), reference[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_occlusion_covers_every_pixel_of_any_size(model):
+    image = torch.randn(2, 3, 37, 50, generator=torch.Generator().manual_seed(2))
+    assert torch.isfinite(maps(model, image, 'occlusion')).all()
+
+
+def test_score_cam_agrees_with_a_naive_loop(model, images):
+    ours = maps(model, images, 'score_cam')
+    with torch.no_grad():
+        for index in range(2):
+            features = model.extract_features(images[index:index + 1])[0]
+            gains = []
+            for channel in features:
+                up = F.interpolate(channel[None, None], images.shape[2:], mode='bilinear', align_corners=False)
+                mask = (up - up.min()) / (up.max() - up.min()) if up.max() > up.min() else torch.zeros_like(up)
+                gain = model(images[index:index + 1] * mask) - model(torch.zeros(1, 3, 48, 48))
+                gains.append(gain[0, LABELS[index]])
+            reference = (torch.stack(gains).softmax(0)[:, None, None] * features).sum(0).relu()
+            torch.testing.assert_close(ours[index], reference, rtol=1e-4, atol=1e-6)
+
+
+def test_published_integrated_grad_is_the_mean_of_vanilla_maps_on_the_path(model, images):
+    reference = sum(maps(model, images * step / 4, 'backprop') for step in range(5)) / 4
+    torch.testing.assert_close(maps(model, images, 'integrated_grad', integrated_grad_nr_iter=4), reference)
+
+
+def test_without_noise_smooth_grad_is_the_gradient(model, images):
+    calm = {'smooth_grad_sigma': 1e30, 'smooth_grad_nr_iter': 3}
+    gradient = maps(model, images, 'backprop')
+    torch.testing.assert_close(maps(model, images, 'smooth_grad', **calm), gradient)
+    torch.testing.assert_close(maps(model, images, 'smooth_grad_square', **calm), gradient.square())
+    assert maps(model, images, 'var_grad', **calm).abs().max() <= 1e-10 * gradient.square().max()
+
+
+def test_smooth_grad_variants_are_moments_of_the_same_copies(model, images):
+    few = {'smooth_grad_nr_iter': 6}
+    mean, square, variance = (maps(model, images, name, **few)
+                              for name in ('smooth_grad', 'smooth_grad_square', 'var_grad'))
+    assert (variance >= 0).all()
+    torch.testing.assert_close(variance, square - mean.square(), rtol=1e-3, atol=1e-5 * square.max().item())
+
+
+def test_noise_depends_on_the_images_seed_not_on_its_batch(model, images):
+    settings = Settings(smooth_grad_nr_iter=2)
+    together = attribution_maps(model, images, LABELS, 'smooth_grad', seeds=torch.tensor([5, 6]), settings=settings)
+    alone = attribution_maps(model, images[1:], LABELS[1:], 'smooth_grad', seeds=torch.tensor([6]), settings=settings)
+    torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-6)
+    other = attribution_maps(model, images[1:], LABELS[1:], 'smooth_grad', seeds=torch.tensor([7]), settings=settings)
+    assert not torch.equal(alone, other)
+
+
+@pytest.mark.parametrize('process', ['backprop', 'grad_cam', 'integrated_gradients', 'smooth_grad'])
+def test_gradients_work_where_the_caller_switched_them_off(model, images, process):
+    expected = maps(model, images, process, smooth_grad_nr_iter=2, integrated_grad_nr_iter=2)
+    with torch.inference_mode():
+        ours = maps(model, images.clone(), process, smooth_grad_nr_iter=2, integrated_grad_nr_iter=2)
+    assert torch.equal(ours, expected)
+
+
+def test_memory_is_that_of_one_batch_however_many_samples(model, images):
+    """Of the noisy copies that go into the network, no more than the last is ever alive."""
+    import weakref
+    copies, alive, original = [], [], type(model).forward
+
+    def watched(self, batch):
+        copies.append(weakref.ref(batch))
+        alive.append(sum(copy() is not None for copy in copies))
+        return original(self, batch)
+    type(model).forward = watched
+    try:
+        maps(model, images, 'var_grad', smooth_grad_nr_iter=12)
+    finally:
+        type(model).forward = original
+    assert len(alive) == 12 and max(alive) == 1

@@ -1,0 +1,65 @@
+"""Any torchvision classifier with a spatial last map, as a backbone.
+
+Source: torchvision's graph tracing (models.feature_extraction). The network is traced without data;
+what it computes up to its last map before pooling is kept, under torchvision's names.
+"""
+import torch
+from torch import nn
+
+from util import UserError
+
+from ._torchvision import torchvision
+
+from torchvision.models.feature_extraction import (  # noqa: E402  isort: skip
+    create_feature_extractor, get_graph_node_names)
+
+HEADS = ('classifier', 'fc', 'head', 'aux', 'avgpool')  # what comes after the backbone
+QUIET = {'googlenet': {'aux_logits': False, 'init_weights': False}}  # else it warns of what it will change
+
+
+class LastMap(nn.Module):
+    """(B,3,H,W) -> (B,D,h,w): the traced network up to one node."""
+
+    def __init__(self, body, node):
+        super().__init__()
+        self.body, self.node = body, node
+
+    def forward(self, images):
+        return self.body(images)[self.node]
+
+
+def names():
+    """The classifiers that torchvision knows (some, as vit_*, have no spatial last map)."""
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def last_map_node(name):
+    """The node whose output is the last map of size (B,D,h,w), h and w above 1, and its D."""
+    options = QUIET.get(name, {})
+    try:
+        with torch.device('meta'):  # shapes only: no memory, no arithmetic
+            network = torchvision.models.get_model(name, **options)
+    except NotImplementedError:  # RegNet computes its widths with tensors
+        network = torchvision.models.get_model(name, **options).to('meta')
+    _, nodes = get_graph_node_names(network.eval())
+    nodes = [node for node in nodes if not node.startswith(HEADS)]
+    with torch.device('meta'), torch.no_grad():
+        outputs = create_feature_extractor(network, nodes)(torch.empty(1, 3, 224, 224))
+    maps = [node for node in nodes if isinstance(outputs[node], torch.Tensor) and outputs[node].ndim == 4
+            and min(outputs[node].shape[2:]) > 1]
+    after = nodes[nodes.index(maps[-1]) + 1:] if maps else nodes
+    parents = {parameter.rsplit('.', 1)[0] for parameter, _ in network.named_parameters()}
+    if not maps or any(node.startswith(tuple(parents)) for node in after):
+        raise UserError(f'--architecture={name} has no spatial last map to attribute on (it ends in a sequence of '
+                        'tokens); choose a convolutional network or swin_t')
+    return maps[-1], outputs[maps[-1]].shape[1]
+
+
+def any_backbone(name, weights):
+    """(nn.Sequential with the one stage `backbone`, number of features)."""
+    node, num_features = last_map_node(name)
+    options = {} if weights else QUIET.get(name, {})
+    network = torchvision.models.get_model(name, weights='DEFAULT' if weights else None, **options)
+    stages = nn.Sequential()
+    stages.add_module('backbone', LastMap(create_feature_extractor(network, [node]), node))
+    return stages, num_features
