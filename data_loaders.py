@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from util import UserError
@@ -138,15 +138,30 @@ def to_picture(image):
     return (image.cpu() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
 
 
-def open_image(path):
-    """An image file as RGB, decoded by PIL. Raises UserError naming the file."""
+def open_upright(path):
+    """Any image file as RGB: turned as its EXIF says, transparency on white, 16 bits scaled to 8."""
+    return open_image(path, lambda image: _to_rgb(ImageOps.exif_transpose(image)))
+
+
+def _to_rgb(image):
+    if image.mode.startswith(('I', 'F')):
+        values = np.asarray(image, np.float64)
+        top = 65535 if image.mode.startswith('I') and values.max() > 255 else 255
+        image = Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
+    if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
+        image = image.convert('RGBA')
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+    return image.convert('RGB')
+
+
+def open_image(path, convert=lambda image: image.convert('RGB')):
+    """An image file as RGB, decoded by PIL; as published, EXIF is not looked at. Raises UserError naming the file."""
     try:
         with Image.open(path) as image:
-            return image.convert('RGB')
+            return convert(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = 'no such file' if isinstance(error, FileNotFoundError) else f'{type(error).__name__}: {error}'
-        raise UserError(f'the image {path} does not open ({reason}); replace it, or take its lines out of '
-                        'the metadata') from error
+        raise UserError(f'the image {path} does not open ({reason}); replace it, or leave it out') from error
 
 
 class ImageDataset(Dataset):

@@ -17,8 +17,8 @@ import torch
 import config
 import data_loaders
 import figures
-import inference
 import util
+from checkpoints.loading import load_model
 from util import UserError
 from wsol.attribution import attribution_maps
 from wsol.cub import UNION_PARTS, CueAnnotations
@@ -89,7 +89,7 @@ def contact_sheet(path):
     loaded = {}
     for method in ('CAM', 'CALM_EM'):
         args = config.parse('', [f'--save_root={FOLDER}', f'--experiment_name={method}'])
-        model, _, args = inference.load_model(args, device)
+        model, _, args = load_model(args, device)
         loaded[method] = model, MEASURED[method][1]
     test_set = data_loaders.open_split(args, 'test')
     annotations = CueAnnotations(data_loaders.cub_root(args))

@@ -18,6 +18,7 @@ import data_loaders
 import figures
 import inference
 import util
+from checkpoints.loading import load_model
 from util import UserError
 from wsol import metrics
 from wsol.cub import UNION_PARTS, CueAnnotations
@@ -173,7 +174,7 @@ def keep_pairs_with_images(annotations, labels):
 def main():
     args = config.parse(__doc__)
     device = util.pick_device(args.device)
-    model, path, args = inference.load_model(args, device)
+    model, path, args = load_model(args, device)
     inference.check_process(args)
     args.seed = util.seed_everything(args.seed)
     if data_loaders.dataset_spec(args).cub_folder is None:

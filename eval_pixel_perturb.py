@@ -15,6 +15,7 @@ import data_loaders
 import figures
 import inference
 import util
+from checkpoints.loading import load_model
 from wsol import metrics
 
 
@@ -53,7 +54,7 @@ def summarise(top, random, seed):
 def main():
     args = config.parse(__doc__)
     device = util.pick_device(args.device)
-    model, path, args = inference.load_model(args, device)
+    model, path, args = load_model(args, device)
     inference.check_process(args)
     args.seed = util.seed_everything(args.seed)
     dataset = data_loaders.open_split(args, 'test')

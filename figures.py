@@ -2,9 +2,13 @@
 import matplotlib
 
 matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # noqa: E402  after the choice of backend
+import numpy as np  # noqa: E402  after the choice of backend
+import torch  # noqa: E402
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.cm import ScalarMappable  # noqa: E402
 
 import util  # noqa: E402
+from wsol.metrics import resize  # noqa: E402
 
 
 def save(figure, path):
@@ -39,6 +43,28 @@ def precision_recall_curves(path, title, curves):
         axes.plot(100 * recall, 100 * precision, label=name)
     axes.set(xlabel='recall, %', ylabel='precision, %', title=title, xlim=(0, 100), ylim=(0, 100))
     axes.legend()
+    save(figure, path)
+
+
+def overlay(path, picture, values, title, unit, signed=False):
+    """A map over its photo, with a colour bar in the map's units.
+
+    picture: (H,W,3) in 0..1. values: (h,w), enlarged to the photo as the network saw it. signed: a diverging palette
+    centred at 0.
+    """
+    height, width = picture.shape[:2]
+    values = resize(torch.as_tensor(values)[None], (height, width))[0].numpy()
+    extreme = float(np.abs(values).max()) or 1.0
+    low, high = (-extreme, extreme) if signed else (min(0.0, float(values.min())), float(values.max()) or 1.0)
+    strength = 0.8 * (np.abs(values) / extreme if signed else (values - low) / (high - low or 1))
+    shape = min(max(height / width, 0.5), 1.6)
+    figure, axes = plt.subplots(figsize=(5.4, 4.4 * shape + 0.5), layout='constrained')
+    axes.imshow(picture)
+    drawn = axes.imshow(values, cmap='RdBu_r' if signed else 'inferno', vmin=low, vmax=high, alpha=strength)
+    bar = figure.colorbar(ScalarMappable(drawn.norm, drawn.cmap), ax=axes, label=unit)
+    bar.formatter.set_powerlimits((-3, 4))
+    axes.set_title(title, fontsize=10)
+    axes.set(xticks=[], yticks=[])
     save(figure, path)
 
 

@@ -1,93 +1,36 @@
-"""From a checkpoint to attribution maps: load a model, run a loader through it once."""
+"""From a checkpoint to attribution maps: of a loader, as a library; of your own images, as a script.
+
+Result of the script: in --output, per image an overlay PNG with its colour bar in the map's own units,
+the raw map as .npy, and one manifest.json with classes, probabilities, settings and versions.
+
+    python inference.py photo.jpg folder/ --load_checkpoint=calm_em --score_map_process=jointll
+    python inference.py photo.jpg --load_checkpoint=CALM_EM-CUB --score_map_process=jointll --contrast
+"""
+import platform
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from munch import Munch
+from torch.utils.data import DataLoader, Dataset
 
 import config
 import data_loaders
+import figures
 import util
-from checkpoints import published
+from checkpoints.loading import load_model
 from util import UserError
-from wsol import METHODS, attribution, build_model, superclasses
+from wsol import METHODS, attribution, superclasses
+from wsol._torchvision import torchvision
 from wsol.attribution import PROCESSES
 from wsol.cub import CueAnnotations
 
 TRAINING = {name for name, *_ in config.FLAGS['training']} - {'batch_size'}
-# what a checkpoint says of itself, beyond its network: taken over where the command line is silent
-RECORDED = ('dataset', 'resize_size', 'crop_size')
-PLACEHOLDER = 'checkpoint_name'  # as written in the published commands: the experiment's own
-
-
-def network_settings(args, num_classes):
-    """The arguments of build_model, as the flags have them; a checkpoint carries the same dict."""
-    return {'architecture': args.architecture, 'attribution_method': args.attribution_method,
-            'num_classes': num_classes, 'large_feature_map': args.large_feature_map, 'use_bn': args.use_bn,
-            'prior': args.prior, 'last_stage': args.last_stage}
-
-
-def wants_checkpoint(args):
-    """Whether main.py is to start from a checkpoint: --use_load_checkpoint, or a named one."""
-    return args.use_load_checkpoint if 'use_load_checkpoint' in args.given else args.load_checkpoint is not None
-
-
-def find_checkpoint(args):
-    """The file that --load_checkpoint names: a file, a folder, an experiment, a published weight; by default
-    this experiment's own."""
-    own = util.experiment_folder(args) / util.CHECKPOINT
-    name = args.load_checkpoint
-    if name is None:
-        places = [own]
-    else:
-        places = [Path(name), Path(name) / util.CHECKPOINT, Path(args.save_root) / name / util.CHECKPOINT]
-        if Path(name).name == PLACEHOLDER:
-            places.append(own)
-    found = next((place for place in places if place.is_file()), None)
-    if found is None and published.canonical(name):
-        return published.ensure(published.canonical(name))
-    if found is None:
-        raise UserError(f'no checkpoint: looked for {", ".join(map(str, places))}. Train one with main.py '
-                        f'--experiment_name={args.experiment_name}, or name one with --load_checkpoint: a file, a '
-                        f'folder, an experiment, or one of {", ".join(published.DRIVE_IDS)}')
-    return found
-
-
-def open_checkpoint(args):
-    """The checkpoint that --load_checkpoint names. Returns (path, dict)."""
-    path = find_checkpoint(args)
-    return path, published.record(path) | util.read_checkpoint(path)
-
-
-def load_model(args, device):
-    """The network of --load_checkpoint (default: the experiment's own), in eval mode on the device.
-
-    Returns (model, path, args) where args also has what the checkpoint knows and the command line
-    does not say. Raises UserError where flags and checkpoint disagree.
-    """
-    args = Munch(args)
-    path, checkpoint = open_checkpoint(args)
-    settings = checkpoint.get('model', {})
-    known = {key: checkpoint['args'][key] for key in RECORDED if key in checkpoint.get('args', {})}
-    known |= {key: value for key, value in settings.items() if key != 'num_classes'}
-    for key, value in known.items():
-        if key in settings and key in args.given and args[key] != value:
-            raise UserError(f'{path} was trained with --{key}={value}, not --{key}={args[key]}; leave the flag out '
-                            'or name another checkpoint')
-        if key not in args.given:
-            args[key] = value
-    num_classes = data_loaders.dataset_spec(args).num_classes
-    if settings.get('num_classes', num_classes) != num_classes:
-        raise UserError(f'{path} tells {settings["num_classes"]} classes apart, {args.dataset} has {num_classes}')
-    model = build_model(**network_settings(args, num_classes), pretrained=False)
-    util.load_weights(model, checkpoint, path)
-    model = model.to(device, memory_format=util.memory_format(device)).eval()
-    return model, path, args
 
 
 def evaluation_settings(args):
     """The settings that a result file records."""
-    return {key: args[key] for key in sorted(args) if key not in TRAINING and key != 'given'}
+    return {key: args[key] for key in sorted(args) if key not in TRAINING | {'given', 'class_names'}}
 
 
 def results_folder(args, checkpoint_path):
@@ -133,7 +76,7 @@ def map_source(args, model, dataset):
         return masks
 
     settings = attribution.Settings(args.smooth_grad_nr_iter, args.smooth_grad_sigma, args.integrated_grad_nr_iter)
-    members = find_superclasses(args, dataset) if 'superclass' in process else None
+    members = find_superclasses(args, lambda count: data_loaders.class_names(dataset, count))
 
     def maps(images, classes, indices):
         seeds = util.image_seeds(args.seed, indices)
@@ -143,15 +86,195 @@ def map_source(args, model, dataset):
     return maps
 
 
-def find_superclasses(args, dataset):
-    """(C,C) bool: --superclass_file, or the data set's own: all birds of CUB, ToyBirds' families, WordNet."""
+def find_superclasses(args, class_names):
+    """(C,C) bool: --superclass_file, or the data set's own: all birds of CUB, ToyBirds' families, WordNet. None for
+    the methods that need none. class_names: a function (C) -> names."""
+    if 'superclass' not in args.score_map_process:
+        return None
     count = data_loaders.dataset_spec(args).num_classes
     if args.superclass_file is not None:
         return superclasses.read_superclass_file(args.superclass_file, count)
     builtin = {'CUB': lambda: torch.ones(count, count, dtype=torch.bool),
-               'ToyBirds': lambda: superclasses.by_prefix(data_loaders.class_names(dataset, count)),
+               'ToyBirds': lambda: superclasses.by_prefix(class_names(count)),
                'ILSVRC': lambda: superclasses.wordnet(Path(args.metadata_root) / 'ILSVRC' / 'helper', count)}
     if args.dataset not in builtin:
         raise UserError(f'{args.dataset} has no superclasses of its own; list them in --superclass_file (YAML, '
                         '"label: [labels]")')
     return builtin[args.dataset]()
+
+
+# --- the library: maps of a whole loader ------------------------------------------------------------
+
+
+class Maps(NamedTuple):
+    """One batch of maps."""
+    indices: torch.Tensor            # (B,) into the data set
+    probs: torch.Tensor              # (B,C), p(y|x)
+    classes: torch.Tensor            # (B,), whose maps
+    contrast: torch.Tensor | None    # (B,), "and not this class"
+    maps: torch.Tensor               # (B,h,w) of the classes, in the method's units
+    differences: torch.Tensor | None  # (B,h,w), signed: map(class) - map(contrast)
+
+
+def loader_maps(model, loader, process, device, choose=None, seed=0, **options):
+    """Attribution maps of a whole loader, one forward per image for the activation methods.
+
+    loader: batches (images (B,3,S,S), labels (B,), indices (B,)). choose: a function (probs (B,C), labels (B,)) ->
+    classes (B,) and contrast (B,) or None; by default the predicted class and no contrast. options: of
+    attribution_maps (superclasses, settings). Yields Maps, batch by batch.
+    """
+    choose = choose or (lambda probs, labels: (probs.argmax(1), None))
+    for images, labels, indices in loader:
+        images = util.to_device(images, device)
+        with torch.no_grad():
+            activations = model.activations(images)
+            probs = model.class_scores(activations).softmax(1)
+        classes, contrast = choose(probs, labels.to(device))
+        asked = classes[:, None] if contrast is None else torch.stack([classes, contrast], 1)  # (B,K)
+        maps = attribution.attribution_maps(model, images, asked, process, seeds=util.image_seeds(seed, indices),
+                                            activations=activations, **options)
+        yield Maps(indices, probs, classes, contrast, maps[:, 0], None if contrast is None else maps[:, 0] - maps[:, 1])
+
+
+# --- the script: pictures of images ---------------------------------------------------------------
+
+UNITS = {'vanilla': 'logit', 'jointll': 'p(class, z | x) per cell', 'saliency': 'p(z | x) per cell',
+         'gtcond': 'p(z | x, class) per cell'}
+SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.ppm', '.pgm'}
+
+
+class OwnImages(Dataset):
+    """The user's image files, upright, of any size and mode. Item -> (image (3,S,S), -1, index)."""
+
+    def __init__(self, paths, crop_size):
+        self.paths, self.transform = paths, data_loaders.eval_transform(crop_size)
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        return self.transform(data_loaders.open_upright(self.paths[index])), -1, index
+
+
+def find_images(inputs):
+    """{output name: path} of image files and of all images below folders. Names keep the suffix, so that
+    a.jpg and a.png do not meet; files of one name from different folders carry the folder's name too."""
+    found = []
+    for given in map(Path, inputs):
+        if given.is_dir():
+            below = sorted(path for path in given.rglob('*') if path.suffix.lower() in SUFFIXES)
+            if not below:
+                raise UserError(f'{given} holds no images (looked for {", ".join(sorted(SUFFIXES))})')
+            found += [(path.relative_to(given), path) for path in below]
+        elif given.is_file():
+            found.append((Path(given.name), given))
+        else:
+            raise UserError(f'{given}: no such image or folder')
+    names = {}
+    for name, path in found:
+        if path in names.values():
+            continue
+        while str(name) in names:
+            name = Path(f'{path.resolve().parent.name}_{name}')
+        names[str(name)] = path
+    return names
+
+
+def resolve_class(text, names, count):
+    """A class by number (from 0), by name, or by a part of its name that no other has."""
+    if text.isdecimal():
+        if int(text) >= count:
+            raise UserError(f'class {text} is out of range, classes are 0 to {count - 1}')
+        return int(text)
+    names = names or []
+    hits = [label for label, name in enumerate(names) if name == text] or [
+        label for label, name in enumerate(names) if text.lower() in name.lower()]
+    if len(hits) != 1:
+        reason = f'names {len(hits)} classes: {", ".join(names[hit] for hit in hits[:5])}' if hits else 'names no class'
+        raise UserError(f'"{text}" {reason}; give a number from 0 to {count - 1}' + (
+            f' or a name such as {names[0]}' if names else ', since this checkpoint has no class names'))
+    return hits[0]
+
+
+def chooser(target, contrast):
+    """The function `choose` of loader_maps. target: a class or None, the predicted one. contrast: a class,
+    'runner-up' (the likeliest class that is not the target), or None."""
+    def choose(probs, _):
+        classes = probs.argmax(1) if target is None else torch.full_like(probs.argmax(1), target)
+        if contrast != 'runner-up':
+            return classes, None if contrast is None else torch.full_like(classes, contrast)
+        others = probs.scatter(1, classes[:, None], -1)
+        return classes, others.argmax(1)
+    return choose
+
+
+def write_maps(folder, name, path, batch, row, labels_of, process):
+    """Overlays and raw maps of one image. Returns its entry in the manifest."""
+    picture = np.asarray(data_loaders.open_upright(path), np.float32) / 255
+    label, probs = int(batch.classes[row]), batch.probs[row]
+
+    def caption(label):
+        return f'{labels_of(label)} (p = {probs[label]:.3f})'
+    entry = {'image': str(path), 'class': label, 'class_name': labels_of(label), 'probability': float(probs[label]),
+             'predicted': int(probs.argmax()), 'map': f'{name}.{process}.npy', 'overlay': f'{name}.{process}.png'}
+    values = batch.maps[row].cpu().numpy()
+    util.write_atomically(folder / entry['map'], lambda file: util.save_array(file, values))
+    figures.overlay(folder / entry['overlay'], picture, values, caption(label), UNITS.get(process, process))
+    if batch.contrast is not None:
+        other = int(batch.contrast[row])
+        entry |= {'contrast_class': other, 'contrast_class_name': labels_of(other),
+                  'contrast_probability': float(probs[other]), 'contrast_map': f'{name}.{process}.contrast.npy',
+                  'contrast_overlay': f'{name}.{process}.contrast.png'}
+        values = batch.differences[row].cpu().numpy()
+        util.write_atomically(folder / entry['contrast_map'], lambda file: util.save_array(file, values))
+        figures.overlay(folder / entry['contrast_overlay'], picture, values,
+                        f'{caption(label)}, not\n{caption(other)}', UNITS.get(process, process), signed=True)
+    return entry
+
+
+def main():
+    parser = config.make_parser(__doc__)
+    parser.add_argument('images', nargs='+', help='image files, or folders of images')
+    parser.add_argument('--output', default='maps', metavar='', help='folder of the results (default: maps)')
+    parser.add_argument('--target', metavar='',
+                        help='class whose map is shown, number or name (default: the predicted one)')
+    parser.add_argument('--contrast', nargs='?', const='runner-up', metavar='',
+                        help='add "why the target and not this class", number or name (default: the runner-up)')
+    args = config.parse(__doc__, parser=parser)
+    device = util.pick_device(args.device)
+    images = find_images(args.images)
+    model, checkpoint, args = load_model(args, device)
+    check_process(args)
+    args.seed = util.seed_everything(args.seed)
+    count = model.conv_last.out_channels
+    target, contrast = (value if value in (None, 'runner-up') else resolve_class(value, args.class_names, count)
+                        for value in (args.target, args.contrast))
+    folder, process = Path(args.output), args.score_map_process
+    names, paths = zip(*images.items(), strict=True)
+    loader = DataLoader(OwnImages(paths, args.crop_size), args.batch_size)
+    settings = attribution.Settings(args.smooth_grad_nr_iter, args.smooth_grad_sigma, args.integrated_grad_nr_iter)
+    members = find_superclasses(args, lambda _: args.class_names)
+    manifest = {'checkpoint': str(checkpoint), 'process': process, 'unit': UNITS.get(process, process), 'images': [],
+                'settings': evaluation_settings(args),
+                'versions': {'python': platform.python_version(), 'torch': torch.__version__,
+                             'torchvision': torchvision.__version__, 'numpy': np.__version__}}
+    with util.progress(None, process, 'image', total=len(paths)) as bar, util.autocast(args, device):
+        for batch in loader_maps(model, loader, process, device, chooser(target, contrast), args.seed,
+                                 superclasses=members, settings=settings):
+            for row, index in enumerate(batch.indices.tolist()):
+                manifest['images'].append(write_maps(folder, names[index], paths[index], batch, row,
+                                                     lambda label: class_label(label, args.class_names), process))
+                bar.update()
+            util.write_json(folder / 'manifest.json', manifest)
+    for entry in manifest['images'][:20]:
+        print(f'{entry["image"]}: {entry["class_name"]}, p = {entry["probability"]:.3f}, {folder / entry["overlay"]}')
+    print(f'{len(paths)} images: {folder / "manifest.json"}')
+
+
+def class_label(label, names):
+    """What a class is called in a picture: its name, or its number where the checkpoint knows no names."""
+    return names[label] if names and names[label] else f'class {label}'
+
+
+if __name__ == '__main__':
+    util.run(main)

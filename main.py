@@ -14,8 +14,8 @@ import torch
 
 import config
 import data_loaders
-import inference
 import util
+from checkpoints import loading
 from util import UserError
 from wsol import build_model, parameter_groups
 
@@ -120,7 +120,7 @@ def train(args, device, folder):
                  train_epoch(model, train_loader, optimiser, args, epoch, device).items()}
         line['val_accuracy'] = top1_accuracy(model, val_loader, args, device, 'val')
         util.save_checkpoint(path, architecture=args.architecture, epoch=epoch + 1, state_dict=model.state_dict(),
-                             optimizer=optimiser.state_dict(), model=inference.network_settings(args, num_classes),
+                             optimizer=optimiser.state_dict(), model=loading.network_settings(args, num_classes),
                              args=dict(args), class_names=data_loaders.class_names(train_set, num_classes))
         log.append(line)
         util.write_json_lines(folder / 'log.jsonl', log)
@@ -129,10 +129,10 @@ def train(args, device, folder):
 
 def initial_model(args, num_classes):
     """The network to start from: ImageNet's weights, --load_checkpoint's, or random ones."""
-    load = inference.wants_checkpoint(args)
-    model = build_model(**inference.network_settings(args, num_classes), pretrained=args.pretrained and not load)
+    load = loading.wants_checkpoint(args)
+    model = build_model(**loading.network_settings(args, num_classes), pretrained=args.pretrained and not load)
     if load:
-        source, checkpoint = inference.open_checkpoint(args)
+        source, checkpoint = loading.open_checkpoint(args)
         util.load_weights(model, checkpoint, source, args.is_different_checkpoint)
     return model
 
@@ -144,7 +144,7 @@ def main():
     if args.is_train:
         model = train(args, device, folder)
     else:
-        model, _, args = inference.load_model(args, device)
+        model, _, args = loading.load_model(args, device)
     accuracies = {}
     for split in ('val', 'test'):
         dataset = data_loaders.open_split(args, split)

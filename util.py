@@ -110,6 +110,12 @@ def write_atomically(path, write):
         raise UserError(f'cannot write {path}: {error.strerror or error}') from error
 
 
+def save_array(path, values):
+    """np.save to exactly this path: it would add .npy to a temporary name."""
+    with open(path, 'wb') as file:
+        np.save(file, values)
+
+
 def write_json(path, content):
     write_atomically(path, lambda file: file.write_text(json.dumps(content, indent=1) + '\n'))
 

@@ -159,7 +159,7 @@ def test_spellings_of_the_names(name, key):
 def test_published_format_loads_with_what_its_name_says(drive, tmp_path, options, prefix, monkeypatch):
     """A file as the authors saved theirs: no record of the network, numpy numbers beside the weights."""
     import config
-    import inference
+    from checkpoints import loading
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(published, 'DRIVE_IDS', {'CALM_EM-CUB': 'x'})
     weights = build_model('resnet50', 'CALM_EM', 200, large_feature_map=True).state_dict()
@@ -167,6 +167,6 @@ def test_published_format_loads_with_what_its_name_says(drive, tmp_path, options
                 'state_dict': {prefix + name: value for name, value in weights.items()}}, tmp_path / 'file', **options)
     drive.content = (tmp_path / 'file').read_bytes()
     args = config.parse('', ['--load_checkpoint=CALM-EM-CUB', '--device=cpu'])
-    model, path, args = inference.load_model(args, torch.device('cpu'))
+    model, path, args = loading.load_model(args, torch.device('cpu'))
     assert (args.dataset, args.attribution_method, args.large_feature_map) == ('CUB', 'CALM_EM', True)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())

@@ -9,8 +9,9 @@ from conftest import ROOT, shared
 
 import config
 from util import UserError, load_weights
-from wsol import ARCHITECTURES, METHODS, build_model, parameter_groups
+from wsol import ARCHITECTURE_NAMES, ARCHITECTURES, METHODS, build_model, parameter_groups
 from wsol._torchvision import torchvision
+from wsol.attribution import attribution_maps
 
 
 def published_names():
@@ -45,7 +46,7 @@ def test_fine_tuning_slows_the_whole_backbone():
         'conv_last.weight', 'conv_last.bias', 'attention.0.weight', 'attention.0.bias'}
 
 
-@pytest.mark.parametrize('architecture', ARCHITECTURES)
+@pytest.mark.parametrize('architecture', ['resnet18', 'resnet50', 'vgg16', 'inception_v3'])
 @pytest.mark.parametrize('large, side', [(False, 14), (True, 28)])
 def test_maps_of_a_224_pixel_image_are_14_or_28_wide(architecture, large, side):
     with torch.device('meta'):
@@ -55,13 +56,91 @@ def test_maps_of_a_224_pixel_image_are_14_or_28_wide(architecture, large, side):
 
 
 @pytest.mark.parametrize('method', METHODS)
-@pytest.mark.parametrize('architecture', ARCHITECTURES)
+@pytest.mark.parametrize('architecture', ['resnet18', 'resnet50', 'vgg16', 'inception_v3'])
 def test_every_head_on_every_network(architecture, method):
     model = build_model(architecture, method, 7).eval()
     features, logits, prior = model.activations(torch.randn(2, 3, 64, 64))
     assert logits.shape == (2, 7, *features.shape[2:])
     assert prior is None if method == 'CAM' else prior.shape == (2, *features.shape[2:])
     torch.testing.assert_close(model(torch.randn(2, 3, 64, 64)).softmax(1).sum(1), torch.ones(2))
+
+
+@pytest.mark.parametrize('architecture, slow, fast', [
+    ('vgg16', {'features'}, {'conv6', 'bn6', 'conv_last', 'attention'}),
+    ('inception_v3', {'Conv2d_1a_3x3', 'Conv2d_2a_3x3', 'Conv2d_2b_3x3', 'Conv2d_3b_1x1', 'Conv2d_4a_3x3', 'Mixed_5b',
+                      'Mixed_5c', 'Mixed_5d', 'Mixed_6a', 'Mixed_6b', 'Mixed_6c', 'Mixed_6d', 'Mixed_6e'},
+     {'A3_1b', 'A3_2b', 'conv_last', 'attention'}),
+    ('swin_t', {'backbone'}, {'conv_last', 'attention'}),
+])
+def test_learning_rate_groups_of_the_other_networks(architecture, slow, fast):
+    model = build_model(architecture, 'CALM_EM', 7, use_bn=True)
+    names = {id(parameter): name.split('.')[0] for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, architecture, 0.01)
+    assert [{names[id(parameter)] for parameter in group['params']} for group in groups] == [slow, fast]
+    groups = parameter_groups(model, architecture, 0.01, is_different_checkpoint=True)
+    quick = {names[id(parameter)] for parameter in groups[1]['params']}
+    assert quick == ({'conv_last', 'attention'} if architecture != 'inception_v3' else fast)
+
+
+@pytest.mark.parametrize('large', [False, True])
+@pytest.mark.parametrize('architecture', ['vgg16', 'inception_v3'])
+def test_batch_norm_of_the_added_layers_is_optional(architecture, large):
+    with torch.device('meta'):
+        plain, normed = (build_model(architecture, 'CAM', 7, large_feature_map=large, use_bn=use_bn)
+                         for use_bn in (False, True))
+    added = ARCHITECTURES[architecture].added
+    for model, expected in ((plain, False), (normed, True)):
+        assert any('running_mean' in name for name in model.state_dict() if name.startswith(added)) == expected
+    convolutions = [sum('weight' in name and value.ndim == 4 for name, value in model.state_dict().items())
+                    for model in (plain, normed)]
+    assert convolutions[0] == convolutions[1]
+
+
+def test_inceptions_last_block_is_used():
+    """The published code computes Mixed_6e and drops it."""
+    model = build_model('inception_v3', 'CAM', 7).eval()
+    images = torch.randn(1, 3, 64, 64)
+    before = model(images)
+    model.Mixed_6e.branch1x1.conv.weight.data *= 2
+    assert not torch.equal(model(images), before)
+
+
+def test_vgg_is_initialised_by_he_fan_out():
+    torch.manual_seed(0)
+    weight = build_model('vgg16', 'CAM', 7).conv6.weight
+    assert weight.std().item() == pytest.approx((2 / (1024 * 9)) ** 0.5, rel=0.01)
+
+
+@pytest.mark.parametrize('name', ['convnext_tiny', 'mobilenet_v3_large', 'efficientnet_b0', 'densenet121', 'swin_t',
+                                  'shufflenet_v2_x0_5', 'regnet_y_400mf', 'mnasnet0_5', 'squeezenet1_1', 'googlenet',
+                                  'alexnet', 'resnext50_32x4d'])
+def test_any_classifier_trains_a_step_and_gives_maps(name):
+    torch.manual_seed(0)
+    model = build_model(name, 'CALM_EM', 5)
+    optimiser = torch.optim.SGD(parameter_groups(model, name, 1e-3))
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    images = torch.randn(2, 3, 96, 96)
+    loss, _ = model.loss(images, torch.tensor([0, 1]))
+    loss.backward()
+    optimiser.step()
+    moved = [key for key, value in model.named_parameters() if not torch.equal(value, before[key])]
+    assert torch.isfinite(loss) and len(moved) > len(before) / 2
+    model.eval()
+    maps = attribution_maps(model, images, torch.tensor([0, 1]), 'jointll')
+    assert maps.ndim == 3 and min(maps.shape[1:]) > 1
+    torch.testing.assert_close(maps.sum((1, 2)), model(images).softmax(1)[[0, 1], [0, 1]])
+
+
+@pytest.mark.parametrize('name, words', [('vit_b_16', 'no spatial last map'), ('convnexttiny', 'no architecture')])
+def test_what_cannot_be_a_backbone_is_refused(name, words):
+    with pytest.raises(UserError, match=words):
+        build_model(name, 'CAM', 5)
+
+
+@pytest.mark.parametrize('name, option', [('convnext_tiny', 'large_feature_map'), ('vgg16', 'last_stage')])
+def test_options_that_a_network_does_not_have_are_refused(name, option):
+    with pytest.raises(UserError, match=option):
+        build_model(name, 'CAM', 5, **{option: True if option == 'large_feature_map' else 'layer2'})
 
 
 @pytest.mark.parametrize('stage, features', [('layer1', 64), ('layer2', 128), ('layer3', 256)])
@@ -80,32 +159,39 @@ def test_random_initialisation_is_xavier_with_zero_biases():
     assert not model.conv_last.bias.any() and not model.attention[0].bias.any()
 
 
-@pytest.fixture
-def imagenet_file(tmp_path, monkeypatch):
-    """A function that puts random weights where torchvision keeps a download, under the real names."""
-    def put(name):
-        monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path))
-        weights = torchvision.models.get_model_weights(name)['IMAGENET1K_V1']
-        torch.manual_seed(1)
-        state = torchvision.models.get_model(name).state_dict()
-        state = {key: torch.rand_like(value) if value.is_floating_point() else value + 7
-                 for key, value in state.items()}
-        path = tmp_path / 'checkpoints' / weights.url.split('/')[-1]
-        path.parent.mkdir(exist_ok=True)
-        torch.save(state, path)
-        return state
-    return put
+def put_imagenet_file(name, hub):
+    """Random weights where torchvision keeps a download, under the real names. Returns them."""
+    weights = torchvision.models.get_model_weights(name)['IMAGENET1K_V1']
+    with torch.device('meta'):
+        options = {'init_weights': False} if 'inception' in name else {}
+        shapes = torchvision.models.get_model(name, **options).state_dict()
+    torch.manual_seed(1)
+    state = {key: torch.rand(value.shape) if value.is_floating_point() else torch.tensor(7)
+             for key, value in shapes.items()}
+    path = hub / 'checkpoints' / weights.url.split('/')[-1]
+    path.parent.mkdir(exist_ok=True)
+    torch.save(state, path)
+    return state
 
 
-@pytest.mark.parametrize('large', [False, True])
-def test_imagenet_weights_fill_the_whole_backbone(imagenet_file, large):
-    state = imagenet_file('resnet18')
-    model = build_model('resnet18', 'CALM_EM', 7, pretrained=True, large_feature_map=large)
-    ours = model.state_dict()
-    new = {name for name in ours if name.startswith(('conv_last', 'attention'))}
-    assert set(ours) - new == {name for name in state if not name.startswith('fc.')}
-    assert all(torch.equal(ours[name], state[name]) for name in set(ours) - new)
-    assert not model.conv_last.bias.any()
+@pytest.mark.parametrize('architecture, use_bn, file, dropped', [
+    ('resnet18', False, 'resnet18', 'fc.'), ('resnet50', False, 'resnet50', 'fc.'),
+    ('vgg16', False, 'vgg16', 'classifier.'), ('vgg16', True, 'vgg16_bn', 'classifier.'),
+    ('inception_v3', False, 'inception_v3', ('fc.', 'AuxLogits.', 'Mixed_7')),
+    ('inception_v3', True, 'inception_v3', ('fc.', 'AuxLogits.', 'Mixed_7')),
+])
+def test_imagenet_weights_fill_the_whole_backbone(tmp_path, monkeypatch, architecture, use_bn, file, dropped):
+    """Every tensor of the file that belongs to the backbone, BatchNorm statistics included, for both map sizes."""
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path))
+    state = put_imagenet_file(file, tmp_path)
+    for large in (False, True):
+        model = build_model(architecture, 'CALM_EM', 7, pretrained=True, large_feature_map=large, use_bn=use_bn)
+        ours = model.state_dict()
+        fresh = (*ARCHITECTURES[architecture].added, 'conv_last', 'attention')
+        added = {name for name in ours if name.startswith(fresh)}
+        assert set(ours) - added == {name for name in state if not name.startswith(dropped)}
+        assert all(torch.equal(ours[name], state[name]) for name in set(ours) - added)
+        assert not model.conv_last.bias.any()
 
 
 def test_imagenet_weights_out_of_reach_are_one_clear_error(tmp_path, monkeypatch):
@@ -176,6 +262,6 @@ def test_torchvision_is_mended_only_where_its_operators_are_missing(tmp_path, br
 
 
 def test_registry_keys_are_the_command_lines_choices():
-    for flag, keys in (('architecture', ARCHITECTURES), ('attribution_method', METHODS)):
+    for flag, keys in (('architecture', ARCHITECTURE_NAMES), ('attribution_method', METHODS)):
         for key in keys:
             assert config.parse('', [f'--{flag}={key}'])[flag] == key

@@ -9,8 +9,8 @@ import torch
 from conftest import SMALL
 
 import config
-import inference
 import util
+from checkpoints import loading
 from data_loaders import open_split
 from wsol import metrics
 from wsol.attribution import attribution_maps
@@ -118,7 +118,7 @@ def test_cue_location_agrees_with_a_naive_loop(script, tiny_birds, trained, meth
     assert stem.with_suffix('.png').stat().st_size > 1000
 
     args = config.parse('', flags(tiny_birds, trained, method))
-    model, _, args = inference.load_model(args, torch.device('cpu'))
+    model, _, args = loading.load_model(args, torch.device('cpu'))
     test_set = open_split(args, 'test')
     annotations = CueAnnotations(Path(args.data_root) / 'ToyBirds')
     edges = metrics.bin_edges(thresholds)
@@ -167,7 +167,7 @@ def test_remove_and_classify_agrees_with_a_naive_loop(script, tiny_birds, traine
     result = json.loads(stem.with_suffix('.json').read_text())
     assert stem.with_suffix('.png').stat().st_size > 1000 and result['images'] == 36
     args = config.parse('', flags(tiny_birds, trained, 'CALM_EM'))
-    model, _, args = inference.load_model(args, torch.device('cpu'))
+    model, _, args = loading.load_model(args, torch.device('cpu'))
     test_set = open_split(args, 'test')
     for record in result['ratios']:
         correct = 0

@@ -174,7 +174,7 @@ def check_process(name, method):
 
 
 def attribution_maps(model, images, labels=None, process='jointll', contrast=None, seeds=None, superclasses=None,
-                     settings=Settings()):
+                     settings=Settings(), activations=None):
     """Attribution maps of a batch, in the method's own units: nothing is normalised.
 
     model: of build_model, in eval mode. images: (B,3,H,W), ImageNet-normalised. process: a key of
@@ -183,6 +183,7 @@ def attribution_maps(model, images, labels=None, process='jointll', contrast=Non
     why this class and not that one. For jointll it sums to p(label|x) - p(contrast|x).
     seeds: (B,) int64 for the methods that draw at random (default 0..B-1). superclasses: (C,C) bool, row
     c the classes of c's superclass (wsol.superclasses). settings: of the gradient methods.
+    activations: model.activations(images) where the caller has them already, to save the forward.
     Activation methods take one forward whatever the classes; gradient methods one backward per class and
     step, on maps of the image's size. Methods that are not per_class give one map, repeated.
     Raises UserError for a method that the head does not define.
@@ -194,6 +195,8 @@ def attribution_maps(model, images, labels=None, process='jointll', contrast=Non
     chosen = [chosen if chosen.ndim == 2 else chosen[:, None] for chosen in (labels, contrast) if chosen is not None]
     asked = torch.cat(chosen, 1).to(images.device) if chosen else None  # (B,K or 2K)
     query = Query(model, images, asked, seeds, superclasses, settings)
+    if activations is not None:
+        query.activations = activations
     maps = PROCESSES[process].function(query)  # (B,K,h,w) or (B,h,w)
     if maps.ndim == 3:
         maps = maps[:, None].expand(-1, query.asked.shape[1], -1, -1)

@@ -1,0 +1,147 @@
+"""inference.py: maps of own images, and of a loader."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from PIL import Image
+
+import data_loaders
+import inference
+from checkpoints import loading
+from data_loaders import open_upright
+from util import UserError
+from wsol.attribution import attribution_maps
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tiny_birds, tmp_path_factory):
+    """A folder with a CALM_EM checkpoint of a tiny ToyBirds."""
+    import sys
+
+    import main
+    save, before = tmp_path_factory.mktemp('save'), sys.argv
+    sys.argv = ['main.py', *tiny_birds, *SMALL, f'--save_root={save}', '--attribution_method=CALM_EM', '--epochs=1']
+    main.main()
+    sys.argv = before
+    return save / 'result'
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of images of many sizes and modes."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / 'photos'
+    (folder / 'below').mkdir(parents=True)
+    Image.fromarray(rng.integers(0, 256, (30, 90, 3), dtype=np.uint8)).save(folder / 'wide.jpg')
+    Image.fromarray(rng.integers(0, 256, (70, 20), dtype=np.uint8)).save(folder / 'below' / 'grey.png')
+    Image.fromarray(rng.integers(0, 256, (8, 9, 4), dtype=np.uint8)).save(folder / 'wide.png')
+    Image.fromarray(rng.integers(0, 65536, (40, 40), dtype=np.uint16)).save(folder / 'deep.tiff')
+    (folder / 'notes.txt').write_text('not an image')
+    return folder
+
+
+def test_every_image_gets_an_overlay_a_map_and_an_entry(script, checkpoint, photos, tmp_path):
+    code, out, err = script('inference', photos, f'--load_checkpoint={checkpoint}', '--score_map_process=jointll',
+                            '--contrast', '--output=out', '--device=cpu')
+    assert code == 0, err
+    manifest = json.loads((tmp_path / 'out/manifest.json').read_text())
+    assert [entry['image'].split('photos/')[1] for entry in manifest['images']] == [
+        'below/grey.png', 'deep.tiff', 'wide.jpg', 'wide.png']
+    assert manifest['process'] == 'jointll' and manifest['versions']['torch'] == torch.__version__
+    for entry in manifest['images']:
+        assert entry['class_name'].startswith('0') and entry['class'] == entry['predicted']
+        assert entry['contrast_class'] != entry['class'] and entry['contrast_probability'] <= entry['probability']
+        values, contrast = (np.load(tmp_path / 'out' / entry[key]) for key in ('map', 'contrast_map'))
+        assert values.sum() == pytest.approx(entry['probability'], rel=1e-5)  # probability units
+        assert contrast.sum() == pytest.approx(entry['probability'] - entry['contrast_probability'], rel=1e-4, abs=1e-6)
+        for key in ('overlay', 'contrast_overlay'):
+            with Image.open(tmp_path / 'out' / entry[key]) as picture:
+                assert picture.format == 'PNG' and min(picture.size) > 100
+
+
+def test_target_and_contrast_can_be_named(script, checkpoint, photos, tmp_path):
+    script('inference', photos / 'wide.jpg', f'--load_checkpoint={checkpoint}', '--score_map_process=jointll',
+           '--target=Toy_B3', '--contrast=4', '--output=out')
+    entry, = json.loads((tmp_path / 'out/manifest.json').read_text())['images']
+    assert (entry['class'], entry['class_name'], entry['contrast_class']) == (6, '007.Toy_B3', 4)
+
+
+@pytest.mark.parametrize('process', ['vanilla', 'backprop', 'smooth_grad', 'jointll-superclass', 'random'])
+def test_other_methods_write_maps_too(script, checkpoint, photos, tmp_path, process):
+    code, _, err = script('inference', photos / 'wide.jpg', f'--load_checkpoint={checkpoint}', '--output=out',
+                          '--seed=1', f'--score_map_process={process}', '--smooth_grad_nr_iter=2')
+    assert code == 0, err
+    assert np.isfinite(np.load(tmp_path / f'out/wide.jpg.{process}.npy')).all()
+
+
+def test_exif_orientation_is_honoured(tmp_path):
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:, :10] = 250
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned a quarter clockwise
+    Image.fromarray(pixels).save(tmp_path / 'a.png', exif=exif)
+    upright = np.asarray(open_upright(tmp_path / 'a.png'))
+    assert upright.shape == (40, 20, 3) and (upright[:10] > 200).all() and (upright[10:] < 50).all()
+
+
+def test_transparency_is_white_and_16_bits_are_scaled(tmp_path):
+    Image.new('RGBA', (5, 5), (200, 0, 0, 0)).save(tmp_path / 'clear.png')
+    assert (np.asarray(open_upright(tmp_path / 'clear.png')) == 255).all()
+    Image.fromarray(np.full((5, 5), 32768, np.uint16)).save(tmp_path / 'deep.png')
+    assert (np.asarray(open_upright(tmp_path / 'deep.png')) == 127).all()
+
+
+def test_loader_maps_takes_one_forward_per_image(checkpoint, tiny_birds, monkeypatch):
+    import config
+    args = config.parse('', [*tiny_birds, f'--load_checkpoint={checkpoint}', '--batch_size=5'])
+    model, _, args = loading.load_model(args, torch.device('cpu'))
+    dataset = data_loaders.open_split(args, 'val')
+    seen, extract = [], type(model).extract_features
+    monkeypatch.setattr(type(model), 'extract_features',
+                        lambda net, batch: seen.append(len(batch)) or extract(net, batch))
+    loader = data_loaders.make_loader(dataset, args, torch.device('cpu'))
+    batches = list(inference.loader_maps(model, loader, 'jointll', torch.device('cpu'),
+                                         inference.chooser(None, 'runner-up')))
+    assert sum(seen) == len(dataset) == 18
+    images = torch.stack([dataset[index][0] for index in range(5)])
+    expected = attribution_maps(model, images, batches[0].classes, 'jointll', contrast=batches[0].contrast)
+    torch.testing.assert_close(batches[0].differences, expected)
+
+
+@pytest.mark.parametrize('text, names, expected', [
+    ('3', None, 3), ('b', ['a', 'b'], 1), ('Laysan', ['001.Black', '002.Laysan_Albatross'], 1)])
+def test_classes_are_found_by_number_or_name(text, names, expected):
+    assert inference.resolve_class(text, names, 4) == expected
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['nowhere.jpg'], ['nowhere.jpg', 'no such image']), (['empty'], ['empty holds no images']),
+    (['photos/notes.txt'], ['notes.txt does not open']), (['photos/wide.jpg', '--target=99'], ['99', '0 to 17']),
+    (['photos/wide.jpg', '--contrast=Toy'], ['"Toy" names 18 classes']),
+    (['photos/wide.jpg', '--contrast=cat'], ['"cat" names no class']),
+    (['photos/wide.jpg', '--score_map_process=object_mask'], ['object_mask']),
+    (['photos/wide.jpg', '--score_map_process=jointl'], ['jointll']),
+    (['photos/wide.jpg', '--score_map_method=backprop', '--score_map_process=jointll'], ['contradicts']),
+])
+def test_mistakes(script, checkpoint, photos, tmp_path, flags, words):
+    (tmp_path / 'empty').mkdir()
+    code, _, err = script('inference', *flags, f'--load_checkpoint={checkpoint}')
+    assert code == 2 and 'Traceback' not in err
+    assert all(word in err for word in words), err
+    assert not (tmp_path / 'maps' / 'manifest.json').exists()
+
+
+def test_two_files_of_one_name_do_not_overwrite_each_other(tmp_path):
+    for folder in ('a', 'b'):
+        (tmp_path / folder).mkdir()
+        Image.new('RGB', (4, 4)).save(tmp_path / folder / 'x.png')
+    assert list(inference.find_images([tmp_path / 'a/x.png', tmp_path / 'b/x.png', tmp_path / 'a/x.png'])) == [
+        'x.png', 'b_x.png']
+
+
+def test_a_checkpoint_without_names_numbers_its_classes():
+    assert inference.class_label(3, None) == 'class 3'
+    with pytest.raises(UserError, match='no class names'):
+        inference.resolve_class('albatross', None, 5)
