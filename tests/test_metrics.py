@@ -160,5 +160,7 @@ def test_bootstrap_interval_covers_the_ratio_and_narrows_with_more_images():
         assert low < hits.sum() / base.sum() < high
         widths.append(high - low)
     assert widths[1] < widths[0] / 5
+    few = np.arange(10) == 0  # most draws of a base of one image in ten have something to divide by, some not
+    assert metrics.bootstrap_ratio(few, few, seed=0) == (1, 1)
     again = [metrics.bootstrap_ratio(hits, base, seed=1, draws=50) for _ in range(2)]
     assert again[0] == again[1]

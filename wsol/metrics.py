@@ -128,12 +128,12 @@ def erase(images, rank, ratio):
 def bootstrap_ratio(numerator, denominator, seed, draws=2000, level=0.95):
     """Interval of sum(numerator) / sum(denominator) over images drawn again with replacement.
 
-    numerator, denominator: (N,) of the same images. Returns (low, high), the percentile interval.
+    numerator, denominator: (N,) of the same images, the second not all 0. Returns (low, high), the percentile
+    interval of the draws that have a ratio.
     """
     rng = np.random.default_rng(seed)
     count = len(numerator)
     weights = rng.multinomial(count, np.full(count, 1 / count), size=draws)  # (draws,N)
-    with np.errstate(divide='ignore', invalid='ignore'):
-        ratios = (weights @ numerator) / (weights @ denominator)
-    low, high = np.nanquantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    above, below = weights @ numerator.astype(float), weights @ denominator.astype(float)
+    low, high = np.quantile(above[below > 0] / below[below > 0], [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
