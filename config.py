@@ -51,6 +51,24 @@ def choice(options, aliases=None):
 
 
 OBJECT_MASK = 'object_mask'  # the object's segmentation as a map: a control that no model computes
+def percentages(text):
+    """30,50,70 -> (30, 50, 70)."""
+    values = text.replace(',', ' ').split()
+    if not values or not all(value.isdecimal() and 0 < int(value) <= 100 for value in values):
+        raise argparse.ArgumentTypeError(f'"{text}" is not a list of percentages such as 30,50,70')
+    return tuple(map(int, values))
+
+
+def dataset_name(text):
+    """A data set's name, or a folder (written with a slash: ./birds)."""
+    if '/' in text or '\\' in text:
+        return text
+    try:
+        return choice(tuple(DATASETS), ALIASES)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f'{error} (a folder of your own is written with a slash: ./{text})') from None
+
+
 COUNT, SIZE = number(int, 1), number(int, 1)
 RATE, NATURAL = number(float, 0), number(int, 0)
 METHOD_ALIASES = {'CALM-EM': 'CALM_EM', 'CALM-ML': 'CALM_ML'}
@@ -68,9 +86,12 @@ FLAGS = {
         ('precision', 'float32', choice(('float32', 'bfloat16')), "the backbone's; heads and losses are float32"),
     ),
     'data': (
-        ('dataset', 'CUB', choice(tuple(DATASETS), ALIASES), f'{", ".join(DATASETS)} (ImageNet = ILSVRC)'),
+        ('dataset', 'CUB', dataset_name,
+         f'{", ".join(DATASETS)} (ImageNet = ILSVRC), or your own folder of train/, val/ and test/<class>/ images'),
         ('data_root', 'dataset/', str, 'where the images are'),
         ('metadata_root', 'metadata/', str, 'where the lists, labels and boxes are'),
+        ('mask_root', 'dataset/', str, "where OpenImages' masks are, below OpenImages/"),
+        ('skip_broken', False, boolean, 'leave images out that do not open, and say how many'),
         ('proxy_training_set', False, boolean, 'train on image_ids_proxy.txt'),
         ('resize_size', 256, SIZE, 'training images are resized to this square'),
         ('crop_size', 224, SIZE, 'then cropped to this; evaluation images are resized to it'),
@@ -112,6 +133,8 @@ FLAGS = {
         ('integrated_grad_nr_iter', 50, COUNT, 'points on the path of the integrated gradients'),
         ('norm_type', 'minmax', choice(tuple(NORM_TYPES)), 'max, minmax, or clipping: as it is, cut to 0..1'),
         ('threshold_type', 'even', choice(tuple(THRESHOLD_TYPES)), 'even: 0, .001, ...; log: 1e-7 ... 1'),
+        ('iou_thresholds', (30, 50, 70), percentages, 'overlaps in % that count as found, for WSOL boxes: 30,50,70'),
+        ('scoremap_root', None, str, 'score maps made elsewhere: <root>/<split>/<image_id>.npy'),
         ('cam_curve_interval', 0.001, number(float, 1e-6, True, 1), 'threshold step'),
     ),
 }
@@ -140,7 +163,7 @@ def make_parser(description):
             names = ['--' + name] + (['--dataset_name'] if name == 'dataset' else [])
             bare = {'nargs': '?', 'const': True} if kind is boolean else {}  # --use_bn alone is True
             group.add_argument(*names, dest=name, default=default, type=kind, metavar='', **bare,
-                               help=f'{text} (default: {default})')
+                               help=f'{text} (default: {default})'.replace('%', '%%'))
     return parser
 
 

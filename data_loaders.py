@@ -1,11 +1,10 @@
 """Data sets: metadata + image files -> (images, labels, indices), one loader per split.
 
-Source: the WSOL evaluation's metadata format (Choe et al., CVPR 2020):
-metadata/<DATASET>/<split>/{image_ids,class_labels,image_sizes,localization}.txt, splits train,
-val (= its train-fullsup) and test; transforms as published.
+Source: the WSOL evaluation's splits (Choe et al., CVPR 2020), train, val (its train-fullsup) and test,
+listed in dataset.metadata's format, or the user's own folders; transforms as published.
 """
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,8 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from util import UserError
+from dataset.metadata import read_labels
+from util import UserError, progress, warn
 from wsol._torchvision import torchvision  # noqa: F401  must precede its transforms
 
 from torchvision.transforms import v2  # isort: skip
@@ -30,6 +30,7 @@ class DatasetSpec:
     image_folders: dict[str, str]  # split -> folder that its image ids are relative to
     prepare: str  # the command that prepares it
     cub_folder: str | None = None  # parts, attributes and segmentations in CUB's layout
+    masks: bool = False  # localization.txt names masks, not boxes
 
 
 def _everywhere(folder):
@@ -38,80 +39,41 @@ def _everywhere(folder):
 
 DATASETS = {spec.name: spec for spec in (
     DatasetSpec('CUB', 200, {'train': 'CUB/images', 'val': 'CUBV2', 'test': 'CUB/images'},
-                'see dataset/README.md', 'CUB'),
-    DatasetSpec('ILSVRC', 1000, {'train': 'ILSVRC', 'val': 'ImageNetV2', 'test': 'ILSVRC'}, 'see dataset/README.md'),
-    DatasetSpec('OpenImages', 100, _everywhere('OpenImages'), 'see dataset/README.md'),
+                'python dataset/prepare.py cub, then cubv2', 'CUB'),
+    DatasetSpec('ILSVRC', 1000, {'train': 'ILSVRC', 'val': 'ImageNetV2', 'test': 'ILSVRC'},
+                'python dataset/prepare.py imagenet, then imagenetv2'),
+    DatasetSpec('OpenImages', 100, _everywhere('OpenImages'), 'python dataset/prepare.py openimages', masks=True),
     DatasetSpec('ToyBirds', 18, _everywhere('ToyBirds/images'), 'painted at first use', 'ToyBirds'),
 )}
 ALIASES = {'ImageNet': 'ILSVRC'}
+SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.ppm', '.pgm'}
 
 
-# --- metadata -----------------------------------------------------------------------------------------
+def dataset_spec(args):
+    """The DatasetSpec of --dataset: one of DATASETS, or the user's own folder of train/, val/ and test/."""
+    return DATASETS.get(args.dataset) or _own_spec(Path(args.dataset), args.get('class_names'))
 
 
-def read_columns(path, num_integers):
-    """Read `path,int,int,...` lines.
-
-    Returns image ids, (N,) bytes array, and (N,num_integers) int64. Fixed-width bytes and small
-    chunks keep the 1.28 million lines of ImageNet in tens of megabytes. Raises UserError with
-    file and line number.
-    """
-    names, integers, line_number = [], [], 0
-    try:
-        with open(path, 'rb') as file:
-            while chunk := list(islice(file, 65536)):
-                try:
-                    rows = [line.strip().rsplit(b',', num_integers) for line in chunk]
-                    names.append(np.array([row[0] for row in rows]))
-                    numbers = [[int(value) for value in row[1:]] for row in rows]
-                    integers.append(np.array(numbers, np.int64).reshape(len(rows), num_integers))
-                    if b'' in names[-1]:
-                        raise ValueError('empty')
-                except ValueError:
-                    _name_bad_line(path, chunk, line_number, num_integers)
-                line_number += len(chunk)
-    except OSError as error:
-        raise UserError(f'{path}: {error.strerror}') from error
-    if not names:
-        raise UserError(f'{path} is empty')
-    return np.concatenate(names), np.concatenate(integers)
+def _own_spec(folder, class_names):
+    """A folder <split>/<class>/*.jpg. class_names: of the checkpoint; else the folders of train/, in order."""
+    if class_names is None:
+        train = folder / 'train'
+        if not train.is_dir():
+            raise UserError(f'--dataset={folder}: no such folder, or no {train} in it. It should hold train/<class>/, '
+                            f'val/<class>/ and test/<class>/ with images, or be one of {", ".join(DATASETS)}')
+        class_names = sorted(path.name for path in train.iterdir() if path.is_dir())
+        if len(class_names) < 2:
+            raise UserError(f'{train} has {len(class_names)} class folders; a classifier needs two at least')
+    masks = next((path.read_text()[:4096] for path in (folder / 'metadata').glob('*/localization.txt')), '')
+    return DatasetSpec(str(folder), len(class_names), {split: str(folder / split) for split in SPLITS},
+                       f'put images in {folder}/<split>/<class>/', masks='.png' in masks.split('\n')[0])
 
 
-def _name_bad_line(path, chunk, before, num_integers):
-    wanted = ','.join(['path'] + ['integer'] * num_integers)
-    for offset, line in enumerate(chunk, 1):
-        row = line.strip().rsplit(b',', num_integers)
-        try:
-            good = row[0] and len([int(value) for value in row[1:]]) == num_integers
-        except ValueError:
-            good = False
-        if not good:
-            raise UserError(f'{path}, line {before + offset}: expected "{wanted}", '
-                            f'found "{line.strip().decode(errors="replace")}"')
-
-
-def read_labels(folder, num_classes, proxy=False):
-    """Image ids (N,) bytes and labels (N,) int64 of a split's metadata folder.
-
-    proxy: the ids of image_ids_proxy.txt instead of image_ids.txt.
-    """
-    ids_path, labels_path = folder / f'image_ids{"_proxy" if proxy else ""}.txt', folder / 'class_labels.txt'
-    ids, _ = read_columns(ids_path, 0)
-    labelled, labels = read_columns(labels_path, 1)
-    labels = labels[:, 0]
-    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if len(wrong):
-        raise UserError(f'{labels_path}, line {wrong[0] + 1}: label {labels[wrong[0]]} is out of range, '
-                        f'classes are 0 to {num_classes - 1}')
-    if not np.array_equal(ids, labelled):  # another order, or a part of it
-        order = labelled.argsort(kind='stable')
-        place = np.searchsorted(labelled, ids, sorter=order).clip(max=len(labelled) - 1)
-        unlabelled = np.flatnonzero(labelled[order[place]] != ids)
-        if len(unlabelled):
-            raise UserError(f'{ids_path}, line {unlabelled[0] + 1}: {ids[unlabelled[0]].decode()} has no line in '
-                            f'{labels_path} ({len(unlabelled)} such images)')
-        labels = labels[order[place]]
-    return ids, labels
+def metadata_folder(args, split):
+    """Where a split's lists and boxes are; of the user's own folder, what there is of them."""
+    if args.dataset in DATASETS:
+        return Path(args.metadata_root) / args.dataset / split
+    return Path(args.dataset) / 'metadata' / split
 
 
 # --- images ---------------------------------------------------------------------------------------------
@@ -208,41 +170,87 @@ class SeededSampler(Sampler):
         return zip(order, seeds, strict=True)
 
 
-def dataset_spec(args):
-    return DATASETS[args.dataset]
-
-
 def cub_root(args):
     """The folder with a data set's parts, attributes and segmentations, in CUB's layout."""
     return Path(args.data_root) / dataset_spec(args).cub_folder
 
 
-def class_names(dataset, num_classes):
-    """The name of each class: the folder of its images ('' where the split has none)."""
-    names = [''] * num_classes
+def class_names(dataset, args):
+    """The name of each class: --dataset's own folders, or the folder of its images ('' where the split has none)."""
+    if args.dataset not in DATASETS:
+        return _own_names(args)
+    names = [''] * dataset_spec(args).num_classes
     for label, first in zip(*np.unique(dataset.labels, return_index=True), strict=True):
         names[label] = Path(dataset.image_id(first)).parent.name
     return names
 
 
+def _own_names(args):
+    train = Path(args.dataset) / 'train'
+    return args.get('class_names') or sorted(path.name for path in train.iterdir() if path.is_dir())
+
+
+def _list_folder(args, split):
+    """Image ids and labels of <folder>/<split>/<class>/."""
+    names, root = _own_names(args), Path(args.dataset) / split
+    if not root.is_dir():
+        raise UserError(f'{root} is not there: {dataset_spec(args).prepare}')
+    ids = sorted(str(path.relative_to(root)) for path in root.rglob('*') if path.suffix.lower() in SUFFIXES)
+    strangers = sorted({image_id.split('/')[0] for image_id in ids} - set(names))
+    if strangers:
+        raise UserError(f'{root / strangers[0]} is no class of the training set (its classes: {", ".join(names[:8])}'
+                        f'{", ..." if len(names) > 8 else ""})')
+    if not ids:
+        raise UserError(f'{root} holds no images (looked for {", ".join(sorted(SUFFIXES))} below its class folders)')
+    return np.array([image_id.encode() for image_id in ids]), np.array([names.index(i.split('/')[0]) for i in ids])
+
+
 def open_split(args, split):
     """The ImageDataset of a split; UserError names what is missing and the command that prepares it."""
-    spec = dataset_spec(args)
+    spec, training = dataset_spec(args), split == 'train'
+    images, metadata = Path(args.data_root) / spec.image_folders[split], metadata_folder(args, split)
     if spec.name == 'ToyBirds':
         from dataset import toybirds  # painting needs OpenCV; nothing else here does
         toybirds.ensure(args.data_root, args.metadata_root)
-    metadata = Path(args.metadata_root) / spec.name / split
-    images = Path(args.data_root) / spec.image_folders[split]
-    missing = [str(path) for path in (metadata / 'image_ids.txt', metadata / 'class_labels.txt', images)
-               if not path.exists()]
-    if missing:
-        raise UserError(f'{spec.name} {split} is not there: missing {", ".join(missing)}. '
-                        f'To prepare it: {spec.prepare}')
-    proxy = split == 'train' and args.proxy_training_set
-    image_ids, labels = read_labels(metadata, spec.num_classes, proxy)
-    training = split == 'train'
+    if args.dataset not in DATASETS:
+        images = Path(spec.image_folders[split])
+        image_ids, labels = _list_folder(args, split)
+    else:
+        missing = [str(path) for path in (metadata / 'image_ids.txt', metadata / 'class_labels.txt', images)
+                   if not path.exists()]
+        if missing:
+            raise UserError(f'{spec.name} {split} is not there: missing {", ".join(missing)}. '
+                            f'To prepare it: {spec.prepare}')
+        image_ids, labels = read_labels(metadata, spec.num_classes, training and args.proxy_training_set)
     transform = train_transform(args.resize_size, args.crop_size) if training else eval_transform(args.crop_size)
-    return ImageDataset(image_ids, labels, images, transform)
+    dataset = ImageDataset(image_ids, labels, images, transform)
+    return without_broken(dataset, split) if args.skip_broken else dataset
+
+
+def broken_images(paths):
+    """Decode every image, in parallel, with a bar. Returns {index: what is wrong} of those that do not open."""
+    def reason(path):
+        try:
+            open_image(path)
+        except UserError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        reasons = progress(pool.map(reason, paths), 'opening images', 'image', total=len(paths))
+        return {index: text for index, text in enumerate(reasons) if text}
+
+
+def without_broken(dataset, split):
+    """The data set without the images that do not open; says how many they are."""
+    broken = broken_images([dataset.folder / dataset.image_id(index) for index in range(len(dataset))])
+    if len(broken) == len(dataset):
+        raise UserError(f'no image of {split} opens; the first: {broken[0]}')
+    if broken:
+        warn(f'{len(broken)} of {len(dataset)} images of {split} do not open and are left out; the first: '
+             f'{next(iter(broken.values()))}')
+    kept = np.setdiff1d(np.arange(len(dataset)), list(broken))
+    return ImageDataset(dataset.image_ids[kept], dataset.labels[kept], dataset.folder, dataset.transform)
 
 
 def make_loader(dataset, args, device, sampler=None):

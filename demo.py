@@ -93,7 +93,7 @@ def contact_sheet(path):
         loaded[method] = model, MEASURED[method][1]
     test_set = data_loaders.open_split(args, 'test')
     annotations = CueAnnotations(data_loaders.cub_root(args))
-    names = data_loaders.class_names(test_set, len(set(test_set.labels)))
+    names = data_loaders.class_names(test_set, args)
     pairs = {frozenset(pair[:2]): pair.parts for pair in annotations.pairs}
     for first, second in PICTURED:
         labels = [names.index(first), names.index(second)]

@@ -82,7 +82,7 @@ def count(loader, maps_of, args, device):
     differing = torch.from_numpy(differing)
     edges = metrics.bin_edges(args.threshold_type, args.cam_curve_interval)
     bins = len(edges) + 1
-    counts, evaluations = {}, np.zeros(len(pairs), np.int64)
+    counts, evaluations, per_class = {}, np.zeros(len(pairs), np.int64), inference.is_per_class(args)
     for images, labels, indices, partition, object_mask, exact in util.progress(loader, 'cue localization', 'batch'):
         batch_pairs = [images_set.pairs[index] for index in indices.tolist()]
         classes = asked_classes(batch_pairs, labels.tolist(), pairs)
@@ -91,13 +91,13 @@ def count(loader, maps_of, args, device):
         columns = [{cls: column for column, cls in reversed(list(enumerate(row)))} for row in classes.tolist()]
         for start in range(0, len(entries), CHUNK):
             rows, chosen = (list(column) for column in zip(*entries[start:start + CHUNK], strict=True))
-            if inference.is_per_class(args.score_map_process):
-                first, second = ([columns[row][pairs[index][side]] for row, index in zip(rows, chosen, strict=True)]
-                                 for side in (0, 1))
-                scores = (maps[rows, first] - maps[rows, second]).abs()  # (E,h,w)
-            else:
-                scores = maps[rows, 0]  # A - B would be zero everywhere: such a map is a control, scored as it is
-            scores = metrics.normalise(metrics.resize(scores, images.shape[2:]), args.norm_type)
+            scores = []
+            for row, index in zip(rows, chosen, strict=True):
+                first, second = (maps[row][columns[row][pairs[index][side]]] for side in (0, 1))  # (h,w)
+                # A - B of a map without classes would be zero: such a map is a control, scored as it is
+                scores.append((first - second).abs() if per_class else first)
+            scores = torch.cat([metrics.resize(one[None], images.shape[2:]) for one in scores])  # (E,S,S)
+            scores = metrics.normalise(scores, args.norm_type)
             binned, which = metrics.bin_scores(scores, edges).flatten(1), torch.tensor(chosen)
             truths = {'parts': partition[rows], 'exact': exact[rows]} if exact.numel() else {'parts': partition[rows]}
             for name, parts in truths.items():
@@ -150,12 +150,13 @@ def report(args, summaries, evaluations, number):
     rows = [[f'{truths[truth]}, {PROTOCOLS[protocol]}, underflow {underflow}', *(values[key] for key in keys)]
             for truth, summary in summaries.items()
             for protocol, by in summary.items() for underflow, values in by.items()]
-    paper = PAPER.get((args.attribution_method, args.score_map_process)) if args.dataset == 'CUB' else None
+    key = (args.attribution_method, args.score_map_process)
+    paper = PAPER.get(key) if args.dataset == 'CUB' and args.scoremap_root is None else None
     if paper:
         rows.append(['the paper (CUB, ResNet-50)', *paper])
     by_number = ', '.join(f'{(evaluations[number == k] > 0).sum()} with {k}' for k in (1, 2, 3))
-    print(f'\n{args.attribution_method}, {args.score_map_process}, {args.norm_type}, {args.threshold_type} thresholds, '
-          f'{args.dataset}: {evaluations.sum()} (image, pair) evaluations; pairs: {by_number} differing parts')
+    print(f'\n{inference.results_name(args)}, {args.threshold_type} thresholds, {args.dataset}: {evaluations.sum()} '
+          f'(image, pair) evaluations; pairs: {by_number} differing parts')
     print(util.table(['PxAP, %, by differing parts', *keys], rows))
 
 
@@ -174,7 +175,9 @@ def keep_pairs_with_images(annotations, labels):
 def main():
     args = config.parse(__doc__)
     device = util.pick_device(args.device)
-    model, path, args = load_model(args, device)
+    model, path = None, None
+    if args.scoremap_root is None or args.load_checkpoint is not None:
+        model, path, args = load_model(args, device)
     inference.check_process(args)
     args.seed = util.seed_everything(args.seed)
     if data_loaders.dataset_spec(args).cub_folder is None:
@@ -189,7 +192,7 @@ def main():
     summaries, per_pair = {}, {}
     for truth, histogram in counts.items():
         summaries[truth], per_pair[truth] = summarise(histogram, pairs, evaluations)
-    name = '_'.join([args.attribution_method, args.score_map_process, args.norm_type, args.threshold_type])
+    name = f'{inference.results_name(args)}_{args.threshold_type}'
     target = inference.results_folder(args, path) / f'cue_location_{name}.json'
     number = np.array([len(pair.parts) for pair in pairs])
     truth = 'exact' if 'exact' in counts else 'parts'
@@ -198,7 +201,7 @@ def main():
     figures.precision_recall_curves(target.with_suffix('.png'), name, curves)
     util.write_json(target, {'metric': 'cue localization, PxAP in percent', 'dataset': args.dataset,
                              'images': len(images), 'evaluations': int(evaluations.sum()), 'pxap': summaries,
-                             'pairs': pair_records(pairs, evaluations, per_pair), 'checkpoint': str(path),
+                             'pairs': pair_records(pairs, evaluations, per_pair), 'checkpoint': path and str(path),
                              'settings': inference.evaluation_settings(args)})
     report(args, summaries, evaluations, number)
     print(f'{target}, {target.with_suffix(".png").name}')

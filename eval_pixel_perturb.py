@@ -31,7 +31,8 @@ def classify_erased(model, loader, maps_of, args, device):
         images, labels = util.to_device(images, device), labels.to(device)
         intact.append(correct(images, labels))
         # ranks need no normalisation, and clipping would make ties: norm_type only names the results
-        maps = metrics.resize(maps_of(images, labels, indices), images.shape[2:])  # (B,h,w) -> (B,S,S)
+        maps = maps_of(images, labels, indices)  # (B,h,w), or a list where sizes differ
+        maps = torch.cat([metrics.resize(one[None], images.shape[2:]) for one in maps])  # (B,S,S)
         generators = [torch.Generator().manual_seed(seed) for seed in util.image_seeds(args.seed, indices).tolist()]
         for rank, results in zip(metrics.ranks(maps, generators), (top, random), strict=True):
             erased = [correct(metrics.erase(images, rank.to(device), ratio), labels) for ratio in metrics.ERASE_RATIOS]
@@ -62,16 +63,16 @@ def main():
     intact, top, random = classify_erased(model, loader, inference.map_source(args, model, dataset), args, device)
     records = summarise(top, random, args.seed)
 
-    name = '_'.join(['pixel_perturb', args.attribution_method, args.score_map_process, args.norm_type])
-    target = inference.results_folder(args, path) / f'{name}.json'
-    figures.ratio_curve(target.with_suffix('.png'), {name.removeprefix('pixel_perturb_'): records})
+    name = inference.results_name(args)
+    target = inference.results_folder(args, path) / f'pixel_perturb_{name}.json'
+    figures.ratio_curve(target.with_suffix('.png'), {name: records})
     util.write_json(target, {'metric': 'remove-and-classify', 'dataset': args.dataset, 'images': len(dataset),
                              'accuracy': 100 * float(intact.mean()), 'ratios': records,
                              'checkpoint': str(path), 'settings': inference.evaluation_settings(args)})
     rows = [[f'{r["erased_percent"]} %', r['correct_top'], r['correct_random'],
              '-' if r['R'] is None else f'{r["R"]:.3f}',
              '-' if r['R'] is None else f'{r["R_low"]:.3f} .. {r["R_high"]:.3f}'] for r in records]
-    print(f'\n{args.attribution_method}, {args.score_map_process}, {args.norm_type}, on {len(dataset)} test images of '
+    print(f'\n{name}, on {len(dataset)} test images of '
           f'{args.dataset}; accuracy {100 * intact.mean():.1f} %. R_k: lower is better')
     print(util.table(['erased', 'correct, top', 'correct, random', 'R_k', '95 % of the images'], rows))
     print(f'{target}, {target.with_suffix(".png").name}')

@@ -46,6 +46,16 @@ def precision_recall_curves(path, title, curves):
     save(figure, path)
 
 
+def accuracy_curves(path, title, thresholds, curves):
+    """Box accuracy over the threshold. curves: {measure: accuracy in percent (T,)}."""
+    figure, axes = plt.subplots(figsize=(5, 3.6))
+    for name, values in curves.items():
+        axes.plot(thresholds, values, label=name, linestyle='-' if 'V2' in name else '--')
+    axes.set(xlabel='threshold of the map', ylabel='images found, %', title=title, xlim=(0, 1), ylim=(0, 100))
+    axes.legend(fontsize=7)
+    save(figure, path)
+
+
 def overlay(path, picture, values, title, unit, signed=False):
     """A map over its photo, with a colour bar in the map's units.
 

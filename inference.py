@@ -36,20 +36,35 @@ def evaluation_settings(args):
 def results_folder(args, checkpoint_path):
     """Where an evaluation's results go: --experiment_name's folder; where that is not said, the
     folder of the checkpoint if it is an experiment's."""
-    folder = checkpoint_path.parent
-    if 'experiment_name' not in args.given and folder.is_relative_to(args.save_root):
-        return folder
+    if checkpoint_path is not None and 'experiment_name' not in args.given:
+        folder = checkpoint_path.parent
+        if folder.is_relative_to(args.save_root):
+            return folder
     return util.experiment_folder(args)
 
 
+def results_name(args):
+    """<method>_<process>_<norm> of a result file; for maps made elsewhere their folder's name instead."""
+    if args.scoremap_root is not None:
+        return f'maps-{Path(args.scoremap_root).resolve().name}_{args.norm_type}'
+    return '_'.join([args.attribution_method, args.score_map_process, args.norm_type])
 
-def is_per_class(process):
+
+
+def is_per_class(args):
     """Whether the maps of two classes can differ."""
+    if args.scoremap_root is not None:
+        return True
+    process = args.score_map_process
     return process != config.OBJECT_MASK and PROCESSES[process].per_class
 
 
 def check_process(args):
     """Raise UserError, before any work, where --score_map_process is not defined."""
+    if args.scoremap_root is not None:
+        if not Path(args.scoremap_root).is_dir():
+            raise UserError(f'--scoremap_root={args.scoremap_root}: no such folder')
+        return
     if args.score_map_method == 'backprop' and args.score_map_process == 'vanilla':
         args.score_map_process = 'backprop'  # how the published command line asks for it
     if args.score_map_method == 'backprop' and args.score_map_process in attribution.ACTIVATION_METHODS:
@@ -63,8 +78,14 @@ def check_process(args):
         attribution.check_process(args.score_map_process, METHODS[args.attribution_method])
 
 
-def map_source(args, model, dataset):
-    """A function (images (B,3,S,S), classes (B,) or (B,K), indices (B,)) -> maps, as attribution_maps gives them."""
+def map_source(args, model, dataset, split='test'):
+    """A function (images (B,3,S,S), classes (B,) or (B,K), indices (B,)) -> maps, as attribution_maps gives them.
+
+    Where the maps come from: the model, --scoremap_root, or the object's segmentation. Maps of different sizes, which
+    only --scoremap_root can hold, come as a list.
+    """
+    if args.scoremap_root is not None:
+        return _maps_from_files(Path(args.scoremap_root), dataset, split)
     process = args.score_map_process
     if process == config.OBJECT_MASK:
         annotations = CueAnnotations(data_loaders.cub_root(args))
@@ -76,7 +97,7 @@ def map_source(args, model, dataset):
         return masks
 
     settings = attribution.Settings(args.smooth_grad_nr_iter, args.smooth_grad_sigma, args.integrated_grad_nr_iter)
-    members = find_superclasses(args, lambda count: data_loaders.class_names(dataset, count))
+    members = find_superclasses(args, lambda: data_loaders.class_names(dataset, args))
 
     def maps(images, classes, indices):
         seeds = util.image_seeds(args.seed, indices)
@@ -86,16 +107,52 @@ def map_source(args, model, dataset):
     return maps
 
 
+def _read_map(places):
+    """The first of these .npy files that is there: (h,w) float32."""
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise UserError(f'no score map: looked for {", ".join(map(str, places))}')
+    try:
+        values = np.load(path, allow_pickle=False)
+        usable = values.ndim == 2 and min(values.shape) > 0 and np.isfinite(values).all()
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise UserError(f'{path} is no score map: {error}') from error
+    if not usable:
+        raise UserError(f'{path} is no score map: it should be two-dimensional and finite, its shape is {values.shape}')
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def _maps_from_files(root, dataset, split):
+    """One map per image, <root>/<split>/<image_id>.npy or <root>/<image_id>.npy; where several classes are asked for,
+    one per image and class, <root>/<split>/<label>/<image_id>.npy."""
+    def maps(images, classes, indices):
+        names = [f'{dataset.image_id(index)}.npy' for index in indices.tolist()]
+        if classes.ndim == 1:
+            found = [_read_map([root / split / name, root / name]) for name in names]
+        else:
+            found = [_stack([_read_map([root / split / str(label) / name]) for label in labels], name)
+                     for name, labels in zip(names, classes.tolist(), strict=True)]
+        same = len({one.shape for one in found}) == 1
+        return torch.stack(found).to(images.device) if same else [one.to(images.device) for one in found]
+    return maps
+
+
+def _stack(maps, name):
+    if len({one.shape for one in maps}) > 1:
+        raise UserError(f'the score maps of {name} have different sizes for different classes')
+    return torch.stack(maps)
+
+
 def find_superclasses(args, class_names):
     """(C,C) bool: --superclass_file, or the data set's own: all birds of CUB, ToyBirds' families, WordNet. None for
-    the methods that need none. class_names: a function (C) -> names."""
+    the methods that need none. class_names: a function () -> names."""
     if 'superclass' not in args.score_map_process:
         return None
     count = data_loaders.dataset_spec(args).num_classes
     if args.superclass_file is not None:
         return superclasses.read_superclass_file(args.superclass_file, count)
     builtin = {'CUB': lambda: torch.ones(count, count, dtype=torch.bool),
-               'ToyBirds': lambda: superclasses.by_prefix(class_names(count)),
+               'ToyBirds': lambda: superclasses.by_prefix(class_names()),
                'ILSVRC': lambda: superclasses.wordnet(Path(args.metadata_root) / 'ILSVRC' / 'helper', count)}
     if args.dataset not in builtin:
         raise UserError(f'{args.dataset} has no superclasses of its own; list them in --superclass_file (YAML, '
@@ -140,7 +197,6 @@ def loader_maps(model, loader, process, device, choose=None, seed=0, **options):
 
 UNITS = {'vanilla': 'logit', 'jointll': 'p(class, z | x) per cell', 'saliency': 'p(z | x) per cell',
          'gtcond': 'p(z | x, class) per cell'}
-SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.ppm', '.pgm'}
 
 
 class OwnImages(Dataset):
@@ -162,9 +218,9 @@ def find_images(inputs):
     found = []
     for given in map(Path, inputs):
         if given.is_dir():
-            below = sorted(path for path in given.rglob('*') if path.suffix.lower() in SUFFIXES)
+            below = sorted(path for path in given.rglob('*') if path.suffix.lower() in data_loaders.SUFFIXES)
             if not below:
-                raise UserError(f'{given} holds no images (looked for {", ".join(sorted(SUFFIXES))})')
+                raise UserError(f'{given} holds no images (looked for {", ".join(sorted(data_loaders.SUFFIXES))})')
             found += [(path.relative_to(given), path) for path in below]
         elif given.is_file():
             found.append((Path(given.name), given))
@@ -253,7 +309,7 @@ def main():
     names, paths = zip(*images.items(), strict=True)
     loader = DataLoader(OwnImages(paths, args.crop_size), args.batch_size)
     settings = attribution.Settings(args.smooth_grad_nr_iter, args.smooth_grad_sigma, args.integrated_grad_nr_iter)
-    members = find_superclasses(args, lambda _: args.class_names)
+    members = find_superclasses(args, lambda: args.class_names)
     manifest = {'checkpoint': str(checkpoint), 'process': process, 'unit': UNITS.get(process, process), 'images': [],
                 'settings': evaluation_settings(args),
                 'versions': {'python': platform.python_version(), 'torch': torch.__version__,

@@ -21,7 +21,7 @@ from wsol import build_model, parameter_groups
 
 # flags that a continued training may change
 FREE = {'experiment_name', 'save_root', 'override_cache', 'is_train', 'workers', 'device', 'data_root', 'metadata_root',
-        'pretrained', 'use_load_checkpoint', 'load_checkpoint', 'epochs', 'seed', 'given',
+        'mask_root',         'pretrained', 'use_load_checkpoint', 'load_checkpoint', 'epochs', 'seed', 'given',
         *(name for name, *_ in config.FLAGS['maps and metrics'])}
 
 
@@ -121,7 +121,7 @@ def train(args, device, folder):
         line['val_accuracy'] = top1_accuracy(model, val_loader, args, device, 'val')
         util.save_checkpoint(path, architecture=args.architecture, epoch=epoch + 1, state_dict=model.state_dict(),
                              optimizer=optimiser.state_dict(), model=loading.network_settings(args, num_classes),
-                             args=dict(args), class_names=data_loaders.class_names(train_set, num_classes))
+                             args=dict(args), class_names=data_loaders.class_names(train_set, args))
         log.append(line)
         util.write_json_lines(folder / 'log.jsonl', log)
     return model

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
-from util import UserError
+from dataset.metadata import corners_of, write_lines, write_split
+from util import UserError, progress
 from wsol.cub import POINT_NAMES, UNION_PARTS
 
 VERSION = 1  # raise it whenever the same seed no longer gives the same bytes
@@ -261,7 +261,7 @@ def _paint_images(root, images_per_class, seed):
     tasks = [(label, split, number) for label in range(len(classes)) for split in images_per_class
              for number in range(images_per_class[split])]
     records = []
-    for index, (label, split, number) in enumerate(tqdm(tasks, 'painting ToyBirds', unit='image')):
+    for index, (label, split, number) in enumerate(progress(tasks, 'painting ToyBirds', 'image')):
         name, colours = classes[label]
         image, mask, points = paint(colours, np.random.default_rng([seed, index]))
         image_id = f'{name}/{name.split(".")[1]}_{split}_{number:04d}.jpg'
@@ -276,27 +276,22 @@ def _paint_images(root, images_per_class, seed):
     return records
 
 
-def _lines(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(''.join(row + '\n' for row in rows))
-
-
 def _write_annotations(root, records):
     """CUB's text files."""
     numbered = list(enumerate(records, 1))
     classes = class_colours()
-    _lines(root / 'images.txt', [f'{i} {r[0]}' for i, r in numbered])
-    _lines(root / 'image_class_labels.txt', [f'{i} {r[1] + 1}' for i, r in numbered])
-    _lines(root / 'train_test_split.txt', [f'{i} {int(r[2] != "test")}' for i, r in numbered])
-    _lines(root / 'bounding_boxes.txt', [f'{i} ' + ' '.join(f'{v:.1f}' for v in r[4]) for i, r in numbered])
-    _lines(root / 'classes.txt', [f'{i} {name}' for i, (name, _) in enumerate(classes, 1)])
-    _lines(root / 'parts' / 'parts.txt', [f'{i} {name}' for i, name in enumerate(POINT_NAMES, 1)])
-    _lines(root / 'parts' / 'part_locs.txt', [f'{i} {part} {x:.1f} {y:.1f} {int(seen)}' for i, r in numbered
+    write_lines(root / 'images.txt', [f'{i} {r[0]}' for i, r in numbered])
+    write_lines(root / 'image_class_labels.txt', [f'{i} {r[1] + 1}' for i, r in numbered])
+    write_lines(root / 'train_test_split.txt', [f'{i} {int(r[2] != "test")}' for i, r in numbered])
+    write_lines(root / 'bounding_boxes.txt', [f'{i} ' + ' '.join(f'{v:.1f}' for v in r[4]) for i, r in numbered])
+    write_lines(root / 'classes.txt', [f'{i} {name}' for i, (name, _) in enumerate(classes, 1)])
+    write_lines(root / 'parts' / 'parts.txt', [f'{i} {name}' for i, name in enumerate(POINT_NAMES, 1)])
+    write_lines(root / 'parts' / 'part_locs.txt', [f'{i} {part} {x:.1f} {y:.1f} {int(seen)}' for i, r in numbered
                                               for part, (x, y, seen) in enumerate(r[5], 1)])
     attributes = [(part, colour) for part in UNION_PARTS for colour in PALETTE]
-    _lines(root / 'attributes' / 'attributes.txt',
+    write_lines(root / 'attributes' / 'attributes.txt',
            [f'{i} has_{part}_color::{colour}' for i, (part, colour) in enumerate(attributes, 1)])
-    _lines(root / 'attributes' / 'class_attribute_labels_continuous.txt',
+    write_lines(root / 'attributes' / 'class_attribute_labels_continuous.txt',
            [' '.join('100.0' if colours[part] == colour else '0.0' for part, colour in attributes)
             for _, colours in classes])
 
@@ -305,8 +300,5 @@ def _write_metadata(root, records):
     """The WSOL evaluation's files."""
     for split in ('train', 'val', 'test'):
         rows = [r for r in records if r[2] == split]
-        _lines(root / split / 'image_ids.txt', [r[0] for r in rows])
-        _lines(root / split / 'class_labels.txt', [f'{r[0]},{r[1]}' for r in rows])
-        _lines(root / split / 'image_sizes.txt', [f'{r[0]},{r[3][0]},{r[3][1]}' for r in rows])
-        _lines(root / split / 'localization.txt', [f'{r[0]},{r[4][0]},{r[4][1]},{r[4][0] + r[4][2]},{r[4][1] + r[4][3]}'
-                                                   for r in rows])
+        write_split(root / split, [r[0] for r in rows], [r[1] for r in rows], [r[3] for r in rows],
+                    [[corners_of(r[4], r[3])] for r in rows])

@@ -8,7 +8,8 @@ from conftest import shared
 from PIL import Image
 
 import data_loaders
-from data_loaders import ImageDataset, SeededSampler, read_columns, read_labels
+from data_loaders import ImageDataset, SeededSampler
+from dataset.metadata import read_columns, read_labels
 from util import UserError
 
 
