@@ -139,6 +139,9 @@ def box_results(by_split, has_model):
 
 def mask_results(by_split):
     """PxAP needs no threshold: nothing is chosen. by_split: {split: MaskCounts}."""
+    for split, counts in by_split.items():
+        if not counts.counts[1].any():
+            raise UserError(f'the masks of {split} show no object at all: PxAP is not defined')
     pxap = {split: float(metrics.pixel_average_precision(counts.counts)) for split, counts in by_split.items()}
     return {'PxAP': pxap | {'oracle': None, 'threshold': None}}
 

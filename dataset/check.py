@@ -1,4 +1,5 @@
 """Find bad data before training does: images that do not open, files and lists that disagree, boxes that lie."""
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,10 @@ def check_dataset(args):
     args: dataset, data_root, metadata_root. Returns {what is wrong: [which]}; the whole lists also go to
     <data_root>/check_<NAME>.json.
     """
-    name = config.dataset_name(args.dataset) if '/' not in args.dataset else args.dataset
+    try:
+        name = config.dataset_name(args.dataset)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(str(error)) from error
     args = Munch(args, dataset=name, skip_broken=False, proxy_training_set=False, resize_size=256, crop_size=224)
     spec = data_loaders.dataset_spec(args)
     found = {key: [] for key in ('broken images', 'missing images', 'unlabelled images', 'surplus images', 'bad boxes',

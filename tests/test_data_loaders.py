@@ -9,7 +9,7 @@ from PIL import Image
 
 import data_loaders
 from data_loaders import ImageDataset, SeededSampler
-from dataset.metadata import read_columns, read_labels
+from dataset.metadata import read_boxes, read_columns, read_labels, read_mask_paths
 from util import UserError
 
 
@@ -117,3 +117,41 @@ def test_training_images_depend_on_seed_and_epoch_but_not_on_the_workers(tmp_pat
     assert sorted(order.tolist()) == list(range(10))
     for other in (drawn(dataset, 4, 1, 0), drawn(dataset, 3, 2, 0)):
         assert not torch.equal(other[0], images)
+
+
+@pytest.mark.parametrize('split, masks', [('val', 3854), ('test', None)])
+def test_the_real_mask_lists_load(split, masks):
+    folder = shared('metadata', 'OpenImages', split)
+    ids, _ = read_labels(folder, 100)
+    paths = read_mask_paths(folder, ids)
+    lines = (folder / 'localization.txt').read_text().splitlines()
+    assert len(paths) == len(ids) and sum(len(own) for own, _ in paths) == len(lines) == (masks or len(lines))
+
+
+@pytest.mark.parametrize('lines, words', [
+    (['a.jpg,1,2,3'], ['line 1', 'path,integer,integer,integer,integer']),
+    (['a.jpg,1,2,3,4', 'b.jpg,5,2,3,4'], ['line 2', 'no box']), (['a.jpg,1,2,3,4'], ['no line for b.jpg']),
+])
+def test_bad_boxes_are_refused_with_their_line(tmp_path, lines, words):
+    (tmp_path / 'localization.txt').write_text('\n'.join(lines) + '\n')
+    (tmp_path / 'image_sizes.txt').write_text('a.jpg,9,9\nb.jpg,9,9\n')
+    with pytest.raises(UserError) as error:
+        read_boxes(tmp_path, np.array([b'a.jpg', b'b.jpg']))
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_boxes_of_an_image_stay_together_whatever_the_order(tmp_path):
+    (tmp_path / 'localization.txt').write_text('b.jpg,1,1,2,2\nz.jpg,0,0,1,1\na.jpg,3,3,4,4\nb.jpg,5,5,6,6\n')
+    (tmp_path / 'image_sizes.txt').write_text('z.jpg,5,5\nb.jpg,7,8\na.jpg,9,9\n')
+    boxes = read_boxes(tmp_path, np.array([b'a.jpg', b'b.jpg']))
+    assert boxes.of(0).tolist() == [[3, 3, 4, 4]] and boxes.of(1).tolist() == [[1, 1, 2, 2], [5, 5, 6, 6]]
+    assert boxes.sizes.tolist() == [[9, 9], [7, 8]]
+
+
+@pytest.mark.parametrize('line, words', [('a.jpg,m.png', ['line 1']), ('a.jpg,m.png,', ['no ignore mask of a.jpg']),
+                                         ('b.jpg,m.png,i.png', ['no mask of a.jpg'])])
+def test_bad_mask_lists_are_refused(tmp_path, line, words):
+    (tmp_path / 'localization.txt').write_text(line + '\n')
+    with pytest.raises(UserError) as error:
+        read_mask_paths(tmp_path, np.array([b'a.jpg']))
+    assert all(word in str(error.value) for word in words), error.value
