@@ -7,8 +7,8 @@ Each explains a class score: CAM's logit, or log p(class|x) for CALM. Images (B,
 import numpy as np
 import torch
 
-from .attribution import process
 from .metrics import normalise, resize
+from .query import process
 
 OCCLUSION_SIDE, OCCLUSION_STRIDE = 1 / 7, 1 / 14  # of the image's side
 MASKS_AT_A_TIME = 32  # masked images per forward, for Score-CAM and occlusion

@@ -1,0 +1,99 @@
+"""What an attribution method is, and what it is asked: the registry, and Query.
+
+Letters: B images, K asked classes, C classes, h x w the grid.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from util import UserError
+
+from .heads import CAM
+
+PROCESSES = {}
+
+
+@dataclass(frozen=True)
+class Process:
+    """An attribution method: what computes it and which heads define it.
+
+    function(query) -> (B,K,h,w); where not per_class, (B,h,w), the same map for every class.
+    """
+    function: Callable
+    head: type = CAM  # CAM: every head has it; CALM: only those with a prior
+    per_class: bool = True
+
+
+def process(name, head=CAM, per_class=True):
+    """Register a function as the attribution method `name`."""
+    def register(function):
+        PROCESSES[name] = Process(function, head, per_class)
+        return function
+    return register
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the gradient methods can be told; defaults as published."""
+    smooth_grad_nr_iter: int = 50       # noisy copies
+    smooth_grad_sigma: float = 4.0      # the noise's deviation is the image's range divided by this
+    integrated_grad_nr_iter: int = 50   # points on the path
+
+
+@dataclass
+class Query:
+    """What an attribution method is asked."""
+    model: nn.Module
+    images: torch.Tensor                    # (B,3,H,W)
+    classes: torch.Tensor | None            # (B,K) int64; None: all
+    seeds: torch.Tensor                     # (B,) int64, one per image, for methods that draw at random
+    superclasses: torch.Tensor | None       # (C,C) bool: row c holds the classes of c's superclass
+    settings: Settings
+
+    @cached_property
+    def activations(self):
+        """The one forward that all activation methods share."""
+        with torch.no_grad():
+            return self.model.activations(self.images)
+
+    @property
+    def asked(self):
+        """(B,K): the asked classes, written out."""
+        if self.classes is not None:
+            return self.classes
+        count = self.model.conv_last.out_channels
+        return torch.arange(count, device=self.images.device).expand(len(self.images), -1)
+
+    def one(self, index):
+        """The same question about one image."""
+        return replace(self, images=self.images[index:index + 1], classes=self.asked[index:index + 1],
+                       seeds=self.seeds[index:index + 1])
+
+    def rows(self, maps):
+        """The maps of the asked classes: (B,C,h,w) -> (B,K,h,w)."""
+        if self.classes is None:
+            return maps
+        return maps.gather(1, self.classes[..., None, None].expand(-1, -1, *maps.shape[2:]))
+
+    def superclass_sums(self, maps):
+        """The maps summed over the superclass of each asked class: (B,C,h,w) -> (B,K,h,w)."""
+        if self.superclasses is None:
+            raise UserError('superclass maps need superclasses: --superclass_file, or superclasses= in a call')
+        members = self.superclasses.to(maps)[self.asked]  # (B,K,C)
+        return torch.einsum('bkc,bchw->bkhw', members, maps)
+
+    def superclass_sizes(self):
+        """(B,K,1,1): how many classes the superclass of each asked class has."""
+        return self.superclasses.sum(1).to(self.images)[self.asked][..., None, None]
+
+
+def check_process(name, method):
+    """Raise UserError unless `name` is defined for a head. method: the head's class (METHODS)."""
+    if name not in PROCESSES:
+        raise UserError(f'no attribution method "{name}"; there are {", ".join(PROCESSES)}')
+    if not issubclass(method, PROCESSES[name].head):
+        defined = ', '.join(key for key, value in PROCESSES.items() if issubclass(method, value.head))
+        raise UserError(f'{method.__name__} does not define {name}, which needs p(z|x); it defines {defined}')
