@@ -8,7 +8,7 @@ from munch import Munch
 from data_loaders import ALIASES, DATASETS
 from util import UserError
 from wsol import ARCHITECTURE_NAMES, ARCHITECTURES, METHODS
-from wsol.attribution import PROCESSES
+from wsol.attribution import ACTIVATION_METHODS, PROCESSES
 from wsol.metrics import NORM_TYPES, THRESHOLD_TYPES
 
 
@@ -69,6 +69,7 @@ def dataset_name(text):
         raise argparse.ArgumentTypeError(f'{error} (a folder of your own is written with a slash: ./{text})') from None
 
 
+PROCESS_NAMES = (*ACTIVATION_METHODS, *(name for name in PROCESSES if name not in ACTIVATION_METHODS))
 COUNT, SIZE = number(int, 1), number(int, 1)
 RATE, NATURAL = number(float, 0), number(int, 0)
 METHOD_ALIASES = {'CALM-EM': 'CALM_EM', 'CALM-ML': 'CALM_ML'}
@@ -122,8 +123,8 @@ FLAGS = {
         ('weight_decay', 1e-4, RATE, 'L2'),
     ),
     'maps and metrics': (
-        ('score_map_process', 'vanilla', choice((*PROCESSES, OBJECT_MASK)),
-         f'the attribution method: {", ".join(PROCESSES)}; {OBJECT_MASK}: the segmentation itself, a control'),
+        ('score_map_process', 'vanilla', choice((*PROCESS_NAMES, OBJECT_MASK)),
+         f'the attribution method: {", ".join(PROCESS_NAMES)}; {OBJECT_MASK}: the segmentation itself, a control'),
         ('score_map_method', 'activation_map', choice(('activation_map', 'backprop')),
          'backprop: with process vanilla, the vanilla gradient; implied by the gradient processes'),
         ('superclass_file', None, str,

@@ -32,6 +32,7 @@ LISTS_COMMIT = 'b5c1e8a99868d5b2e869aa7f3f5ad8c310b16ca3'    # ids, labels, size
 MAPPING_COMMIT = 'e9972606b18064ea886f098f2b5b29b9ade75f09'  # ImageNetV2's old names -> new names
 IMAGENET_PAGE = 'https://image-net.org/download-images'
 SPLITS = ('train', 'val', 'test')
+PHOTOS = {'.jpg', '.jpeg'}  # masks are .png
 
 
 @dataclass(frozen=True)
@@ -91,20 +92,36 @@ class Place:
             fetch(f'{REPOSITORY}/{commit}/metadata/{name}/{split}/{file}', self.metadata / name / split / file)
 
 
-def _report(name, folder, place, extra=''):
-    """Compare the files with the metadata; say what is ready, what is missing, and what to do next."""
-    ready = []
-    for split in SPLITS:
-        ids_path = place.metadata / name / split / 'image_ids.txt'
-        if ids_path.exists() and (own := folder(split)) is not None and own.is_dir():
-            ids, _ = read_columns(ids_path, 0)
-            missing = [image_id.decode() for image_id in ids if not (own / image_id.decode()).is_file()]
-            ready.append(f'{split}: {len(ids) - len(missing):,} of {len(ids):,} images')
-            if missing:
-                warn(f'{name} {split}: {len(missing):,} images are missing, the first {", ".join(missing[:3])}')
-        else:
-            ready.append(f'{split}: not prepared')
-    print(f'{name}: {"; ".join(ready)}{extra}')
+# who prepares a split, and where its images lie below the data folder
+SPLIT_FOLDERS = {'CUB': {'train': ('cub', 'CUB/images'), 'val': ('cubv2', 'CUBV2'), 'test': ('cub', 'CUB/images')},
+                 'ILSVRC': {'train': ('imagenet', 'ILSVRC'), 'val': ('imagenetv2', 'ImageNetV2'),
+                            'test': ('imagenet', 'ILSVRC')},
+                 'OpenImages': dict.fromkeys(SPLITS, ('openimages', 'OpenImages')),
+                 'ToyBirds': dict.fromkeys(SPLITS, ('toybirds', 'ToyBirds/images'))}
+
+
+def _report(name, place):
+    """Compare the files with the lists; say what is ready, missing and surplus, and the next command."""
+    listed, todo = {}, set()
+    for split, (recipe, below) in SPLIT_FOLDERS[name].items():
+        ids_path, folder = place.metadata / name / split / 'image_ids.txt', place.data / below
+        if not ids_path.exists() or not folder.is_dir():
+            print(f'{name} {split}: not prepared')
+            todo.add(recipe)
+            continue
+        ids = {image_id.decode() for image_id in read_columns(ids_path, 0)[0]}
+        listed.setdefault(folder, set()).update(ids)
+        missing = sorted(image_id for image_id in ids if not (folder / image_id).is_file())
+        print(f'{name} {split}: {len(ids) - len(missing):,} of {len(ids):,} images in {folder}')
+        if missing:
+            warn(f'{name} {split}: {len(missing):,} images are missing, the first {", ".join(missing[:3])}')
+    for folder, ids in listed.items():
+        files = {path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.suffix.lower() in PHOTOS}
+        surplus = sorted(files - ids)
+        if surplus:
+            print(f'{folder}: {len(surplus):,} images are in no list, the first {", ".join(surplus[:3])}')
+    following = ''.join(f'python dataset/prepare.py {recipe}; ' for recipe in sorted(todo))
+    print(f'next: {following}python main.py --dataset={name}')
 
 
 # --- CUB --------------------------------------------------------------------------------------------------
@@ -148,7 +165,7 @@ def prepare_cub(place):
     missing = [name for name in ('segmentations', 'parts', 'attributes') if not (target / name).is_dir()]
     if missing:
         warn(f'{target} has no {", ".join(missing)}/, which cue localization needs: move it away, prepare it anew')
-    _report('CUB', lambda split: place.data / ('CUBV2' if split == 'val' else 'CUB/images'), place)
+    _report('CUB', place)
 
 
 def prepare_cubv2(place):
@@ -160,7 +177,7 @@ def prepare_cubv2(place):
             unpack(archive, partial, lambda name: '/'.join(PurePosixPath(name).parts[-2:])
                    if re.fullmatch(r'\d{3}\..+', PurePosixPath(name).parent.name) else None)
     place.lists('CUB', 'val', ('class_labels.txt', 'image_sizes.txt', 'localization.txt', 'image_ids.txt'))
-    _report('CUB', lambda split: place.data / ('CUBV2' if split == 'val' else 'CUB/images'), place)
+    _report('CUB', place)
 
 
 # --- ImageNet ------------------------------------------------------------------------------------------------
@@ -188,7 +205,7 @@ def prepare_imagenet(place):
             with staged(place.data / 'ILSVRC' / 'boxes') as partial:
                 unpack(boxes, partial, lambda name: PurePosixPath(name).name)
             test_lists(place.metadata, place.data / 'ILSVRC' / 'boxes', synsets)
-    _report('ILSVRC', lambda split: place.data / ('ImageNetV2' if split == 'val' else 'ILSVRC'), place)
+    _report('ILSVRC', place)
 
 
 def prepare_imagenetv2(place):
@@ -211,7 +228,7 @@ def prepare_imagenetv2(place):
                 warn(f'{len(lost)} images of ImageNetV2 could not be told apart by size and boxes; they are taken out '
                      f'of the val lists. The first: {", ".join(lost[:3])}')
                 drop(place.metadata / 'ILSVRC' / 'val', set(lost))
-    _report('ILSVRC', lambda split: place.data / ('ImageNetV2' if split == 'val' else 'ILSVRC'), place)
+    _report('ILSVRC', place)
 
 
 # --- OpenImages and the rest ------------------------------------------------------------------------------
@@ -234,13 +251,13 @@ def prepare_openimages(place):
     for split in SPLITS:
         place.lists('OpenImages', split, ('class_labels.txt', *(('localization.txt',) if split != 'train' else ()),
                                           'image_ids.txt'))
-    _report('OpenImages', lambda _: target, place)
+    _report('OpenImages', place)
 
 
 def prepare_toybirds(place):
     """ToyBirds, painted."""
     toybirds.ensure(place.data, place.metadata)
-    _report('ToyBirds', lambda _: place.data / 'ToyBirds' / 'images', place)
+    _report('ToyBirds', place)
 
 
 RECIPES = {'toybirds': prepare_toybirds, 'cub': prepare_cub, 'cubv2': prepare_cubv2, 'imagenet': prepare_imagenet,

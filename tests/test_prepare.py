@@ -125,10 +125,17 @@ def test_cub_is_downloaded_unpacked_listed_and_usable(site, place, cub_archives,
     boxes = read_boxes(place.metadata / 'CUB' / 'test', ids)
     assert len(ids) == 36 and labels.max() == 17 and len(boxes.corners) == 36
     out = capsys.readouterr().out
-    assert 'train: 72 of 72 images; val: not prepared; test: 36 of 36 images' in out
+    assert 'train: 72 of 72 images' in out and 'val: not prepared' in out and 'test: 36 of 36 images' in out
+    assert 'next: python dataset/prepare.py cubv2; python main.py --dataset=CUB' in out
     before = tree(place.data), tree(place.metadata)
     prepare.prepare_cub(place)  # again: nothing to do
     assert (tree(place.data), tree(place.metadata)) == before
+    photos = sorted((root / 'images').rglob('*.jpg'))
+    photos[0].rename(photos[0].with_name('other.jpg'))
+    capsys.readouterr()
+    prepare.prepare_cub(place)
+    out, err = capsys.readouterr()
+    assert '1 images are missing, the first 001.Toy_A1/' in err and '1 images are in no list, the first 001.Toy_A1/other.jpg' in out
 
 
 def test_an_archive_that_the_user_has_is_taken(site, place, cub_archives, tmp_path):
@@ -291,7 +298,8 @@ def test_openimages_images_and_masks_lie_together(site, place, capsys):
         site.lists('OpenImages', split, files)
     prepare.prepare_openimages(place)
     assert sorted(tree(place.data / 'OpenImages')) == sorted([*ids.values(), 'val/01226z/vala_ignore.png', 'val/01226z/vala_m.png'])
-    assert '1 of 1 images; val: 1 of 1 images; test: 1 of 1 images' in capsys.readouterr().out
+    assert all(f'OpenImages {split}: 1 of 1 images' in capsys_out for capsys_out in [capsys.readouterr().out]
+               for split in ids)
 
 
 def test_all_prepares_what_it_can_and_names_the_rest(place, monkeypatch, site):

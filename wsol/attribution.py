@@ -85,7 +85,7 @@ def random(query):
 
 
 def attribution_maps(model, images, labels=None, process='jointll', contrast=None, seeds=None, superclasses=None,
-                     settings=Settings(), activations=None):
+                     settings=None, activations=None):
     """Attribution maps of a batch, in the method's own units: nothing is normalised.
 
     model: of build_model, in eval mode. images: (B,3,H,W), ImageNet-normalised. process: a key of
@@ -105,7 +105,7 @@ def attribution_maps(model, images, labels=None, process='jointll', contrast=Non
     seeds = torch.arange(len(images)) if seeds is None else seeds
     chosen = [chosen if chosen.ndim == 2 else chosen[:, None] for chosen in (labels, contrast) if chosen is not None]
     asked = torch.cat(chosen, 1).to(images.device) if chosen else None  # (B,K or 2K)
-    query = Query(model, images, asked, seeds, superclasses, settings)
+    query = Query(model, images, asked, seeds, superclasses, settings or Settings())
     if activations is not None:
         query.activations = activations
     maps = PROCESSES[process].function(query)  # (B,K,h,w) or (B,h,w)
