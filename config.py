@@ -51,6 +51,8 @@ def choice(options, aliases=None):
 
 
 OBJECT_MASK = 'object_mask'  # the object's segmentation as a map: a control that no model computes
+
+
 def percentages(text):
     """30,50,70 -> (30, 50, 70)."""
     values = text.replace(',', ' ').split()
@@ -139,9 +141,6 @@ FLAGS = {
         ('cam_curve_interval', 0.001, number(float, 1e-6, True, 1), 'threshold step'),
     ),
 }
-
-
-
 
 
 class Parser(argparse.ArgumentParser):

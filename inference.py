@@ -50,7 +50,6 @@ def results_name(args):
     return '_'.join([args.attribution_method, args.score_map_process, args.norm_type])
 
 
-
 def is_per_class(args):
     """Whether the maps of two classes can differ."""
     if args.scoremap_root is not None:

@@ -21,7 +21,7 @@ from wsol import build_model, parameter_groups
 
 # flags that a continued training may change
 FREE = {'experiment_name', 'save_root', 'override_cache', 'is_train', 'workers', 'device', 'data_root', 'metadata_root',
-        'mask_root',         'pretrained', 'use_load_checkpoint', 'load_checkpoint', 'epochs', 'seed', 'given',
+        'mask_root', 'pretrained', 'use_load_checkpoint', 'load_checkpoint', 'epochs', 'seed', 'given',
         *(name for name, *_ in config.FLAGS['maps and metrics'])}
 
 
