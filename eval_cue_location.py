@@ -18,7 +18,6 @@ import data_loaders
 import figures
 import inference
 import util
-from checkpoints.loading import load_model
 from util import UserError
 from wsol import metrics
 from wsol.cub import UNION_PARTS, CueAnnotations
@@ -173,13 +172,7 @@ def keep_pairs_with_images(annotations, labels):
 
 
 def main():
-    args = config.parse(__doc__)
-    device = util.pick_device(args.device)
-    model, path = None, None
-    if args.scoremap_root is None or args.load_checkpoint is not None:
-        model, path, args = load_model(args, device)
-    inference.check_process(args)
-    args.seed = util.seed_everything(args.seed)
+    model, path, args, device = inference.open_evaluation(config.parse(__doc__), needs_model=False)
     if data_loaders.dataset_spec(args).cub_folder is None:
         raise UserError(f'cue localization needs parts and attributes in CUB\'s layout; {args.dataset} has none')
     test_set = data_loaders.open_split(args, 'test')

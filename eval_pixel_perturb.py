@@ -15,7 +15,6 @@ import data_loaders
 import figures
 import inference
 import util
-from checkpoints.loading import load_model
 from wsol import metrics
 
 
@@ -53,11 +52,7 @@ def summarise(top, random, seed):
 
 
 def main():
-    args = config.parse(__doc__)
-    device = util.pick_device(args.device)
-    model, path, args = load_model(args, device)
-    inference.check_process(args)
-    args.seed = util.seed_everything(args.seed)
+    model, path, args, device = inference.open_evaluation(config.parse(__doc__))
     dataset = data_loaders.open_split(args, 'test')
     loader = data_loaders.make_loader(dataset, args, device)
     intact, top, random = classify_erased(model, loader, inference.map_source(args, model, dataset), args, device)

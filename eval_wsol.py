@@ -20,7 +20,6 @@ import data_loaders
 import figures
 import inference
 import util
-from checkpoints.loading import load_model
 from dataset.metadata import read_boxes, read_mask_paths
 from util import UserError
 from wsol import metrics
@@ -155,13 +154,7 @@ def draw(path, name, counts):
 
 
 def main():
-    args = config.parse(__doc__)
-    device = util.pick_device(args.device)
-    model, path = None, None
-    if args.scoremap_root is None or args.load_checkpoint is not None:
-        model, path, args = load_model(args, device)
-    inference.check_process(args)
-    args.seed = util.seed_everything(args.seed)
+    model, path, args, device = inference.open_evaluation(config.parse(__doc__), needs_model=False)
     masks, by_split = data_loaders.dataset_spec(args).masks, {}
     for split in SPLITS:
         dataset = data_loaders.open_split(args, split)

@@ -77,6 +77,20 @@ def check_process(args):
         attribution.check_process(args.score_map_process, METHODS[args.attribution_method])
 
 
+def open_evaluation(args, needs_model=True):
+    """What every evaluation does before its first image. Returns (model, its checkpoint's path, args, device).
+
+    Without needs_model, maps made elsewhere are evaluated without a network, unless --load_checkpoint names one;
+    model and path are then None.
+    """
+    device, model, path = util.pick_device(args.device), None, None
+    if needs_model or args.scoremap_root is None or args.load_checkpoint is not None:
+        model, path, args = load_model(args, device)
+    check_process(args)
+    args.seed = util.seed_everything(args.seed)
+    return model, path, args, device
+
+
 def map_source(args, model, dataset, split='test'):
     """A function (images (B,3,S,S), classes (B,) or (B,K), indices (B,)) -> maps, as attribution_maps gives them.
 
@@ -296,11 +310,8 @@ def main():
     parser.add_argument('--contrast', nargs='?', const='runner-up', metavar='',
                         help='add "why the target and not this class", number or name (default: the runner-up)')
     args = config.parse(__doc__, parser=parser)
-    device = util.pick_device(args.device)
     images = find_images(args.images)
-    model, checkpoint, args = load_model(args, device)
-    check_process(args)
-    args.seed = util.seed_everything(args.seed)
+    model, checkpoint, args, device = open_evaluation(args)
     count = model.conv_last.out_channels
     target, contrast = (value if value in (None, 'runner-up') else resolve_class(value, args.class_names, count)
                         for value in (args.target, args.contrast))
