@@ -15,6 +15,10 @@ DRIVE = 'https://drive.usercontent.google.com/download'
 TRIES, TIMEOUT, PAUSE, CHUNK = 5, 30, 1.0, 1 << 20  # tries, seconds, seconds, bytes
 
 
+class Gone(UserError):
+    """The address has no such file: asking again will not help."""
+
+
 def drive_url(file_id):
     """The address of a public file on Google Drive."""
     return f'{DRIVE}?id={file_id}&export=download&confirm=t'
@@ -22,10 +26,12 @@ def drive_url(file_id):
 
 def digest(path, algorithm):
     """The file's hash in hexadecimal, read in pieces."""
-    found = hashlib.new(algorithm)
-    with open(path, 'rb') as file:
+    found, size = hashlib.new(algorithm), path.stat().st_size
+    with open(path, 'rb') as file, progress(None, f'{algorithm.upper()} of {path.name}', 'B', total=size, leave=False,
+                                            unit_scale=True) as bar:
         while chunk := file.read(CHUNK):
             found.update(chunk)
+            bar.update(len(chunk))
     return found.hexdigest()
 
 
@@ -47,7 +53,10 @@ def fetch(url, target, size=None, md5=None, sha256=None, by_hand=None):
     """
     if target.exists():
         return verify(target, size, md5, sha256)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'{target.parent} cannot be made ({error.strerror}): it is to hold {target.name}') from error
     partial = target.with_name(target.name + '.partial')
     remedy = f'Fetch it by hand from {by_hand or url} and put it at {target}'
     for attempt in range(TRIES):
@@ -58,8 +67,12 @@ def fetch(url, target, size=None, md5=None, sha256=None, by_hand=None):
             status = getattr(error, 'code', None)
             if attempt == TRIES - 1 or (status is not None and status < 500):
                 reason = f'HTTP {status} {error.reason}' if status else getattr(error, 'reason', error)
+                if status in (404, 410):
+                    raise Gone(f'{url} is not there ({reason}). {remedy}') from error
                 raise UserError(f'{url} could not be downloaded ({reason}); call again to go on where it broke off. '
                                 f'{remedy}') from error
+        except OSError as error:  # after the network's, which are its subclasses: the disk's
+            raise UserError(f'{partial} cannot be written: {error.strerror}') from error
         time.sleep(PAUSE * attempt)
     else:
         raise UserError(f'{url} broke off {TRIES} times; call again to go on where it broke off. {remedy}')
@@ -81,7 +94,8 @@ def _receive(url, partial, size, remedy):
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:  # nothing is missing, or the file there has changed
-            if size is not None and have == size:
+            whole = error.headers.get('Content-Range', '').rpartition('/')[2]  # bytes */<size>
+            if str(have) in (str(size), whole):
                 return True
             partial.unlink()
             return False

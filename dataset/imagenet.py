@@ -1,16 +1,21 @@
 """ImageNet's lists from its folders and annotations; ImageNetV2's files under the names its boxes use."""
+import shutil
 import xml.etree.ElementTree
 from pathlib import PurePosixPath
 
 from dataset.metadata import image_sizes, read_boxes, read_labels, write_split
-from util import UserError
+from util import UserError, progress
 
+NUM_CLASSES = 1000
 
 def train_lists(root, metadata):
     """ImageNet's training lists from its folders: class numbers follow the sorted synset ids."""
     synsets = sorted(path.name for path in (root / 'train').iterdir() if path.is_dir())
+    if len(synsets) != NUM_CLASSES:
+        raise UserError(f'{root / "train"} has {len(synsets)} class folders, not {NUM_CLASSES}: labels would be '
+                        'shifted. Move it away and prepare it anew')
     ids, labels = [], []
-    for label, synset in enumerate(synsets):
+    for label, synset in enumerate(progress(synsets, 'listing', 'class')):
         names = sorted(path.name for path in (root / 'train' / synset).iterdir())
         ids += [f'train/{synset}/{name}' for name in names]
         labels += [label] * len(names)
@@ -22,7 +27,7 @@ def test_lists(metadata, annotations, synsets):
     """The test lists (ImageNet's val images) from the devkit's XML: boxes, sizes, and the class of the objects."""
     numbers = {synset: label for label, synset in enumerate(synsets)}
     ids, labels, sizes, boxes = [], [], [], []
-    for path in sorted(annotations.rglob('*.xml')):
+    for path in progress(sorted(annotations.rglob('*.xml')), 'reading boxes', 'file'):
         try:
             tree = xml.etree.ElementTree.parse(path)
             width, height = (int(tree.findtext(f'size/{side}')) for side in ('width', 'height'))
@@ -59,13 +64,13 @@ def rename(root, lists, mapping=None):
     """Give ImageNetV2's files the names that the boxes speak of, val2/<class>/<n>.jpeg.
 
     root: where val2/<class>/<hash>.jpeg lie. lists: the split's metadata folder. mapping: a file of lines
-    "<class>/<n>.jpeg, <class>/<hash>.jpeg"; without it by image size and boxes. Returns the ids that no
-    file could be told to be.
+    "<class>/<n>.jpeg, <class>/<hash>.jpeg"; without it by image size and boxes. Returns the number of ids, and
+    those that no file could be told to be.
     """
-    ids, _ = read_labels(lists, 1000)
+    ids, _ = read_labels(lists, NUM_CLASSES)
     names = [image_id.decode() for image_id in ids]
     if all((root / name).is_file() for name in names):
-        return []
+        return len(names), []
     old_of = {}
     if mapping is not None:
         for number, line in enumerate(mapping.read_text().splitlines(), 1):
@@ -85,13 +90,24 @@ def rename(root, lists, mapping=None):
     for new, old in old_of.items():
         if (root / new).is_file():
             (root / new).rename(root / old)
-    return [name for name in names if not (root / name).is_file()]
+    return len(names), [name for name in names if not (root / name).is_file()]
 
 
 def drop(folder, lost):
-    """Take images out of a split's lists."""
-    ids, labels = read_labels(folder, 1000)
+    """Take images out of a split's lists; the whole lists are kept in whole/, for restore()."""
+    ids, labels = read_labels(folder, NUM_CLASSES)
     boxes = read_boxes(folder, ids)
     kept = [index for index, image_id in enumerate(ids) if image_id.decode() not in lost]
+    (folder / 'whole').mkdir()
+    for file in folder.glob('*.txt'):
+        shutil.copy2(file, folder / 'whole' / file.name)
     write_split(folder, [ids[index].decode() for index in kept], labels[kept], boxes.sizes[kept].tolist(),
                 [boxes.of(index).tolist() for index in kept])
+
+
+def restore(folder):
+    """Undo drop()."""
+    if (folder / 'whole').is_dir():
+        for file in (folder / 'whole').iterdir():
+            file.replace(folder / file.name)
+        (folder / 'whole').rmdir()

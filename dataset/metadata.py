@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from util import UserError, write_atomically
+from util import UserError, progress, write_atomically
 
 
 def read_columns(path, num_integers):
@@ -62,6 +62,9 @@ def read_labels(folder, num_classes, proxy=False):
     proxy: the ids of image_ids_proxy.txt instead of image_ids.txt.
     """
     ids_path, labels_path = folder / f'image_ids{"_proxy" if proxy else ""}.txt', folder / 'class_labels.txt'
+    if proxy and not ids_path.exists():
+        raise UserError(f'{ids_path} is not there: --proxy_training_set trains on the part of image_ids.txt that it '
+                        'lists, an id per line')
     ids, _ = read_columns(ids_path, 0)
     labelled, labels = read_columns(labels_path, 1)
     labels = labels[:, 0]
@@ -175,4 +178,4 @@ def image_sizes(paths):
             raise UserError(f'the image {path} does not open: {error}') from error
 
     with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(size, paths))
+        return list(progress(pool.map(size, paths), 'image sizes', 'image', total=len(paths), leave=False))

@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 from munch import Munch  # noqa: E402
 
 from dataset import check, toybirds  # noqa: E402
-from dataset.archives import staged, unpack, unpack_nested  # noqa: E402
-from dataset.download import drive_url, fetch, verify  # noqa: E402
-from dataset.imagenet import drop, rename, test_lists, train_lists  # noqa: E402
+from dataset.archives import base_name, staged, unpack, unpack_nested  # noqa: E402
+from dataset.download import Gone, drive_url, fetch, verify  # noqa: E402
+from dataset.imagenet import drop, rename, restore, test_lists, train_lists  # noqa: E402
 from dataset.metadata import corners_of, image_sizes, read_columns, write_split  # noqa: E402
-from util import UserError, run, warn  # noqa: E402
+from util import UserError, progress, run, warn  # noqa: E402
 
 REPOSITORY = 'https://raw.githubusercontent.com/clovaai/wsolevaluation'
 LISTS_COMMIT = 'b5c1e8a99868d5b2e869aa7f3f5ad8c310b16ca3'    # ids, labels, sizes, boxes
@@ -62,6 +62,9 @@ IMAGENETV2 = Source('imagenetv2-threshold0.7.tar.gz',
                     'https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/imagenetv2-threshold0.7.tar.gz')
 OPENIMAGES = _drive('OpenImages_images.zip', '1oOb4WQ-lb8SYppHEg3lWnpHk1X8WVO4e')
 OPENIMAGES_MASKS = _drive('OpenImages_annotations.zip', '1eu1YvcZlsEalhXTS_5Ni5tkImCliIPie')
+ARCHIVES = [source.file for source in (CUB_IMAGES, CUB_MASKS, CUBV2, IMAGENET_TRAIN, IMAGENET_VAL, IMAGENET_BOXES,
+                                       IMAGENETV2, OPENIMAGES, OPENIMAGES_MASKS)]
+LISTS = ('class_labels.txt', 'image_sizes.txt', 'localization.txt', 'image_ids.txt')
 
 
 class Place:
@@ -72,6 +75,10 @@ class Place:
         missing = [str(path) for path in self.archives if not path.is_file()]
         if missing:
             raise UserError(f'--archive={missing[0]}: no such file')
+        unknown = [str(path) for path in self.archives if path.name not in ARCHIVES]
+        if unknown:
+            raise UserError(f'--archive={unknown[0]}: an archive is known by its name, one of {", ".join(ARCHIVES)}; '
+                            'rename or link it')
 
     def archive(self, source):
         """The path of an archive, verified: one of --archive, one in the data folder, or downloaded there."""
@@ -86,7 +93,11 @@ class Place:
             fetch(source.url, own, source.size, source.md5, by_hand=source.by_hand)
         return own
 
-    def lists(self, name, split, files, commit=LISTS_COMMIT):
+    def has_lists(self, name, split):
+        """Whether all metadata files of a split are there."""
+        return all((self.metadata / name / split / file).is_file() for file in LISTS)
+
+    def lists(self, name, split, files=LISTS, commit=LISTS_COMMIT):
         """Download a split's metadata files, those that are not there."""
         for file in files:
             fetch(f'{REPOSITORY}/{commit}/metadata/{name}/{split}/{file}', self.metadata / name / split / file)
@@ -102,7 +113,7 @@ SPLIT_FOLDERS = {'CUB': {'train': ('cub', 'CUB/images'), 'val': ('cubv2', 'CUBV2
 
 def _report(name, place):
     """Compare the files with the lists; say what is ready, missing and surplus, and the next command."""
-    listed, todo = {}, set()
+    listed, todo, incomplete = {}, set(), False
     for split, (recipe, below) in SPLIT_FOLDERS[name].items():
         ids_path, folder = place.metadata / name / split / 'image_ids.txt', place.data / below
         if not ids_path.exists() or not folder.is_dir():
@@ -111,17 +122,21 @@ def _report(name, place):
             continue
         ids = {image_id.decode() for image_id in read_columns(ids_path, 0)[0]}
         listed.setdefault(folder, set()).update(ids)
-        missing = sorted(image_id for image_id in ids if not (folder / image_id).is_file())
-        print(f'{name} {split}: {len(ids) - len(missing):,} of {len(ids):,} images in {folder}')
-        if missing:
-            warn(f'{name} {split}: {len(missing):,} images are missing, the first {", ".join(missing[:3])}')
     for folder, ids in listed.items():
-        files = {path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.suffix.lower() in PHOTOS}
-        surplus = sorted(files - ids)
+        files = {path.relative_to(folder).as_posix() for path in
+                 progress(folder.rglob('*'), f'looking through {folder}', 'file', leave=False)
+                 if path.suffix.lower() in PHOTOS}
+        missing, surplus = sorted(ids - files), sorted(files - ids)
+        print(f'{folder}: {len(ids) - len(missing):,} of {len(ids):,} listed images are there')
+        if missing:
+            incomplete = True
+            warn(f'{folder}: {len(missing):,} images are missing, the first {", ".join(missing[:3])}. To unpack it '
+                 'again, move it away first')
         if surplus:
             print(f'{folder}: {len(surplus):,} images are in no list, the first {", ".join(surplus[:3])}')
-    following = ''.join(f'python dataset/prepare.py {recipe}; ' for recipe in sorted(todo))
-    print(f'next: {following}python main.py --dataset={name}')
+    commands = [f'python dataset/prepare.py {recipe}' for recipe in sorted(todo)]
+    commands += [f'python dataset/prepare.py check {name}, which lists them all'] if incomplete else []
+    print('next: ' + '; '.join([*commands, *([] if incomplete else [f'python main.py --dataset={name}'])]))
 
 
 # --- CUB --------------------------------------------------------------------------------------------------
@@ -160,7 +175,7 @@ def prepare_cub(place):
             unpack(archives[0], partial, lambda name: name.removeprefix('./').removeprefix('CUB_200_2011/'))
             # segmentations/<class>/*.png; eight stray *_rgb.jpg belong to nothing
             unpack(archives[1], partial, lambda name: name.removeprefix('./') if name.endswith('.png') else None)
-    if not all((place.metadata / 'CUB' / split / 'image_ids.txt').exists() for split in ('train', 'test')):
+    if not all(place.has_lists('CUB', split) for split in ('train', 'test')):
         cub_metadata(target, place.metadata)
     missing = [name for name in ('segmentations', 'parts', 'attributes') if not (target / name).is_dir()]
     if missing:
@@ -176,58 +191,71 @@ def prepare_cubv2(place):
         with staged(target) as partial:  # .../<class>/<photo>.jpg, whatever stands before
             unpack(archive, partial, lambda name: '/'.join(PurePosixPath(name).parts[-2:])
                    if re.fullmatch(r'\d{3}\..+', PurePosixPath(name).parent.name) else None)
-    place.lists('CUB', 'val', ('class_labels.txt', 'image_sizes.txt', 'localization.txt', 'image_ids.txt'))
+    place.lists('CUB', 'val')
     _report('CUB', place)
 
 
 # --- ImageNet ------------------------------------------------------------------------------------------------
 
 def prepare_imagenet(place):
-    """ImageNet (ILSVRC 2012) train and val, which is the test split, as dataset/ILSVRC."""
-    root = place.data / 'ILSVRC'
-    if not (root / 'val').exists():
-        archive = place.archive(IMAGENET_VAL)
-        with staged(root / 'val') as partial:
-            unpack(archive, partial, lambda name: PurePosixPath(name).name)
-    if not (root / 'train').exists():
-        archive = place.archive(IMAGENET_TRAIN)
-        with staged(root / 'train') as partial:
-            unpack_nested(archive, partial)
-    train, test = (place.metadata / 'ILSVRC' / split / 'image_ids.txt' for split in ('train', 'test'))
-    synsets = train_lists(root, place.metadata) if not train.exists() else sorted(
-        path.name for path in (root / 'train').iterdir())
-    if not test.exists():
-        boxes = next((path for path in (*place.archives, place.data / IMAGENET_BOXES.file)
-                      if path.name == IMAGENET_BOXES.file and path.is_file()), None)
-        if boxes is None:
-            place.lists('ILSVRC', 'test', ('class_labels.txt', 'image_sizes.txt', 'localization.txt', 'image_ids.txt'))
-        else:
-            with staged(place.data / 'ILSVRC' / 'boxes') as partial:
-                unpack(boxes, partial, lambda name: PurePosixPath(name).name)
-            test_lists(place.metadata, place.data / 'ILSVRC' / 'boxes', synsets)
+    """ImageNet (ILSVRC 2012) train and val, which is the test split, as dataset/ILSVRC: what can be had of it."""
+    root, problems = place.data / 'ILSVRC', []
+    for folder, source, extract in (
+            ('val', IMAGENET_VAL, lambda archive, into: unpack(archive, into, base_name)),
+            ('train', IMAGENET_TRAIN, unpack_nested)):
+        if not (root / folder).exists():
+            try:
+                archive = place.archive(source)
+                with staged(root / folder) as partial:
+                    extract(archive, partial)
+            except UserError as error:
+                problems.append(str(error))
+    if (root / 'train').is_dir() and not place.has_lists('ILSVRC', 'train'):
+        train_lists(root, place.metadata)
+    if (root / 'val').is_dir() and not place.has_lists('ILSVRC', 'test'):
+        _imagenet_test_lists(place, root)
     _report('ILSVRC', place)
+    if problems:
+        raise UserError('; '.join(problems))
+
+
+def _imagenet_test_lists(place, root):
+    """From the devkit's boxes and the training set's synsets where both are there, else downloaded."""
+    boxes = next((path for path in (*place.archives, place.data / IMAGENET_BOXES.file)
+                  if path.name == IMAGENET_BOXES.file and path.is_file()), None)
+    if boxes is None or not (root / 'train').is_dir():
+        place.lists('ILSVRC', 'test')
+        return
+    with staged(root / 'boxes') as partial:
+        unpack(boxes, partial, lambda name: base_name(name) if name.endswith('.xml') else None)
+    test_lists(place.metadata, root / 'boxes', sorted(path.name for path in (root / 'train').iterdir()))
 
 
 def prepare_imagenetv2(place):
     """ImageNetV2 threshold-0.7 (Recht et al. 2019), the val split, as dataset/ImageNetV2/val2."""
-    target = place.data / 'ImageNetV2'
-    place.lists('ILSVRC', 'val', ('class_labels.txt', 'image_sizes.txt', 'localization.txt', 'image_ids.txt'))
+    target, lists = place.data / 'ImageNetV2', place.metadata / 'ILSVRC' / 'val'
     if not target.exists():
-        archive = place.archive(IMAGENETV2)
+        restore(lists)
+    place.lists('ILSVRC', 'val')
+    if not target.exists():
+        archive, mapping = place.archive(IMAGENETV2), lists / 'mapping.txt'
+        try:
+            place.lists('ILSVRC', 'val', ('mapping.txt',), MAPPING_COMMIT)
+        except Gone as error:  # any other failure may pass: it stops here, and the next call goes on
+            warn(f'no mapping of the new file names ({error}); matching by image size and boxes instead')
+            mapping = None
         with staged(target) as partial:  # imagenetv2-threshold0.7-format-val/<class>/<hash>.jpeg
             unpack(archive, partial, lambda name: '/'.join(('val2', *PurePosixPath(name).parts[-2:]))
                    if PurePosixPath(name).parent.name.isdecimal() else None)
-            mapping = None
-            try:
-                place.lists('ILSVRC', 'val', ('mapping.txt',), MAPPING_COMMIT)
-                mapping = place.metadata / 'ILSVRC' / 'val' / 'mapping.txt'
-            except UserError as error:
-                warn(f'no mapping of the new file names ({error}); matching by image size and boxes instead')
-            lost = rename(partial, place.metadata / 'ILSVRC' / 'val', mapping)
-            if lost:
-                warn(f'{len(lost)} images of ImageNetV2 could not be told apart by size and boxes; they are taken out '
-                     f'of the val lists. The first: {", ".join(lost[:3])}')
-                drop(place.metadata / 'ILSVRC' / 'val', set(lost))
+            total, lost = rename(partial, lists, mapping)
+            if lost and (mapping or len(lost) == total):
+                raise UserError(f'{archive} is not the archive it should be: {len(lost):,} of the {total:,} images of '
+                                f'{lists} are not in it, by {mapping or "size and boxes"}; the first: {lost[0]}')
+        if lost:
+            drop(lists, set(lost))
+            warn(f'{len(lost):,} of the {total:,} images of ImageNetV2 could not be told apart by size and boxes, the '
+                 f'first: {", ".join(lost[:3])}. They are out of the val lists, which {lists / "whole"} keeps whole. '
+                 f'To try again with {lists / "mapping.txt"}, move {target} away and call again')
     _report('ILSVRC', place)
 
 

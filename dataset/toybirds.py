@@ -22,6 +22,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from dataset.archives import remove_abandoned
 from dataset.metadata import corners_of, write_lines, write_split
 from util import UserError, progress
 from wsol.cub import POINT_NAMES, UNION_PARTS
@@ -242,6 +243,8 @@ def paint_dataset(data_root, metadata_root, images_per_class=None, seed=0):
     partial = [target.with_name(f'.{target.name}.{os.getpid()}.partial') for target in targets]
     stamp = json.dumps({'version': VERSION, 'seed': seed, 'images_per_class': images_per_class})
     try:
+        for target in targets:
+            remove_abandoned(target)
         records = _paint_images(partial[0], images_per_class, seed)
         _write_annotations(partial[0], records)
         _write_metadata(partial[1], records)

@@ -1,5 +1,6 @@
 """dataset/prepare.py: archives of the real structure from a local server, evil archives, the lists it writes, checks."""
 import functools
+import gzip
 import hashlib
 import http.server
 import io
@@ -16,7 +17,7 @@ import pytest
 from conftest import shared
 from PIL import Image
 
-from dataset import archives, prepare
+from dataset import archives, download, imagenet, prepare
 from dataset.imagenet import match_renamed, rename, test_lists, train_lists
 from dataset.metadata import read_boxes, read_labels
 from util import UserError
@@ -48,6 +49,12 @@ def zip_of(files):
         for name, content in files.items():
             zipped.writestr(name, content)
     return buffer.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def three_synsets(monkeypatch):
+    """ImageNet's training set has 1000 classes; that of these tests three."""
+    monkeypatch.setattr(imagenet, 'NUM_CLASSES', 3)
 
 
 @pytest.fixture
@@ -125,7 +132,7 @@ def test_cub_is_downloaded_unpacked_listed_and_usable(site, place, cub_archives,
     boxes = read_boxes(place.metadata / 'CUB' / 'test', ids)
     assert len(ids) == 36 and labels.max() == 17 and len(boxes.corners) == 36
     out = capsys.readouterr().out
-    assert 'train: 72 of 72 images' in out and 'val: not prepared' in out and 'test: 36 of 36 images' in out
+    assert '108 of 126 listed' not in out and '108 of 108 listed images are there' in out and 'val: not prepared' in out
     assert 'next: python dataset/prepare.py cubv2; python main.py --dataset=CUB' in out
     before = tree(place.data), tree(place.metadata)
     prepare.prepare_cub(place)  # again: nothing to do
@@ -135,6 +142,7 @@ def test_cub_is_downloaded_unpacked_listed_and_usable(site, place, cub_archives,
     capsys.readouterr()
     prepare.prepare_cub(place)
     out, err = capsys.readouterr()
+    assert 'check CUB, which lists them all' in out and 'main.py' not in out
     assert '1 images are missing, the first 001.Toy_A1/' in err and '1 images are in no list, the first 001.Toy_A1/other.jpg' in out
 
 
@@ -215,6 +223,9 @@ def test_imagenet_comes_from_the_users_archives(site, place, tmp_path):
         own.append(tmp_path / 'site' / getattr(prepare, name).file)
     with pytest.raises(UserError, match='own account.*image-net.org'):
         prepare.prepare_imagenet(place)
+    with pytest.raises(UserError, match='ILSVRC2012_img_val.tar needs'):  # what is there is prepared all the same
+        prepare.prepare_imagenet(prepare.Place(place.data, place.metadata, own[:1]))
+    assert (place.data / 'ILSVRC' / 'train').is_dir() and not (place.data / 'ILSVRC' / 'val').exists()
     prepare.prepare_imagenet(prepare.Place(place.data, place.metadata, own))
     ids, labels = read_labels(place.metadata / 'ILSVRC' / 'train', 3)
     assert ids[0] == b'train/n01440764/n01440764_10.JPEG' and labels.tolist() == [0, 0, 1, 1, 2, 2]
@@ -222,6 +233,26 @@ def test_imagenet_comes_from_the_users_archives(site, place, tmp_path):
     found = read_boxes(place.metadata / 'ILSVRC' / 'test', ids)
     assert labels.tolist() == [2, 0] and found.of(0).tolist() == [[1, 2, 11, 7], [0, 0, 11, 7]]
     assert all((place.data / 'ILSVRC' / image_id.decode()).is_file() for image_id in ids)
+
+
+def test_the_test_images_alone_are_enough_to_evaluate(site, place, tmp_path, capsys):
+    names = [f'val/ILSVRC2012_val_0000000{n}.JPEG' for n in (1, 2)]
+    site.source('IMAGENET_VAL', tar_of({Path(name).name: jpeg() for name in names}, 'w'))
+    site.lists('ILSVRC', 'test', {'image_ids.txt': names, 'class_labels.txt': [f'{name},1' for name in names],
+                                  'image_sizes.txt': [f'{name},12,8' for name in names],
+                                  'localization.txt': [f'{name},0,0,5,5' for name in names]})
+    own = prepare.Place(place.data, place.metadata, [tmp_path / 'site' / 'ILSVRC2012_img_val.tar'])
+    with pytest.raises(UserError, match='^ILSVRC2012_img_train.tar needs your own account'):
+        prepare.prepare_imagenet(own)
+    assert '2 of 2 listed images are there' in capsys.readouterr().out
+
+
+def test_some_synsets_are_not_imagenet(tmp_path, monkeypatch):
+    monkeypatch.setattr(imagenet, 'NUM_CLASSES', 4)
+    for synset in SYNSETS:
+        (tmp_path / 'train' / synset).mkdir(parents=True)
+    with pytest.raises(UserError, match='3 class folders, not 4'):
+        train_lists(tmp_path, tmp_path / 'meta')
 
 
 def test_a_broken_annotation_is_named(tmp_path):
@@ -265,10 +296,38 @@ def test_without_the_mapping_size_and_boxes_tell_what_they_can(site, place, imag
     prepare.prepare_imagenetv2(place)
     err = capsys.readouterr().err
     # class 0: sizes differ. class 1: one size, but the same boxes. class 2: one size, different boxes: nobody can tell
-    assert '2 images of ImageNetV2 could not be told apart' in err and 'val2/2/0.jpeg' in err
+    assert '2 of the 6 images of ImageNetV2 could not be told apart' in err and 'val2/2/0.jpeg' in err
     ids, _ = read_labels(place.metadata / 'ILSVRC' / 'val', 1000)
     assert [image_id.decode() for image_id in ids] == [name for name in OLD if '/2/' not in name]
     assert tree(place.data / 'ImageNetV2')['val2/0/1.jpeg'] == jpeg((13, 8), 1)
+    # the mapping turns up: nothing was lost
+    site.lists('ILSVRC', 'val', {'mapping.txt': [f'{old[5:]}, {NEW[old][5:]}' for old in OLD]}, prepare.MAPPING_COMMIT)
+    shutil.rmtree(place.data / 'ImageNetV2')
+    prepare.prepare_imagenetv2(place)
+    ids, _ = read_labels(place.metadata / 'ILSVRC' / 'val', 1000)
+    assert sorted(image_id.decode() for image_id in ids) == sorted(tree(place.data / 'ImageNetV2')) == sorted(OLD)
+
+
+@pytest.mark.parametrize('mapped', [True, False])
+def test_another_archive_changes_neither_folder_nor_lists(site, place, imagenetv2, mapped):
+    if mapped:
+        site.lists('ILSVRC', 'val', {'mapping.txt': [f'{old[5:]}, {NEW[old][5:]}' for old in OLD]}, prepare.MAPPING_COMMIT)
+    site.source('IMAGENETV2', tar_of({f'x/{n}/a.jpeg': jpeg((50, 50)) for n in range(3)}))
+    with pytest.raises(UserError, match='6 of the 6 images'):
+        prepare.prepare_imagenetv2(place)
+    assert not (place.data / 'ImageNetV2').exists()
+    assert len(read_labels(place.metadata / 'ILSVRC' / 'val', 1000)[0]) == 6
+
+
+def test_a_server_out_of_order_is_not_a_missing_mapping(site, place, imagenetv2, monkeypatch):
+    def fetch(url, *rest, **options):
+        if 'mapping' in url:
+            raise UserError('HTTP 503')
+        return download.fetch(url, *rest, **options)
+    monkeypatch.setattr(prepare, 'fetch', fetch)
+    with pytest.raises(UserError, match='503'):
+        prepare.prepare_imagenetv2(place)
+    assert not (place.data / 'ImageNetV2').exists()
 
 
 def test_matching_needs_as_many_files_as_names():
@@ -281,7 +340,7 @@ def test_old_names_are_left_as_they_are(tmp_path):
     write_split(tmp_path / 'lists', ['val2/0/0.jpeg'], [0])
     (tmp_path / 'val2/0').mkdir(parents=True)
     (tmp_path / 'val2/0/0.jpeg').write_bytes(jpeg())
-    assert rename(tmp_path, tmp_path / 'lists') == []
+    assert rename(tmp_path, tmp_path / 'lists') == (1, [])
 
 
 # --- OpenImages and all ----------------------------------------------------------------------------------------------
@@ -298,8 +357,7 @@ def test_openimages_images_and_masks_lie_together(site, place, capsys):
         site.lists('OpenImages', split, files)
     prepare.prepare_openimages(place)
     assert sorted(tree(place.data / 'OpenImages')) == sorted([*ids.values(), 'val/01226z/vala_ignore.png', 'val/01226z/vala_m.png'])
-    assert all(f'OpenImages {split}: 1 of 1 images' in capsys_out for capsys_out in [capsys.readouterr().out]
-               for split in ids)
+    assert '3 of 3 listed images are there' in capsys.readouterr().out
 
 
 def test_all_prepares_what_it_can_and_names_the_rest(place, monkeypatch, site):
@@ -346,6 +404,68 @@ def test_evil_tars_within_a_tar_are_refused(tmp_path):
         archives.unpack_nested(tmp_path / 'evil.tar', tmp_path / 'out')
 
 
+def test_a_tar_named_dots_within_a_tar_is_refused(tmp_path):
+    """`...tar` without its suffix is the folder above."""
+    (tmp_path / 'evil.tar').write_bytes(tar_of({'...tar': tar_of({'evil.txt': b'x'}, 'w')}, 'w'))
+    with pytest.raises(UserError, match='not the archive it should be'), archives.staged(tmp_path / 'out') as partial:
+        archives.unpack_nested(tmp_path / 'evil.tar', partial)
+    assert [path.name for path in tmp_path.iterdir()] == ['evil.tar']
+
+
+WHOLE = tar_of({f'{n}.jpg': bytes([n]) * 1000 for n in range(1, 7)}, 'w')  # a member: 512 bytes header, 1024 content
+PACKED = gzip.compress(tar_of({f'{n}.jpg': np.random.default_rng(n).bytes(1000) for n in range(6)}, 'w'))
+DAMAGED = {
+    'cut at a member': WHOLE[:3 * 1536], 'cut in a header': WHOLE[:3 * 1536 + 100], 'cut in a file': WHOLE[:3 * 1536 + 700],
+    'a header of other bytes': WHOLE[:4628] + b'\xff' * 100 + WHOLE[4728:],
+    'a hole of zeros': WHOLE[:3 * 1536] + bytes(1536) + WHOLE[4 * 1536:], 'zeros': bytes(10240), 'empty': b'',
+    'gz cut': PACKED[:len(PACKED) // 2], 'gz without its sum': PACKED[:-8], 'gz with a wrong sum': PACKED[:-8] + bytes(8)}
+
+
+@pytest.mark.parametrize('damage, nested', [*((damage, False) for damage in DAMAGED),
+                                            *((damage, True) for damage in DAMAGED if not damage.startswith('gz'))])
+def test_a_damaged_tar_is_no_whole_archive(tmp_path, damage, nested):
+    content = DAMAGED[damage]
+    (tmp_path / 'x.tar').write_bytes(tar_of({'a.tar': content}, 'w') if nested else content)
+    with pytest.raises(UserError, match='no whole archive|none of the files'), archives.staged(tmp_path / 'out') as partial:
+        if nested:
+            archives.unpack_nested(tmp_path / 'x.tar', partial)
+        else:
+            archives.unpack(tmp_path / 'x.tar', partial, lambda name: name)
+    assert [path.name for path in tmp_path.iterdir()] == ['x.tar']
+
+
+def test_the_undamaged_tars_unpack(tmp_path):
+    for index, content in enumerate((WHOLE, PACKED)):
+        (tmp_path / 'x.tar').write_bytes(content)
+        assert archives.unpack(tmp_path / 'x.tar', tmp_path / f'out{index}', lambda name: name) == 6
+    (tmp_path / 'x.tar').write_bytes(tar_of({'a.tar': WHOLE, 'b.tar': WHOLE}, 'w'))
+    assert archives.unpack_nested(tmp_path / 'x.tar', tmp_path / 'nested') == 12
+
+
+def test_a_zip_with_a_password_is_refused(tmp_path):
+    content = bytearray(zip_of({'x': b'hello'}))
+    for signature, offset in ((b'PK\x01\x02', 8), (b'PK\x03\x04', 6)):
+        content[content.find(signature) + offset] |= 1  # the flag of an encrypted member
+    (tmp_path / 'x.zip').write_bytes(content)
+    with pytest.raises(UserError, match='encrypted'):
+        archives.unpack(tmp_path / 'x.zip', tmp_path / 'out', lambda name: name)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    left, living = tmp_path / f'.out.{2**22 + 7}.partial', tmp_path / '.out.1.partial'  # no process has so high a number
+    left.mkdir()
+    living.mkdir()
+    with archives.staged(tmp_path / 'out') as partial:
+        (partial / 'x').write_bytes(b'x')
+    assert not left.exists() and living.exists() and (tmp_path / 'out' / 'x').exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / 'file').write_bytes(b'')
+    with pytest.raises(UserError, match='could not be written'), archives.staged(tmp_path / 'file' / 'out'):
+        pass
+
+
 def test_a_page_in_an_archives_place_is_refused(tmp_path):
     (tmp_path / 'x.tgz').write_bytes(b'<html>sorry</html>')
     with pytest.raises(UserError, match='no whole archive'):
@@ -362,7 +482,7 @@ def call(script, *flags):
 
 @pytest.mark.parametrize('flags, words', [
     (['cubs'], ['invalid choice']), (['check'], ['check which data set']), (['cub', 'CUB'], ['unexpected "CUB"']),
-    (['cub', '--archive=nowhere.tgz'], ['nowhere.tgz', 'no such file']), (['check', 'CUBS'], ['CUBS']),
+    (['cub', '--archive=nowhere.tgz'], ['nowhere.tgz', 'no such file']), (['cub', f'--archive={__file__}'], ['known by its name', 'CUB_200_2011.tgz']), (['check', 'CUBS'], ['CUBS']),
     (['imagenet'], ['own account'])])
 def test_mistakes_on_the_command_line(script, flags, words):
     code, _, err = call(script, *flags)
