@@ -143,6 +143,16 @@ FLAGS = {
 }
 
 
+class Joined(argparse.Action):
+    """Words that make one list of percentages."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        try:
+            setattr(namespace, self.dest, percentages(' '.join(values)))
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line."""
 
@@ -161,8 +171,12 @@ def make_parser(description):
         group = parser.add_argument_group(title)
         for name, default, kind, text in flags:
             names = ['--' + name] + (['--dataset_name'] if name == 'dataset' else [])
-            bare = {'nargs': '?', 'const': True} if kind is boolean else {}  # --use_bn alone is True
-            group.add_argument(*names, dest=name, default=default, type=kind, metavar='', **bare,
+            options = {'type': kind}
+            if kind is boolean:
+                options |= {'nargs': '?', 'const': True}  # --use_bn alone is True
+            elif kind is percentages:
+                options = {'nargs': '+', 'action': Joined}  # 30 50 70 as well as 30,50,70
+            group.add_argument(*names, dest=name, default=default, metavar='', **options,
                                help=f'{text} (default: {default})'.replace('%', '%%'))
     return parser
 

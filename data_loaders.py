@@ -5,6 +5,7 @@ listed in dataset.metadata's format, or the user's own folders; transforms as pu
 """
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -61,12 +62,36 @@ def _own_spec(folder, class_names):
         if not train.is_dir():
             raise UserError(f'--dataset={folder}: no such folder, or no {train} in it. It should hold train/<class>/, '
                             f'val/<class>/ and test/<class>/ with images, or be one of {", ".join(DATASETS)}')
-        class_names = sorted(path.name for path in train.iterdir() if path.is_dir())
+        class_names = _class_folders(train)
         if len(class_names) < 2:
             raise UserError(f'{train} has {len(class_names)} class folders; a classifier needs two at least')
-    masks = next((path.read_text()[:4096] for path in (folder / 'metadata').glob('*/localization.txt')), '')
     return DatasetSpec(str(folder), len(class_names), {split: str(folder / split) for split in SPLITS},
-                       f'put images in {folder}/<split>/<class>/', masks='.png' in masks.split('\n')[0])
+                       f'put images in {folder}/<split>/<class>/', masks=_names_masks(folder / 'metadata'))
+
+
+def _hidden(name):
+    """What file managers and notebooks leave: .DS_Store, ._photo.jpg, .ipynb_checkpoints, __MACOSX."""
+    return name.startswith('.') or name == '__MACOSX'
+
+
+def _class_folders(train):
+    return sorted(path.name for path in train.iterdir() if path.is_dir() and not _hidden(path.name))
+
+
+def _names_masks(metadata):
+    """Whether the lists of the user's own folder locate by path,mask.png,ignore.png and not by boxes."""
+    for split in ('test', 'val'):
+        path = metadata / split / 'localization.txt'
+        lines = path.read_text(errors='replace').split('\n') if path.is_file() else []
+        first = next((line.split(',') for line in lines if line.strip()), ['', ''])
+        if first != ['', '']:
+            return first[-2:][0].endswith('.png')
+    return False
+
+
+def mask_folder(args):
+    """Where the masks of localization.txt are."""
+    return Path(args.mask_root) / args.dataset if args.dataset in DATASETS else Path(args.dataset)
 
 
 def metadata_folder(args, split):
@@ -186,8 +211,13 @@ def class_names(dataset, args):
 
 
 def _own_names(args):
-    train = Path(args.dataset) / 'train'
-    return args.get('class_names') or sorted(path.name for path in train.iterdir() if path.is_dir())
+    return args.get('class_names') or _class_folders(Path(args.dataset) / 'train')
+
+
+def own_images(root):
+    """The image files below <folder>/<split>, as ids."""
+    found = (path.relative_to(root) for path in root.rglob('*') if path.suffix.lower() in SUFFIXES)
+    return sorted(str(path) for path in found if not any(map(_hidden, path.parts)))
 
 
 def _list_folder(args, split):
@@ -195,14 +225,21 @@ def _list_folder(args, split):
     names, root = _own_names(args), Path(args.dataset) / split
     if not root.is_dir():
         raise UserError(f'{root} is not there: {dataset_spec(args).prepare}')
-    ids = sorted(str(path.relative_to(root)) for path in root.rglob('*') if path.suffix.lower() in SUFFIXES)
+    ids = own_images(root)
+    loose = [image_id for image_id in ids if '/' not in image_id]
+    if loose:
+        raise UserError(f'{root / loose[0]} lies in no class folder ({len(loose)} such images)')
     strangers = sorted({image_id.split('/')[0] for image_id in ids} - set(names))
     if strangers:
         raise UserError(f'{root / strangers[0]} is no class of the training set (its classes: {", ".join(names[:8])}'
                         f'{", ..." if len(names) > 8 else ""})')
     if not ids:
         raise UserError(f'{root} holds no images (looked for {", ".join(sorted(SUFFIXES))} below its class folders)')
-    return np.array([image_id.encode() for image_id in ids]), np.array([names.index(i.split('/')[0]) for i in ids])
+    labels = np.array([names.index(image_id.split('/')[0]) for image_id in ids])
+    empty = [name for label, name in enumerate(names) if label not in labels]
+    if empty:
+        warn(f'{root} has no images of {len(empty)} classes: {", ".join(empty[:8])}')
+    return np.array([image_id.encode() for image_id in ids]), labels
 
 
 def open_split(args, split):
@@ -228,7 +265,8 @@ def open_split(args, split):
 
 
 def broken_images(paths):
-    """Decode every image, in parallel, with a bar. Returns {index: what is wrong} of those that do not open."""
+    """Decode every image, in parallel, with a bar. paths: a list. Returns {index: what is wrong} of those that do not
+    open."""
     def reason(path):
         try:
             open_image(path)
@@ -237,7 +275,10 @@ def broken_images(paths):
         return None
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        reasons = progress(pool.map(reason, paths), 'opening images', 'image', total=len(paths))
+        # a pool queues all it is given at once: parts keep the memory of a million images small
+        parts = (paths[start:start + 4096] for start in range(0, len(paths), 4096))
+        reasons = chain.from_iterable(pool.map(reason, part) for part in parts)
+        reasons = progress(reasons, 'opening images', 'image', total=len(paths))
         return {index: text for index, text in enumerate(reasons) if text}
 
 

@@ -9,7 +9,6 @@ Result: save/<experiment_name>/wsol_<method>_<process>_<norm>.json and .png.
     python eval_wsol.py --experiment_name=calm_em --score_map_process=jointll-superclass --norm_type=minmax
 """
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -69,8 +68,7 @@ class MaskCounts:
 
     def __init__(self, args, split, ids):
         self.paths = read_mask_paths(data_loaders.metadata_folder(args, split), ids)
-        own = args.dataset not in data_loaders.DATASETS
-        self.root = Path(args.dataset) if own else Path(args.mask_root) / args.dataset
+        self.root = data_loaders.mask_folder(args)
         self.size, self.norm_type = args.crop_size, args.norm_type
         self.edges = metrics.bin_edges('even', args.cam_curve_interval)
         self.counts, self.images = np.zeros((2, len(self.edges) + 1), np.int64), 0

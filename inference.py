@@ -7,6 +7,8 @@ the raw map as .npy, and one manifest.json with classes, probabilities, settings
     python inference.py photo.jpg --load_checkpoint=CALM_EM-CUB --score_map_process=jointll --contrast
 """
 import platform
+import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,9 +46,11 @@ def results_folder(args, checkpoint_path):
 
 
 def results_name(args):
-    """<method>_<process>_<norm> of a result file; for maps made elsewhere their folder's name instead."""
+    """<method>_<process>_<norm> of a result file; for maps made elsewhere their folder's name, and a number that
+    tells two folders of one name apart, instead."""
     if args.scoremap_root is not None:
-        return f'maps-{Path(args.scoremap_root).resolve().name}_{args.norm_type}'
+        folder = Path(args.scoremap_root).resolve()
+        return f'maps-{folder.name}-{zlib.crc32(bytes(folder)):08x}_{args.norm_type}'
     return '_'.join([args.attribution_method, args.score_map_process, args.norm_type])
 
 
@@ -126,13 +130,18 @@ def _read_map(places):
     if path is None:
         raise UserError(f'no score map: looked for {", ".join(map(str, places))}')
     try:
-        values = np.load(path, allow_pickle=False)
-        usable = values.ndim == 2 and min(values.shape) > 0 and np.isfinite(values).all()
-    except (OSError, ValueError, TypeError, EOFError) as error:
+        with open(path, 'rb') as file:
+            values = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f'{path} is no score map: {error}') from error
-    if not usable:
-        raise UserError(f'{path} is no score map: it should be two-dimensional and finite, its shape is {values.shape}')
-    return torch.from_numpy(values.astype(np.float32))
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in 'biuf' or values.ndim != 2 or not values.size:
+        what = f'{values.dtype} of shape {values.shape}' if isinstance(values, np.ndarray) else type(values).__name__
+        raise UserError(f'{path} is no score map: it should be a two-dimensional array of real numbers, it is {what}')
+    with np.errstate(over='ignore'):
+        values = values.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise UserError(f'{path} is no score map: it holds values that are infinite or no number in float32')
+    return torch.from_numpy(values)
 
 
 def _maps_from_files(root, dataset, split):

@@ -94,13 +94,14 @@ def start_or_resume(model, optimiser, args, path):
     return checkpoint['epoch']
 
 
-def train(args, device, folder):
-    """Train, epoch by epoch, each leaving a whole checkpoint. Returns the model."""
+def train(args, device, folder, splits):
+    """Train, epoch by epoch, each leaving a whole checkpoint. splits: {'train': data set, 'val': ...}. Returns the
+    model."""
     path = folder / util.CHECKPOINT
     if path.is_file() and not args.override_cache and 'seed' not in args.given:
         args.seed = util.read_checkpoint(path).get('args', {}).get('seed')
     args.seed = util.seed_everything(args.seed)
-    train_set, val_set = data_loaders.open_split(args, 'train'), data_loaders.open_split(args, 'val')
+    train_set, val_set = splits['train'], splits['val']
     num_classes = data_loaders.dataset_spec(args).num_classes
     model = initial_model(args, num_classes).to(device, memory_format=util.memory_format(device))
     groups = parameter_groups(model, args.architecture, args.lr, args.lr_classifier_ratio, args.is_different_checkpoint)
@@ -141,14 +142,16 @@ def main():
     args = config.parse(__doc__)
     device = util.pick_device(args.device)
     folder = util.experiment_folder(args)
-    if args.is_train:
-        model = train(args, device, folder)
-    else:
+    if not args.is_train:
         model, _, args = loading.load_model(args, device)
+    # all of them before the first epoch: what is wrong with the test images is not found out after the last
+    names = data_loaders.SPLITS if args.is_train else ('val', 'test')
+    splits = {split: data_loaders.open_split(args, split) for split in names}
+    if args.is_train:
+        model = train(args, device, folder, splits)
     accuracies = {}
     for split in ('val', 'test'):
-        dataset = data_loaders.open_split(args, split)
-        loader = data_loaders.make_loader(dataset, args, device)
+        loader = data_loaders.make_loader(splits[split], args, device)
         accuracies[f'{split}_accuracy'] = top1_accuracy(model, loader, args, device, split)
     util.write_json(folder / 'results.json', {**accuracies, 'settings': {key: args[key] for key in sorted(args)}})
     print(f'{args.attribution_method}, {args.architecture}, {args.dataset}: accuracy '

@@ -5,9 +5,16 @@ import shutil
 import numpy as np
 import pytest
 from conftest import SMALL
+from munch import Munch
 from PIL import Image
 
 import util
+from dataset.check import check_dataset
+
+
+def own_args(folder):
+    return Munch(dataset=str(folder), data_root=str(folder.parent), metadata_root='metadata')
+
 
 FLAGS = [*SMALL, '--epochs=1', '--crop_size=32', '--resize_size=36', '--workers=0', '--device=cpu', '--seed=0']
 
@@ -48,15 +55,19 @@ def test_a_folder_trains_evaluates_and_gives_pictures(script, folder, tmp_path):
 
 def test_boxes_enable_wsol(script, folder, tmp_path):
     for split in ('val', 'test'):
-        ids = sorted(str(path.relative_to(folder / split)) for path in (folder / split).rglob('*.*g'))
+        ids = sorted((str(path.relative_to(folder / split)) for path in (folder / split).rglob('*.*g')),
+                     key=lambda name: not name.endswith('.png'))  # a photo that is a .png first: no mask
         lists = folder / 'metadata' / split
         lists.mkdir(parents=True)
         (lists / 'image_sizes.txt').write_text(''.join(f'{name},30,40\n' for name in ids))
         (lists / 'localization.txt').write_text(''.join(f'{name},0,0,29,39\n' for name in ids))
+    (folder / 'metadata' / 'train').mkdir()
+    (folder / 'metadata' / 'train' / 'localization.txt').write_text('')
     script('main', *FLAGS, f'--dataset={folder}')
     code, out, err = script('eval_wsol', '--workers=0')
     assert code == 0, err
     assert json.loads((tmp_path / 'save/result/wsol_CAM_vanilla_minmax.json').read_text())['images'] == {'val': 12, 'test': 12}
+    assert not any(check_dataset(own_args(folder)).values())
 
 
 def test_masks_enable_wsol(script, folder, tmp_path):
@@ -70,14 +81,34 @@ def test_masks_enable_wsol(script, folder, tmp_path):
     script('main', *FLAGS, f'--dataset={folder}')
     code, out, err = script('eval_wsol', '--workers=0')
     assert code == 0, err
+    assert not any(check_dataset(own_args(folder)).values())
+    (folder / 'val_mask.png').write_bytes(b'x')
+    (folder / 'test_ignore.png').unlink()
+    found = check_dataset(own_args(folder))
+    assert len(found['broken masks']) == 1 and 'val_mask.png' in found['broken masks'][0]
+    assert found['missing masks'] == [str(folder / 'test_ignore.png')]
     assert 0 < json.loads((tmp_path / 'save/result/wsol_CAM_vanilla_minmax.json').read_text())['results']['PxAP']['test'] < 100
 
 
-def test_a_class_that_training_did_not_have_is_named(script, folder):
+def test_a_class_that_training_did_not_have_is_named(script, folder, tmp_path):
     (folder / 'test' / 'cow').mkdir()
     shutil.copy(folder / 'test/cat/0.jpg', folder / 'test/cow/0.jpg')
     code, _, err = script('main', *FLAGS, f'--dataset={folder}')
     assert code == 2 and 'cow is no class of the training set' in err and 'cat, dog, eel' in err
+    assert not (tmp_path / 'save').exists()  # known before the first epoch
+    assert check_dataset(own_args(folder))['unlabelled images'] == [str(folder / 'test/cow/0.jpg')]
+
+
+def test_what_file_managers_leave_is_no_class(script, folder):
+    for name in ('train/.ipynb_checkpoints/0.jpg', 'train/cat/._0.jpg', 'val/__MACOSX/0.jpg'):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b'x')
+    (folder / 'train' / 'fox').mkdir()
+    code, _, err = script('main', *FLAGS, f'--dataset={folder}')
+    assert code == 0 and 'no images of 1 classes: fox' in err, err
+    shutil.copy(folder / 'train/cat/0.jpg', folder / 'train/0.jpg')
+    code, _, err = script('main', *FLAGS, f'--dataset={folder}', '--override_cache')
+    assert code == 2 and 'train/0.jpg lies in no class folder' in err
 
 
 @pytest.mark.parametrize('name, words', [('./nowhere', ['./nowhere' [2:], 'train']), ('nowhere', ['written with a slash'])])

@@ -17,7 +17,7 @@ import pytest
 from conftest import shared
 from PIL import Image
 
-from dataset import archives, download, imagenet, prepare
+from dataset import archives, check, download, imagenet, prepare
 from dataset.imagenet import match_renamed, rename, test_lists, train_lists
 from dataset.metadata import read_boxes, read_labels
 from util import UserError
@@ -505,11 +505,29 @@ def test_check_finds_what_is_wrong(script, tiny_birds, tmp_path):
     lines = (folder / 'class_labels.txt').read_text().splitlines()
     (folder / 'class_labels.txt').write_text('\n'.join([*lines[:-2], lines[-2].rsplit(',', 1)[0] + ',99']) + '\n')
     boxes = (folder / 'localization.txt').read_text().splitlines()
-    (folder / 'localization.txt').write_text('\n'.join([boxes[0].rsplit(',', 2)[0] + ',500,500', *boxes[1:]]) + '\n')
+    name = [line.rsplit(',', 4)[0] for line in boxes]
+    boxes[:4] = [f'{name[0]},0,0,500,500', f'{name[1]},-1,0,5,5', f'{name[2]},9,0,5,5', f'{name[3]},1,2,3']  # and name[4]: none
+    (folder / 'localization.txt').write_text('\n'.join(boxes[:4] + boxes[5:]) + '\n')
+    segmentations = sorted((tmp_path / 'data/ToyBirds/segmentations').rglob('*.png'))
+    segmentations[0].write_bytes(b'x')
+    segmentations[1].unlink()
     code, out, _ = call(script, 'check', 'ToyBirds', *roots)
     found = {what: entry and entry['count'] for what, entry in json.loads(out).items()}
     assert code == 1
-    assert found == {'broken images': 1, 'missing images': 1, 'unlabelled images': 2, 'surplus images': 1, 'bad boxes': 1,
-                     'missing masks': 0}
+    # the line without four integers is no place of name[3]
+    assert found == {'broken images': 1, 'missing images': 1, 'unlabelled images': 2, 'surplus images': 1, 'bad boxes': 4,
+                     'missing masks': 1, 'broken masks': 1, 'images without a place': 2}
     whole = json.loads((tmp_path / 'data/check_ToyBirds.json').read_text())
-    assert whole['missing images'] == [str(images[1])]
+    assert whole['missing images'] == [str(images[1])] and f"['{name[4]}" not in whole['bad boxes']
+    assert whole['images without a place'][1].startswith(f'{name[4]} has no line')
+
+
+def test_check_of_masks_names_every_line(tmp_path):
+    ids = ['a.jpg', 'b.jpg', 'c.jpg', 'd.jpg']
+    (tmp_path / 'localization.txt').write_text('a.jpg,a1.png,ai.png\na.jpg,a2.png,\nb.jpg,b.png,\nd.jpg,oops\n')
+    found = {kind: [] for kind in check.KINDS}
+    masks = check._check_masks(tmp_path / 'localization.txt', ids, tmp_path, found)
+    assert sorted(path.name for path in masks) == ['a1.png', 'a2.png', 'ai.png', 'b.png']
+    text = ' '.join(found['images without a place'])
+    assert all(words in text for words in ('line 4: expected', 'no mask of c.jpg', 'no mask of d.jpg', 'no ignore mask of b.jpg'))
+
