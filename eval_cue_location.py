@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 
 import config
 import data_loaders
+import evaluation
 import figures
-import inference
 import util
 from util import UserError
 from wsol import metrics
@@ -81,7 +81,7 @@ def count(loader, maps_of, args, device):
     differing = torch.from_numpy(differing)
     edges = metrics.bin_edges(args.threshold_type, args.cam_curve_interval)
     bins = len(edges) + 1
-    counts, evaluations, per_class = {}, np.zeros(len(pairs), np.int64), inference.is_per_class(args)
+    counts, evaluations, per_class = {}, np.zeros(len(pairs), np.int64), evaluation.is_per_class(args)
     for images, labels, indices, partition, object_mask, exact in util.progress(loader, 'cue localization', 'batch'):
         batch_pairs = [images_set.pairs[index] for index in indices.tolist()]
         classes = asked_classes(batch_pairs, labels.tolist(), pairs)
@@ -154,7 +154,7 @@ def report(args, summaries, evaluations, number):
     if paper:
         rows.append(['the paper (CUB, ResNet-50)', *paper])
     by_number = ', '.join(f'{(evaluations[number == k] > 0).sum()} with {k}' for k in (1, 2, 3))
-    print(f'\n{inference.results_name(args)}, {args.threshold_type} thresholds, {args.dataset}: {evaluations.sum()} '
+    print(f'\n{evaluation.results_name(args)}, {args.threshold_type} thresholds, {args.dataset}: {evaluations.sum()} '
           f'(image, pair) evaluations; pairs: {by_number} differing parts')
     print(util.table(['PxAP, %, by differing parts', *keys], rows))
 
@@ -172,7 +172,7 @@ def keep_pairs_with_images(annotations, labels):
 
 
 def main():
-    model, path, args, device = inference.open_evaluation(config.parse(__doc__), needs_model=False)
+    model, path, args, device = evaluation.open_evaluation(config.parse(__doc__), needs_model=False)
     if data_loaders.dataset_spec(args).cub_folder is None:
         raise UserError(f'cue localization needs parts and attributes in CUB\'s layout; {args.dataset} has none')
     test_set = data_loaders.open_split(args, 'test')
@@ -180,13 +180,13 @@ def main():
     keep_pairs_with_images(annotations, test_set.labels)
     pairs, images = annotations.pairs, CueImages(test_set, annotations)
     loader = data_loaders.make_loader(images, args, device)
-    counts, evaluations = count(loader, inference.map_source(args, model, test_set), args, device)
+    counts, evaluations = count(loader, evaluation.map_source(args, model, test_set), args, device)
 
     summaries, per_pair = {}, {}
     for truth, histogram in counts.items():
         summaries[truth], per_pair[truth] = summarise(histogram, pairs, evaluations)
-    name = f'{inference.results_name(args)}_{args.threshold_type}'
-    target = inference.results_folder(args, path) / f'cue_location_{name}.json'
+    name = f'{evaluation.results_name(args)}_{args.threshold_type}'
+    target = evaluation.results_folder(args, path) / f'cue_location_{name}.json'
     number = np.array([len(pair.parts) for pair in pairs])
     truth = 'exact' if 'exact' in counts else 'parts'
     curves = {f'{k} differing part{"s" * (k > 1)}': metrics.precision_recall(counts[truth][number == k].sum(0))
@@ -195,7 +195,7 @@ def main():
     util.write_json(target, {'metric': 'cue localization, PxAP in percent', 'dataset': args.dataset,
                              'images': len(images), 'evaluations': int(evaluations.sum()), 'pxap': summaries,
                              'pairs': pair_records(pairs, evaluations, per_pair), 'checkpoint': path and str(path),
-                             'settings': inference.evaluation_settings(args)})
+                             'settings': evaluation.recorded_settings(args)})
     report(args, summaries, evaluations, number)
     print(f'{target}, {target.with_suffix(".png").name}')
 

@@ -12,8 +12,8 @@ import torch
 
 import config
 import data_loaders
+import evaluation
 import figures
-import inference
 import util
 from wsol import metrics
 
@@ -52,18 +52,18 @@ def summarise(top, random, seed):
 
 
 def main():
-    model, path, args, device = inference.open_evaluation(config.parse(__doc__))
+    model, path, args, device = evaluation.open_evaluation(config.parse(__doc__))
     dataset = data_loaders.open_split(args, 'test')
     loader = data_loaders.make_loader(dataset, args, device)
-    intact, top, random = classify_erased(model, loader, inference.map_source(args, model, dataset), args, device)
+    intact, top, random = classify_erased(model, loader, evaluation.map_source(args, model, dataset), args, device)
     records = summarise(top, random, args.seed)
 
-    name = inference.results_name(args)
-    target = inference.results_folder(args, path) / f'pixel_perturb_{name}.json'
+    name = evaluation.results_name(args)
+    target = evaluation.results_folder(args, path) / f'pixel_perturb_{name}.json'
     figures.ratio_curve(target.with_suffix('.png'), {name: records})
     util.write_json(target, {'metric': 'remove-and-classify', 'dataset': args.dataset, 'images': len(dataset),
                              'accuracy': 100 * float(intact.mean()), 'ratios': records,
-                             'checkpoint': str(path), 'settings': inference.evaluation_settings(args)})
+                             'checkpoint': str(path), 'settings': evaluation.recorded_settings(args)})
     rows = [[f'{r["erased_percent"]} %', r['correct_top'], r['correct_random'],
              '-' if r['R'] is None else f'{r["R"]:.3f}',
              '-' if r['R'] is None else f'{r["R_low"]:.3f} .. {r["R_high"]:.3f}'] for r in records]

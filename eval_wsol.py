@@ -16,8 +16,8 @@ import torch
 
 import config
 import data_loaders
+import evaluation
 import figures
-import inference
 import util
 from dataset.metadata import read_boxes, read_mask_paths
 from util import UserError
@@ -152,21 +152,21 @@ def draw(path, name, counts):
 
 
 def main():
-    model, path, args, device = inference.open_evaluation(config.parse(__doc__), needs_model=False)
+    model, path, args, device = evaluation.open_evaluation(config.parse(__doc__), needs_model=False)
     masks, by_split = data_loaders.dataset_spec(args).masks, {}
     for split in SPLITS:
         dataset = data_loaders.open_split(args, split)
         counts = (MaskCounts if masks else BoxCounts)(args, split, dataset.image_ids)
-        maps_of = inference.map_source(args, model, dataset, split)
+        maps_of = evaluation.map_source(args, model, dataset, split)
         by_split[split] = count(dataset, model, maps_of, counts, args, device)
     results = mask_results(by_split) if masks else box_results(by_split, model is not None)
-    name = inference.results_name(args)
-    target = inference.results_folder(args, path) / f'wsol_{name}.json'
+    name = evaluation.results_name(args)
+    target = evaluation.results_folder(args, path) / f'wsol_{name}.json'
     images = {split: counts.images for split, counts in by_split.items()}
     draw(target.with_suffix('.png'), name, by_split['test'])
     util.write_json(target, {'metric': 'weakly supervised object localization, in percent', 'dataset': args.dataset,
                              'images': images, 'results': results, 'checkpoint': path and str(path),
-                             'settings': inference.evaluation_settings(args)})
+                             'settings': evaluation.recorded_settings(args)})
     rows = [[key, one['val'], one['test'], one['oracle'],
              '-' if one['threshold'] is None else f'{one["threshold"]:.3f}'] for key, one in results.items()]
     print(f'\n{name}, {args.dataset}: {images["val"]} val and {images["test"]} test images')

@@ -12,10 +12,10 @@ from munch import Munch
 import config
 import data_loaders
 import eval_wsol
-import inference
 from checkpoints import loading
 from dataset.metadata import read_boxes
 from wsol import metrics
+from wsol.attribution import attribution_maps
 
 # --- OpenImages' real masks (the WSOL evaluation's unit tests give the pixel counts) --------------------------
 
@@ -80,7 +80,7 @@ def test_wsol_agrees_with_a_naive_loop(script, tiny_birds, trained):
         for index, label in enumerate(dataset.labels):
             image = dataset[index][0][None]
             with torch.no_grad():
-                maps = inference.attribution.attribution_maps(model, image, torch.tensor([label]), 'jointll')
+                maps = attribution_maps(model, image, torch.tensor([label]), 'jointll')
                 right = int(model(image).argmax()) == label
             score_map = eval_wsol.prepared(maps[0].numpy(), 56, 'minmax')
             truth = metrics.scale_boxes(boxes.of(index), boxes.sizes[index], (56, 56))
@@ -141,7 +141,7 @@ def map_files(tiny_birds, trained, tmp_path):
         for index, label in enumerate(dataset.labels):
             image = dataset[index][0][None]
             with torch.no_grad():
-                maps = inference.attribution.attribution_maps(model, image, None, 'jointll')[0].numpy()
+                maps = attribution_maps(model, image, None, 'jointll')[0].numpy()
             name = f'{dataset.image_id(index)}.npy'
             for path, values in ((tmp_path / 'files' / split / name, maps[label]), *(
                     (tmp_path / 'files' / split / str(other) / name, values) for other, values in enumerate(maps))):
