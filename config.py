@@ -73,7 +73,7 @@ def dataset_name(text):
 
 PROCESS_NAMES = (*ACTIVATION_METHODS, *(name for name in PROCESSES if name not in ACTIVATION_METHODS))
 COUNT, SIZE = number(int, 1), number(int, 1)
-RATE, NATURAL = number(float, 0), number(int, 0)
+RATE, NATURAL, SEED = number(float, 0), number(int, 0), number(int, 0, True, 2**32)
 METHOD_ALIASES = {'CALM-EM': 'CALM_EM', 'CALM-ML': 'CALM_ML'}
 
 # flag, default, parser, help. A list of names after the parser makes the flag's aliases.
@@ -81,7 +81,7 @@ FLAGS = {
     'experiment': (
         ('experiment_name', 'result', str, 'one folder per experiment, below save_root'),
         ('save_root', 'save', str, 'where the experiments are'),
-        ('seed', None, NATURAL, 'seeds python, numpy, torch, loaders and masks; drawn and recorded where not given'),
+        ('seed', None, SEED, 'seeds python, numpy, torch, loaders and masks; drawn and recorded where not given'),
         ('override_cache', False, boolean, "main.py: start the experiment's training afresh"),
         ('is_train', True, boolean, 'main.py: False evaluates the checkpoint only'),
         ('workers', 4, NATURAL, 'loader processes, at most one per core'),
@@ -160,6 +160,8 @@ class Parser(argparse.ArgumentParser):
         unknown = message.removeprefix('unrecognized arguments: ')
         if unknown != message:
             flag = unknown.split()[0].split('=')[0]
+            if not flag.startswith('-'):
+                raise UserError(f'"{flag}" belongs to no flag; images go before the flags, a value after its own')
             near = difflib.get_close_matches(flag, self._option_string_actions, 1)
             message = f'unknown flag {flag}' + (f'; did you mean {near[0]}?' if near else '') + ' (--help lists all)'
         raise UserError(message)

@@ -134,6 +134,7 @@ def _to_rgb(image):
     if image.mode.startswith(('I', 'F')):
         values = np.asarray(image, np.float64)
         top = 65535 if image.mode.startswith('I') and values.max() > 255 else 255
+        top = 1 if image.mode == 'F' and values.max() <= 1 else top
         image = Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
     if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
         image = image.convert('RGBA')

@@ -111,8 +111,9 @@ def count(loader, maps_of, args, device):
 def summarise(counts, pairs, evaluations):
     """PxAP by protocol, with the underflow dropped as published and counted.
 
-    counts: (P,2,bins). Returns {protocol: {'dropped' | 'counted': {'1', '2', '3', 'mean'}}} and the
-    per-pair values (protocol, underflow) -> (P,).
+    counts: (P,2,bins). Returns {protocol: {'dropped' | 'counted': {'1', '2', '3', 'mean', 'pairs'}}}, pairs the number
+    that have a value (underflow can hold all of a pair's true pixels); and the per-pair values (protocol, underflow)
+    -> (P,).
     """
     measured = evaluations > 0
     number = np.array([len(pair.parts) for pair in pairs])
@@ -127,6 +128,7 @@ def summarise(counts, pairs, evaluations):
             groups = {str(k): usable & (number == k) for k in (1, 2, 3)} | {'mean': usable}
             summary[protocol][name] = {key: float(value[group].mean()) if group.any() else None
                                        for key, group in groups.items()}
+            summary[protocol][name]['pairs'] = int(usable.sum())
     return summary, values
 
 
@@ -146,21 +148,25 @@ def report(args, summaries, evaluations, number):
     """The table on the screen."""
     keys = ('1', '2', '3', 'mean')
     truths = {'parts': 'nearest part point', 'exact': 'exact part masks'}
-    rows = [[f'{truths[truth]}, {PROTOCOLS[protocol]}, underflow {underflow}', *(values[key] for key in keys)]
+    rows = [[f'{truths[truth]}, {PROTOCOLS[protocol]}, underflow {underflow}', *(values[key] for key in keys),
+             values['pairs']]
             for truth, summary in summaries.items()
             for protocol, by in summary.items() for underflow, values in by.items()]
     key = (args.attribution_method, args.score_map_process)
     paper = PAPER.get(key) if args.dataset == 'CUB' and args.scoremap_root is None else None
     if paper:
-        rows.append(['the paper (CUB, ResNet-50)', *paper])
+        rows.append(['the paper (CUB, ResNet-50)', *paper, 191])
     by_number = ', '.join(f'{(evaluations[number == k] > 0).sum()} with {k}' for k in (1, 2, 3))
     print(f'\n{evaluation.results_name(args)}, {args.threshold_type} thresholds, {args.dataset}: {evaluations.sum()} '
           f'(image, pair) evaluations; pairs: {by_number} differing parts')
-    print(util.table(['PxAP, %, by differing parts', *keys], rows))
+    print(util.table(['PxAP, %, by differing parts', *keys, 'pairs'], rows))
 
 
 def keep_pairs_with_images(annotations, labels):
     """Leave out the class pairs with a class that has no test image, and say so."""
+    if labels.max() >= annotations.num_classes:
+        raise UserError(f'{annotations.root} has the attributes of {annotations.num_classes} classes, but a test image '
+                        f'has label {labels.max()}')
     total = len(annotations.pairs)
     dropped = annotations.drop_pairs_without(labels.tolist())
     if len(dropped) == total:
@@ -179,6 +185,9 @@ def main():
     annotations = CueAnnotations(data_loaders.cub_root(args))
     keep_pairs_with_images(annotations, test_set.labels)
     pairs, images = annotations.pairs, CueImages(test_set, annotations)
+    if not images.rows:
+        raise UserError('no image to evaluate: in none of the test images is a differing part visible; check '
+                        f'{annotations.root / "parts" / "part_locs.txt"}')
     loader = data_loaders.make_loader(images, args, device)
     counts, evaluations = count(loader, evaluation.map_source(args, model, test_set), args, device)
 

@@ -30,9 +30,9 @@ def results_folder(args, checkpoint_path):
     """Where an evaluation's results go: --experiment_name's folder; where that is not said, the
     folder of the checkpoint if it is an experiment's."""
     if checkpoint_path is not None and 'experiment_name' not in args.given:
-        folder = checkpoint_path.parent
-        if folder.is_relative_to(args.save_root):
-            return folder
+        folder, root = checkpoint_path.parent.resolve(), Path(args.save_root).resolve()
+        if folder.is_relative_to(root):
+            return Path(args.save_root) / folder.relative_to(root)
     return util.experiment_folder(args)
 
 

@@ -75,13 +75,15 @@ class OwnImages(Dataset):
         return self.transform(data_loaders.open_upright(self.paths[index])), -1, index
 
 
-def find_images(inputs):
-    """{output name: path} of image files and of all images below folders. Names keep the suffix, so that
-    a.jpg and a.png do not meet; files of one name from different folders carry the folder's name too."""
-    found = []
+def find_images(inputs, output):
+    """{output name: path} of image files and of all images below folders, but for those in the output folder. Names
+    keep the suffix, so that a.jpg and a.png do not meet; files of one name from different folders carry the folder's
+    name too."""
+    found, output = [], Path(output).resolve()
     for given in map(Path, inputs):
         if given.is_dir():
-            below = sorted(path for path in given.rglob('*') if path.suffix.lower() in data_loaders.SUFFIXES)
+            below = sorted(path for path in given.rglob('*') if path.suffix.lower() in data_loaders.SUFFIXES
+                           and not path.resolve().is_relative_to(output))
             if not below:
                 raise UserError(f'{given} holds no images (looked for {", ".join(sorted(data_loaders.SUFFIXES))})')
             found += [(path.relative_to(given), path) for path in below]
@@ -97,6 +99,18 @@ def find_images(inputs):
             name = Path(f'{path.resolve().parent.name}_{name}')
         names[str(name)] = path
     return names
+
+
+def without_broken(images):
+    """Those that open; says how many do not."""
+    paths = list(images.values())
+    broken = data_loaders.broken_images(paths)
+    if len(broken) == len(paths):
+        raise UserError(f'none of the {len(paths)} images opens; the first: {broken[0]}')
+    if broken:
+        util.warn(f'{len(broken)} of {len(paths)} images do not open and are left out; the first: '
+                  f'{next(iter(broken.values()))}')
+    return {name: path for index, (name, path) in enumerate(images.items()) if index not in broken}
 
 
 def resolve_class(text, names, count):
@@ -160,11 +174,20 @@ def main():
     parser.add_argument('--contrast', nargs='?', const='runner-up', metavar='',
                         help='add "why the target and not this class", number or name (default: the runner-up)')
     args = config.parse(__doc__, parser=parser)
-    images = find_images(args.images)
+    if args.contrast is not None and Path(args.contrast).is_file():
+        raise UserError(f'--contrast={args.contrast} is taken for a class; put --contrast after the images')
+    if args.scoremap_root is not None or args.score_map_process == config.OBJECT_MASK:
+        raise UserError(f'--scoremap_root and --score_map_process={config.OBJECT_MASK} are for the evaluations; here a '
+                        'network gives the maps')
+    images = find_images(args.images, args.output)
+    if args.skip_broken:
+        images = without_broken(images)
     model, checkpoint, args, device = evaluation.open_evaluation(args)
     count = model.conv_last.out_channels
     target, contrast = (value if value in (None, 'runner-up') else resolve_class(value, args.class_names, count)
                         for value in (args.target, args.contrast))
+    if target is not None and target == contrast:
+        raise UserError(f'"why {args.target} and not {args.contrast}" is zero everywhere: they are one class')
     folder, process = Path(args.output), args.score_map_process
     names, paths = zip(*images.items(), strict=True)
     loader = DataLoader(OwnImages(paths, args.crop_size), args.batch_size)

@@ -14,10 +14,11 @@ import torch
 
 import config
 import data_loaders
+import evaluation
 import util
 from checkpoints import loading
 from util import UserError
-from wsol import build_model, parameter_groups
+from wsol import build_model, check_image_size, parameter_groups
 
 # flags that a continued training may change
 FREE = {'experiment_name', 'save_root', 'override_cache', 'is_train', 'workers', 'device', 'data_root', 'metadata_root',
@@ -72,6 +73,9 @@ def top1_accuracy(model, loader, args, device, name):
     for images, labels, _ in util.progress(loader, f'accuracy on {name}', 'batch', leave=False):
         with util.autocast(args, device):
             scores = model(util.to_device(images, device))
+        if scores.isnan().any():
+            raise UserError(f'the network gives scores that are no numbers on {name}: it has diverged, and is not '
+                            'saved. Lower --lr or --lr_classifier_ratio, or try --precision=float32')
         correct += (scores.argmax(1).cpu() == labels).sum().item()
     return 100 * correct / len(loader.dataset)
 
@@ -81,6 +85,9 @@ def start_or_resume(model, optimiser, args, path):
     if not path.is_file() or args.override_cache:
         return 0
     checkpoint = util.read_checkpoint(path)
+    if not {'optimizer', 'epoch', 'args'} <= checkpoint.keys():
+        raise UserError(f'{path} holds weights but no training to go on with; choose another --experiment_name and '
+                        'start from it with --load_checkpoint, or start afresh with --override_cache')
     before = checkpoint.get('args', {})
     changed = [f'{key} was {before.get(key)}, is {value}' for key, value in args.items()
                if key not in FREE and before.get(key) != value]
@@ -103,7 +110,8 @@ def train(args, device, folder, splits):
     args.seed = util.seed_everything(args.seed)
     train_set, val_set = splits['train'], splits['val']
     num_classes = data_loaders.dataset_spec(args).num_classes
-    model = initial_model(args, num_classes).to(device, memory_format=util.memory_format(device))
+    model = initial_model(args, num_classes, goes_on=path.is_file() and not args.override_cache)
+    model = model.to(device, memory_format=util.memory_format(device))
     groups = parameter_groups(model, args.architecture, args.lr, args.lr_classifier_ratio, args.is_different_checkpoint)
     optimiser = torch.optim.SGD(groups, momentum=args.momentum, nesterov=args.momentum > 0,
                                 weight_decay=args.weight_decay)
@@ -114,6 +122,8 @@ def train(args, device, folder, splits):
     sampler = data_loaders.SeededSampler(len(train_set), args.seed)
     train_loader = data_loaders.make_loader(train_set, args, device, sampler)
     val_loader = data_loaders.make_loader(val_set, args, device)
+    check_image_size(model, args.crop_size, device)
+    util.make_folder(folder)  # one that cannot be written is known before the first epoch
     log = util.read_json_lines(folder / 'log.jsonl')[:done]
     for epoch in range(done, args.epochs):
         line = {'epoch': epoch + 1, 'lr': args.lr * lr_factor(epoch, args)}
@@ -128,10 +138,12 @@ def train(args, device, folder, splits):
     return model
 
 
-def initial_model(args, num_classes):
-    """The network to start from: ImageNet's weights, --load_checkpoint's, or random ones."""
-    load = loading.wants_checkpoint(args)
-    model = build_model(**loading.network_settings(args, num_classes), pretrained=args.pretrained and not load)
+def initial_model(args, num_classes, goes_on):
+    """The network to start from: ImageNet's weights, --load_checkpoint's, or random ones. goes_on: this experiment's
+    own checkpoint will replace them, so none are fetched."""
+    load = loading.wants_checkpoint(args) and not goes_on
+    model = build_model(**loading.network_settings(args, num_classes),
+                        pretrained=args.pretrained and not load and not goes_on)
     if load:
         source, checkpoint = loading.open_checkpoint(args)
         util.load_weights(model, checkpoint, source, args.is_different_checkpoint)
@@ -142,8 +154,12 @@ def main():
     args = config.parse(__doc__)
     device = util.pick_device(args.device)
     folder = util.experiment_folder(args)
+    if args.is_different_checkpoint and not loading.wants_checkpoint(args):
+        raise UserError('--is_different_checkpoint fine-tunes from a checkpoint: name it with --load_checkpoint')
+    target = folder / 'results.json'
     if not args.is_train:
-        model, _, args = loading.load_model(args, device)
+        model, path, args = loading.load_model(args, device)
+        target = evaluation.results_folder(args, path) / 'accuracy.json'  # results.json is the training's
     # all of them before the first epoch: what is wrong with the test images is not found out after the last
     names = data_loaders.SPLITS if args.is_train else ('val', 'test')
     splits = {split: data_loaders.open_split(args, split) for split in names}
@@ -153,10 +169,11 @@ def main():
     for split in ('val', 'test'):
         loader = data_loaders.make_loader(splits[split], args, device)
         accuracies[f'{split}_accuracy'] = top1_accuracy(model, loader, args, device, split)
-    util.write_json(folder / 'results.json', {**accuracies, 'settings': {key: args[key] for key in sorted(args)}})
+    settings = {key: args[key] for key in sorted(args)} if args.is_train else evaluation.recorded_settings(args)
+    util.write_json(target, {**accuracies, 'settings': settings})
     print(f'{args.attribution_method}, {args.architecture}, {args.dataset}: accuracy '
           + ', '.join(f'{value:.1f} % on {name.split("_")[0]}' for name, value in accuracies.items())
-          + f' ({folder / "results.json"})')
+          + f' ({target})')
 
 
 if __name__ == '__main__':

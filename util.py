@@ -95,6 +95,14 @@ def table(header, rows):
 # --- files: written whole or not at all ---------------------------------------------------------
 
 
+def make_folder(path):
+    """Make a folder, and those above it."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'cannot make the folder {path}: {error.strerror}') from error
+
+
 def write_atomically(path, write):
     """write(temporary path), then put it in place: an interrupted write leaves the old file."""
     path = Path(path)
@@ -132,7 +140,10 @@ def read_json_lines(path):
 
 
 def experiment_folder(args):
-    return Path(args.save_root) / args.experiment_name
+    folder = Path(args.save_root) / args.experiment_name
+    if not folder.resolve().is_relative_to(Path(args.save_root).resolve()):
+        raise UserError(f'--experiment_name={args.experiment_name} leads out of --save_root={args.save_root}')
+    return folder
 
 
 def read_checkpoint(path):
@@ -141,10 +152,16 @@ def read_checkpoint(path):
         with torch.serialization.safe_globals(NUMPY_SCALARS):
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises many kinds; all mean that this file is not one of ours
-        reason = (str(error).splitlines() or ['the file is cut off'])[0][:120]
-        raise UserError(f'{path} cannot be read as a checkpoint ({type(error).__name__}: {reason})') from error
+        raise UserError(f'{path} cannot be read as a checkpoint ({type(error).__name__}): it is damaged, or no file of '
+                        'torch.save, or holds more than weights and plain values') from error
     if not isinstance(checkpoint, dict):
         raise UserError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
+    for key in ('state_dict', 'model', 'args', 'optimizer'):
+        if not isinstance(checkpoint.get(key, {}), dict):
+            raise UserError(f'{path} is no checkpoint: its {key} is a {type(checkpoint[key]).__name__}')
+    odd = [name for name in checkpoint.get('state_dict', checkpoint) if not isinstance(name, str)]
+    if odd:
+        raise UserError(f'{path} is no checkpoint: {odd[0]!r} is no name of a weight')
     return checkpoint
 
 
@@ -167,6 +184,9 @@ def load_weights(model, checkpoint, source, but_classifier=False):
 
     if 'model' not in checkpoint and not has_attention(expected):
         # the published CAM networks carry an attention layer that CAM never uses
+        if has_attention(weights):
+            warn(f'{source} has an attention layer, which CAM leaves out; if CALM trained it, say '
+                 '--attribution_method=CALM_EM or CALM_ML')
         weights = {name: value for name, value in weights.items() if not name.startswith('attention.')}
     if but_classifier:
         kept = ('conv_last.',) if has_attention(weights) == has_attention(expected) else ('conv_last.', 'attention.')
@@ -181,4 +201,7 @@ def load_weights(model, checkpoint, source, but_classifier=False):
         shown = '; '.join(problems[:4]) + (f'; and {len(problems) - 4} more' if len(problems) > 4 else '')
         raise UserError(f'{source} does not fit the network: {shown}. Check --architecture, --attribution_method, '
                         '--dataset and --use_bn; for another label set add --is_different_checkpoint.')
+    broken = [name for name, value in weights.items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(f'{source} holds a network that has diverged: {broken[0]} is not finite')
     model.load_state_dict(weights)

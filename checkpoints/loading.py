@@ -7,7 +7,7 @@ import data_loaders
 import util
 from checkpoints import published
 from util import UserError
-from wsol import build_model
+from wsol import build_model, check_image_size
 
 # what a checkpoint says of itself, beyond its network: taken over where the command line is silent
 RECORDED = ('dataset', 'resize_size', 'crop_size')
@@ -77,4 +77,5 @@ def load_model(args, device):
     model = build_model(**network_settings(args, num_classes), pretrained=False)
     util.load_weights(model, checkpoint, path)
     model = model.to(device, memory_format=util.memory_format(device)).eval()
+    check_image_size(model, args.crop_size, device)
     return model, path, args

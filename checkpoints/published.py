@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from dataset import download
-from util import UserError, write_json
+from util import UserError, read_checkpoint, write_json
 
 FOLDER = Path('checkpoints')
 DRIVE_IDS = {
@@ -42,9 +42,13 @@ def ensure(name):
     except (ValueError, AttributeError) as error:
         raise UserError(f'{lock_path} does not parse ({error}); remove it, hashes are then recorded anew') from error
     by_hand = f'https://drive.google.com/file/d/{DRIVE_IDS[name]}/view'
-    download.fetch(download.drive_url(DRIVE_IDS[name]), path, size=recorded.get('size'), sha256=recorded.get('sha256'),
-                   by_hand=by_hand)
+    try:
+        download.fetch(download.drive_url(DRIVE_IDS[name]), path, size=recorded.get('size'),
+                       sha256=recorded.get('sha256'), by_hand=by_hand)
+    except UserError as error:
+        raise UserError(f'{error} (size and SHA-256 as recorded in {lock_path})' if recorded else str(error)) from error
     if not recorded:
+        read_checkpoint(path)  # what is no checkpoint is not recorded as the right one
         lock[name] = {'size': path.stat().st_size, 'sha256': download.digest(path, 'sha256')}
         write_json(lock_path, lock)
     return path

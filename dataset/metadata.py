@@ -33,6 +33,7 @@ def read_columns(path, num_integers):
                     integers.append(np.array(numbers, np.int64).reshape(len(rows), num_integers))
                     if b'' in names[-1]:
                         raise ValueError('empty')
+                    b''.join(chunk).decode()  # UnicodeDecodeError is a ValueError
                 except ValueError:
                     _name_bad_line(path, chunk, line_number, num_integers)
                 line_number += len(chunk)
@@ -48,7 +49,7 @@ def _name_bad_line(path, chunk, before, num_integers):
     for offset, line in enumerate(chunk, 1):
         row = line.strip().rsplit(b',', num_integers)
         try:
-            good = row[0] and len([int(value) for value in row[1:]]) == num_integers
+            good = row[0].decode() and len([int(value) for value in row[1:]]) == num_integers
         except ValueError:
             good = False
         if not good:

@@ -223,14 +223,23 @@ def union_of(name):
 def ensure(data_root, metadata_root):
     """Paint the data set unless it is there, whole. Raises UserError if something else is in its place."""
     folders = Path(data_root) / 'ToyBirds', Path(metadata_root) / 'ToyBirds'
-    stamps = [json.loads((folder / STAMP).read_text()) if (folder / STAMP).is_file() else None for folder in folders]
+    stamps = [_read_stamp(folder / STAMP) for folder in folders]
     if stamps[0] and stamps[0] == stamps[1] and stamps[0]['version'] == VERSION:
         return
     for folder in folders:
         if folder.exists():
-            raise UserError(f'{folder} is not one half of a painting of version {VERSION} (its other half: '
-                            f'{folders[1 - folders.index(folder)]}); remove both folders and ToyBirds is painted anew')
+            raise UserError(f'{folder} and {folders[1 - folders.index(folder)]} are not the two halves of one painting '
+                            f'of version {VERSION}: name a --data_root and a --metadata_root that belong together, or '
+                            'move both away and ToyBirds is painted anew')
     paint_dataset(data_root, metadata_root)
+
+
+def _read_stamp(path):
+    """What a painting says of itself; None where there is none, or none that can be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def paint_dataset(data_root, metadata_root, images_per_class=None, seed=0):

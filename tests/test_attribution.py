@@ -112,3 +112,32 @@ def test_superclass_maps_sum_to_the_superclasss_probability(networks, images):
     torch.testing.assert_close(mean * torch.tensor([2., 3., 1.])[:, None, None], maps)
     with pytest.raises(UserError, match='--superclass_file'):
         attribution_maps(model, images, labels, 'jointll-superclass')
+
+
+@pytest.mark.parametrize('method', METHOD_NAMES)
+def test_autocast_rounds_no_map(networks, images, method):
+    """A bfloat16 backbone changes the features; maps made of them stay in float32, and sum up as they should."""
+    model = networks[method]
+    for process in defined_for(method):
+        with torch.autocast('cpu', torch.bfloat16):
+            maps = attribution_maps(model, images, torch.tensor([0, 3, 3]), process, **FEW)
+        assert maps.dtype == torch.float32, process
+        if process not in ('backprop', 'input_grad'):  # which may well come out of the first layer as bfloat16
+            assert not torch.equal(maps, maps.bfloat16().float()), process
+    if method != 'CAM':
+        with torch.autocast('cpu', torch.bfloat16):
+            probs = model(images).softmax(1)
+            maps = attribution_maps(model, images, torch.tensor([3, 3, 3]), 'jointll-superclass', **FEW)
+        torch.testing.assert_close(maps.sum((1, 2)), probs[:, [2, 3, 4]].sum(1))
+
+
+@pytest.mark.parametrize('labels, contrast, words', [
+    ([0, 1], None, r'shape \(2,\)'), ([0, 1, 5], None, 'from 0 to 5, classes are 0 to 4'), ([0, 1, -1], None, 'from -1'),
+    ([0, 1, 2], [[1, 2], [1, 2], [1, 2]], 'contrast= has the shape'), ([[0], [1], [2]], [1, 2, 3], 'contrast= has the shape'),
+    ([0.0, 1.0, 2.0], None, 'int64')])
+def test_labels_of_another_shape_or_range_are_refused(networks, images, labels, contrast, words):
+    labels, contrast = torch.tensor(labels), None if contrast is None else torch.tensor(contrast)
+    with pytest.raises(UserError, match=words):
+        attribution_maps(networks['CALM_EM'], images, labels, 'jointll', contrast=contrast)
+    with pytest.raises(UserError, match='int64 tensor, it is list'):
+        attribution_maps(networks['CALM_EM'], images, [0, 1, 2], 'jointll')

@@ -150,4 +150,94 @@ def test_a_loss_that_is_no_number_stops_training_and_keeps_the_checkpoint(script
 def test_a_folder_that_cannot_be_written(script, birds, tmp_path):
     flags, *_ = birds
     (tmp_path / 'blocked').write_text('')
-    refused(script('main', *flags, '--save_root=blocked'), 'cannot write', 'blocked')
+    refused(script('main', *flags, '--save_root=blocked'), 'cannot make the folder', 'blocked')
+
+
+def test_a_network_that_diverges_in_its_last_step_is_not_saved(script, birds):
+    flags, *_ = birds
+    refused(script('main', *flags, '--lr=1e30', '--batch_size=72'), 'diverged', '--lr')
+    assert not Path('save/result', util.CHECKPOINT).exists()
+
+
+@pytest.fixture
+def checkpoint(script, birds):
+    """A trained checkpoint that a test may break: (flags, its dict, a function that puts a changed one in its place)."""
+    flags, *_ = birds
+    assert script('main', *flags)[0] == 0
+    path = Path('save/result', util.CHECKPOINT)
+    content = torch.load(path, weights_only=True)
+    return flags, content, lambda changed: torch.save(changed, path)
+
+
+def test_checkpoints_of_odd_structure(script, checkpoint):
+    flags, content, put = checkpoint
+    data = [flag for flag in flags if flag.startswith(('--dataset', '--data_root', '--metadata_root'))]
+    weights = content['state_dict']
+    nan = {name: value * float('nan') if name == 'conv_last.weight' else value for name, value in weights.items()}
+    for change, words in (({'state_dict': [1]}, 'state_dict is a list'), ({'model': 'resnet18'}, 'model is a str'),
+                          ({'state_dict': {3: torch.ones(1)}}, '3 is no name'), ({'state_dict': nan}, 'diverged'),
+                          ({'model': content['model'] | {'attribution_method': 'CALM'}}, 'no method "CALM"')):
+        put(content | change)
+        refused(script('eval_pixel_perturb', *data), words)
+    put({key: value for key, value in content.items() if key != 'optimizer'})
+    refused(script('main', *flags), 'no training to go on with')
+
+
+def test_calm_weights_without_a_record_are_not_silently_cam(script, birds):
+    flags, *_ = birds
+    model = build_model('resnet18', 'CALM_EM', 18, last_stage='layer1')
+    torch.save(model.state_dict(), 'bare.pth')
+    code, _, err = script('eval_pixel_perturb', *flags, '--load_checkpoint=bare.pth')
+    assert code == 0 and 'has an attention layer' in err and '--attribution_method=CALM_EM' in err
+
+
+def test_going_on_needs_no_imagenet_weights(script, checkpoint, monkeypatch):
+    """As when the network is gone: the checkpoint replaces them anyway."""
+    flags, *_ = checkpoint
+    monkeypatch.setattr('torch.hub.download_url_to_file', lambda *_, **__: pytest.fail('downloads'))
+    again = [flag for flag in flags if not flag.startswith(('--pretrained', '--epochs'))]
+    code, _, err = script('main', *again, '--epochs=2')
+    assert code == 0, err
+
+
+def test_evaluating_keeps_the_trainings_results(script, checkpoint):
+    flags, *_ = checkpoint
+    before = Path('save/result/results.json').read_text()
+    data = [flag for flag in flags if flag.startswith(('--dataset', '--data_root', '--metadata_root'))]
+    code, _, err = script('main', '--is_train=False', *data)
+    assert code == 0, err
+    assert Path('save/result/results.json').read_text() == before and Path('save/result/accuracy.json').is_file()
+
+
+def test_images_too_small_for_the_network(script, birds):
+    flags, *_ = birds
+    flags = [flag for flag in flags if not flag.startswith(('--architecture', '--last_stage', '--crop_size'))]
+    refused(script('main', *flags, '--architecture=vgg16', '--crop_size=8'), '--crop_size=8')
+    refused(script('main', *flags, '--architecture=resnet18', '--crop_size=16'), '--crop_size=16', 'one cell')
+
+
+def test_nothing_to_localise(script, checkpoint, birds):
+    flags, *_ = checkpoint
+    locations = birds[1] / 'parts' / 'part_locs.txt'
+    lines = locations.read_text().splitlines()
+    locations.write_text(''.join(f'{line.rsplit(" ", 1)[0]} 0\n' for line in lines))
+    data = [flag for flag in flags if flag.startswith(('--dataset', '--data_root', '--metadata_root'))]
+    refused(script('eval_cue_location', *data), 'no image to evaluate', 'part_locs.txt')
+    locations.write_text('\n'.join(lines) + '\n')
+    attributes = birds[1] / 'attributes' / 'class_attribute_labels_continuous.txt'
+    attributes.write_text(''.join(attributes.read_text().splitlines(keepends=True)[:5]))
+    refused(script('eval_cue_location', *data), 'attributes of 5 classes', 'label 17')
+
+
+@pytest.mark.parametrize('flag, words', [
+    ('--seed=5000000000', ['--seed']), ('--experiment_name=../../x', ['leads out of --save_root']),
+    ('--is_different_checkpoint', ['--load_checkpoint'])])
+def test_flags_that_make_no_sense(script, birds, flag, words):
+    refused(script('main', *birds[0], flag), *words)
+
+
+def test_ids_that_are_not_utf8(script, birds):
+    flags, _, meta = birds
+    ids = meta / 'train' / 'image_ids.txt'
+    ids.write_bytes(ids.read_bytes().replace(b'Toy_A1', b'Toy_\xff1', 1))
+    refused(script('main', *flags), 'image_ids.txt, line 1', 'expected')

@@ -1,6 +1,7 @@
 """dataset.download and checkpoints.published: against a local server that breaks off, lies, or answers with a page."""
 import hashlib
 import http.server
+import io
 import json
 import threading
 
@@ -120,25 +121,37 @@ def drive(server, monkeypatch, tmp_path):
     return server
 
 
+def saved_weights():
+    buffer = io.BytesIO()
+    torch.save({'state_dict': {'x': torch.ones(3)}}, buffer)
+    return buffer.getvalue()
+
+
 def test_published_weights_come_by_name_once_and_are_checked_ever_after(drive):
+    content = drive.content = saved_weights()
     path = published.ensure('CALM_EM-CUB')
-    assert path.read_bytes() == CONTENT and f'id={published.DRIVE_IDS["CALM_EM-CUB"]}' in drive.requests[0]['path']
+    assert path.read_bytes() == content and f'id={published.DRIVE_IDS["CALM_EM-CUB"]}' in drive.requests[0]['path']
     lock = json.loads((path.parent / 'published.lock.json').read_text())
-    assert lock == {'CALM_EM-CUB': {'size': len(CONTENT), 'sha256': SHA256}}
+    assert lock == {'CALM_EM-CUB': {'size': len(content), 'sha256': hashlib.sha256(content).hexdigest()}}
     published.ensure('CALM_EM-CUB')
     assert len(drive.requests) == 1
-    path.write_bytes(CONTENT[:-1] + b'x')
-    with pytest.raises(UserError, match='SHA256'):
+    path.write_bytes(content[:-1] + b'x')
+    with pytest.raises(UserError, match='SHA256.*as recorded in .*published.lock.json'):
         published.ensure('CALM_EM-CUB')
 
 
 def test_weights_put_there_by_hand_are_recorded(drive):
     path = published.file_of('CALM_ML-ImageNet')
     path.parent.mkdir()
-    path.write_bytes(b'abc')
+    path.write_bytes(b'<html>quota</html>')
+    with pytest.raises(UserError, match='cannot be read as a checkpoint'):
+        published.ensure('CALM_ML-ImageNet')
+    assert not (path.parent / 'published.lock.json').exists()  # a wrong file is not made the right one
+    path.write_bytes(saved_weights())
     published.ensure('CALM_ML-ImageNet')
     assert not drive.requests
-    assert json.loads((path.parent / 'published.lock.json').read_text())['CALM_ML-ImageNet']['size'] == 3
+    lock = json.loads((path.parent / 'published.lock.json').read_text())
+    assert lock['CALM_ML-ImageNet']['size'] == len(saved_weights())
 
 
 def test_a_quota_page_is_not_saved_as_weights(drive):

@@ -137,7 +137,7 @@ def test_two_files_of_one_name_do_not_overwrite_each_other(tmp_path):
     for folder in ('a', 'b'):
         (tmp_path / folder).mkdir()
         Image.new('RGB', (4, 4)).save(tmp_path / folder / 'x.png')
-    assert list(inference.find_images([tmp_path / 'a/x.png', tmp_path / 'b/x.png', tmp_path / 'a/x.png'])) == [
+    assert list(inference.find_images([tmp_path / 'a/x.png', tmp_path / 'b/x.png', tmp_path / 'a/x.png'], 'maps')) == [
         'x.png', 'b_x.png']
 
 

@@ -156,7 +156,7 @@ def test_every_image_goes_through_the_network_once(script, tiny_birds, trained, 
     seen, features = [], CAM.extract_features
     monkeypatch.setattr(CAM, 'extract_features', lambda net, batch: seen.append(len(batch)) or features(net, batch))
     script('eval_cue_location', *flags(tiny_birds, trained, 'CALM_EM'), '--score_map_process=jointll', '--batch_size=7')
-    assert sum(seen) == 36  # 18 classes, 2 test images each
+    assert seen[0] == 1 and sum(seen[1:]) == 36  # a blank, to see the map's size; 18 classes, 2 test images each
 
 
 def test_remove_and_classify_agrees_with_a_naive_loop(script, tiny_birds, trained):

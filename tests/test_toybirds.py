@@ -117,6 +117,6 @@ def test_a_foreign_folder_is_not_touched(tmp_path):
     mine = tmp_path / 'data' / 'ToyBirds' / 'mine.txt'
     mine.parent.mkdir(parents=True)
     mine.write_text('x')
-    with pytest.raises(UserError, match='remove both'):
+    with pytest.raises(UserError, match='move both away'):
         toybirds.ensure(tmp_path / 'data', tmp_path / 'meta')
     assert mine.read_text() == 'x'

@@ -5,7 +5,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pickle import UnpicklingError
 
+import torch
 from torch import nn
 
 from util import UserError
@@ -77,6 +79,8 @@ def build_model(architecture, attribution_method, num_classes, pretrained=False,
     Returns an nn.Module: model(images (B,3,H,W)) -> class scores (B,C). Raises UserError.
     """
     recipe = find_architecture(architecture)
+    if attribution_method not in METHODS:
+        raise UserError(f'no method "{attribution_method}"; there are {", ".join(METHODS)}')
     asked = {'large_feature_map': large_feature_map, 'last_stage': last_stage, 'use_bn': use_bn}
     for name, usual in (('large_feature_map', False), ('last_stage', 'layer4')):
         if name not in recipe.options and asked[name] != usual:
@@ -84,12 +88,33 @@ def build_model(architecture, attribution_method, num_classes, pretrained=False,
     options = {name: asked[name] for name in recipe.options}
     try:
         stages, num_features = recipe.build('IMAGENET1K_V1' if pretrained else None, **options)
-    except OSError as error:  # urllib's errors are OSErrors
-        raise UserError(f'the ImageNet weights of {architecture} could not be downloaded ({error}); '
-                        'start from random ones with --pretrained=False') from error
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:  # urllib's errors are OSErrors
+        if not pretrained:
+            raise
+        raise UserError(f'the ImageNet weights of {architecture} could not be had ({_one_line(error)}); if a damaged '
+                        f'file is below {torch.hub.get_dir()}, remove it; or start from random weights with '
+                        '--pretrained=False') from error
     model = METHODS[attribution_method](stages, num_features, num_classes, prior)
     _initialise(model, recipe, pretrained)
     return model
+
+
+def _one_line(error):
+    return ' '.join(str(error).split())[:200]
+
+
+@torch.no_grad()
+def check_image_size(model, size, device):
+    """Raise UserError unless the network takes images of size x size and leaves a map of them."""
+    training = model.training
+    try:
+        grid = model.eval().extract_features(torch.zeros(1, 3, size, size, device=device)).shape[2:]
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(f'--crop_size={size} does not suit this network ({_one_line(error)})') from error
+    finally:
+        model.train(training)
+    if grid.numel() < 2:
+        raise UserError(f'--crop_size={size} is too small for this network: its map has one cell')
 
 
 def _initialise(model, recipe, pretrained):

@@ -84,6 +84,18 @@ def random(query):
     return torch.stack(maps).to(query.images.device)
 
 
+def _check_classes(name, chosen, labels, batch, num_classes):
+    """Raise UserError unless these are the classes of a batch: else maps could come out that are not those asked."""
+    if not isinstance(chosen, torch.Tensor) or chosen.dtype != torch.int64:
+        raise UserError(f'{name}= should be an int64 tensor, it is {getattr(chosen, "dtype", type(chosen).__name__)}')
+    if chosen.ndim not in (1, 2) or len(chosen) != batch or chosen.shape != labels.shape:
+        raise UserError(f'{name}= has the shape {tuple(chosen.shape)}: it should be ({batch},) or ({batch},K), and '
+                        'that of contrast= that of labels=')
+    if chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < num_classes:
+        raise UserError(f'{name}= goes from {int(chosen.min())} to {int(chosen.max())}, classes are 0 to '
+                        f'{num_classes - 1}')
+
+
 def attribution_maps(model, images, labels=None, process='jointll', contrast=None, seeds=None, superclasses=None,
                      settings=None, activations=None):
     """Attribution maps of a batch, in the method's own units: nothing is normalised.
@@ -97,11 +109,14 @@ def attribution_maps(model, images, labels=None, process='jointll', contrast=Non
     activations: model.activations(images) where the caller has them already, to save the forward.
     Activation methods take one forward whatever the classes; gradient methods one backward per class and
     step, on maps of the image's size. Methods that are not per_class give one map, repeated.
-    Raises UserError for a method that the head does not define.
+    Raises UserError for a method that the head does not define, and for labels of another shape or range.
     """
     check_process(process, type(model))
     if contrast is not None and labels is None:
         raise UserError('contrast= asks "why this class and not that one": say which one in labels=')
+    for name, chosen in (('labels', labels), ('contrast', contrast)):
+        if chosen is not None:
+            _check_classes(name, chosen, labels, len(images), model.conv_last.out_channels)
     seeds = torch.arange(len(images)) if seeds is None else seeds
     chosen = [chosen if chosen.ndim == 2 else chosen[:, None] for chosen in (labels, contrast) if chosen is not None]
     asked = torch.cat(chosen, 1).to(images.device) if chosen else None  # (B,K or 2K)

@@ -95,13 +95,14 @@ def visible_parts(points):
 class CueAnnotations:
     """The cue-localization side of a data set in CUB's layout, read from its folder `root`.
 
-    pairs: [ClassPair]. Part points and masks are looked up by image id (`class/name.jpg`).
+    pairs: [ClassPair]; num_classes: of those that have attributes. Part points and masks are looked up by image id
+    (`class/name.jpg`).
     """
 
     def __init__(self, root):
         self.root = Path(root)
         names, values = self._attributes()
-        self.pairs = class_pairs(names, values)
+        self.pairs, self.num_classes = class_pairs(names, values), len(values)
         self._row = {name: row for row, name in enumerate(_second_column(self.root / 'images.txt'))}
         self._points = self._part_points(len(self._row))
 
@@ -187,8 +188,8 @@ def _second_column(path):
     """`1 name` lines -> [name]."""
     try:
         lines = path.read_text().splitlines()
-    except OSError as error:
-        raise UserError(f'{path}: {error.strerror}. {LAYOUT}') from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'{path}: {getattr(error, "strerror", error)}. {LAYOUT}') from error
     for number, line in enumerate(lines, 1):
         if len(line.split(maxsplit=1)) != 2 or line.split()[0] != str(number):
             raise UserError(f'{path}, line {number}: expected "{number} name", found "{line}"')

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from .metrics import normalise, resize
-from .query import process
+from .query import full_precision, process
 
 OCCLUSION_SIDE, OCCLUSION_STRIDE = 1 / 7, 1 / 14  # of the image's side
 MASKS_AT_A_TIME = 32  # masked images per forward, for Score-CAM and occlusion
@@ -178,7 +178,8 @@ def score_cam(query):
     masks = normalise(resize(channels, query.images.shape[2:]), 'minmax')[:, None]
     baseline = _scores_of_masked(query, torch.zeros_like(masks[:1]))  # (1,K)
     weights = (_scores_of_masked(query, masks) - baseline).softmax(0)  # (D,K)
-    return torch.einsum('dk,dhw->khw', weights, channels).relu()
+    with full_precision(channels):
+        return torch.einsum('dk,dhw->khw', weights, channels).relu()
 
 
 @process('occlusion')
@@ -197,4 +198,5 @@ def occlusion(query):
         squares[index, top:top + side[0], left:left + side[1]] = 1
     intact = _scores_of_masked(query, torch.ones_like(squares[:1, None]))
     lost = intact - _scores_of_masked(query, 1 - squares[:, None])  # (M,K)
-    return torch.einsum('mk,mhw->khw', lost, squares) / squares.sum(0)
+    with full_precision(squares):
+        return torch.einsum('mk,mhw->khw', lost, squares) / squares.sum(0)

@@ -83,11 +83,17 @@ class Query:
         if self.superclasses is None:
             raise UserError('superclass maps need superclasses: --superclass_file, or superclasses= in a call')
         members = self.superclasses.to(maps)[self.asked]  # (B,K,C)
-        return torch.einsum('bkc,bchw->bkhw', members, maps)
+        with full_precision(maps):
+            return torch.einsum('bkc,bchw->bkhw', members, maps)
 
     def superclass_sizes(self):
         """(B,K,1,1): how many classes the superclass of each asked class has."""
         return self.superclasses.sum(1).to(self.images)[self.asked][..., None, None]
+
+
+def full_precision(tensor):
+    """Sums of maps are not the backbone's: no autocast may round them."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def check_process(name, method):

@@ -30,7 +30,8 @@ def read_superclass_file(path, num_classes):
         raise UserError(f'{path}: expected lines "label: [labels]", found a {type(content).__name__}')
     for label, group in content.items():
         group = group if isinstance(group, list) else [group]
-        wrong = [value for value in (label, *group) if not isinstance(value, int) or not 0 <= value < num_classes]
+        # `type is`: True is an int too
+        wrong = [value for value in (label, *group) if type(value) is not int or not 0 <= value < num_classes]
         if wrong:
             raise UserError(f'{path}, entry {label}: {wrong[0]!r} is not a class, they are 0 to {num_classes - 1}')
         content[label] = group
@@ -39,12 +40,16 @@ def read_superclass_file(path, num_classes):
 
 def by_prefix(class_names):
     """Classes whose names agree up to a number at the end: ToyBirds' families. Returns (C,C) bool."""
+    if not class_names:
+        raise UserError('superclasses by name need class names, and this checkpoint has none; give --superclass_file')
     stems = [name.split('.')[-1].rstrip('0123456789') for name in class_names]
     return torch.tensor([[stem == other for other in stems] for stem in stems])
 
 
 def wordnet(folder, num_classes=1000):
     """ImageNet's classes under the nearest WordNet ancestor that has another class below it.
+
+    Not a partition: where c's nearest ancestor stands above d's, d is in c's superclass and c not in d's.
 
     folder: with wordnet.is_a.txt (lines "parent child", synset ids) and imagenet_class_index.json
     ({"0": ["n01440764", "tench"], ...}). Returns (C,C) bool.
