@@ -145,3 +145,33 @@ def test_a_checkpoint_without_names_numbers_its_classes():
     assert inference.class_label(3, None) == 'class 3'
     with pytest.raises(UserError, match='no class names'):
         inference.resolve_class('albatross', None, 5)
+
+
+def test_broken_photos_stop_or_are_left_out(script, checkpoint, photos, tmp_path):
+    (photos / 'broken.jpg').write_bytes(b'x')
+    flags = [photos, f'--load_checkpoint={checkpoint}', '--score_map_process=jointll', '--output=out']
+    code, _, err = script('inference', *flags)
+    assert code == 2 and 'broken.jpg does not open' in err
+    code, _, err = script('inference', *flags, '--skip_broken')
+    assert code == 0 and '1 of 5 images do not open' in err
+    assert len(json.loads((tmp_path / 'out/manifest.json').read_text())['images']) == 4
+
+
+def test_its_own_pictures_are_not_explained(script, checkpoint, photos):
+    flags = [photos, f'--load_checkpoint={checkpoint}', '--score_map_process=jointll', f'--output={photos / "maps"}']
+    for _ in range(2):
+        assert script('inference', *flags)[0] == 0
+        assert len(json.loads((photos / 'maps/manifest.json').read_text())['images']) == 4
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--target=5', '--contrast=Toy_B2'], ['zero everywhere']), (['--scoremap_root=x'], ['for the evaluations']),
+    (['--score_map_process=object_mask'], ['for the evaluations']), (['--seed=1', 'b.jpg'], ['"b.jpg" belongs to no flag'])])
+def test_flags_that_would_be_ignored_are_refused(script, checkpoint, photos, flags, words):
+    code, _, err = script('inference', photos / 'wide.jpg', f'--load_checkpoint={checkpoint}', *flags)
+    assert code == 2 and all(word in err for word in words), err
+
+
+def test_contrast_does_not_swallow_the_photo(script, checkpoint, photos):
+    code, _, err = script('inference', photos / 'wide.png', f'--load_checkpoint={checkpoint}', '--contrast', photos / 'wide.jpg')
+    assert code == 2 and 'put --contrast after the images' in err
