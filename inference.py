@@ -165,6 +165,15 @@ def write_maps(folder, name, path, batch, row, labels_of, process):
     return entry
 
 
+def refuse_what_would_be_ignored(args):
+    """Raise UserError for flags that mean something else here than the user may think."""
+    if args.contrast is not None and Path(args.contrast).is_file():
+        raise UserError(f'--contrast={args.contrast} is taken for a class; put --contrast after the images')
+    if args.scoremap_root is not None or args.score_map_process == config.OBJECT_MASK:
+        raise UserError(f'--scoremap_root and --score_map_process={config.OBJECT_MASK} are for the evaluations; here a '
+                        'network gives the maps')
+
+
 def main():
     parser = config.make_parser(__doc__)
     parser.add_argument('images', nargs='+', help='image files, or folders of images')
@@ -174,11 +183,7 @@ def main():
     parser.add_argument('--contrast', nargs='?', const='runner-up', metavar='',
                         help='add "why the target and not this class", number or name (default: the runner-up)')
     args = config.parse(__doc__, parser=parser)
-    if args.contrast is not None and Path(args.contrast).is_file():
-        raise UserError(f'--contrast={args.contrast} is taken for a class; put --contrast after the images')
-    if args.scoremap_root is not None or args.score_map_process == config.OBJECT_MASK:
-        raise UserError(f'--scoremap_root and --score_map_process={config.OBJECT_MASK} are for the evaluations; here a '
-                        'network gives the maps')
+    refuse_what_would_be_ignored(args)
     images = find_images(args.images, args.output)
     if args.skip_broken:
         images = without_broken(images)

@@ -21,11 +21,7 @@ def check_dataset(args):
     args: dataset, data_root, metadata_root. Returns {what is wrong: [which]}; the whole lists also go to
     <data_root>/check_<NAME>.json.
     """
-    try:
-        name = config.dataset_name(args.dataset)
-    except argparse.ArgumentTypeError as error:
-        raise UserError(str(error)) from error
-    args = Munch(args, dataset=name, mask_root=args.data_root)
+    args = Munch(args, dataset=_name(args.dataset), mask_root=args.data_root)
     spec, found = data_loaders.dataset_spec(args), {kind: [] for kind in KINDS}
     known, masks = {}, set()
     for split in data_loaders.SPLITS:
@@ -45,7 +41,7 @@ def check_dataset(args):
             masks |= {data_loaders.cub_root(args) / 'segmentations' / Path(image_id).with_suffix('.png')
                       for image_id in ids}
     if not known:
-        raise UserError(f'{name} is not there, neither in {args.metadata_root} nor in {args.data_root}: {spec.prepare}')
+        raise UserError(f'{args.dataset} is not there, neither in {args.metadata_root} nor in {args.data_root}: {spec.prepare}')
     for images, ids in known.items():
         there = _there(sorted(images / image_id for image_id in ids), 'missing images', found)
         found['broken images'] += list(data_loaders.broken_images(there).values())
@@ -54,8 +50,15 @@ def check_dataset(args):
         # OpenImages keeps its masks beside the photos
         found['surplus images'] += sorted(str(path) for path in surplus if not (spec.masks and path.suffix == '.png'))
     found['broken masks'] += list(data_loaders.broken_images(_there(sorted(masks), 'missing masks', found)).values())
-    write_json(Path(args.data_root) / f'check_{Path(name).name}.json', found)
+    write_json(Path(args.data_root) / f'check_{Path(args.dataset).name}.json', found)
     return found
+
+
+def _name(text):
+    try:
+        return config.dataset_name(text)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(str(error)) from error
 
 
 def _is_own(args):
