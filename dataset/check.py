@@ -41,7 +41,8 @@ def check_dataset(args):
             masks |= {data_loaders.cub_root(args) / 'segmentations' / Path(image_id).with_suffix('.png')
                       for image_id in ids}
     if not known:
-        raise UserError(f'{args.dataset} is not there, neither in {args.metadata_root} nor in {args.data_root}: {spec.prepare}')
+        raise UserError(f'{args.dataset} is not there, neither in {args.metadata_root} nor in {args.data_root}: '
+                        f'{spec.prepare}')
     for images, ids in known.items():
         there = _there(sorted(images / image_id for image_id in ids), 'missing images', found)
         found['broken images'] += list(data_loaders.broken_images(there).values())
