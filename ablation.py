@@ -7,14 +7,14 @@ Result: save/ablation/table.txt, mean and standard deviation over the seeds. Abo
 
     python ablation.py [number of seeds, default 3]
 """
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 
+import evaluation
 import util
-from demo import CALM_MAPS, CAM_MAPS, FINE_TUNE, FROM_RANDOM, PRECISION, TRAIN, run
+from demo import FINE_TUNE, FROM_RANDOM, PRECISION, TRAIN, result, run
 from util import UserError
 
 FOLDER = Path('save/ablation')
@@ -51,13 +51,10 @@ def measure(seed, row, method, stage, from_cam, *flags):
         learn = [*FROM_RANDOM, '--epochs=40']  # as long as the start and the fine-tuning together
     if not (folder / name / 'results.json').is_file():
         run(folder, 'main.py', f'--experiment_name={name}', *common, f'--attribution_method={method}', *learn, *flags)
-    values = [json.loads((folder / name / 'results.json').read_text())['test_accuracy']]
-    maps = [('vanilla', CAM_MAPS)] if method == 'CAM' else [('jointll', CALM_MAPS), ('saliency', CALM_MAPS)]
-    for process, how in maps:
-        run(folder, 'eval_cue_location.py', f'--experiment_name={name}', f'--score_map_process={process}', *how,
-            f'--seed={seed}', PRECISION)
-        file = '_'.join(['cue_location', method, process, *(flag.split('=')[1] for flag in how)])
-        pxap = json.loads((folder / name / f'{file}.json').read_text())['pxap']['exact']['per_pair']['counted']
+    values = [evaluation.read_result(folder / name / 'results.json')['test_accuracy']]
+    for process in ['vanilla'] if method == 'CAM' else ['jointll', 'saliency']:
+        run(folder, 'eval_cue_location.py', f'--experiment_name={name}', f'--score_map_process={process}', PRECISION)
+        pxap = result(folder / name, 'cue_location', process)['pxap']['exact']['per_pair']['counted']
         values += [pxap[key] for key in '123']
     return values + [np.nan] * (7 - len(values))
 
@@ -74,7 +71,7 @@ def main():
         rows.append([name, *('-' if np.isnan(mean) else f'{mean:.1f} ± {spread:.1f}'
                              for mean, spread in zip(values.mean(0), deviation, strict=True))])
         text = util.table(['', 'accuracy', 'maps: PxAP 1', '2', '3', 'prior: PxAP 1', '2', '3'], rows)
-        util.write_atomically(FOLDER / 'table.txt', lambda file, text=text: file.write_text(text + '\n'))
+        util.write_lines(FOLDER / 'table.txt', [text])
     print(f'\nToyBirds, ResNet-18, {len(seeds)} seeds: mean ± standard deviation. PxAP in % against the exact part\n'
           f'masks, each pair alone, underflow counted.\n\n{text}\n\n{FOLDER / "table.txt"}')
 

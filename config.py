@@ -1,15 +1,16 @@
-"""The command line: every flag, its default, its meaning. Touches no disk."""
+"""The command line: one table of flags, what each means, and who reads it. Touches no disk."""
 import argparse
 import difflib
 import math
+from typing import NamedTuple
 
 from munch import Munch
 
-from data_loaders import ALIASES, DATASETS
+from data_loaders import DATASETS, canonical_name
 from util import UserError
-from wsol import ARCHITECTURE_NAMES, ARCHITECTURES, METHODS
-from wsol.attribution import ACTIVATION_METHODS, PROCESSES
+from wsol import ARCHITECTURE_NAMES, ARCHITECTURES, HEADS, PROCESSES
 from wsol.metrics import NORM_TYPES, THRESHOLD_TYPES
+from wsol.networks import options_taken
 
 
 def boolean(text):
@@ -50,9 +51,6 @@ def choice(options, aliases=None):
     return parse
 
 
-OBJECT_MASK = 'object_mask'  # the object's segmentation as a map: a control that no model computes
-
-
 def percentages(text):
     """30,50,70 -> (30, 50, 70)."""
     values = text.replace(',', ' ').split()
@@ -63,84 +61,135 @@ def percentages(text):
 
 def dataset_name(text):
     """A data set's name, or a folder (written with a slash: ./birds)."""
-    if '/' in text or '\\' in text:
-        return text
     try:
-        return choice(tuple(DATASETS), ALIASES)(text)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f'{error} (a folder of your own is written with a slash: ./{text})') from None
+        return canonical_name(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
-PROCESS_NAMES = (*ACTIVATION_METHODS, *(name for name in PROCESSES if name not in ACTIVATION_METHODS))
+OBJECT_MASK = 'object_mask'  # the object's segmentation as a map: a control that no model computes
+PROCESS_NAMES = tuple(sorted(PROCESSES, key=lambda name: not PROCESSES[name].one_forward))
 COUNT, SIZE = number(int, 1), number(int, 1)
 RATE, NATURAL, SEED = number(float, 0), number(int, 0), number(int, 0, True, 2**32)
 METHOD_ALIASES = {'CALM-EM': 'CALM_EM', 'CALM-ML': 'CALM_ML'}
 
-# flag, default, parser, help. A list of names after the parser makes the flag's aliases.
+EVALUATIONS = ('eval_pixel_perturb', 'eval_cue_location', 'eval_wsol')
+MAPS = (*EVALUATIONS, 'inference')
+SCRIPTS = ('main', *MAPS)
+CUE, WSOL, MAIN, INFERENCE = ('eval_cue_location',), ('eval_wsol',), ('main',), ('inference',)
+
+
+class Flag(NamedTuple):
+    """A flag, and all that the house knows of it."""
+    name: str
+    default: object
+    parse: object
+    help: str
+    readers: tuple[str, ...] = SCRIPTS  # the scripts that read it; the others take it, as published, without use for it
+    kept: bool = False      # a training that goes on must keep it
+    recorded: bool = False  # a result says what it was
+    network: bool = False   # an argument of build_model, which a checkpoint carries
+    shared: bool = True     # whether the scripts that do not read it take it
+
+
+def _network(name, default, parse, text):
+    return Flag(name, default, parse, text, kept=True, recorded=True, network=True)
+
+
+def _training(name, default, parse, text):
+    return Flag(name, default, parse, text, MAIN, kept=True)
+
+
+def _maps(name, default, parse, text, readers=MAPS):
+    return Flag(name, default, parse, text, readers, recorded=True)
+
+
 FLAGS = {
     'experiment': (
-        ('experiment_name', 'result', str, 'one folder per experiment, below save_root'),
-        ('save_root', 'save', str, 'where the experiments are'),
-        ('seed', None, SEED, 'seeds python, numpy, torch, loaders and masks; drawn and recorded where not given'),
-        ('override_cache', False, boolean, "main.py: start the experiment's training afresh"),
-        ('is_train', True, boolean, 'main.py: False evaluates the checkpoint only'),
-        ('workers', 4, NATURAL, 'loader processes, at most one per core'),
-        ('device', 'auto', choice(('auto', 'cuda', 'mps', 'cpu')), 'auto takes CUDA, else MPS, else the CPU'),
-        ('precision', 'float32', choice(('float32', 'bfloat16')), "the backbone's; heads and losses are float32"),
+        Flag('experiment_name', 'result', str, 'one folder per experiment, below save_root', recorded=True),
+        Flag('save_root', 'save', str, 'where the experiments are'),
+        Flag('seed', None, SEED, 'seeds python, numpy, torch, loaders and masks; a training without it draws one and '
+             'records it, the other scripts take 0', kept=True, recorded=True),
+        Flag('override_cache', False, boolean, "start the experiment's training afresh", MAIN),
+        Flag('is_train', True, boolean, 'False tests the accuracy of a checkpoint only', MAIN),
+        Flag('workers', 4, NATURAL, 'loader processes, at most one for each core that this process may use'),
+        Flag('device', 'auto', choice(('auto', 'cuda', 'mps', 'cpu')), 'auto takes CUDA, else MPS, else the CPU',
+             recorded=True),
+        Flag('precision', 'float32', choice(('float32', 'bfloat16')),
+             "the backbone's (float32 as torch computes it: its convolutions use TF32 on recent NVIDIA GPUs); heads, "
+             'losses and maps are float32', kept=True, recorded=True),
     ),
     'data': (
-        ('dataset', 'CUB', dataset_name,
-         f'{", ".join(DATASETS)} (ImageNet = ILSVRC), or your own folder of train/, val/ and test/<class>/ images'),
-        ('data_root', 'dataset/', str, 'where the images are'),
-        ('metadata_root', 'metadata/', str, 'where the lists, labels and boxes are'),
-        ('mask_root', 'dataset/', str, "where OpenImages' masks are, below OpenImages/"),
-        ('skip_broken', False, boolean, 'leave images out that do not open, and say how many'),
-        ('proxy_training_set', False, boolean, 'train on image_ids_proxy.txt'),
-        ('resize_size', 256, SIZE, 'training images are resized to this square'),
-        ('crop_size', 224, SIZE, 'then cropped to this; evaluation images are resized to it'),
+        Flag('dataset', 'CUB', dataset_name, f'{", ".join(DATASETS)} (ImageNet = ILSVRC), or your own folder of '
+             'train/, val/ and test/<class>/ images', kept=True, recorded=True),
+        Flag('data_root', 'dataset/', str, 'where the images are', recorded=True),
+        Flag('metadata_root', 'metadata/', str, 'where the lists, labels and boxes are', recorded=True),
+        Flag('mask_root', 'dataset/', str, "where OpenImages' masks are, below OpenImages/", WSOL, recorded=True),
+        Flag('skip_broken', False, boolean, 'leave images out that do not open, and say how many', kept=True,
+             recorded=True),
+        Flag('proxy_training_set', False, boolean, 'train on image_ids_proxy.txt', MAIN, kept=True),
+        Flag('resize_size', 256, SIZE, 'training images are resized to this square', MAIN, kept=True),
+        Flag('crop_size', 224, SIZE, 'then cropped to this; evaluation images are resized to it', kept=True,
+             recorded=True),
     ),
     'network': (
-        ('architecture', 'resnet50', choice(ARCHITECTURE_NAMES),
-         f'{", ".join(ARCHITECTURES)}; or any torchvision classifier: convnext_tiny, mobilenet_v3_large, swin_t, ...'),
-        ('attribution_method', 'CAM', choice(tuple(METHODS), METHOD_ALIASES), ', '.join(METHODS)),
-        ('prior', 'relu', choice(('relu', 'softplus')), 'relu: as released; softplus: with the gradient of its sum'),
-        ('large_feature_map', False, boolean, '28x28 instead of 14x14 maps (of 224x224 images)'),
-        ('use_bn', False, boolean, "BatchNorm in VGG's and Inception's added layers"),
-        ('last_stage', 'layer4', choice(('layer1', 'layer2', 'layer3', 'layer4')),
-         'ResNet: stop here, for a smaller receptive field'),
-        ('pretrained', True, boolean, "start from ImageNet weights of the backbone"),
-        ('use_load_checkpoint', False, boolean, 'main.py: start from load_checkpoint'),
-        ('load_checkpoint', None, str, "a folder, a file, an experiment, or a published weight such as CALM_EM-CUB; "
-         "evaluations default to the experiment's own"),
-        ('is_different_checkpoint', False, boolean, 'fine-tune from weights of another label set: all but conv_last'),
+        _network('architecture', 'resnet50', choice(ARCHITECTURE_NAMES), f'{", ".join(ARCHITECTURES)}; or any '
+                 'torchvision classifier: convnext_tiny, mobilenet_v3_large, swin_t, ...'),
+        _network('attribution_method', 'CAM', choice(tuple(HEADS), METHOD_ALIASES), ', '.join(HEADS)),
+        _network('prior', 'relu', choice(('relu', 'softplus')), "CALM's; relu: as released; softplus: with the "
+                 'gradient of its sum'),
+        _network('large_feature_map', False, boolean, '28x28 instead of 14x14 maps (of 224x224 images)'),
+        _network('use_bn', False, boolean, "BatchNorm in VGG's and Inception's added layers"),
+        _network('last_stage', 'layer4', choice(('layer1', 'layer2', 'layer3', 'layer4')),
+                 'ResNet: stop here, for a smaller receptive field'),
+        Flag('pretrained', True, boolean, 'start from ImageNet weights of the backbone', MAIN),
+        Flag('use_load_checkpoint', False, boolean, 'start from load_checkpoint', MAIN),
+        Flag('load_checkpoint', None, str, 'a folder, a file, an experiment, or a published weight such as '
+             "CALM_EM-CUB; by default the experiment's own (main.py: none)"),
+        Flag('is_different_checkpoint', False, boolean, 'fine-tune from weights of another label set: all but '
+             'conv_last', MAIN, kept=True),
     ),
     'training': (
-        ('epochs', 40, COUNT, 'passes over the training set'),
-        ('batch_size', 64, COUNT, 'images a step'),
-        ('lr', 0.01, RATE, 'learning rate of the backbone'),
-        ('lr_classifier_ratio', 10.0, RATE, 'the other layers learn this much faster'),
-        ('lr_schedule', 'step', choice(('step', 'one_cycle')), 'step: as published; one_cycle: up, then down to 0'),
-        ('lr_decay_frequency', 30, COUNT, 'step: times 0.1 at the start of every epoch this divides'),
-        ('momentum', 0.9, number(float, 0, True, 1), "Nesterov's"),
-        ('weight_decay', 1e-4, RATE, 'L2'),
+        Flag('epochs', 40, COUNT, 'passes over the training set', MAIN),
+        Flag('batch_size', 64, COUNT, 'images a step', kept=True, recorded=True),
+        _training('lr', 0.01, RATE, 'learning rate of the backbone'),
+        _training('lr_classifier_ratio', 10.0, RATE, 'the other layers learn this much faster'),
+        _training('lr_schedule', 'step', choice(('step', 'one_cycle')), 'step: as published; one_cycle: up, then down '
+                  'to 0'),
+        _training('lr_decay_frequency', 30, COUNT, 'step: times 0.1 at the start of every epoch this divides'),
+        _training('momentum', 0.9, number(float, 0, True, 1), "Nesterov's"),
+        _training('weight_decay', 1e-4, RATE, 'L2'),
     ),
     'maps and metrics': (
-        ('score_map_process', 'vanilla', choice((*PROCESS_NAMES, OBJECT_MASK)),
-         f'the attribution method: {", ".join(PROCESS_NAMES)}; {OBJECT_MASK}: the segmentation itself, a control'),
-        ('score_map_method', 'activation_map', choice(('activation_map', 'backprop')),
-         'backprop: with process vanilla, the vanilla gradient; implied by the gradient processes'),
-        ('superclass_file', None, str,
-         'YAML, "label: [labels]", for superclass processes (default: the data set\'s own)'),
-        ('smooth_grad_nr_iter', 50, COUNT, 'noisy copies of the SmoothGrad family'),
-        ('smooth_grad_sigma', 4.0, number(float, 0, False), "the noise's deviation is the image's range over this"),
-        ('integrated_grad_nr_iter', 50, COUNT, 'points on the path of the integrated gradients'),
-        ('norm_type', 'minmax', choice(tuple(NORM_TYPES)), 'max, minmax, or clipping: as it is, cut to 0..1'),
-        ('threshold_type', 'even', choice(tuple(THRESHOLD_TYPES)), 'even: 0, .001, ...; log: 1e-7 ... 1'),
-        ('iou_thresholds', (30, 50, 70), percentages, 'overlaps in % that count as found, for WSOL boxes: 30,50,70'),
-        ('scoremap_root', None, str, 'score maps made elsewhere: <root>/<split>/<image_id>.npy'),
-        ('cam_curve_interval', 0.001, number(float, 1e-6, True, 1), 'threshold step'),
+        _maps('score_map_process', None, choice((*PROCESS_NAMES, OBJECT_MASK)), 'the attribution method (default: '
+              f'vanilla for CAM, jointll for CALM): {", ".join(PROCESS_NAMES)}; {OBJECT_MASK}: the segmentation '
+              'itself, a control'),
+        Flag('score_map_method', 'activation_map', choice(('activation_map', 'backprop')),
+             'backprop: with process vanilla, the vanilla gradient; implied by the gradient processes', MAPS),
+        _maps('superclass_file', None, str, 'YAML, "label: [labels]", for superclass processes (default: the data '
+              "set's own)"),
+        _maps('smooth_grad_nr_iter', 50, COUNT, 'noisy copies of the SmoothGrad family'),
+        _maps('smooth_grad_sigma', 4.0, number(float, 0, False),
+              "the noise's deviation is the image's range over this"),
+        _maps('integrated_grad_nr_iter', 50, COUNT, 'points on the path of the integrated gradients'),
+        _maps('norm_type', None, choice(tuple(NORM_TYPES)), 'max, minmax, or clipping: as it is, cut to 0..1 '
+              "(default: clipping for maps that are CALM's probabilities, but in eval_wsol; minmax for all others)",
+              (*CUE, *WSOL)),
+        _maps('threshold_type', None, choice(tuple(THRESHOLD_TYPES)), 'even: 0, .001, ...; log: 1e-7 ... 1 (default: '
+              "log for maps that are CALM's probabilities, even for all others)", CUE),
+        _maps('iou_thresholds', (30, 50, 70), percentages, 'overlaps in percent that count as found: 30,50,70', WSOL),
+        _maps('scoremap_root', None, str, 'score maps made elsewhere: <root>/<split>/<image_id>.npy', EVALUATIONS),
+        _maps('cam_curve_interval', 0.001, number(float, 1e-6, True, 1), 'threshold step', (*CUE, *WSOL)),
+    ),
+    'pictures': (
+        Flag('output', 'maps', str, 'folder of the results', INFERENCE, shared=False),
+        Flag('target', None, str, 'class whose map is shown, name or number (default: the predicted one)', INFERENCE,
+             recorded=True, shared=False),
+        Flag('contrast', None, str, 'add "why the target and not this class", name or number; without a value the '
+             'runner-up', INFERENCE, recorded=True, shared=False),
     ),
 }
+ALL_FLAGS = {flag.name: flag for flags in FLAGS.values() for flag in flags}
 
 
 class Joined(argparse.Action):
@@ -167,30 +216,80 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def make_parser(description):
+def _add(group, flag, text):
+    names = ['--' + flag.name] + (['--dataset_name'] if flag.name == 'dataset' else [])
+    options = {'type': flag.parse, 'metavar': 'VALUE'}
+    if flag.parse is boolean:
+        options |= {'nargs': '?', 'const': True, 'metavar': 'True|False'}  # --use_bn alone is True
+    elif flag.parse is percentages:
+        options = {'nargs': '+', 'action': Joined, 'metavar': 'PERCENT'}  # 30 50 70 as well as 30,50,70
+    elif flag.name == 'contrast':
+        options |= {'nargs': '?', 'const': 'runner-up'}
+    group.add_argument(*names, dest=flag.name, default=argparse.SUPPRESS, help=text, **options)
+
+
+def make_parser(script, description):
+    """The parser of one of SCRIPTS. Its help shows what the script reads, then names what it only accepts."""
     parser = Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    accepted = []
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
-        for name, default, kind, text in flags:
-            names = ['--' + name] + (['--dataset_name'] if name == 'dataset' else [])
-            options = {'type': kind}
-            if kind is boolean:
-                options |= {'nargs': '?', 'const': True}  # --use_bn alone is True
-            elif kind is percentages:
-                options = {'nargs': '+', 'action': Joined}  # 30 50 70 as well as 30,50,70
-            group.add_argument(*names, dest=name, default=default, metavar='', **options,
-                               help=f'{text} (default: {default})'.replace('%', '%%'))
+        for flag in flags:
+            if script in flag.readers:
+                default = '' if flag.default is None else f' (default: {flag.default})'
+                _add(group, flag, f'{flag.help}{default}'.replace('%', '%%'))
+            elif flag.shared:
+                _add(parser, flag, argparse.SUPPRESS)
+                accepted.append('--' + flag.name)
+    parser.epilog = ('Accepted without use here, so that one command line serves all scripts:\n'
+                     + '\n'.join('  ' + ', '.join(accepted[start:start + 4]) for start in range(0, len(accepted), 4)))
     return parser
 
 
-def parse(description, argv=None, parser=None):
+def parse(script, description='', argv=None, parser=None):
     """The flags as a Munch; `args.given` holds the names that the command line states."""
-    parser = parser or make_parser(description)
-    defaults = {action.dest: action.default for action in parser._actions if action.dest != 'help'}
-    for action in parser._actions:
-        action.default = argparse.SUPPRESS
+    parser = parser or make_parser(script, description)
+    defaults = {flag.name: flag.default for flag in ALL_FLAGS.values() if flag.shared or script in flag.readers}
     given = vars(parser.parse_args(argv))
     args = Munch(defaults | given, given=sorted(given))
-    if args.crop_size > args.resize_size:
+    if script == 'main' and args.is_train and args.crop_size > args.resize_size:
         raise UserError(f'--crop_size={args.crop_size} is larger than --resize_size={args.resize_size}')
     return args
+
+
+# --- the flags and a checkpoint -------------------------------------------------------------------------
+
+
+def network_settings(args):
+    """The arguments of build_model that the flags state; a checkpoint carries the same dict. What this network has no
+    use for, and the published command lines state all the same, has its default."""
+    unused = {'use_bn', 'prior'} - set(options_taken(args.architecture, args.attribution_method))
+    return {name: flag.default if name in unused else args[name] for name, flag in ALL_FLAGS.items() if flag.network}
+
+
+def adopt(args, source, known, network):
+    """The flags, completed by what a checkpoint knows. Raises UserError where the command line contradicts it.
+
+    source: the checkpoint's path, for the message. known: {flag: value} of its data, taken over where the command line
+    is silent. network: its arguments of build_model; a flag that states another value is refused where it matters.
+    """
+    names = ('architecture', 'attribution_method')
+    architecture, method = (network.get(name, args[name]) for name in names)
+    for name in (*names, *options_taken(architecture, method)):
+        if name in network and name in args.given and args[name] != network[name]:
+            raise UserError(f'{source} was trained with --{name}={network[name]}, not --{name}={args[name]}; leave the '
+                            'flag out or name another checkpoint')
+    silent = {name: value for name, value in known.items() if name not in args.given}
+    return Munch(args, **silent, **network)
+
+
+def changed_settings(args, before):
+    """What a training that goes on may not change and yet does: ['lr was 0.1, is 0.2']. before: its own settings."""
+    now = args | network_settings(args)
+    names = [name for name, flag in ALL_FLAGS.items() if flag.kept]
+    return [f'{name} was {before.get(name)}, is {now[name]}' for name in names if before.get(name) != now[name]]
+
+
+def recorded_settings(args, script):
+    """The settings that a result records: those that its script reads and that bear on it."""
+    return {name: args[name] for name, flag in sorted(ALL_FLAGS.items()) if flag.recorded and script in flag.readers}

@@ -1,165 +1,250 @@
-"""Data sets: metadata + image files -> (images, labels, indices), one loader per split.
+"""Data sets as objects, and their images: (images, labels, indices), one loader per split.
 
-Source: the WSOL evaluation's splits (Choe et al., CVPR 2020), train, val (its train-fullsup) and test,
-listed in dataset.metadata's format, or the user's own folders; transforms as published.
+Source: the WSOL evaluation's splits (Choe et al., CVPR 2020), train, val (its train-fullsup) and test, listed in the
+format that wsol.lists reads, or the user's own folders; transforms as published. `dataset.open_dataset` opens a data
+set and paints it where it is one that is painted.
 """
-from concurrent.futures import ThreadPoolExecutor
+import difflib
+import hashlib
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+import yaml
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dataset.metadata import read_labels
-from util import UserError, progress, warn
-from wsol._torchvision import torchvision  # noqa: F401  must precede its transforms
+from image_files import SUFFIXES, images_below, is_hidden, open_image, opening_images
+from util import UserError, warn
+from wsol import lists, superclasses
+from wsol.cub import CueAnnotations
 
-from torchvision.transforms import v2  # isort: skip
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPLITS = ('train', 'val', 'test')
+
+# --- data sets ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class DatasetSpec:
-    """Where a data set lies below data_root and metadata_root, and what it offers."""
+class Entry:
+    """What the table says of a data set: its classes, and where its files lie below the roots."""
+    num_classes: int
+    image_folders: dict[str, str]   # split -> folder below data_root, what its image ids are relative to
+    recipes: dict[str, str]         # split -> the recipe of dataset/prepare.py that makes it
+    cub_folder: str | None = None   # below data_root: parts, attributes and segmentations in CUB's layout
+    has_masks: bool = False         # localization.txt names masks, not boxes
+    groups: Callable | None = None  # (DataSet, class names) -> (C,C) bool, its superclasses
+
+
+def _same(value):
+    return dict.fromkeys(SPLITS, value)
+
+
+DATASETS = {
+    'CUB': Entry(200, _same('CUB/images') | {'val': 'CUBV2'}, _same('cub') | {'val': 'cubv2'}, 'CUB',
+                 groups=lambda data, _: torch.ones(data.num_classes, data.num_classes, dtype=torch.bool)),
+    'ILSVRC': Entry(1000, _same('ILSVRC') | {'val': 'ImageNetV2'}, _same('imagenet') | {'val': 'imagenetv2'},
+                    groups=lambda data, _: superclasses.wordnet(data.list_folders['train'].parent / 'helper')),
+    'OpenImages': Entry(100, _same('OpenImages'), _same('openimages'), has_masks=True),
+    'ToyBirds': Entry(18, _same('ToyBirds/images'), _same('toybirds'), 'ToyBirds',
+                      groups=lambda _, class_names: superclasses.by_prefix(class_names)),
+}
+ALIASES = {'ImageNet': 'ILSVRC'}
+
+
+def canonical_name(text):
+    """A data set's name in DATASETS, or a folder (written with a slash: ./birds) as it is. Raises UserError."""
+    name = ALIASES.get(text, text)
+    if name in DATASETS or '/' in text or '\\' in text:
+        return name
+    known = {known.lower(): known for known in (*DATASETS, *ALIASES)}
+    near = difflib.get_close_matches(text.lower(), known, 1)
+    hint = f'; did you mean {known[near[0]]}?' if near else ''
+    raise UserError(f'"{text}" is not one of {", ".join(DATASETS)}{hint} (a folder of your own is written with a '
+                    f'slash: ./{text})')
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set: where its files are, and all that is known of it. The files are looked at when they are asked for."""
     name: str
     num_classes: int
-    image_folders: dict[str, str]  # split -> folder that its image ids are relative to
-    prepare: str  # the command that prepares it
-    cub_folder: str | None = None  # parts, attributes and segmentations in CUB's layout
-    masks: bool = False  # localization.txt names masks, not boxes
+    image_folders: dict[str, Path]  # split -> what its image ids are relative to
+    list_folders: dict[str, Path]   # split -> where image_ids.txt, class_labels.txt and localization.txt are
+    mask_folder: Path               # what the masks of localization.txt are relative to
+    prepare: dict[str, str]         # split -> what to do where it is missing
+    has_masks: bool = False         # localization.txt names masks, not boxes
+    cub_root: Path | None = None    # the folder in CUB's layout
+    groups: Callable | None = None  # as Entry's
+    class_names: tuple[str, ...] | None = None  # of the user's own folder; of the others, their images know them
+
+    @property
+    def label(self):
+        """The name by which files of results tell data sets apart."""
+        return self.name
+
+    def list_images(self, split, proxy=False):
+        """Image ids (N,) bytes and labels (N,) int64 of a split. Raises UserError with the command that prepares it."""
+        lists_folder, images = self.list_folders[split], self.image_folders[split]
+        missing = [str(path) for path in (lists_folder / 'image_ids.txt', lists_folder / 'class_labels.txt', images)
+                   if not path.exists()]
+        if missing:
+            raise UserError(f'{self.name} {split} is not there: missing {", ".join(missing)}. To prepare it: '
+                            f'{self.prepare[split]}')
+        return lists.read_labels(lists_folder, self.num_classes, proxy)
+
+    def open_split(self, split, transform, proxy=False):
+        """The ImageDataset of a split. transform: PIL image -> (3,S,S). proxy: only what image_ids_proxy.txt lists."""
+        image_ids, labels = self.list_images(split, proxy)
+        names = self.class_names or names_of_folders(image_ids, labels, self.num_classes)
+        return ImageDataset(image_ids, labels, self.image_folders[split], transform, names)
+
+    def boxes(self, split, image_ids):
+        """The lists.Boxes of images."""
+        return lists.read_boxes(self._places(split), image_ids)
+
+    def mask_paths(self, split, image_ids):
+        """[(paths of an image's masks, path of its ignore mask)]."""
+        return [([self.mask_folder / name for name in masks], self.mask_folder / ignore)
+                for masks, ignore in lists.read_mask_paths(self._places(split), image_ids)]
+
+    def _places(self, split):
+        """The folder of a split's lists, if they say where the objects are."""
+        path = self.list_folders[split] / 'localization.txt'
+        if not path.is_file():
+            raise UserError(f'{path} is not there: it says where the objects are, one line "path,x0,y0,x1,y1" for each '
+                            'box, with image_sizes.txt beside it ("path,width,height"), or "path,mask.png,ignore.png". '
+                            f'To prepare it: {self.prepare[split]}')
+        return path.parent
+
+    def annotations(self):
+        """The CueAnnotations: class pairs, parts and segmentations. Raises UserError where there are none."""
+        if self.cub_root is None:
+            raise UserError(f"parts, attributes and segmentations in CUB's layout are needed; {self.name} has none")
+        return CueAnnotations(self.cub_root)
+
+    def superclasses(self, class_names, path=None):
+        """(C,C) bool: row c holds the classes of c's superclass. path: a YAML file of `label: [labels]`; without it
+        the data set's own superclasses. class_names: of the classifier."""
+        if path is not None:
+            return read_superclass_file(path, self.num_classes)
+        if self.groups is None:
+            raise UserError(f'{self.name} has no superclasses of its own; list them in --superclass_file (YAML, '
+                            '"label: [labels]")')
+        return self.groups(self, class_names)
 
 
-def _everywhere(folder):
-    return dict.fromkeys(SPLITS, folder)
+class OwnFolder(DataSet):
+    """The user's own folder: <split>/<class>/*.jpg, and perhaps metadata/<split>/ in the WSOL evaluation's format."""
+
+    @property
+    def label(self):
+        """The folder's name, with a number that tells two folders of one name apart."""
+        return f'{Path(self.name).name}-{zlib.crc32(bytes(Path(self.name).resolve())):08x}'
+
+    def list_images(self, split, proxy=False):
+        root, names = self.image_folders[split], self.class_names
+        if proxy:
+            raise UserError(f'--proxy_training_set trains on the part that image_ids_proxy.txt lists; {self.name} is a '
+                            'folder without lists')
+        if not root.is_dir():
+            raise UserError(f'{root} is not there: {self.prepare[split]}')
+        ids = images_below(root)
+        loose = [image_id for image_id in ids if '/' not in image_id]
+        if loose:
+            raise UserError(f'{root / loose[0]} lies in no class folder ({len(loose)} such images)')
+        strangers = sorted({image_id.split('/')[0] for image_id in ids} - set(names))
+        if strangers:
+            raise UserError(f'{root / strangers[0]} is no class of the training set (its classes: '
+                            f'{", ".join(names[:8])}{", ..." if len(names) > 8 else ""})')
+        if not ids:
+            raise UserError(f'{root} holds no images (looked for {", ".join(sorted(SUFFIXES))} in its class folders)')
+        labels = np.array([names.index(image_id.split('/')[0]) for image_id in ids])
+        empty = [name for label, name in enumerate(names) if label not in labels]
+        if empty:
+            warn(f'{root} has no images of {len(empty)} classes: {", ".join(empty[:8])}')
+        return np.array([image_id.encode() for image_id in ids]), labels
 
 
-DATASETS = {spec.name: spec for spec in (
-    DatasetSpec('CUB', 200, {'train': 'CUB/images', 'val': 'CUBV2', 'test': 'CUB/images'},
-                'python dataset/prepare.py cub, then cubv2', 'CUB'),
-    DatasetSpec('ILSVRC', 1000, {'train': 'ILSVRC', 'val': 'ImageNetV2', 'test': 'ILSVRC'},
-                'python dataset/prepare.py imagenet, then imagenetv2'),
-    DatasetSpec('OpenImages', 100, _everywhere('OpenImages'), 'python dataset/prepare.py openimages', masks=True),
-    DatasetSpec('ToyBirds', 18, _everywhere('ToyBirds/images'), 'painted at first use', 'ToyBirds'),
-)}
-ALIASES = {'ImageNet': 'ILSVRC'}
-SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.ppm', '.pgm'}
+def find_dataset(name, data_root='dataset/', metadata_root='metadata/', mask_root=None, class_names=None):
+    """The DataSet of a name of DATASETS, or of the user's own folder. Raises UserError.
+
+    mask_root: the folder above OpenImages' masks (default data_root). class_names: those of a checkpoint, for a folder
+    whose training images are gone; by default the folders of <name>/train in order.
+    """
+    name = canonical_name(name)
+    if name not in DATASETS:
+        return _own_folder(Path(name), class_names)
+    entry, data, metadata = DATASETS[name], Path(data_root), Path(metadata_root) / name
+    return DataSet(
+        name, entry.num_classes, {split: data / folder for split, folder in entry.image_folders.items()},
+        {split: metadata / split for split in SPLITS}, Path(mask_root or data_root) / name,
+        {split: f'python dataset/prepare.py {recipe}' for split, recipe in entry.recipes.items()}, entry.has_masks,
+        entry.cub_folder and data / entry.cub_folder, entry.groups)
 
 
-def dataset_spec(args):
-    """The DatasetSpec of --dataset: one of DATASETS, or the user's own folder of train/, val/ and test/."""
-    return DATASETS.get(args.dataset) or _own_spec(Path(args.dataset), args.get('class_names'))
-
-
-def _own_spec(folder, class_names):
-    """A folder <split>/<class>/*.jpg. class_names: of the checkpoint; else the folders of train/, in order."""
+def _own_folder(folder, class_names):
+    train = folder / 'train'
     if class_names is None:
-        train = folder / 'train'
         if not train.is_dir():
             raise UserError(f'--dataset={folder}: no such folder, or no {train} in it. It should hold train/<class>/, '
                             f'val/<class>/ and test/<class>/ with images, or be one of {", ".join(DATASETS)}')
-        class_names = _class_folders(train)
+        class_names = sorted(path.name for path in train.iterdir() if path.is_dir() and not is_hidden(path.name))
         if len(class_names) < 2:
             raise UserError(f'{train} has {len(class_names)} class folders; a classifier needs two at least')
-    return DatasetSpec(str(folder), len(class_names), {split: str(folder / split) for split in SPLITS},
-                       f'put images in {folder}/<split>/<class>/', masks=_names_masks(folder / 'metadata'))
+    list_folders = {split: folder / 'metadata' / split for split in SPLITS}
+    return OwnFolder(str(folder), len(class_names), {split: folder / split for split in SPLITS}, list_folders, folder,
+                     {split: f'put images in {folder}/{split}/<class>/' for split in SPLITS},
+                     has_masks=any(map(_names_masks, list_folders.values())), class_names=tuple(class_names))
 
 
-def _hidden(name):
-    """What file managers and notebooks leave: .DS_Store, ._photo.jpg, .ipynb_checkpoints, __MACOSX."""
-    return name.startswith('.') or name == '__MACOSX'
+def _names_masks(folder):
+    """Whether localization.txt locates by path,mask.png,ignore.png and not by boxes: its first line says so."""
+    path = folder / 'localization.txt'
+    lines = path.read_text(errors='replace').split('\n') if path.is_file() else []
+    first = next((line.split(',') for line in lines if line.strip()), [])
+    return len(first) > 1 and first[-2].endswith('.png')
 
 
-def _class_folders(train):
-    return sorted(path.name for path in train.iterdir() if path.is_dir() and not _hidden(path.name))
+def names_of_folders(image_ids, labels, num_classes):
+    """Each class's name: the folder of its first image ('' for a class without images)."""
+    names = [''] * num_classes
+    for label, first in zip(*np.unique(labels, return_index=True), strict=True):
+        names[label] = Path(image_ids[first].decode()).parent.name
+    return tuple(names)
 
 
-def _names_masks(metadata):
-    """Whether the lists of the user's own folder locate by path,mask.png,ignore.png and not by boxes."""
-    for split in ('test', 'val'):
-        path = metadata / split / 'localization.txt'
-        lines = path.read_text(errors='replace').split('\n') if path.is_file() else []
-        first = next((line.split(',') for line in lines if line.strip()), ['', ''])
-        if first != ['', '']:
-            return first[-2:][0].endswith('.png')
-    return False
-
-
-def mask_folder(args):
-    """Where the masks of localization.txt are."""
-    return Path(args.mask_root) / args.dataset if args.dataset in DATASETS else Path(args.dataset)
-
-
-def metadata_folder(args, split):
-    """Where a split's lists and boxes are; of the user's own folder, what there is of them."""
-    if args.dataset in DATASETS:
-        return Path(args.metadata_root) / args.dataset / split
-    return Path(args.dataset) / 'metadata' / split
-
-
-# --- images ---------------------------------------------------------------------------------------------
-
-
-def train_transform(resize_size, crop_size):
-    """Published: resize to a square, random crop, horizontal flip, ImageNet's mean and deviation."""
-    return v2.Compose([v2.Resize((resize_size, resize_size)), v2.RandomCrop(crop_size), v2.RandomHorizontalFlip(),
-                       *_to_tensor()])
-
-
-def eval_transform(crop_size):
-    """Published: resize to a square of the crop's size."""
-    return v2.Compose([v2.Resize((crop_size, crop_size)), *_to_tensor()])
-
-
-def _to_tensor():
-    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-
-
-def to_picture(image):
-    """A normalised image (3,S,S) -> (S,S,3) in 0..1, to be shown."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return (image.cpu() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
-
-
-def open_upright(path):
-    """Any image file as RGB: turned as its EXIF says, transparency on white, 16 bits scaled to 8."""
-    return open_image(path, lambda image: _to_rgb(ImageOps.exif_transpose(image)))
-
-
-def _to_rgb(image):
-    if image.mode.startswith(('I', 'F')):
-        values = np.asarray(image, np.float64)
-        top = 65535 if image.mode.startswith('I') and values.max() > 255 else 255
-        top = 1 if image.mode == 'F' and values.max() <= 1 else top
-        image = Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
-    if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
-        image = image.convert('RGBA')
-        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-    return image.convert('RGB')
-
-
-def open_image(path, convert=lambda image: image.convert('RGB')):
-    """An image file as RGB, decoded by PIL; as published, EXIF is not looked at. Raises UserError naming the file."""
+def read_superclass_file(path, num_classes):
+    """A YAML file of `label: [labels]`, numbers from 0; labels left out stay alone. Returns (C,C) bool."""
     try:
-        with Image.open(path) as image:
-            return convert(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = 'no such file' if isinstance(error, FileNotFoundError) else f'{type(error).__name__}: {error}'
-        raise UserError(f'the image {path} does not open ({reason}); replace it, or leave it out') from error
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f'{path} cannot be read as YAML: {" ".join(str(error).split())[:200]}') from error
+    if not isinstance(content, dict):
+        raise UserError(f'{path}: expected lines "label: [labels]", found a {type(content).__name__}')
+    for label, group in content.items():
+        group = group if isinstance(group, list) else [group]
+        # `type is`: True is an int too
+        wrong = [value for value in (label, *group) if type(value) is not int or not 0 <= value < num_classes]
+        if wrong:
+            raise UserError(f'{path}, entry {label}: {wrong[0]!r} is not a class, they are 0 to {num_classes - 1}')
+        content[label] = group
+    return superclasses.membership(content, num_classes)
+
+
+# --- images and loaders -------------------------------------------------------------------------------
 
 
 class ImageDataset(Dataset):
     """One split. Item i -> (image (3,S,S) float32, label, i); item (i, seed) transforms with that seed.
 
-    Attributes: image_ids (N,) bytes, labels (N,) int64, folder (where the ids start).
+    Attributes: image_ids (N,) bytes, labels (N,) int64, folder (where the ids start), class_names.
     """
 
-    def __init__(self, image_ids, labels, folder, transform):
-        self.image_ids, self.labels, self.folder, self.transform = image_ids, labels, Path(folder), transform
+    def __init__(self, image_ids, labels, folder, transform, class_names=()):
+        self.image_ids, self.labels, self.folder = image_ids, labels, Path(folder)
+        self.transform, self.class_names = transform, class_names
 
     def __len__(self):
         return len(self.image_ids)
@@ -175,6 +260,20 @@ class ImageDataset(Dataset):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.transform(image), int(self.labels[index]), index
+
+    def fingerprint(self):
+        """A SHA-256 of the ids, labels and sizes of the files: which images these are."""
+        digest = hashlib.sha256()
+        for index, label in enumerate(self.labels):
+            path = self.folder / self.image_id(index)
+            size = path.stat().st_size if path.is_file() else None
+            digest.update(f'{self.image_id(index)},{label},{size}\n'.encode())
+        return digest.hexdigest()
+
+    def without_broken(self, name):
+        """The images that open; says how many do not. name: what they are called in what is said."""
+        kept = opening_images([self.folder / self.image_id(index) for index in range(len(self))], name)
+        return ImageDataset(self.image_ids[kept], self.labels[kept], self.folder, self.transform, self.class_names)
 
 
 class SeededSampler(Sampler):
@@ -196,107 +295,12 @@ class SeededSampler(Sampler):
         return zip(order, seeds, strict=True)
 
 
-def cub_root(args):
-    """The folder with a data set's parts, attributes and segmentations, in CUB's layout."""
-    return Path(args.data_root) / dataset_spec(args).cub_folder
+def make_loader(images, batch_size, workers, device, sampler=None):
+    """Batches (images (B,3,S,S), labels (B,), indices (B,)) of a data set, in order unless a sampler says otherwise.
 
-
-def class_names(dataset, args):
-    """The name of each class: --dataset's own folders, or the folder of its images ('' where the split has none)."""
-    if args.dataset not in DATASETS:
-        return _own_names(args)
-    names = [''] * dataset_spec(args).num_classes
-    for label, first in zip(*np.unique(dataset.labels, return_index=True), strict=True):
-        names[label] = Path(dataset.image_id(first)).parent.name
-    return names
-
-
-def _own_names(args):
-    return args.get('class_names') or _class_folders(Path(args.dataset) / 'train')
-
-
-def own_images(root):
-    """The image files below <folder>/<split>, as ids."""
-    found = (path.relative_to(root) for path in root.rglob('*') if path.suffix.lower() in SUFFIXES)
-    return sorted(str(path) for path in found if not any(map(_hidden, path.parts)))
-
-
-def _list_folder(args, split):
-    """Image ids and labels of <folder>/<split>/<class>/."""
-    names, root = _own_names(args), Path(args.dataset) / split
-    if not root.is_dir():
-        raise UserError(f'{root} is not there: {dataset_spec(args).prepare}')
-    ids = own_images(root)
-    loose = [image_id for image_id in ids if '/' not in image_id]
-    if loose:
-        raise UserError(f'{root / loose[0]} lies in no class folder ({len(loose)} such images)')
-    strangers = sorted({image_id.split('/')[0] for image_id in ids} - set(names))
-    if strangers:
-        raise UserError(f'{root / strangers[0]} is no class of the training set (its classes: {", ".join(names[:8])}'
-                        f'{", ..." if len(names) > 8 else ""})')
-    if not ids:
-        raise UserError(f'{root} holds no images (looked for {", ".join(sorted(SUFFIXES))} below its class folders)')
-    labels = np.array([names.index(image_id.split('/')[0]) for image_id in ids])
-    empty = [name for label, name in enumerate(names) if label not in labels]
-    if empty:
-        warn(f'{root} has no images of {len(empty)} classes: {", ".join(empty[:8])}')
-    return np.array([image_id.encode() for image_id in ids]), labels
-
-
-def open_split(args, split):
-    """The ImageDataset of a split; UserError names what is missing and the command that prepares it."""
-    spec, training = dataset_spec(args), split == 'train'
-    images, metadata = Path(args.data_root) / spec.image_folders[split], metadata_folder(args, split)
-    if spec.name == 'ToyBirds':
-        from dataset import toybirds  # painting needs OpenCV; nothing else here does
-        toybirds.ensure(args.data_root, args.metadata_root)
-    if args.dataset not in DATASETS:
-        images = Path(spec.image_folders[split])
-        image_ids, labels = _list_folder(args, split)
-    else:
-        missing = [str(path) for path in (metadata / 'image_ids.txt', metadata / 'class_labels.txt', images)
-                   if not path.exists()]
-        if missing:
-            raise UserError(f'{spec.name} {split} is not there: missing {", ".join(missing)}. '
-                            f'To prepare it: {spec.prepare}')
-        image_ids, labels = read_labels(metadata, spec.num_classes, training and args.proxy_training_set)
-    transform = train_transform(args.resize_size, args.crop_size) if training else eval_transform(args.crop_size)
-    dataset = ImageDataset(image_ids, labels, images, transform)
-    return without_broken(dataset, split) if args.skip_broken else dataset
-
-
-def broken_images(paths):
-    """Decode every image, in parallel, with a bar. paths: a list. Returns {index: what is wrong} of those that do not
-    open."""
-    def reason(path):
-        try:
-            open_image(path)
-        except UserError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        # a pool queues all it is given at once: parts keep the memory of a million images small
-        parts = (paths[start:start + 4096] for start in range(0, len(paths), 4096))
-        reasons = chain.from_iterable(pool.map(reason, part) for part in parts)
-        reasons = progress(reasons, 'opening images', 'image', total=len(paths))
-        return {index: text for index, text in enumerate(reasons) if text}
-
-
-def without_broken(dataset, split):
-    """The data set without the images that do not open; says how many they are."""
-    broken = broken_images([dataset.folder / dataset.image_id(index) for index in range(len(dataset))])
-    if len(broken) == len(dataset):
-        raise UserError(f'no image of {split} opens; the first: {broken[0]}')
-    if broken:
-        warn(f'{len(broken)} of {len(dataset)} images of {split} do not open and are left out; the first: '
-             f'{next(iter(broken.values()))}')
-    kept = np.setdiff1d(np.arange(len(dataset)), list(broken))
-    return ImageDataset(dataset.image_ids[kept], dataset.labels[kept], dataset.folder, dataset.transform)
-
-
-def make_loader(dataset, args, device, sampler=None):
-    """Batches (images (B,3,S,S), labels (B,), indices (B,)), in order unless a sampler says otherwise."""
-    workers = min(args.workers, torch.get_num_threads(), len(dataset))  # more than cores only get in each other's way
-    return DataLoader(dataset, args.batch_size, sampler=sampler, num_workers=workers,
-                      pin_memory=device.type == 'cuda', persistent_workers=workers > 0 and sampler is not None)
+    workers: loader processes, at most one per image.
+    """
+    workers = min(workers, len(images))
+    # a generator of its own: an iterator draws a number when it starts, and none may come from the network's state
+    return DataLoader(images, batch_size, sampler=sampler, num_workers=workers, pin_memory=device.type == 'cuda',
+                      persistent_workers=workers > 0 and sampler is not None, generator=torch.Generator())

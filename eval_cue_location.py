@@ -1,26 +1,26 @@
 """Cue localization: does "why A and not B" fall on the parts in which the classes A and B differ?
 
 Source: Kim et al., ICCV 2021, section 5 and its published code. For every test image of a class of
-a pair, |map_A - map_B| is scored as a detector of the differing parts' pixels, by pixel average
-precision (PxAP). Data in CUB's layout. The published code adds pair after pair to the same histograms and
-drops scores under the first threshold; both are kept, and reported beside the corrected figures.
-Result: save/<experiment_name>/cue_location_<method>_<process>_<norm>_<thresholds>.json and .png.
+a pair, map_A - map_B is resized to the image, made absolute, and scored as a detector of the differing
+parts' pixels, by pixel average precision (PxAP). Data in CUB's layout. The published code adds pair after
+pair to the same histograms and drops scores under the first threshold; both are kept, and reported beside
+the corrected figures.
+Result: save/<experiment_name>/cue_location_<data set>_<method>_<process>_<norm>_<thresholds>.<images and
+weights>.json and .png.
 
-    python eval_cue_location.py --experiment_name=calm_em --score_map_process=jointll --norm_type=clipping \\
-        --threshold_type=log
+    python eval_cue_location.py --experiment_name=calm_em
 """
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 import config
-import data_loaders
 import evaluation
 import figures
 import util
 from util import UserError
 from wsol import metrics
-from wsol.cub import UNION_PARTS, CueAnnotations
+from wsol.cub import UNION_PARTS
 
 # Kim et al. 2021, table 2: PxAP for 1, 2, 3 differing parts and over all pairs (CUB, ResNet-50)
 PAPER = {
@@ -48,6 +48,12 @@ class CueImages(Dataset):
     def __len__(self):
         return len(self.rows)
 
+    def asked_classes(self, index):
+        """The classes whose maps an image's pairs compare, its own first."""
+        own = int(self.images.labels[index])
+        pairs = (self.annotations.pairs[pair] for pair in self.pairs[index])
+        return [own, *sorted({cls for pair in pairs for cls in pair[:2]} - {own})]
+
     def __getitem__(self, row):
         image, label, index = self.images[self.rows[row]]
         image_id, size = self.images.image_id(index), image.shape[-1]
@@ -56,55 +62,62 @@ class CueImages(Dataset):
                 self.annotations.object_mask(image_id, size), np.empty(0, np.uint8) if truth is None else truth)
 
 
-def asked_classes(batch_pairs, labels, pairs):
-    """The classes whose maps a batch needs, the label's first. Returns (B,K) int64, padded with the label."""
-    asked = []
-    for label, indices in zip(labels, batch_pairs, strict=True):
-        others = {cls for index in indices for cls in pairs[index][:2]} - {label}
-        asked.append([label, *sorted(others)])
-    width = max(map(len, asked))
-    return torch.tensor([row + [row[0]] * (width - len(row)) for row in asked])
+def signed_differences(maps, classes, pairs, per_class):
+    """map_A - map_B of one image for its class pairs (A, B): (K,h,w) -> (E,h,w).
+
+    classes: the K classes of the maps. Where the maps are not per class A - B would be zero: such a map is a control,
+    scored as it is.
+    """
+    column = {cls: place for place, cls in reversed(list(enumerate(classes)))}
+    first, second = (maps[[column[pair[side]] for pair in pairs]] for side in (0, 1))
+    return first - second if per_class else first
+
+
+def cue_scores(differences, size, norm_type):
+    """Scores in 0..1 from the signed maps A - B: (E,h,w) -> (E,*size).
+
+    In the published order: resized, then made absolute, then normalised.
+    """
+    return metrics.normalise(metrics.resize(differences, size).abs(), norm_type)
 
 
 @torch.inference_mode()
-def count(loader, maps_of, args, device):
+def fill_histograms(loader, source, device, norm_type, edges):
     """One pass over the images, filling all pairs' histograms.
 
-    Returns {truth: (P,2,bins) int64} for the truths 'parts' (the published one: nearest part point within the
-    bird) and, where known, 'exact'; and (P,) images per pair.
+    source: a MapSource. edges: of the histograms' bins. Returns {truth: (P,2,bins) int64} for the truths 'parts' (the
+    published one: nearest part point within the bird) and, where known, 'exact'; and (P,) images per pair.
     """
-    images_set = loader.dataset
-    pairs = images_set.annotations.pairs
+    cues = loader.dataset
+    pairs = cues.annotations.pairs
     differing = np.zeros((len(pairs), 256), bool)  # pair, part -> does it differ?
-    for index, pair in enumerate(pairs):
-        differing[index, list(pair.parts)] = True
+    for number, pair in enumerate(pairs):
+        differing[number, list(pair.parts)] = True
     differing = torch.from_numpy(differing)
-    edges = metrics.bin_edges(args.threshold_type, args.cam_curve_interval)
     bins = len(edges) + 1
-    counts, evaluations, per_class = {}, np.zeros(len(pairs), np.int64), evaluation.is_per_class(args)
-    for images, labels, indices, partition, object_mask, exact in util.progress(loader, 'cue localization', 'batch'):
-        batch_pairs = [images_set.pairs[index] for index in indices.tolist()]
-        classes = asked_classes(batch_pairs, labels.tolist(), pairs)
-        maps = maps_of(util.to_device(images, device), classes.to(device), indices)  # (B,K,h,w)
-        entries = [(row, index) for row, chosen in enumerate(batch_pairs) for index in chosen]
-        columns = [{cls: column for column, cls in reversed(list(enumerate(row)))} for row in classes.tolist()]
-        for start in range(0, len(entries), CHUNK):
-            rows, chosen = (list(column) for column in zip(*entries[start:start + CHUNK], strict=True))
-            scores = []
-            for row, index in zip(rows, chosen, strict=True):
-                first, second = (maps[row][columns[row][pairs[index][side]]] for side in (0, 1))  # (h,w)
-                # A - B of a map without classes would be zero: such a map is a control, scored as it is
-                scores.append((first - second).abs() if per_class else first)
-            scores = torch.cat([metrics.resize(one[None], images.shape[2:]) for one in scores])  # (E,S,S)
-            scores = metrics.normalise(scores, args.norm_type)
-            binned, which = metrics.bin_scores(scores, edges).flatten(1), torch.tensor(chosen)
-            truths = {'parts': partition[rows], 'exact': exact[rows]} if exact.numel() else {'parts': partition[rows]}
-            for name, parts in truths.items():
-                truth = differing[which[:, None], parts.flatten(1).long()]  # (E,S*S)
-                if name == 'parts':
-                    truth &= object_mask[rows].flatten(1)
-                counts[name] = counts.get(name, 0) + metrics.count_scores(binned, truth, bins, which, len(pairs))
-            evaluations += np.bincount(chosen, minlength=len(pairs))
+    counts, evaluations = {}, np.zeros(len(pairs), np.int64)
+    for images, _, indices, partition, object_mask, exact in util.progress(loader, 'cue localization', 'batch'):
+        asked = [cues.asked_classes(index) for index in indices.tolist()]
+        width = max(map(len, asked))
+        classes = torch.tensor([row + row[:1] * (width - len(row)) for row in asked])  # (B,K), padded
+        maps = source(util.to_device(images, device), indices, classes.to(device)).maps  # B of (K,h,w)
+        for row, index in enumerate(indices.tolist()):
+            numbers = cues.pairs[index]
+            differences = signed_differences(maps[row], asked[row], [pairs[n] for n in numbers], source.per_class)
+            truths = {'parts': partition[row].flatten().long()}
+            if exact.numel():
+                truths['exact'] = exact[row].flatten().long()
+            for start in range(0, len(numbers), CHUNK):
+                chosen = torch.tensor(numbers[start:start + CHUNK])
+                scores = cue_scores(differences[start:start + CHUNK], images.shape[2:], norm_type)  # (E,S,S)
+                binned = metrics.bin_scores(scores, edges).flatten(1)  # (E,S*S)
+                for name, parts in truths.items():
+                    truth = differing[chosen][:, parts]  # (E,S*S)
+                    if name == 'parts':
+                        truth &= object_mask[row].flatten()
+                    filled = metrics.count_scores(binned, truth, bins, chosen, len(pairs))
+                    counts[name] = counts.get(name, 0) + filled
+            evaluations[numbers] += 1
     return counts, evaluations
 
 
@@ -144,21 +157,16 @@ def pair_records(pairs, evaluations, per_pair):
     return records
 
 
-def report(args, summaries, evaluations, number):
-    """The table on the screen."""
+def report(summaries, paper):
+    """The table on the screen. paper: the published row, or None."""
     keys = ('1', '2', '3', 'mean')
     truths = {'parts': 'nearest part point', 'exact': 'exact part masks'}
     rows = [[f'{truths[truth]}, {PROTOCOLS[protocol]}, underflow {underflow}', *(values[key] for key in keys),
              values['pairs']]
             for truth, summary in summaries.items()
             for protocol, by in summary.items() for underflow, values in by.items()]
-    key = (args.attribution_method, args.score_map_process)
-    paper = PAPER.get(key) if args.dataset == 'CUB' and args.scoremap_root is None else None
     if paper:
         rows.append(['the paper (CUB, ResNet-50)', *paper, 191])
-    by_number = ', '.join(f'{(evaluations[number == k] > 0).sum()} with {k}' for k in (1, 2, 3))
-    print(f'\n{evaluation.results_name(args)}, {args.threshold_type} thresholds, {args.dataset}: {evaluations.sum()} '
-          f'(image, pair) evaluations; pairs: {by_number} differing parts')
     print(util.table(['PxAP, %, by differing parts', *keys, 'pairs'], rows))
 
 
@@ -173,40 +181,44 @@ def keep_pairs_with_images(annotations, labels):
         raise UserError(f'no class pair to evaluate: for none of the {total} pairs that differ in 1 to 3 parts do '
                         'both classes have test images; check --metadata_root and --data_root')
     if dropped:
-        names = ', '.join(f'{pair.first + 1}-{pair.second + 1}' for pair in dropped)
-        util.warn(f'{len(dropped)} of {total} class pairs have a class without test images and are left out: {names}')
+        util.warn(f'{len(dropped)} of {total} class pairs have a class without test images and are left out')
+
+
+def open_cues(data, images):
+    """The CueImages of a split. Raises UserError where nothing can be evaluated."""
+    annotations = data.annotations()
+    keep_pairs_with_images(annotations, images.labels)
+    cues = CueImages(images, annotations)
+    if not cues.rows:
+        raise UserError('no image to evaluate: in none of the test images is a differing part visible; check '
+                        f'{annotations.root / "parts" / "part_locs.txt"}')
+    return cues
 
 
 def main():
-    model, path, args, device = evaluation.open_evaluation(config.parse(__doc__), needs_model=False)
-    if data_loaders.dataset_spec(args).cub_folder is None:
-        raise UserError(f'cue localization needs parts and attributes in CUB\'s layout; {args.dataset} has none')
-    test_set = data_loaders.open_split(args, 'test')
-    annotations = CueAnnotations(data_loaders.cub_root(args))
-    keep_pairs_with_images(annotations, test_set.labels)
-    pairs, images = annotations.pairs, CueImages(test_set, annotations)
-    if not images.rows:
-        raise UserError('no image to evaluate: in none of the test images is a differing part visible; check '
-                        f'{annotations.root / "parts" / "part_locs.txt"}')
-    loader = data_loaders.make_loader(images, args, device)
-    counts, evaluations = count(loader, evaluation.map_source(args, model, test_set), args, device)
-
+    run = evaluation.open_evaluation(config.parse('eval_cue_location', __doc__), 'eval_cue_location', needs_model=False)
+    args, images = run.args, run.open_split('test')
+    cues = open_cues(run.data, images)
+    pairs, number = cues.annotations.pairs, np.array([len(pair.parts) for pair in cues.annotations.pairs])
+    source = run.map_source(images, 'test', cues.asked_classes, cues.rows)
+    counts, evaluations = fill_histograms(run.loader(cues), source, run.device, args.norm_type,
+                                          metrics.bin_edges(args.threshold_type, args.cam_curve_interval))
     summaries, per_pair = {}, {}
     for truth, histogram in counts.items():
         summaries[truth], per_pair[truth] = summarise(histogram, pairs, evaluations)
-    name = f'{evaluation.results_name(args)}_{args.threshold_type}'
-    target = evaluation.results_folder(args, path) / f'cue_location_{name}.json'
-    number = np.array([len(pair.parts) for pair in pairs])
-    truth = 'exact' if 'exact' in counts else 'parts'
-    curves = {f'{k} differing part{"s" * (k > 1)}': metrics.precision_recall(counts[truth][number == k].sum(0))
+
+    by_number = ', '.join(f'{(evaluations[number == k] > 0).sum()} with {k}' for k in (1, 2, 3))
+    print(f'\n{run.maps_name()}, {run.data.name}: {evaluations.sum()} (image, pair) evaluations of {len(cues)} images; '
+          f'pairs: {by_number} differing parts')
+    is_published = run.data.name == 'CUB' and args.scoremap_root is None
+    report(summaries, PAPER.get((args.attribution_method, args.score_map_process)) if is_published else None)
+    result = run.result_file('cue_location', images, 'test', run.maps_name(), args.norm_type, args.threshold_type)
+    histogram = counts.get('exact', counts['parts'])
+    curves = {f'{k} differing part{"s" * (k > 1)}': metrics.precision_recall(histogram[number == k].sum(0))
               for k in (1, 2, 3) if evaluations[number == k].any()}
-    figures.precision_recall_curves(target.with_suffix('.png'), name, curves)
-    util.write_json(target, {'metric': 'cue localization, PxAP in percent', 'dataset': args.dataset,
-                             'images': len(images), 'evaluations': int(evaluations.sum()), 'pxap': summaries,
-                             'pairs': pair_records(pairs, evaluations, per_pair), 'checkpoint': path and str(path),
-                             'settings': evaluation.recorded_settings(args)})
-    report(args, summaries, evaluations, number)
-    print(f'{target}, {target.with_suffix(".png").name}')
+    figures.save(figures.precision_recall_curves(f'{run.maps_name()}, {run.data.name}', curves), result.figure())
+    result.write({'evaluated_images': len(cues), 'evaluations': int(evaluations.sum()), 'pxap': summaries,
+                  'pairs': pair_records(pairs, evaluations, per_pair)})
 
 
 if __name__ == '__main__':

@@ -3,15 +3,14 @@
 Source: Kim et al., ICCV 2021, section 5. For k = 10, 30, 50, 70, 90 % the k % highest pixels of the
 true class's map are set to zero (in normalised input space) and the image classified again; the
 same with as many random pixels. R_k = correct after top-k / correct after random; lower is better.
-Result: save/<experiment_name>/pixel_perturb_<method>_<process>_<norm>.json and .png.
+Result: save/<experiment_name>/pixel_perturb_<data set>_<method>_<process>.<images and weights>.json and .png.
 
-    python eval_pixel_perturb.py --experiment_name=calm_em --score_map_process=jointll --norm_type=clipping
+    python eval_pixel_perturb.py --experiment_name=calm_em
 """
 import numpy as np
 import torch
 
 import config
-import data_loaders
 import evaluation
 import figures
 import util
@@ -19,22 +18,26 @@ from wsol import metrics
 
 
 @torch.inference_mode()
-def classify_erased(model, loader, maps_of, args, device):
-    """Correct or not, image by image: (N,) intact, (N,5) after top-k and (N,5) after random erasure."""
-    def correct(images, labels):
-        with util.autocast(args, device):
+def classify_erased(model, loader, source, device, seed, precision):
+    """Correct or not, image by image: (N,) intact, (N,5) after top-k and (N,5) after random erasure.
+
+    source: a MapSource with the model's probabilities. seed: of the random pixels and of the order among ties.
+    """
+    def is_correct(images, labels):
+        with util.autocast(precision, device):
             return (model(images).argmax(1) == labels).cpu().numpy()
 
     intact, top, random = [], [], []
     for images, labels, indices in util.progress(loader, 'remove-and-classify', 'batch'):
-        images, labels = util.to_device(images, device), labels.to(device)
-        intact.append(correct(images, labels))
-        # ranks need no normalisation, and clipping would make ties: norm_type only names the results
-        maps = maps_of(images, labels, indices)  # (B,h,w), or a list where sizes differ
-        maps = torch.cat([metrics.resize(one[None], images.shape[2:]) for one in maps])  # (B,S,S)
-        generators = [torch.Generator().manual_seed(seed) for seed in util.image_seeds(args.seed, indices).tolist()]
+        images, labels = util.to_device(images, device), util.to_device(labels, device)
+        probs, _, maps = source(images, indices, labels[:, None])
+        intact.append((probs.argmax(1) == labels).cpu().numpy())
+        # ranks need no normalisation, and clipping would make ties: --norm_type has no use here
+        maps = torch.cat([metrics.resize(one, images.shape[2:]) for one in maps])  # B of (1,h,w) -> (B,S,S)
+        generators = [torch.Generator().manual_seed(own) for own in util.image_seeds(seed, indices).tolist()]
         for rank, results in zip(metrics.ranks(maps, generators), (top, random), strict=True):
-            erased = [correct(metrics.erase(images, rank.to(device), ratio), labels) for ratio in metrics.ERASE_RATIOS]
+            rank = rank.to(device)
+            erased = [is_correct(metrics.erase(images, rank, ratio), labels) for ratio in metrics.ERASE_RATIOS]
             results.append(np.stack(erased, axis=1))
     return np.concatenate(intact), np.concatenate(top), np.concatenate(random)
 
@@ -52,25 +55,20 @@ def summarise(top, random, seed):
 
 
 def main():
-    model, path, args, device = evaluation.open_evaluation(config.parse(__doc__))
-    dataset = data_loaders.open_split(args, 'test')
-    loader = data_loaders.make_loader(dataset, args, device)
-    intact, top, random = classify_erased(model, loader, evaluation.map_source(args, model, dataset), args, device)
-    records = summarise(top, random, args.seed)
-
-    name = evaluation.results_name(args)
-    target = evaluation.results_folder(args, path) / f'pixel_perturb_{name}.json'
-    figures.ratio_curve(target.with_suffix('.png'), {name: records})
-    util.write_json(target, {'metric': 'remove-and-classify', 'dataset': args.dataset, 'images': len(dataset),
-                             'accuracy': 100 * float(intact.mean()), 'ratios': records,
-                             'checkpoint': str(path), 'settings': evaluation.recorded_settings(args)})
+    run = evaluation.open_evaluation(config.parse('eval_pixel_perturb', __doc__), 'eval_pixel_perturb')
+    images = run.open_split('test')
+    source, name = run.map_source(images, 'test'), run.maps_name()
+    intact, top, random = classify_erased(run.model, run.loader(images), source, run.device, run.args.seed,
+                                          run.args.precision)
+    accuracy, records = 100 * float(intact.mean()), summarise(top, random, run.args.seed)
     rows = [[f'{r["erased_percent"]} %', r['correct_top'], r['correct_random'],
              '-' if r['R'] is None else f'{r["R"]:.3f}',
              '-' if r['R'] is None else f'{r["R_low"]:.3f} .. {r["R_high"]:.3f}'] for r in records]
-    print(f'\n{name}, on {len(dataset)} test images of '
-          f'{args.dataset}; accuracy {100 * intact.mean():.1f} %. R_k: lower is better')
+    print(f'\n{name}, on {len(images)} test images of {run.data.name}; accuracy {accuracy:.1f} %. R_k: lower is better')
     print(util.table(['erased', 'correct, top', 'correct, random', 'R_k', '95 % of the images'], rows))
-    print(f'{target}, {target.with_suffix(".png").name}')
+    result = run.result_file('pixel_perturb', images, 'test', name)
+    figures.save(figures.ratio_curve({name: records}), result.figure())
+    result.write({'accuracy': accuracy, 'ratios': records})
 
 
 if __name__ == '__main__':

@@ -4,7 +4,7 @@ Source: the WSOL evaluation of Choe et al., CVPR 2020 (arXiv 2001.07437), MaxBox
 ILSVRC): of all contours of the thresholded map, at IoU 30, 50, 70 % (MaxBoxAccV2), of the largest one at 50 %
 (MaxBoxAcc), that one where the class is right too (Top-1). Masks (OpenImages): pixel average precision. Thresholds
 are chosen on val and reported on test, beside the oracle that chooses on test.
-Result: save/<experiment_name>/wsol_<method>_<process>_<norm>.json and .png.
+Result: save/<experiment_name>/wsol_<data set>_<method>_<process>_<norm>.<images and weights>.json and .png.
 
     python eval_wsol.py --experiment_name=calm_em --score_map_process=jointll-superclass --norm_type=minmax
 """
@@ -15,11 +15,9 @@ import numpy as np
 import torch
 
 import config
-import data_loaders
 import evaluation
 import figures
 import util
-from dataset.metadata import read_boxes, read_mask_paths
 from util import UserError
 from wsol import metrics
 
@@ -34,15 +32,17 @@ def prepared(score_map, size, norm_type):
 
 
 class BoxCounts:
-    """MaxBoxAcc and its kin: how many images are found at each threshold. Keeps counts only."""
+    """MaxBoxAcc and its kin: how many images are found at each threshold. Keeps counts only.
 
-    def __init__(self, args, split, ids):
-        self.boxes = read_boxes(data_loaders.metadata_folder(args, split), ids)
-        self.thresholds = np.arange(0, 1, args.cam_curve_interval)
-        self.ious, self.size, self.norm_type = np.array(args.iou_thresholds) / 100, args.crop_size, args.norm_type
-        count = len(self.thresholds)
-        self.found, self.images = np.zeros((len(self.ious), count), np.int64), 0  # any contour, per IoU
-        self.largest, self.largest_and_class = (np.zeros(count, np.int64) for _ in range(2))  # at IoU 50 %
+    boxes: the lists.Boxes of the split. ious: the overlaps that count as found, in percent.
+    """
+
+    def __init__(self, boxes, size, norm_type, interval, ious):
+        self.boxes, self.size, self.norm_type, self.ious = boxes, size, norm_type, np.array(ious) / 100
+        self.thresholds = np.arange(0, 1, interval)
+        total = len(self.thresholds)
+        self.found, self.images = np.zeros((len(self.ious), total), np.int64), 0  # any contour, per IoU
+        self.largest, self.largest_and_class = (np.zeros(total, np.int64) for _ in range(2))  # at IoU 50 %
 
     def measure(self, score_map, index):
         """The best overlaps of one map, over all contours and of the largest: two (T,)."""
@@ -64,20 +64,20 @@ class BoxCounts:
 
 
 class MaskCounts:
-    """Pixel average precision on masks; pixels to be ignored count nowhere."""
+    """Pixel average precision on masks; pixels to be ignored count nowhere.
 
-    def __init__(self, args, split, ids):
-        self.paths = read_mask_paths(data_loaders.metadata_folder(args, split), ids)
-        self.root = data_loaders.mask_folder(args)
-        self.size, self.norm_type = args.crop_size, args.norm_type
-        self.edges = metrics.bin_edges('even', args.cam_curve_interval)
+    paths: [(the paths of an image's masks, the path of its ignore mask)].
+    """
+
+    def __init__(self, paths, size, norm_type, interval):
+        self.paths, self.size, self.norm_type = paths, size, norm_type
+        self.edges = metrics.bin_edges('even', interval)
         self.counts, self.images = np.zeros((2, len(self.edges) + 1), np.int64), 0
 
     def _mask(self, path):
-        image = cv2.imread(str(self.root / path), cv2.IMREAD_GRAYSCALE)
+        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
         if image is None:
-            raise UserError(f'the mask {self.root / path} does not open; --mask_root names the folder above '
-                            'OpenImages/')
+            raise UserError(f'the mask {path} does not open; --mask_root names the folder above OpenImages/')
         return cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_NEAREST) > 0
 
     def truth(self, index):
@@ -96,19 +96,16 @@ class MaskCounts:
         self.images += 1
 
 
-def count(dataset, model, maps_of, counts, args, device):
-    """One pass over a split, adding every map to counts. model: None for maps made elsewhere (no class then)."""
-    loader = data_loaders.make_loader(dataset, args, device)
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # OpenCV lets other threads run
+def localise(loader, source, counts, device):
+    """One pass over a split, adding every map to counts. source: a MapSource; without a network no class is right."""
+    with ThreadPoolExecutor(util.usable_cores()) as pool:  # OpenCV lets other threads run
         for images, labels, indices in util.progress(loader, 'localization', 'batch'):
-            images = util.to_device(images, device)
-            maps = [one.float().cpu().numpy() for one in maps_of(images, labels.to(device), indices)]
-            right = np.zeros(len(labels), bool)
-            if model is not None:
-                with torch.no_grad(), util.autocast(args, device):
-                    right = (model(images).argmax(1).cpu() == labels).numpy()
-            for measured, correct in zip(pool.map(counts.measure, maps, indices.tolist()), right, strict=True):
-                counts.add(measured, correct)
+            labels = util.to_device(labels, device)
+            probs, _, maps = source(util.to_device(images, device), indices, labels[:, None])
+            maps = [own[0].float().cpu().numpy() for own in maps]  # B of (h,w)
+            right = np.zeros(len(labels), bool) if probs is None else (probs.argmax(1) == labels).cpu().numpy()
+            for measured, is_right in zip(pool.map(counts.measure, maps, indices.tolist()), right, strict=True):
+                counts.add(measured, is_right)
     return counts
 
 
@@ -143,35 +140,34 @@ def mask_results(by_split):
     return {'PxAP': pxap | {'oracle': None, 'threshold': None}}
 
 
-def draw(path, name, counts):
-    """The test split's curve, next to the result file."""
+def curves_figure(title, counts):
+    """The test split's curve."""
     if isinstance(counts, MaskCounts):
-        figures.precision_recall_curves(path, name, {'test': metrics.precision_recall(counts.counts)})
-    else:
-        figures.accuracy_curves(path, name, counts.thresholds, counts.curves())
+        return figures.precision_recall_curves(title, {'test': metrics.precision_recall(counts.counts)})
+    return figures.accuracy_curves(title, counts.thresholds, counts.curves())
 
 
 def main():
-    model, path, args, device = evaluation.open_evaluation(config.parse(__doc__), needs_model=False)
-    masks, by_split = data_loaders.dataset_spec(args).masks, {}
-    for split in SPLITS:
-        dataset = data_loaders.open_split(args, split)
-        counts = (MaskCounts if masks else BoxCounts)(args, split, dataset.image_ids)
-        maps_of = evaluation.map_source(args, model, dataset, split)
-        by_split[split] = count(dataset, model, maps_of, counts, args, device)
-    results = mask_results(by_split) if masks else box_results(by_split, model is not None)
-    name = evaluation.results_name(args)
-    target = evaluation.results_folder(args, path) / f'wsol_{name}.json'
-    images = {split: counts.images for split, counts in by_split.items()}
-    draw(target.with_suffix('.png'), name, by_split['test'])
-    util.write_json(target, {'metric': 'weakly supervised object localization, in percent', 'dataset': args.dataset,
-                             'images': images, 'results': results, 'checkpoint': path and str(path),
-                             'settings': evaluation.recorded_settings(args)})
-    rows = [[key, one['val'], one['test'], one['oracle'],
-             '-' if one['threshold'] is None else f'{one["threshold"]:.3f}'] for key, one in results.items()]
-    print(f'\n{name}, {args.dataset}: {images["val"]} val and {images["test"]} test images')
+    run = evaluation.open_evaluation(config.parse('eval_wsol', __doc__), 'eval_wsol', needs_model=False)
+    args, data, name = run.args, run.data, run.maps_name()
+    images = {split: run.open_split(split) for split in SPLITS}
+    by_split, shared = {}, (args.crop_size, args.norm_type, args.cam_curve_interval)
+    for split, own in images.items():
+        by_split[split] = (MaskCounts(data.mask_paths(split, own.image_ids), *shared) if data.has_masks else
+                           BoxCounts(data.boxes(split, own.image_ids), *shared, args.iou_thresholds))
+    sources = {split: run.map_source(own, split) for split, own in images.items()}
+    for split, own in images.items():
+        localise(run.loader(own), sources[split], by_split[split], run.device)
+    results = mask_results(by_split) if data.has_masks else box_results(by_split, run.model is not None)
+
+    rows = [[key, own['val'], own['test'], own['oracle'],
+             '-' if own['threshold'] is None else f'{own["threshold"]:.3f}'] for key, own in results.items()]
+    sizes = {split: counts.images for split, counts in by_split.items()}
+    print(f'\n{name}, {data.name}: {sizes["val"]} val and {sizes["test"]} test images')
     print(util.table(['%', 'val', 'test', 'test, oracle', 'threshold'], rows))
-    print(f'{target}, {target.with_suffix(".png").name}')
+    result = run.result_file('wsol', images['test'], 'test', name, args.norm_type)
+    figures.save(curves_figure(f'{name}, {data.name}', by_split['test']), result.figure())
+    result.write({'images_by_split': sizes, 'results': results})
 
 
 if __name__ == '__main__':

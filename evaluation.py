@@ -1,173 +1,222 @@
-"""What the evaluations share: their settings, where their results go, and where their maps come from.
+"""What the evaluations share: what they open before their first image, and the files their results go to.
 
-Maps come from a network, from files made elsewhere (--scoremap_root), or are the object's segmentation, a control.
+A result knows what it was measured on: the data set, split and images, the checkpoint, its epoch and the SHA-256 of its
+weights, the settings and the versions. Its file's name tells apart results of other weights and of other images.
 """
-import zipfile
+import hashlib
+import json
+import platform
+import sys
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from munch import Munch
+from torch import nn
 
 import config
-import data_loaders
 import util
-from checkpoints.loading import load_model
+import weights
+from data_loaders import DataSet, find_dataset, make_loader
+from dataset import open_dataset
+from image_files import eval_transform
+from map_sources import FolderMaps, NetworkMaps, ObjectMasks
 from util import UserError
-from wsol import METHODS, attribution, superclasses
-from wsol.attribution import PROCESSES
-from wsol.cub import CueAnnotations
-
-TRAINING = {name for name, *_ in config.FLAGS['training']} - {'batch_size'}
-
-
-def recorded_settings(args):
-    """The settings that a result file records."""
-    return {key: args[key] for key in sorted(args) if key not in TRAINING | {'given', 'class_names'}}
+from wsol._torchvision import torchvision
+from wsol.heads import CALM
+from wsol.networks import check_image_size
+from wsol.query import PROCESSES, SamplingSettings, check_process
 
 
-def results_folder(args, checkpoint_path):
-    """Where an evaluation's results go: --experiment_name's folder; where that is not said, the
-    folder of the checkpoint if it is an experiment's."""
-    if checkpoint_path is not None and 'experiment_name' not in args.given:
-        folder, root = checkpoint_path.parent.resolve(), Path(args.save_root).resolve()
-        if folder.is_relative_to(root):
-            return Path(args.save_root) / folder.relative_to(root)
-    return util.experiment_folder(args)
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation works with. checkpoint and model are None where maps made elsewhere need no network."""
+    script: str
+    args: Munch            # the flags, completed by what the checkpoint knows, and by the defaults of the head
+    device: torch.device
+    data: DataSet
+    checkpoint: weights.Checkpoint | None
+    model: nn.Module | None
+
+    def open_split(self, split):
+        """The ImageDataset of a split, as evaluations see it."""
+        images = self.data.open_split(split, eval_transform(self.args.crop_size))
+        return images.without_broken(split) if self.args.skip_broken else images
+
+    def loader(self, images):
+        """Batches of a data set of images, in order."""
+        return make_loader(images, self.args.batch_size, self.args.workers, self.device)
+
+    def map_source(self, images, split, classes_of=None, rows=None):
+        """Where the maps of images come from. classes_of, rows: of FolderMaps."""
+        args, options = self.args, {'model': self.model, 'precision': self.args.precision}
+        if args.scoremap_root is not None:
+            return FolderMaps(args.scoremap_root, split, images, classes_of, rows, **options)
+        if args.score_map_process == config.OBJECT_MASK:
+            return ObjectMasks(images, self.data.annotations(), **options)
+        members = None
+        if 'superclass' in args.score_map_process:
+            members = self.data.superclasses(images.class_names, args.superclass_file)
+        return NetworkMaps(images, process=args.score_map_process, seed=args.seed, superclasses=members,
+                           settings=sampling_settings(args), **options)
+
+    def describe(self):
+        """One line: which maps, and how they are made comparable."""
+        chosen = [f'{word} {self.args[flag]}' for word, flag in
+                  (('norm', 'norm_type'), ('thresholds', 'threshold_type'))
+                  if self.script in config.ALL_FLAGS[flag].readers]
+        return ', '.join([f'maps: {self.maps_name()}', *chosen])
+
+    def maps_name(self):
+        """<method>_<process>; for maps made elsewhere their folder's name, and a number that tells two apart."""
+        if self.args.scoremap_root is not None:
+            folder = Path(self.args.scoremap_root).resolve()
+            return f'maps-{folder.name}-{zlib.crc32(bytes(folder)):08x}'
+        return f'{self.args.attribution_method}_{self.args.score_map_process}'
+
+    def result_file(self, metric, images, split='test', *more):
+        """The ResultFile of a metric. images: what it was measured on. more: further parts of its name."""
+        settings = config.recorded_settings(self.args, self.script)
+        about = identity(metric, self.data, split, images, self.checkpoint, settings)
+        key = hashlib.sha256(f'{about["images_sha256"]} {about["weights_sha256"]}'.encode()).hexdigest()[:8]
+        return ResultFile(self.results_folder() / ('_'.join([metric, self.data.label, *more]) + f'.{key}.json'), about)
+
+    def results_folder(self):
+        """--experiment_name's folder; where that is not said, the checkpoint's experiment, or a folder named like the
+        published weight."""
+        args, checkpoint = self.args, self.checkpoint
+        if checkpoint is not None and 'experiment_name' not in args.given:
+            if checkpoint.name:
+                return Path(args.save_root) / checkpoint.name
+            folder, root = checkpoint.path.parent.resolve(), Path(args.save_root).resolve()
+            if folder.is_relative_to(root):
+                return Path(args.save_root) / folder.relative_to(root)
+        return weights.experiment_folder(args.save_root, args.experiment_name)
 
 
-def results_name(args):
-    """<method>_<process>_<norm> of a result file; for maps made elsewhere their folder's name, and a number that
-    tells two folders of one name apart, instead."""
-    if args.scoremap_root is not None:
-        folder = Path(args.scoremap_root).resolve()
-        return f'maps-{folder.name}-{zlib.crc32(bytes(folder)):08x}_{args.norm_type}'
-    return '_'.join([args.attribution_method, args.score_map_process, args.norm_type])
+def identity(metric, data, split, images, checkpoint, settings):
+    """What a result says of itself: what was measured, on which images, of which network, how."""
+    return {'metric': metric, 'dataset': data.label, 'split': split, 'images': len(images),
+            'images_sha256': images.fingerprint(), **checkpoint_identity(checkpoint), 'settings': settings}
 
 
-def is_per_class(args):
-    """Whether the maps of two classes can differ."""
-    if args.scoremap_root is not None:
-        return True
-    process = args.score_map_process
-    return process != config.OBJECT_MASK and PROCESSES[process].per_class
+def checkpoint_identity(checkpoint):
+    """What a result says of its network."""
+    if checkpoint is None:
+        return {'checkpoint': None, 'epoch': None, 'weights_sha256': None}
+    return {'checkpoint': str(checkpoint.path), 'epoch': checkpoint.epoch, 'weights_sha256': checkpoint.sha256}
 
 
-def check_process(args):
-    """Raise UserError, before any work, where --score_map_process is not defined."""
-    if args.scoremap_root is not None:
-        if not Path(args.scoremap_root).is_dir():
-            raise UserError(f'--scoremap_root={args.scoremap_root}: no such folder')
-        return
-    if args.score_map_method == 'backprop' and args.score_map_process == 'vanilla':
-        args.score_map_process = 'backprop'  # how the published command line asks for it
-    if args.score_map_method == 'backprop' and args.score_map_process in attribution.ACTIVATION_METHODS:
+def sampling_settings(args):
+    """The SamplingSettings that the flags state."""
+    return SamplingSettings(args.smooth_grad_nr_iter, args.smooth_grad_sigma, args.integrated_grad_nr_iter)
+
+
+def open_evaluation(args, script, needs_model=True, needs_data=True):
+    """The Evaluation that the flags ask for. Raises UserError, before any work, for what cannot be done.
+
+    needs_model: else maps made elsewhere are evaluated without a network, unless --load_checkpoint names one.
+    needs_data: else the data set only gives names and superclasses, as for a user's own photos.
+    """
+    device, checkpoint, model = util.pick_device(args.device), None, None
+    if needs_model or args.scoremap_root is None or args.load_checkpoint is not None:
+        own = weights.experiment_folder(args.save_root, args.experiment_name)
+        checkpoint = weights.read_checkpoint(weights.find_checkpoint(args.load_checkpoint, args.save_root, own))
+        args = config.adopt(args, checkpoint.path, checkpoint.known, checkpoint.network)
+    open_data = open_dataset if needs_data else find_dataset  # which paints nothing
+    data = open_data(args.dataset, args.data_root, args.metadata_root, args.mask_root,
+                     checkpoint and checkpoint.class_names)
+    if checkpoint is not None:
+        model = checkpoint.build(config.network_settings(args), data.num_classes, device)
+        check_image_size(model, args.crop_size)
+    if script in config.MAPS:
+        args = _with_defaults(args, model, script)
+        if args.score_map_process == config.OBJECT_MASK:
+            data.annotations()
+        elif args.scoremap_root is None:
+            check_process(args.score_map_process, type(model))
+    args.precision = util.pick_precision(args.precision, device)
+    args.workers = util.pick_workers(args.workers, 'workers' in args.given)
+    args.seed = args.seed or 0
+    util.seed_everything(args.seed)
+    run = Evaluation(script, args, device, data, checkpoint, model)
+    if script in config.MAPS:
+        print(run.describe())
+    return run
+
+
+def _with_defaults(args, model, script):
+    """The attribution method and how its maps are normalised and binned, where the flags are silent: the paper's.
+
+    CALM's own maps are probabilities: taken as they are, on a logarithmic scale. All others are scaled to 0..1 one by
+    one; so are all maps in the WSOL evaluation, whose thresholds are shares of a map's range. Raises UserError where
+    --score_map_method contradicts the process.
+    """
+    args = Munch(args)
+    gradients = args.score_map_method == 'backprop'  # how the published command line asks for them
+    if args.scoremap_root is None and args.score_map_process is None:
+        args.score_map_process = 'backprop' if gradients else model.own_maps
+    if gradients and args.score_map_process == 'vanilla':
+        args.score_map_process = 'backprop'
+    process = PROCESSES.get(args.score_map_process)
+    if gradients and process and process.one_forward:
         raise UserError(f'--score_map_method=backprop contradicts --score_map_process={args.score_map_process}, which '
                         'is read off the activations; leave one of them out')
-    if args.score_map_process == config.OBJECT_MASK:
-        if data_loaders.dataset_spec(args).cub_folder is None:
-            raise UserError(f'--score_map_process={config.OBJECT_MASK} needs segmentations in CUB\'s layout; '
-                            f'{args.dataset} has none')
-    else:
-        attribution.check_process(args.score_map_process, METHODS[args.attribution_method])
+    probabilities = process is not None and process.head is CALM
+    args.norm_type = args.norm_type or ('clipping' if probabilities and script != 'eval_wsol' else 'minmax')
+    args.threshold_type = args.threshold_type or ('log' if probabilities else 'even')
+    return args
 
 
-def open_evaluation(args, needs_model=True):
-    """What every evaluation does before its first image. Returns (model, its checkpoint's path, args, device).
-
-    Without needs_model, maps made elsewhere are evaluated without a network, unless --load_checkpoint names one;
-    model and path are then None.
-    """
-    device, model, path = util.pick_device(args.device), None, None
-    if needs_model or args.scoremap_root is None or args.load_checkpoint is not None:
-        model, path, args = load_model(args, device)
-    check_process(args)
-    args.seed = util.seed_everything(args.seed)
-    return model, path, args, device
+# --- results ----------------------------------------------------------------------------------------
 
 
-def map_source(args, model, dataset, split='test'):
-    """A function (images (B,3,S,S), classes (B,) or (B,K), indices (B,)) -> maps, as attribution_maps gives them.
-
-    Where the maps come from: the model, --scoremap_root, or the object's segmentation. Maps of different sizes, which
-    only --scoremap_root can hold, come as a list.
-    """
-    if args.scoremap_root is not None:
-        return _maps_from_files(Path(args.scoremap_root), dataset, split)
-    process = args.score_map_process
-    if process == config.OBJECT_MASK:
-        annotations = CueAnnotations(data_loaders.cub_root(args))
-
-        def masks(images, classes, indices):
-            found = [annotations.object_mask(dataset.image_id(index), images.shape[-1]) for index in indices.tolist()]
-            found = torch.from_numpy(np.stack(found)).float().to(images.device)
-            return found if classes.ndim == 1 else found[:, None].expand(-1, classes.shape[1], -1, -1)
-        return masks
-
-    settings = attribution.Settings(args.smooth_grad_nr_iter, args.smooth_grad_sigma, args.integrated_grad_nr_iter)
-    members = find_superclasses(args, lambda: data_loaders.class_names(dataset, args))
-
-    def maps(images, classes, indices):
-        seeds = util.image_seeds(args.seed, indices)
-        with util.autocast(args, images.device):
-            return attribution.attribution_maps(model, images, classes, process, seeds=seeds, superclasses=members,
-                                                settings=settings)
-    return maps
+def versions():
+    """What a result depends on beyond its settings."""
+    return {'python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__,
+            'numpy': np.__version__}
 
 
-def _read_map(places):
-    """The first of these .npy files that is there: (h,w) float32."""
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        raise UserError(f'no score map: looked for {", ".join(map(str, places))}')
+@dataclass(frozen=True)
+class ResultFile:
+    """One JSON file of results; figures go beside it under the same name."""
+    path: Path
+    identity: dict
+
+    def figure(self):
+        """The path of its figure."""
+        return self.path.with_suffix('.png')
+
+    def write(self, measured):
+        """Write what was measured with what it was measured on. An earlier result of this name is of the same weights
+        and images: what differs in its settings is said."""
+        command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+        content = {**self.identity, **measured, 'versions': versions(), 'command': command}
+        before = read_result(self.path).get('settings', {})
+        now = json.loads(json.dumps(self.identity['settings']))  # as a file has them: lists, no tuples
+        changed = [f'{name} was {before.get(name)}, is {value}' for name, value in now.items()
+                   if before and before.get(name) != value]
+        util.write_json(self.path, content)
+        replaced = f' replaces an earlier result ({"; ".join(changed)})' if changed else ''
+        print(f'{self.path}{replaced}')
+
+
+def read_result(path):
+    """A result's content; {} where there is none that can be read."""
     try:
-        with open(path, 'rb') as file:
-            values = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f'{path} is no score map: {error}') from error
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in 'biuf' or values.ndim != 2 or not values.size:
-        what = f'{values.dtype} of shape {values.shape}' if isinstance(values, np.ndarray) else type(values).__name__
-        raise UserError(f'{path} is no score map: it should be a two-dimensional array of real numbers, it is {what}')
-    with np.errstate(over='ignore'):
-        values = values.astype(np.float32)
-    if not np.isfinite(values).all():
-        raise UserError(f'{path} is no score map: it holds values that are infinite or no number in float32')
-    return torch.from_numpy(values)
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
-def _maps_from_files(root, dataset, split):
-    """One map per image, <root>/<split>/<image_id>.npy or <root>/<image_id>.npy; where several classes are asked for,
-    one per image and class, <root>/<split>/<label>/<image_id>.npy."""
-    def maps(images, classes, indices):
-        names = [f'{dataset.image_id(index)}.npy' for index in indices.tolist()]
-        if classes.ndim == 1:
-            found = [_read_map([root / split / name, root / name]) for name in names]
-        else:
-            found = [_stack([_read_map([root / split / str(label) / name]) for label in labels], name)
-                     for name, labels in zip(names, classes.tolist(), strict=True)]
-        same = len({one.shape for one in found}) == 1
-        return torch.stack(found).to(images.device) if same else [one.to(images.device) for one in found]
-    return maps
-
-
-def _stack(maps, name):
-    if len({one.shape for one in maps}) > 1:
-        raise UserError(f'the score maps of {name} have different sizes for different classes')
-    return torch.stack(maps)
-
-
-def find_superclasses(args, class_names):
-    """(C,C) bool: --superclass_file, or the data set's own: all birds of CUB, ToyBirds' families, WordNet. None for
-    the methods that need none. class_names: a function () -> names."""
-    if 'superclass' not in args.score_map_process:
-        return None
-    count = data_loaders.dataset_spec(args).num_classes
-    if args.superclass_file is not None:
-        return superclasses.read_superclass_file(args.superclass_file, count)
-    builtin = {'CUB': lambda: torch.ones(count, count, dtype=torch.bool),
-               'ToyBirds': lambda: superclasses.by_prefix(class_names()),
-               'ILSVRC': lambda: superclasses.wordnet(Path(args.metadata_root) / 'ILSVRC' / 'helper', count)}
-    if args.dataset not in builtin:
-        raise UserError(f'{args.dataset} has no superclasses of its own; list them in --superclass_file (YAML, '
-                        '"label: [labels]")')
-    return builtin[args.dataset]()
+def find_result(folder, metric, process, weights_sha256):
+    """The latest result of a metric and an attribution method for these weights, in an experiment's folder."""
+    for path in sorted(Path(folder).glob(f'{metric}_*.json'), key=lambda path: -path.stat().st_mtime_ns):
+        content = read_result(path)
+        settings = content.get('settings', {})
+        if content.get('weights_sha256') == weights_sha256 and settings.get('score_map_process') == process:
+            return content
+    raise UserError(f'{folder} holds no result of {metric} with --score_map_process={process} for these weights')

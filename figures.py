@@ -1,26 +1,30 @@
-"""Pictures: curves of the evaluations."""
-import matplotlib
+"""Pictures, as matplotlib Figures: a notebook shows them, save() writes them. No backend is chosen."""
+import numpy as np
+import torch
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
 
-matplotlib.use('Agg')
-import numpy as np  # noqa: E402  after the choice of backend
-import torch  # noqa: E402
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.cm import ScalarMappable  # noqa: E402
-
-import util  # noqa: E402
-from wsol.metrics import resize  # noqa: E402
+import util
+from wsol.metrics import resize
 
 
 def save(figure, path):
     """Write a figure as PNG, whole or not at all."""
     util.write_atomically(path, lambda file: figure.savefig(file, format='png', dpi=110, bbox_inches='tight',
                                                             metadata={'Software': None}))
-    plt.close(figure)
 
 
-def ratio_curve(path, curves):
+def _curve_axes(**labels):
+    figure = Figure(figsize=(5, 3.6))
+    axes = figure.subplots()
+    axes.set(**labels)
+    return figure, axes
+
+
+def ratio_curve(curves):
     """R_k over k. curves: {name: records of eval_pixel_perturb}; R_0 = R_100 = 1 by definition."""
-    figure, axes = plt.subplots(figsize=(5, 3.6))
+    figure, axes = _curve_axes(xlabel='erased pixels, %', ylabel='correct: top-k / random',
+                               title='Remove-and-classify (lower is better)')
     axes.axhline(1, color='0.6', linewidth=1, linestyle=':')
     for name, records in curves.items():
         percent = [0, *(record['erased_percent'] for record in records), 100]
@@ -30,33 +34,31 @@ def ratio_curve(path, curves):
         if all(record['R'] is not None for record in records):
             axes.fill_between(percent, [1, *(record['R_low'] for record in records), 1],
                               [1, *(record['R_high'] for record in records), 1], color=line.get_color(), alpha=0.15)
-    axes.set(xlabel='erased pixels, %', ylabel='correct: top-k / random', title='Remove-and-classify (lower is better)',
-             ylim=(0, None))
+    axes.set(ylim=(0, None))
     axes.legend()
-    save(figure, path)
+    return figure
 
 
-def precision_recall_curves(path, title, curves):
+def precision_recall_curves(title, curves):
     """curves: {name: (precision, recall)}, from the highest threshold down."""
-    figure, axes = plt.subplots(figsize=(5, 3.6))
+    figure, axes = _curve_axes(xlabel='recall, %', ylabel='precision, %', title=title, xlim=(0, 100), ylim=(0, 100))
     for name, (precision, recall) in curves.items():
         axes.plot(100 * recall, 100 * precision, label=name)
-    axes.set(xlabel='recall, %', ylabel='precision, %', title=title, xlim=(0, 100), ylim=(0, 100))
     axes.legend()
-    save(figure, path)
+    return figure
 
 
-def accuracy_curves(path, title, thresholds, curves):
+def accuracy_curves(title, thresholds, curves):
     """Box accuracy over the threshold. curves: {measure: accuracy in percent (T,)}."""
-    figure, axes = plt.subplots(figsize=(5, 3.6))
+    figure, axes = _curve_axes(xlabel='threshold of the map', ylabel='images found, %', title=title, xlim=(0, 1),
+                               ylim=(0, 100))
     for name, values in curves.items():
         axes.plot(thresholds, values, label=name, linestyle='-' if 'V2' in name else '--')
-    axes.set(xlabel='threshold of the map', ylabel='images found, %', title=title, xlim=(0, 1), ylim=(0, 100))
     axes.legend(fontsize=7)
-    save(figure, path)
+    return figure
 
 
-def overlay(path, picture, values, title, unit, signed=False):
+def overlay(picture, values, title, unit, signed=False):
     """A map over its photo, with a colour bar in the map's units.
 
     picture: (H,W,3) in 0..1. values: (h,w), enlarged to the photo as the network saw it. signed: a diverging palette
@@ -68,17 +70,18 @@ def overlay(path, picture, values, title, unit, signed=False):
     low, high = (-extreme, extreme) if signed else (min(0.0, float(values.min())), float(values.max()) or 1.0)
     strength = 0.8 * (np.abs(values) / extreme if signed else (values - low) / (high - low or 1))
     shape = min(max(height / width, 0.5), 1.6)
-    figure, axes = plt.subplots(figsize=(5.4, 4.4 * shape + 0.5), layout='constrained')
+    figure = Figure(figsize=(5.4, 4.4 * shape + 0.5), layout='constrained')
+    axes = figure.subplots()
     axes.imshow(picture)
     drawn = axes.imshow(values, cmap='RdBu_r' if signed else 'inferno', vmin=low, vmax=high, alpha=strength)
     bar = figure.colorbar(ScalarMappable(drawn.norm, drawn.cmap), ax=axes, label=unit)
     bar.formatter.set_powerlimits((-3, 4))
     axes.set_title(title, fontsize=10)
     axes.set(xticks=[], yticks=[])
-    save(figure, path)
+    return figure
 
 
-def contact_sheet(path, methods, rows):
+def contact_sheet(methods, rows):
     """A row per image: the photo, and for each method its maps for A and B and their signed difference.
 
     rows: [(picture (S,S,3) in 0..1, cue (S,S) bool, caption, [(map A (S,S), map B (S,S), (p(A), p(B)))])]. A and B
@@ -86,8 +89,8 @@ def contact_sheet(path, methods, rows):
     The cue is outlined everywhere.
     """
     columns = 1 + 3 * len(methods)
-    figure, grid = plt.subplots(len(rows), columns, figsize=(1.9 * columns, 1.95 * len(rows)), squeeze=False,
-                                layout='constrained')
+    figure = Figure(figsize=(1.9 * columns, 1.95 * len(rows)), layout='constrained')
+    grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes_row, (picture, cue, caption, maps) in zip(grid, rows, strict=True):
         axes_row[0].imshow(picture)
         axes_row[0].set_ylabel(caption, fontsize=8)
@@ -111,4 +114,4 @@ def contact_sheet(path, methods, rows):
     titles = ['photo, true cue', *(f'{method}\n{what}' for method in methods for what in asked)]
     for one, title in zip(grid[0], titles, strict=True):
         one.set_title(title, fontsize=8)
-    save(figure, path)
+    return figure

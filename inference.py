@@ -1,78 +1,43 @@
-"""From a checkpoint to attribution maps: of a loader, as a library; of your own images, as a script.
+"""Pictures of your own images: attribution maps of a trained network.
 
-Result of the script: in --output, per image an overlay PNG with its colour bar in the map's own units,
-the raw map as .npy, and one manifest.json with classes, probabilities, settings and versions.
+Result, in --output: per image an overlay PNG with its colour bar in the map's own units, the raw map as .npy, and one
+manifest.json with classes, probabilities, settings and versions.
 
-    python inference.py photo.jpg folder/ --load_checkpoint=calm_em --score_map_process=jointll
-    python inference.py photo.jpg --load_checkpoint=CALM_EM-CUB --score_map_process=jointll --contrast
+    python inference.py photo.jpg folder/ --load_checkpoint=calm_em
+    python inference.py photo.jpg --load_checkpoint=CALM_EM-CUB --contrast
 """
-import platform
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 import config
-import data_loaders
 import evaluation
 import figures
 import util
+from image_files import SUFFIXES, eval_transform, open_upright, opening_images
 from util import UserError
-from wsol import attribution
-from wsol._torchvision import torchvision
-
-# --- the library: maps of a whole loader ------------------------------------------------------------
-
-
-class Maps(NamedTuple):
-    """One batch of maps."""
-    indices: torch.Tensor            # (B,) into the data set
-    probs: torch.Tensor              # (B,C), p(y|x)
-    classes: torch.Tensor            # (B,), whose maps
-    contrast: torch.Tensor | None    # (B,), "and not this class"
-    maps: torch.Tensor               # (B,h,w) of the classes, in the method's units
-    differences: torch.Tensor | None  # (B,h,w), signed: map(class) - map(contrast)
-
-
-def loader_maps(model, loader, process, device, choose=None, seed=0, **options):
-    """Attribution maps of a whole loader, one forward per image for the activation methods.
-
-    loader: batches (images (B,3,S,S), labels (B,), indices (B,)). choose: a function (probs (B,C), labels (B,)) ->
-    classes (B,) and contrast (B,) or None; by default the predicted class and no contrast. options: of
-    attribution_maps (superclasses, settings). Yields Maps, batch by batch.
-    """
-    choose = choose or (lambda probs, labels: (probs.argmax(1), None))
-    for images, labels, indices in loader:
-        images = util.to_device(images, device)
-        with torch.no_grad():
-            activations = model.activations(images)
-            probs = model.class_scores(activations).softmax(1)
-        classes, contrast = choose(probs, labels.to(device))
-        asked = classes[:, None] if contrast is None else torch.stack([classes, contrast], 1)  # (B,K)
-        maps = attribution.attribution_maps(model, images, asked, process, seeds=util.image_seeds(seed, indices),
-                                            activations=activations, **options)
-        yield Maps(indices, probs, classes, contrast, maps[:, 0], None if contrast is None else maps[:, 0] - maps[:, 1])
-
-
-# --- the script: pictures of images ---------------------------------------------------------------
 
 UNITS = {'vanilla': 'logit', 'jointll': 'p(class, z | x) per cell', 'saliency': 'p(z | x) per cell',
          'gtcond': 'p(z | x, class) per cell'}
+RUNNER_UP = 'runner-up'
 
 
 class OwnImages(Dataset):
     """The user's image files, upright, of any size and mode. Item -> (image (3,S,S), -1, index)."""
 
-    def __init__(self, paths, crop_size):
-        self.paths, self.transform = paths, data_loaders.eval_transform(crop_size)
+    def __init__(self, paths, crop_size, class_names=()):
+        self.paths, self.transform, self.class_names = paths, eval_transform(crop_size), class_names
 
     def __len__(self):
         return len(self.paths)
 
+    def image_id(self, index):
+        return str(self.paths[index])
+
     def __getitem__(self, index):
-        return self.transform(data_loaders.open_upright(self.paths[index])), -1, index
+        return self.transform(open_upright(self.paths[index])), -1, index
 
 
 def find_images(inputs, output):
@@ -82,10 +47,10 @@ def find_images(inputs, output):
     found, output = [], Path(output).resolve()
     for given in map(Path, inputs):
         if given.is_dir():
-            below = sorted(path for path in given.rglob('*') if path.suffix.lower() in data_loaders.SUFFIXES
+            below = sorted(path for path in given.rglob('*') if path.suffix.lower() in SUFFIXES
                            and not path.resolve().is_relative_to(output))
             if not below:
-                raise UserError(f'{given} holds no images (looked for {", ".join(sorted(data_loaders.SUFFIXES))})')
+                raise UserError(f'{given} holds no images (looked for {", ".join(sorted(SUFFIXES))})')
             found += [(path.relative_to(given), path) for path in below]
         elif given.is_file():
             found.append((Path(given.name), given))
@@ -101,68 +66,74 @@ def find_images(inputs, output):
     return names
 
 
-def without_broken(images):
-    """Those that open; says how many do not."""
-    paths = list(images.values())
-    broken = data_loaders.broken_images(paths)
-    if len(broken) == len(paths):
-        raise UserError(f'none of the {len(paths)} images opens; the first: {broken[0]}')
-    if broken:
-        util.warn(f'{len(broken)} of {len(paths)} images do not open and are left out; the first: '
-                  f'{next(iter(broken.values()))}')
-    return {name: path for index, (name, path) in enumerate(images.items()) if index not in broken}
-
-
-def resolve_class(text, names, count):
-    """A class by number (from 0), by name, or by a part of its name that no other has."""
-    if text.isdecimal():
-        if int(text) >= count:
-            raise UserError(f'class {text} is out of range, classes are 0 to {count - 1}')
+def resolve_class(text, names, num_classes):
+    """A class by its exact name, by its number (from 0), or by a part of its name that no other has."""
+    exact = [label for label, name in enumerate(names) if name == text]
+    if text.isdecimal() and not exact:
+        if int(text) >= num_classes:
+            raise UserError(f'class {text} is out of range, classes are 0 to {num_classes - 1}')
         return int(text)
-    names = names or []
-    hits = [label for label, name in enumerate(names) if name == text] or [
-        label for label, name in enumerate(names) if text.lower() in name.lower()]
+    hits = exact or [label for label, name in enumerate(names) if text.lower() in name.lower()]
     if len(hits) != 1:
-        reason = f'names {len(hits)} classes: {", ".join(names[hit] for hit in hits[:5])}' if hits else 'names no class'
-        raise UserError(f'"{text}" {reason}; give a number from 0 to {count - 1}' + (
-            f' or a name such as {names[0]}' if names else ', since this checkpoint has no class names'))
+        found = ', '.join(names[hit] for hit in hits[:5])
+        hint = f'or a name such as {names[0]}' if names else 'since this checkpoint has no class names'
+        problem = f'names {len(hits)} classes: {found}' if hits else 'names no class'
+        raise UserError(f'"{text}" {problem}; give a number from 0 to {num_classes - 1}, {hint}')
     return hits[0]
 
 
-def chooser(target, contrast):
-    """The function `choose` of loader_maps. target: a class or None, the predicted one. contrast: a class,
-    'runner-up' (the likeliest class that is not the target), or None."""
-    def choose(probs, _):
+def class_chooser(target, contrast):
+    """A function of the probabilities (B,C) that gives the classes to be explained: (B,1), or (B,2) with a contrast.
+
+    target: a class, or None for the predicted one. contrast: a class, RUNNER_UP (the likeliest class that is not the
+    target), or None.
+    """
+    def choose(probs):
         classes = probs.argmax(1) if target is None else torch.full_like(probs.argmax(1), target)
-        if contrast != 'runner-up':
-            return classes, None if contrast is None else torch.full_like(classes, contrast)
-        others = probs.scatter(1, classes[:, None], -1)
-        return classes, others.argmax(1)
+        if contrast is None:
+            return classes[:, None]
+        if contrast == RUNNER_UP:
+            others = probs.scatter(1, classes[:, None], -1).argmax(1)
+        else:
+            others = torch.full_like(classes, contrast)
+        return torch.stack([classes, others], 1)
     return choose
 
 
-def write_maps(folder, name, path, batch, row, labels_of, process):
-    """Overlays and raw maps of one image. Returns its entry in the manifest."""
-    picture = np.asarray(data_loaders.open_upright(path), np.float32) / 255
-    label, probs = int(batch.classes[row]), batch.probs[row]
+class Album:
+    """The pictures and raw maps of a folder. names: of the classes; unit: of the maps."""
 
-    def caption(label):
-        return f'{labels_of(label)} (p = {probs[label]:.3f})'
-    entry = {'image': str(path), 'class': label, 'class_name': labels_of(label), 'probability': float(probs[label]),
-             'predicted': int(probs.argmax()), 'map': f'{name}.{process}.npy', 'overlay': f'{name}.{process}.png'}
-    values = batch.maps[row].cpu().numpy()
-    util.write_atomically(folder / entry['map'], lambda file: util.save_array(file, values))
-    figures.overlay(folder / entry['overlay'], picture, values, caption(label), UNITS.get(process, process))
-    if batch.contrast is not None:
-        other = int(batch.contrast[row])
-        entry |= {'contrast_class': other, 'contrast_class_name': labels_of(other),
-                  'contrast_probability': float(probs[other]), 'contrast_map': f'{name}.{process}.contrast.npy',
-                  'contrast_overlay': f'{name}.{process}.contrast.png'}
-        values = batch.differences[row].cpu().numpy()
-        util.write_atomically(folder / entry['contrast_map'], lambda file: util.save_array(file, values))
-        figures.overlay(folder / entry['contrast_overlay'], picture, values,
-                        f'{caption(label)}, not\n{caption(other)}', UNITS.get(process, process), signed=True)
-    return entry
+    def __init__(self, folder, process, names):
+        self.folder, self.process, self.names = Path(folder), process, names
+        self.unit = UNITS.get(process, process)
+
+    def class_name(self, label):
+        """A class's name, or its number where the checkpoint knows no names."""
+        return self.names[label] if self.names and self.names[label] else f'class {label}'
+
+    def _draw(self, stem, values, picture, title, signed=False):
+        """One raw map and its overlay. Returns their file names."""
+        files = f'{stem}.npy', f'{stem}.png'
+        util.write_atomically(self.folder / files[0], lambda file: util.save_array(file, values))
+        figures.save(figures.overlay(picture, values, title, self.unit, signed), self.folder / files[1])
+        return files
+
+    def add(self, name, path, probs, classes, maps):
+        """The files of one image. probs: (C,); classes, maps: of the target, then perhaps of its contrast. Returns the
+        image's entry in the manifest."""
+        picture = np.asarray(open_upright(path), np.float32) / 255
+        titles = [f'{self.class_name(label)} (p = {probs[label]:.3f})' for label in classes]
+        stem = f'{name}.{self.process}'
+        raw, overlay = self._draw(stem, maps[0], picture, titles[0])
+        entry = {'image': str(path), 'class': classes[0], 'class_name': self.class_name(classes[0]),
+                 'probability': float(probs[classes[0]]), 'predicted': int(probs.argmax()), 'map': raw,
+                 'overlay': overlay}
+        if len(classes) > 1:
+            other, title = classes[1], ', not\n'.join(titles)
+            raw, overlay = self._draw(f'{stem}.contrast', maps[0] - maps[1], picture, title, signed=True)
+            entry |= {'contrast_class': other, 'contrast_class_name': self.class_name(other),
+                      'contrast_probability': float(probs[other]), 'contrast_map': raw, 'contrast_overlay': overlay}
+        return entry
 
 
 def refuse_what_would_be_ignored(args):
@@ -174,50 +145,47 @@ def refuse_what_would_be_ignored(args):
                         'network gives the maps')
 
 
+def draw_all(run, images, names, album, choose):
+    """Explain every image and fill the album and its manifest, batch by batch. Returns the manifest."""
+    source = run.map_source(images, 'test')
+    manifest = {**evaluation.checkpoint_identity(run.checkpoint), 'process': album.process, 'unit': album.unit,
+                'images': [], 'settings': config.recorded_settings(run.args, 'inference'),
+                'versions': evaluation.versions()}
+    with util.progress(None, album.process, 'image', total=len(images)) as bar:
+        for batch, _, indices in run.loader(images):
+            probs, classes, maps = source(util.to_device(batch, run.device), indices, choose)
+            for row, index in enumerate(indices.tolist()):
+                entry = album.add(names[index], images.paths[index], probs[row].cpu(), classes[row].tolist(),
+                                  maps[row].cpu().numpy())
+                manifest['images'].append(entry)
+                bar.update()
+            util.write_json(album.folder / 'manifest.json', manifest)
+    return manifest
+
+
 def main():
-    parser = config.make_parser(__doc__)
+    parser = config.make_parser('inference', __doc__)
     parser.add_argument('images', nargs='+', help='image files, or folders of images')
-    parser.add_argument('--output', default='maps', metavar='', help='folder of the results (default: maps)')
-    parser.add_argument('--target', metavar='',
-                        help='class whose map is shown, number or name (default: the predicted one)')
-    parser.add_argument('--contrast', nargs='?', const='runner-up', metavar='',
-                        help='add "why the target and not this class", number or name (default: the runner-up)')
-    args = config.parse(__doc__, parser=parser)
+    args = config.parse('inference', parser=parser)
     refuse_what_would_be_ignored(args)
-    images = find_images(args.images, args.output)
+    found = find_images(args.images, args.output)
+    names, paths = list(found), list(found.values())
     if args.skip_broken:
-        images = without_broken(images)
-    model, checkpoint, args, device = evaluation.open_evaluation(args)
-    count = model.conv_last.out_channels
-    target, contrast = (value if value in (None, 'runner-up') else resolve_class(value, args.class_names, count)
+        kept = opening_images(paths, 'yours')
+        names, paths = [names[row] for row in kept], [paths[row] for row in kept]
+    run = evaluation.open_evaluation(args, 'inference', needs_data=False)
+    class_names, num_classes = run.checkpoint.class_names or [], run.model.conv_last.out_channels
+    target, contrast = (value if value in (None, RUNNER_UP) else resolve_class(value, class_names, num_classes)
                         for value in (args.target, args.contrast))
     if target is not None and target == contrast:
         raise UserError(f'"why {args.target} and not {args.contrast}" is zero everywhere: they are one class')
-    folder, process = Path(args.output), args.score_map_process
-    names, paths = zip(*images.items(), strict=True)
-    loader = DataLoader(OwnImages(paths, args.crop_size), args.batch_size)
-    settings = attribution.Settings(args.smooth_grad_nr_iter, args.smooth_grad_sigma, args.integrated_grad_nr_iter)
-    members = evaluation.find_superclasses(args, lambda: args.class_names)
-    manifest = {'checkpoint': str(checkpoint), 'process': process, 'unit': UNITS.get(process, process), 'images': [],
-                'settings': evaluation.recorded_settings(args),
-                'versions': {'python': platform.python_version(), 'torch': torch.__version__,
-                             'torchvision': torchvision.__version__, 'numpy': np.__version__}}
-    with util.progress(None, process, 'image', total=len(paths)) as bar, util.autocast(args, device):
-        for batch in loader_maps(model, loader, process, device, chooser(target, contrast), args.seed,
-                                 superclasses=members, settings=settings):
-            for row, index in enumerate(batch.indices.tolist()):
-                manifest['images'].append(write_maps(folder, names[index], paths[index], batch, row,
-                                                     lambda label: class_label(label, args.class_names), process))
-                bar.update()
-            util.write_json(folder / 'manifest.json', manifest)
+    album = Album(args.output, run.args.score_map_process, class_names)
+    images = OwnImages(paths, run.args.crop_size, class_names)
+    manifest = draw_all(run, images, names, album, class_chooser(target, contrast))
     for entry in manifest['images'][:20]:
-        print(f'{entry["image"]}: {entry["class_name"]}, p = {entry["probability"]:.3f}, {folder / entry["overlay"]}')
-    print(f'{len(paths)} images: {folder / "manifest.json"}')
-
-
-def class_label(label, names):
-    """What a class is called in a picture: its name, or its number where the checkpoint knows no names."""
-    return names[label] if names and names[label] else f'class {label}'
+        print(f'{entry["image"]}: {entry["class_name"]}, p = {entry["probability"]:.3f}, '
+              f'{album.folder / entry["overlay"]}')
+    print(f'{len(paths)} images: {album.folder / "manifest.json"}')
 
 
 if __name__ == '__main__':

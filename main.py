@@ -9,69 +9,111 @@ that was interrupted goes on from it), log.jsonl (a line per epoch) and results.
 """
 import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
+from torch import nn
 
 import config
 import data_loaders
 import evaluation
 import util
-from checkpoints import loading
+import weights
+from dataset import open_dataset
+from image_files import eval_transform, train_transform
 from util import UserError
-from wsol import build_model, check_image_size, parameter_groups
-
-# flags that a continued training may change
-FREE = {'experiment_name', 'save_root', 'override_cache', 'is_train', 'workers', 'device', 'data_root', 'metadata_root',
-        'mask_root', 'pretrained', 'use_load_checkpoint', 'load_checkpoint', 'epochs', 'seed', 'given',
-        *(name for name, *_ in config.FLAGS['maps and metrics'])}
+from wsol import build_model, parameter_groups
+from wsol.networks import check_image_size
 
 
-def lr_factor(epoch, args):
+def lr_factor(epoch, schedule, epochs, decay_frequency):
     """The learning rate's factor at a time in epochs: epoch 0.5 is the middle of the first.
 
-    step, as published: times 0.1 at the start of every 1-based epoch that lr_decay_frequency divides.
+    step, as published: times 0.1 at the start of every 1-based epoch that decay_frequency divides.
     one_cycle (Smith 2018): a linear rise over the first 30 %, then a cosine down to 0.
     """
-    if args.lr_schedule == 'step':
-        return 0.1 ** ((int(epoch) + 1) // args.lr_decay_frequency)
-    done = epoch / args.epochs
+    if schedule == 'step':
+        return 0.1 ** ((int(epoch) + 1) // decay_frequency)
+    done = epoch / epochs
     return done / 0.3 if done < 0.3 else (1 + math.cos(math.pi * (done - 0.3) / 0.7)) / 2
 
 
-def train_epoch(model, loader, optimiser, args, epoch, device):
-    """One pass over the training set. epoch: 0-based. Returns {'loss', 'accuracy', 'images_per_second'}."""
-    model.train()
-    loader.sampler.epoch = epoch
-    seen, loss_sum, correct, start = 0, 0.0, 0, time.perf_counter()
-    with util.progress(None, f'epoch {epoch + 1}/{args.epochs}', 'image', total=len(loader.dataset)) as bar:
-        for step, (images, labels, _) in enumerate(loader):
-            for group in optimiser.param_groups:
-                group['lr'] = group['initial_lr'] * lr_factor(epoch + step / len(loader), args)
-            images, labels = util.to_device(images, device), labels.to(device, non_blocking=True)
-            with util.autocast(args, device):
-                loss, scores = model.loss(images, labels)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise UserError(f'the loss is {value} at epoch {epoch + 1}, step {step + 1}: training stops, the last '
-                                'checkpoint stays. Lower --lr or --lr_classifier_ratio, or try --precision=float32')
-            optimiser.zero_grad()
+@dataclass
+class Training:
+    """A network being trained, and what it takes to go on with it."""
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    factor_at: Callable     # the learning rate's factor at a time in epochs
+    epochs: int
+    seed: int
+    device: torch.device
+    precision: str
+    record: dict            # what a checkpoint says of the network beside its weights
+    done: int = 0           # finished epochs
+    log: list = field(default_factory=list)  # a line for each of them
+
+    def run(self, loaders, folder):
+        """Train, epoch by epoch, each leaving a whole checkpoint and a line of the log. loaders: {'train', 'val'}."""
+        for epoch in range(self.done, self.epochs):
+            line = {'epoch': epoch + 1, 'lr': self.optimiser.param_groups[0]['initial_lr'] * self.factor_at(epoch)}
+            line |= {f'train_{key}': value for key, value in self.train_epoch(loaders['train'], epoch).items()}
+            line['val_accuracy'] = top1_accuracy(self.model, loaders['val'], self.device, self.precision, 'val')
+            weights.save_checkpoint(folder / weights.FILE, epoch=epoch + 1, state_dict=self.model.state_dict(),
+                                    optimizer=self.optimiser.state_dict(), **self.record)
+            self.done = epoch + 1
+            self.log.append(line)
+            util.write_json_lines(folder / 'log.jsonl', self.log)
+
+    def train_epoch(self, loader, epoch):
+        """One pass over the training set. epoch: 0-based. Returns {'loss', 'accuracy', 'images_per_second'}."""
+        self.model.train()
+        loader.sampler.epoch = epoch
+        # dropout and stochastic depth draw from torch's own state: a resumed epoch draws what it would have drawn
+        util.seed_everything(self.seed * 1_000_003 + epoch)
+        seen, loss_sum, correct, start = 0, 0.0, 0, time.perf_counter()
+        with util.progress(None, f'epoch {epoch + 1}/{self.epochs}', 'image', total=len(loader.dataset)) as bar:
+            for step, (images, labels, _) in enumerate(loader):
+                images, labels = util.to_device(images, self.device), util.to_device(labels, self.device)
+                loss, scores = self.take_step(images, labels, epoch + step / len(loader))
+                if not math.isfinite(loss):
+                    raise UserError(f'the loss is {loss} at epoch {epoch + 1}, step {step + 1}: training stops, the '
+                                    'last checkpoint stays. Lower --lr or --lr_classifier_ratio, or try '
+                                    '--precision=float32')
+                seen, loss_sum = seen + len(labels), loss_sum + loss * len(labels)
+                correct += (scores.argmax(1) == labels).sum().item()
+                bar.update(len(labels))
+                bar.set_postfix(loss=f'{loss_sum / seen:.3f}', accuracy=f'{100 * correct / seen:.1f}%', refresh=False)
+        return {'loss': loss_sum / seen, 'accuracy': 100 * correct / seen,
+                'images_per_second': round(seen / (time.perf_counter() - start), 1)}
+
+    def take_step(self, images, labels, time_in_epochs):
+        """One update, unless the loss is not finite. Returns the loss, a number, and the class scores (B,C)."""
+        for group in self.optimiser.param_groups:
+            group['lr'] = group['initial_lr'] * self.factor_at(time_in_epochs)
+        with util.autocast(self.precision, self.device):
+            loss, scores = self.model.loss(images, labels)
+        value = loss.item()
+        if math.isfinite(value):
+            self.optimiser.zero_grad()
             loss.backward()
-            optimiser.step()
-            seen, loss_sum = seen + len(labels), loss_sum + value * len(labels)
-            correct += (scores.argmax(1) == labels).sum().item()
-            bar.update(len(labels))
-            bar.set_postfix(loss=f'{loss_sum / seen:.3f}', accuracy=f'{100 * correct / seen:.1f}%', refresh=False)
-    return {'loss': loss_sum / seen, 'accuracy': 100 * correct / seen,
-            'images_per_second': round(seen / (time.perf_counter() - start), 1)}
+            self.optimiser.step()
+        return value, scores
+
+    def resume(self, before, log):
+        """Go on from this experiment's own checkpoint. log: its lines so far."""
+        self.optimiser.load_state_dict(before.content['optimizer'])
+        self.done, self.log = before.epoch, log[:before.epoch]
 
 
 @torch.inference_mode()
-def top1_accuracy(model, loader, args, device, name):
-    """Top-1 accuracy in percent over a loader."""
+def top1_accuracy(model, loader, device, precision, name):
+    """Top-1 accuracy in percent over a loader. name: of the split, for the bar."""
     model.eval()
     correct = 0
     for images, labels, _ in util.progress(loader, f'accuracy on {name}', 'batch', leave=False):
-        with util.autocast(args, device):
+        with util.autocast(precision, device):
             scores = model(util.to_device(images, device))
         if scores.isnan().any():
             raise UserError(f'the network gives scores that are no numbers on {name}: it has diverged, and is not '
@@ -80,100 +122,121 @@ def top1_accuracy(model, loader, args, device, name):
     return 100 * correct / len(loader.dataset)
 
 
-def start_or_resume(model, optimiser, args, path):
-    """Load this experiment's own checkpoint, if there is one. Returns the number of finished epochs."""
-    if not path.is_file() or args.override_cache:
-        return 0
-    checkpoint = util.read_checkpoint(path)
-    if not {'optimizer', 'epoch', 'args'} <= checkpoint.keys():
-        raise UserError(f'{path} holds weights but no training to go on with; choose another --experiment_name and '
-                        'start from it with --load_checkpoint, or start afresh with --override_cache')
-    before = checkpoint.get('args', {})
-    changed = [f'{key} was {before.get(key)}, is {value}' for key, value in args.items()
-               if key not in FREE and before.get(key) != value]
-    if args.lr_schedule == 'one_cycle' and before.get('epochs') != args.epochs:
-        changed.append(f'epochs was {before.get("epochs")}, is {args.epochs} (one_cycle plans all epochs ahead)')
+def check_resumable(before, args):
+    """Raise UserError unless a training with these flags can go on from this experiment's own checkpoint."""
+    if not {'optimizer', 'epoch', 'args'} <= before.content.keys():
+        raise UserError(f'{before.path} holds weights but no training to go on with; choose another --experiment_name '
+                        'and start from it with --load_checkpoint, or start afresh with --override_cache')
+    earlier = before.content['args']
+    changed = config.changed_settings(args, earlier | before.network)
+    if args.lr_schedule == 'one_cycle' and earlier.get('epochs') != args.epochs:
+        changed.append(f'epochs was {earlier.get("epochs")}, is {args.epochs} (one_cycle plans all epochs ahead)')
+    if before.epoch > args.epochs:
+        changed.append(f'{before.epoch} epochs are done, --epochs={args.epochs} asks for fewer')
     if changed:
-        raise UserError(f'{path} was trained with other settings ({"; ".join(changed)}). Choose another '
+        raise UserError(f'{before.path} was trained with other settings ({"; ".join(changed)}). Choose another '
                         '--experiment_name, or start afresh with --override_cache')
-    util.load_weights(model, checkpoint, path)
-    optimiser.load_state_dict(checkpoint['optimizer'])
-    return checkpoint['epoch']
 
 
-def train(args, device, folder, splits):
-    """Train, epoch by epoch, each leaving a whole checkpoint. splits: {'train': data set, 'val': ...}. Returns the
-    model."""
-    path = folder / util.CHECKPOINT
-    if path.is_file() and not args.override_cache and 'seed' not in args.given:
-        args.seed = util.read_checkpoint(path).get('args', {}).get('seed')
-    args.seed = util.seed_everything(args.seed)
-    train_set, val_set = splits['train'], splits['val']
-    num_classes = data_loaders.dataset_spec(args).num_classes
-    model = initial_model(args, num_classes, goes_on=path.is_file() and not args.override_cache)
+def accuracies(model, loaders, device, precision):
+    """{'val_accuracy', 'test_accuracy'} in percent."""
+    return {f'{split}_accuracy': top1_accuracy(model, loaders[split], device, precision, split)
+            for split in ('val', 'test')}
+
+
+def report(measured, args):
+    """The accuracies on the screen."""
+    print(f'{args.attribution_method}, {args.architecture}, {args.dataset}: accuracy '
+          + ', '.join(f'{value:.1f} % on {name.split("_")[0]}' for name, value in measured.items()))
+
+
+def test_checkpoint(args):
+    """--is_train=False: the accuracy of a checkpoint."""
+    run = evaluation.open_evaluation(args, 'main')
+    images = {split: run.open_split(split) for split in ('val', 'test')}
+    loaders = {split: run.loader(own) for split, own in images.items()}
+    measured = accuracies(run.model, loaders, run.device, run.args.precision)
+    report(measured, run.args)
+    run.result_file('accuracy', images['test'], 'test', run.args.attribution_method).write(measured)
+
+
+def open_images(args, data):
+    """{split: ImageDataset}. All are opened before the first epoch: what is wrong with the test images is not found out
+    after the last."""
+    transforms = dict.fromkeys(data_loaders.SPLITS, eval_transform(args.crop_size))
+    transforms['train'] = train_transform(args.resize_size, args.crop_size)
+    images = {split: data.open_split(split, transform, args.proxy_training_set and split == 'train')
+              for split, transform in transforms.items()}
+    return {split: own.without_broken(split) for split, own in images.items()} if args.skip_broken else images
+
+
+def initial_network(args, data, before, starts_from, folder, device):
+    """The network on the device: this experiment's own where it goes on, else that of --load_checkpoint, ImageNet's or
+    a random one."""
+    source = before
+    if starts_from and before is None:
+        source = weights.read_checkpoint(weights.find_checkpoint(args.load_checkpoint, args.save_root, folder))
+    model = build_model(**config.network_settings(args), num_classes=data.num_classes,
+                        pretrained=args.pretrained and source is None)
+    if source is not None:
+        weights.load_weights(model, source, but_classifier=args.is_different_checkpoint and before is None)
     model = model.to(device, memory_format=util.memory_format(device))
+    check_image_size(model, args.crop_size)
+    return model
+
+
+def make_training(args, model, images, device):
+    """The Training that the flags ask for."""
     groups = parameter_groups(model, args.architecture, args.lr, args.lr_classifier_ratio, args.is_different_checkpoint)
     optimiser = torch.optim.SGD(groups, momentum=args.momentum, nesterov=args.momentum > 0,
                                 weight_decay=args.weight_decay)
-    done = start_or_resume(model, optimiser, args, path)
-    if done:
-        hint = '; --override_cache starts afresh' if done >= args.epochs else ''
-        print(f'{path} has {done} finished epochs{hint}')
-    sampler = data_loaders.SeededSampler(len(train_set), args.seed)
-    train_loader = data_loaders.make_loader(train_set, args, device, sampler)
-    val_loader = data_loaders.make_loader(val_set, args, device)
-    check_image_size(model, args.crop_size, device)
-    util.make_folder(folder)  # one that cannot be written is known before the first epoch
-    log = util.read_json_lines(folder / 'log.jsonl')[:done]
-    for epoch in range(done, args.epochs):
-        line = {'epoch': epoch + 1, 'lr': args.lr * lr_factor(epoch, args)}
-        line |= {f'train_{key}': value for key, value in
-                 train_epoch(model, train_loader, optimiser, args, epoch, device).items()}
-        line['val_accuracy'] = top1_accuracy(model, val_loader, args, device, 'val')
-        util.save_checkpoint(path, architecture=args.architecture, epoch=epoch + 1, state_dict=model.state_dict(),
-                             optimizer=optimiser.state_dict(), model=loading.network_settings(args, num_classes),
-                             args=dict(args), class_names=data_loaders.class_names(train_set, args))
-        log.append(line)
-        util.write_json_lines(folder / 'log.jsonl', log)
-    return model
-
-
-def initial_model(args, num_classes, goes_on):
-    """The network to start from: ImageNet's weights, --load_checkpoint's, or random ones. goes_on: this experiment's
-    own checkpoint will replace them, so none are fetched."""
-    load = loading.wants_checkpoint(args) and not goes_on
-    model = build_model(**loading.network_settings(args, num_classes),
-                        pretrained=args.pretrained and not load and not goes_on)
-    if load:
-        source, checkpoint = loading.open_checkpoint(args)
-        util.load_weights(model, checkpoint, source, args.is_different_checkpoint)
-    return model
+    factor_at = partial(lr_factor, schedule=args.lr_schedule, epochs=args.epochs,
+                        decay_frequency=args.lr_decay_frequency)
+    network = config.network_settings(args) | {'num_classes': model.conv_last.out_channels}
+    record = {'architecture': args.architecture, 'model': network, 'args': dict(args),
+              'class_names': list(images['train'].class_names)}
+    return Training(model, optimiser, factor_at, args.epochs, args.seed, device, args.precision, record)
 
 
 def main():
-    args = config.parse(__doc__)
-    device = util.pick_device(args.device)
-    folder = util.experiment_folder(args)
-    if args.is_different_checkpoint and not loading.wants_checkpoint(args):
-        raise UserError('--is_different_checkpoint fine-tunes from a checkpoint: name it with --load_checkpoint')
-    target = folder / 'results.json'
+    args = config.parse('main', __doc__)
     if not args.is_train:
-        model, path, args = loading.load_model(args, device)
-        target = evaluation.results_folder(args, path) / 'accuracy.json'  # results.json is the training's
-    # all of them before the first epoch: what is wrong with the test images is not found out after the last
-    names = data_loaders.SPLITS if args.is_train else ('val', 'test')
-    splits = {split: data_loaders.open_split(args, split) for split in names}
-    if args.is_train:
-        model = train(args, device, folder, splits)
-    accuracies = {}
-    for split in ('val', 'test'):
-        loader = data_loaders.make_loader(splits[split], args, device)
-        accuracies[f'{split}_accuracy'] = top1_accuracy(model, loader, args, device, split)
-    settings = {key: args[key] for key in sorted(args)} if args.is_train else evaluation.recorded_settings(args)
-    util.write_json(target, {**accuracies, 'settings': settings})
-    print(f'{args.attribution_method}, {args.architecture}, {args.dataset}: accuracy '
-          + ', '.join(f'{value:.1f} % on {name.split("_")[0]}' for name, value in accuracies.items())
-          + f' ({target})')
+        return test_checkpoint(args)
+    starts_from = args.use_load_checkpoint if 'use_load_checkpoint' in args.given else args.load_checkpoint is not None
+    if args.is_different_checkpoint and not starts_from:
+        raise UserError('--is_different_checkpoint fine-tunes from a checkpoint: name it with --load_checkpoint')
+    device = util.pick_device(args.device)
+    args.precision = util.pick_precision(args.precision, device)
+    args.workers = util.pick_workers(args.workers, 'workers' in args.given)
+    folder = weights.experiment_folder(args.save_root, args.experiment_name)
+    path = folder / weights.FILE
+    before = weights.read_checkpoint(path) if path.is_file() and not args.override_cache else None
+    if 'seed' not in args.given:
+        args.seed = before.content.get('args', {}).get('seed') if before else util.draw_seed()
+    if before:
+        check_resumable(before, args)
+        print(f'{path} has {before.epoch} finished epochs'
+              + ('; --override_cache starts afresh' if before.epoch == args.epochs else ''))
+    data = open_dataset(args.dataset, args.data_root, args.metadata_root)
+    images = open_images(args, data)
+    util.seed_everything(args.seed)
+    model = initial_network(args, data, before, starts_from, folder, device)
+    training = make_training(args, model, images, device)
+    util.make_folder(folder)  # one that cannot be written is known before the first epoch
+    if before:
+        training.resume(before, util.read_json_lines(folder / 'log.jsonl'))
+    else:
+        (folder / 'results.json').unlink(missing_ok=True)  # of the network that is about to be replaced
+    sampler = data_loaders.SeededSampler(len(images['train']), args.seed)
+    loaders = {split: data_loaders.make_loader(own, args.batch_size, args.workers, device,
+                                               sampler if split == 'train' else None) for split, own in images.items()}
+    training.run(loaders, folder)
+    measured = accuracies(model, loaders, device, args.precision)
+    report(measured, args)
+    trained = weights.Checkpoint(path, {'state_dict': model.state_dict(), 'epoch': training.done})
+    identity = evaluation.identity('accuracy', data, 'test', images['test'], trained, dict(args))
+    evaluation.ResultFile(folder / 'results.json', identity).write(measured)
+    return None
 
 
 if __name__ == '__main__':

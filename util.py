@@ -1,4 +1,4 @@
-"""What every script needs: clear errors, seeds, devices, files written whole, checkpoints."""
+"""What every script needs: clear errors, seeds, devices, progress bars, files written whole."""
 import json
 import os
 import random
@@ -9,14 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-CHECKPOINT = 'last_checkpoint.pth.tar'
-# an accuracy stored as a numpy number, by numpy 1 or 2, is as harmless as a float; plain weights_only refuses it
-NUMPY_SCALARS = [(np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'), np._core.multiarray.scalar, np.dtype,
-                 *(type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8'))]
-
-
-class UserError(Exception):
-    """What the user can mend: one line saying what, where, how. Scripts print it and exit with 2."""
+from wsol.errors import UserError
 
 
 def run(main):
@@ -36,18 +29,27 @@ def warn(message):
     print('warning: ' + message, file=sys.stderr)
 
 
+# --- seeds ------------------------------------------------------------------------------------------
+
+
+def draw_seed():
+    """A new seed, to be recorded."""
+    return random.SystemRandom().randrange(2**31)
+
+
 def seed_everything(seed):
-    """Seed python, numpy and torch; None draws a seed. Returns the seed, to be recorded."""
-    seed = random.SystemRandom().randrange(2**31) if seed is None else seed
+    """Seed python, numpy and torch (its generators on every device)."""
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  for libraries that draw from the global state
+    np.random.seed(seed % 2**32)  # noqa: NPY002  for libraries that draw from the global state
     torch.manual_seed(seed)
-    return seed
 
 
 def image_seeds(seed, indices):
     """(B,) int64: a seed of its own for each image, whatever the batch it comes in."""
     return seed * 1_000_003 + indices
+
+
+# --- devices ----------------------------------------------------------------------------------------
 
 
 def pick_device(name='auto'):
@@ -59,19 +61,50 @@ def pick_device(name='auto'):
     return torch.device(name)
 
 
+def pick_precision(name, device):
+    """'float32' or 'bfloat16'; the latter becomes float32, with a warning, on a device that does not compute in it."""
+    computes = {'cuda': lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+                'mps': lambda: torch.backends.mps.is_macos_or_newer(14, 0), 'cpu': lambda: True}
+    if name == 'bfloat16' and not computes[device.type]():
+        warn(f'--precision=bfloat16: this {device.type} device does not compute in bfloat16; float32 is used')
+        return 'float32'
+    return name
+
+
+def autocast(precision, device):
+    """The context in which the backbone computes in a precision, 'float32' or 'bfloat16'."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bfloat16')
+
+
 def memory_format(device):
     """Channels last is what CUDA's and the CPU's convolutions are fastest in."""
     return torch.contiguous_format if device.type == 'mps' else torch.channels_last
 
 
-def to_device(images, device):
-    """A batch of images (B,3,H,W) where and how the network wants them."""
-    return images.to(device, non_blocking=True, memory_format=memory_format(device))
+def to_device(tensor, device):
+    """A tensor on the device; images (B,3,H,W) in the memory format its convolutions want.
+
+    The copy may run beside the next work only from pinned memory to CUDA: elsewhere torch neither waits for it nor
+    keeps the source (on MPS, silently wrong numbers: pytorch issue 189690).
+    """
+    layout = memory_format(device) if tensor.ndim == 4 else torch.preserve_format
+    return tensor.to(device, non_blocking=device.type == 'cuda' and tensor.is_pinned(), memory_format=layout)
 
 
-def autocast(args, device):
-    """The context in which --precision holds."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=args.precision == 'bfloat16')
+def usable_cores():
+    """The cores that this process may use. (torch.get_num_threads() obeys OMP_NUM_THREADS, which is another matter.)"""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def pick_workers(asked, said):
+    """How many loader processes to start: as many as asked, and at most one for each usable core. said: whether the
+    user asked, who is then told of fewer."""
+    if asked > usable_cores() and said:
+        warn(f'--workers={asked}: this process may use {usable_cores()} cores, so {usable_cores()} workers are started')
+    return min(asked, usable_cores())
+
+
+# --- the screen -------------------------------------------------------------------------------------
 
 
 def progress(iterable, description, unit, **options):
@@ -124,84 +157,18 @@ def save_array(path, values):
         np.save(file, values)
 
 
+def write_lines(path, rows):
+    """Text lines, written whole."""
+    write_atomically(path, lambda file: file.write_text(''.join(f'{row}\n' for row in rows)))
+
+
 def write_json(path, content):
     write_atomically(path, lambda file: file.write_text(json.dumps(content, indent=1) + '\n'))
 
 
 def write_json_lines(path, lines):
-    write_atomically(path, lambda file: file.write_text(''.join(json.dumps(line) + '\n' for line in lines)))
+    write_lines(path, map(json.dumps, lines))
 
 
 def read_json_lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
-# --- checkpoints ------------------------------------------------------------------------------------
-
-
-def experiment_folder(args):
-    folder = Path(args.save_root) / args.experiment_name
-    if not folder.resolve().is_relative_to(Path(args.save_root).resolve()):
-        raise UserError(f'--experiment_name={args.experiment_name} leads out of --save_root={args.save_root}')
-    return folder
-
-
-def read_checkpoint(path):
-    """The dict in a checkpoint file, tensors on the CPU. Nothing in the file is executed."""
-    try:
-        with torch.serialization.safe_globals(NUMPY_SCALARS):
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # torch raises many kinds; all mean that this file is not one of ours
-        raise UserError(f'{path} cannot be read as a checkpoint ({type(error).__name__}): it is damaged, or no file of '
-                        'torch.save, or holds more than weights and plain values') from error
-    if not isinstance(checkpoint, dict):
-        raise UserError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
-    for key in ('state_dict', 'model', 'args', 'optimizer'):
-        if not isinstance(checkpoint.get(key, {}), dict):
-            raise UserError(f'{path} is no checkpoint: its {key} is a {type(checkpoint[key]).__name__}')
-    odd = [name for name in checkpoint.get('state_dict', checkpoint) if not isinstance(name, str)]
-    if odd:
-        raise UserError(f'{path} is no checkpoint: {odd[0]!r} is no name of a weight')
-    return checkpoint
-
-
-def save_checkpoint(path, **content):
-    write_atomically(path, lambda file: torch.save(content, file))
-
-
-def load_weights(model, checkpoint, source, but_classifier=False):
-    """Put a checkpoint's weights into the model, all of them or none.
-
-    checkpoint: a dict with `state_dict`, or a state dict. but_classifier: leave conv_last as it is
-    (fine-tuning on another label set), and the attention where one of the two is a CAM network.
-    """
-    weights = checkpoint.get('state_dict', checkpoint)
-    weights = {name.removeprefix('module.'): value for name, value in weights.items()}
-    expected = model.state_dict()
-
-    def has_attention(names):
-        return any(name.startswith('attention.') for name in names)
-
-    if 'model' not in checkpoint and not has_attention(expected):
-        # the published CAM networks carry an attention layer that CAM never uses
-        if has_attention(weights):
-            warn(f'{source} has an attention layer, which CAM leaves out; if CALM trained it, say '
-                 '--attribution_method=CALM_EM or CALM_ML')
-        weights = {name: value for name, value in weights.items() if not name.startswith('attention.')}
-    if but_classifier:
-        kept = ('conv_last.',) if has_attention(weights) == has_attention(expected) else ('conv_last.', 'attention.')
-        weights = {name: value for name, value in weights.items() if not name.startswith(kept)}
-        weights.update({name: value for name, value in expected.items() if name.startswith(kept)})
-    problems = [f'{name} is missing' for name in expected if name not in weights]
-    problems += [f'{name} is not part of this network' for name in weights if name not in expected]
-    problems += [f'{name} is {tuple(weights[name].shape)}, the network has {tuple(value.shape)}'
-                 for name, value in expected.items()
-                 if name in weights and getattr(weights[name], 'shape', None) != value.shape]
-    if problems:
-        shown = '; '.join(problems[:4]) + (f'; and {len(problems) - 4} more' if len(problems) > 4 else '')
-        raise UserError(f'{source} does not fit the network: {shown}. Check --architecture, --attribution_method, '
-                        '--dataset and --use_bn; for another label set add --is_different_checkpoint.')
-    broken = [name for name, value in weights.items() if not value.isfinite().all()]
-    if broken:
-        raise UserError(f'{source} holds a network that has diverged: {broken[0]} is not finite')
-    model.load_state_dict(weights)

@@ -1,32 +1,23 @@
 """Unpack an archive safely and whole: nothing outside its folder, nothing half in place."""
 import contextlib
+import functools
 import gzip
 import os
+import re
 import shutil
 import stat
 import tarfile
 import zipfile
 import zlib
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable
+from pathlib import PureWindowsPath
+from typing import NamedTuple
 
 from util import UserError, progress
 
 UNREADABLE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError,
               RuntimeError)  # the last: zipfile's, of a password or of a compression it does not know
 CHUNK = 1 << 20  # bytes
-
-
-class StrictTarInfo(tarfile.TarInfo):
-    """A damaged header is an error: tarfile would take it for the end of the archive."""
-
-    @classmethod
-    def frombuf(cls, buf, encoding, errors):
-        try:
-            return super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            if len(buf) == tarfile.BLOCKSIZE and not buf.strip(b'\0'):
-                raise  # the block of zeros that does end an archive
-            raise tarfile.ReadError(f'cut off or damaged: {error}') from error
 
 
 @contextlib.contextmanager
@@ -47,136 +38,95 @@ def staged(target):
 def remove_abandoned(target):
     """Remove what a killed process left of `target`: its folder is named by the process."""
     for path in target.parent.glob(f'.{target.name}.*.partial'):
-        process = path.name.split('.')[-2]
         try:
-            os.kill(int(process), 0)  # signal 0 asks whether it lives
+            os.kill(int(path.name.split('.')[-2]), 0)  # signal 0 asks whether the process lives
         except (ProcessLookupError, ValueError):
             shutil.rmtree(path, ignore_errors=True)
         except PermissionError:
             pass  # it lives, and is somebody else's
 
 
-def unpack(archive, folder, place):
-    """Extract a .tar, .tar.gz, .tgz or .zip file below `folder`, with a bar.
+class Member(NamedTuple):
+    """What an archive holds: a file, a folder (with nothing to extract), or something that is refused."""
+    path: PureWindowsPath     # in the archive; this kind of path knows both slashes, and C:
+    is_plain: bool            # a file or a folder: no link, no device
+    extract: Callable | None  # (path below the folder, folder): writes the file
 
-    place: a function (member's name) -> path below folder, or None to leave it out. An archive with an absolute
-    path, a `..`, a link or a device is refused, and so is a damaged one, or one with nothing for the folder.
-    Returns the number of files written.
+
+def unpack(archive, folder, wanted):
+    """Extract a .tar, .tar.gz, .tgz or .zip file below `folder`, with a bar. Returns the number of files.
+
+    wanted: the pattern of the files to extract; its first group is their path below `folder`. A tar within a tar is
+    unpacked too: the member x.jpg of n1.tar matches as n1/x.jpg.
+    Raises UserError for an archive that is damaged, that holds a path which leads outside, a link or a device, or that
+    holds no file that is wanted.
     """
-    with _readable(archive):
-        if zipfile.is_zipfile(archive):
-            count = _unpack_zip(archive, folder, place)
-        else:
-            with _open_tar(archive) as (tar, advance):
-                count = _unpack_tar(tar, folder, place, archive, advance)
-    return _some(count, archive)
-
-
-def _some(count, archive):
+    if not hasattr(tarfile, 'data_filter'):
+        raise UserError('the tarfile of this Python has no data_filter, which unpacking needs: use Python 3.10.12, '
+                        '3.11.4, 3.12 or newer')
+    count, size = 0, archive.stat().st_size
+    try:
+        with open(archive, 'rb') as file, progress(None, f'unpacking {archive.name}', 'B', total=size,
+                                                   unit_scale=True) as bar:
+            for path, is_plain, extract in _members(file):
+                # refused for every member: the data filter would mend an absolute path and keep some links
+                if path.anchor or '..' in path.parts or '\0' in str(path) or not is_plain:
+                    raise UserError(f'{archive} holds {path}, a link, a device or a path that leads outside; it is not '
+                                    'the archive it should be')
+                match = re.fullmatch(wanted, path.as_posix())
+                if match and extract:
+                    extract(match[1], folder)
+                    count += 1
+                bar.update(file.tell() - bar.n)
+    except UNREADABLE as error:
+        raise UserError(f'{archive} is no whole archive ({type(error).__name__}: {error}); remove it and fetch it '
+                        'again') from error
     if not count:
         raise UserError(f'{archive} holds none of the files it should; is it the right archive?')
     return count
 
 
-def base_name(name):
-    """A place for unpack(): the file's name, whatever folders stand before."""
-    return PurePosixPath(name).name
+def _members(file):
+    """The Members of an open archive, of either kind, in order."""
+    if zipfile.is_zipfile(file):
+        return _zip_members(file)
+    file.seek(0)
+    is_gzip = file.peek(2)[:2] == b'\x1f\x8b'
+    # GzipFile checks the sum of the whole file when it is read to the end
+    return _tar_members(gzip.GzipFile(fileobj=file) if is_gzip else file)
 
 
-def unpack_nested(archive, folder):
-    """A tar of tars, as ImageNet's training set: <name>.tar becomes the folder <name>/. Returns the number of files."""
-    count = 0
-    with _readable(archive), _open_tar(archive) as (outer, advance):
-        for member in outer:
-            _check(member.name, archive, plain=member.isfile() or member.isdir())
-            if member.isfile() and member.name.endswith('.tar'):
-                inner_folder = _target(member.name[:-len('.tar')], folder, base_name, archive)
-                with _tar(outer.extractfile(member)) as inner:
-                    count += _unpack_tar(inner, inner_folder, base_name, archive, advance)
-        _check_end(outer)
-    return _some(count, archive)
+def _zip_members(file):
+    with zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            # the type is 0 where the archive was not made on Unix
+            is_plain = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
+            extract = None if info.is_dir() else functools.partial(_extract_zip, archive, info)
+            yield Member(PureWindowsPath(info.filename), is_plain, extract)
 
 
-@contextlib.contextmanager
-def _readable(archive):
-    try:
-        yield
-    except UNREADABLE as error:
-        raise UserError(f'{archive} is no whole archive ({type(error).__name__}: {error}); remove it and fetch it '
-                        'again') from error
+def _extract_zip(archive, info, path, folder):
+    info.filename = path
+    archive.extract(info, folder)
 
 
-def _tar(stream):
-    return tarfile.open(fileobj=stream, mode='r|', tarinfo=StrictTarInfo)
+def _tar_members(stream, above=''):
+    with tarfile.open(fileobj=stream, mode='r:') as archive:
+        for info in archive:
+            if info.isfile() and info.name.endswith('.tar'):
+                inner = PureWindowsPath(above, info.name.removesuffix('.tar'))
+                yield from _tar_members(archive.extractfile(info), inner)
+            else:
+                extract = functools.partial(_extract_tar, archive, info) if info.isfile() else None
+                yield Member(PureWindowsPath(above, info.name), info.isfile() or info.isdir(), extract)
+        # tarfile takes any damage for the end; the true end is a block of zeros, and only zeros follow it
+        stream.seek(archive.offset)
+        is_whole = stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+        while is_whole and (rest := stream.read(CHUNK)):
+            is_whole = not rest.strip(b'\0')
+        if not is_whole:
+            raise tarfile.ReadError('it is damaged or cut off')
 
 
-@contextlib.contextmanager
-def _open_tar(archive):
-    """A .tar or .tar.gz, read from its beginning to its end. Yields (tar, a function that moves the bar on)."""
-    with open(archive, 'rb') as raw, _bar(archive) as bar:
-        packed = raw.read(2) == b'\x1f\x8b'
-        raw.seek(0)
-        # gzip checks the whole file's sum, which tarfile's own decompression does not
-        with gzip.GzipFile(fileobj=raw) if packed else contextlib.nullcontext(raw) as stream, _tar(stream) as tar:
-            yield tar, lambda: bar.update(raw.tell() - bar.n)
-
-
-def _check_end(tar):
-    """Raise ReadError unless nothing but zeros follows the last member."""
-    while chunk := tar.fileobj.read(CHUNK):
-        if chunk.strip(b'\0'):
-            raise tarfile.ReadError('a hole of zeros in the middle')
-
-
-def _bar(archive):
-    return progress(None, f'unpacking {archive.name}', 'B', total=archive.stat().st_size, unit_scale=True)
-
-
-def _check(name, archive, plain):
-    """Raise UserError for what has no place in a data set's archive."""
-    path = PurePosixPath(name.replace('\\', '/'))
-    if path.is_absolute() or '..' in path.parts or (path.parts and ':' in path.parts[0]) or '\0' in name:
-        raise UserError(f'{archive} would write outside its folder ({name}); it is not the archive it should be')
-    if not plain:
-        raise UserError(f'{archive} holds a link or a device ({name}); it is not the archive it should be')
-
-
-def _write(source, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, 'wb') as file:
-        shutil.copyfileobj(source, file, CHUNK)
-
-
-def _target(name, folder, place, archive):
-    where = place(name)
-    if where is not None:
-        _check(str(where), archive, plain=True)
-        where = Path(folder) / where
-    return where
-
-
-def _unpack_tar(tar, folder, place, archive, advance):
-    count = 0
-    for member in tar:
-        _check(member.name, archive, plain=member.isfile() or member.isdir())
-        path = _target(member.name, folder, place, archive) if member.isfile() else None
-        if path is not None:
-            _write(tar.extractfile(member), path)
-            count += 1
-        advance()
-    _check_end(tar)
-    return count
-
-
-def _unpack_zip(archive, folder, place):
-    count = 0
-    with zipfile.ZipFile(archive) as zipped:
-        for member in progress(zipped.infolist(), f'unpacking {archive.name}', 'file'):
-            kind = stat.S_IFMT(member.external_attr >> 16)
-            _check(member.filename, archive, plain=kind in (0, stat.S_IFREG, stat.S_IFDIR))
-            path = None if member.is_dir() else _target(member.filename, folder, place, archive)
-            if path is not None:
-                with zipped.open(member) as source:
-                    _write(source, path)
-                count += 1
-    return count
+def _extract_tar(archive, info, path, folder):
+    archive.extract(info.replace(name=path, deep=False), folder, set_attrs=False, filter='data')

@@ -1,144 +1,124 @@
 """Find bad data before training does: images that do not open, files and lists that disagree, boxes that lie."""
-import argparse
+import re
 from pathlib import Path
 
 import numpy as np
-from munch import Munch
 
-import config
-import data_loaders
-from dataset.metadata import read_columns
-from util import UserError, write_json
+from data_loaders import SPLITS, OwnFolder
+from image_files import broken_images, images_below
+from util import UserError
+from wsol.lists import read_columns
 
 SHOWN = 5
 KINDS = ('broken images', 'missing images', 'unlabelled images', 'surplus images', 'bad boxes', 'missing masks',
          'broken masks', 'images without a place')
 
 
-def check_dataset(args):
-    """Check every split that is there.
+def listed_images(data):
+    """{split: [image id]} of the splits of a DataSet whose lists are there. The user's own folder lists its files."""
+    if isinstance(data, OwnFolder):
+        return {split: images_below(folder) for split, folder in data.image_folders.items() if folder.is_dir()}
+    paths = {split: data.list_folders[split] / 'image_ids.txt' for split in SPLITS}
+    return {split: [image_id.decode() for image_id in read_columns(path, 0)[0]]
+            for split, path in paths.items() if path.exists()}
 
-    args: dataset, data_root, metadata_root. Returns {what is wrong: [which]}; the whole lists also go to
-    <data_root>/check_<NAME>.json.
+
+def compare(data, listed):
+    """Compare files with lists. listed: {split: [image id]}; the images of several splits may lie in one folder.
+
+    Returns {folder of images: (ids that are listed, those that are missing, files that are in no list)}, sorted.
     """
-    args = Munch(args, dataset=_name(args.dataset), mask_root=args.data_root)
-    spec, found = data_loaders.dataset_spec(args), {kind: [] for kind in KINDS}
-    known, masks = {}, set()
-    for split in data_loaders.SPLITS:
-        lists = data_loaders.metadata_folder(args, split)
-        images = _image_folder(args, spec, split)
-        if not (images.is_dir() if _is_own(args) else (lists / 'image_ids.txt').exists()):
-            continue
-        ids = _listed(args, spec, images, lists, found)
-        known.setdefault(images, set()).update(ids)
-        place = lists / 'localization.txt'
-        if place.is_file() and place.stat().st_size:
-            if spec.masks:
-                masks |= _check_masks(place, ids, data_loaders.mask_folder(args), found)
-            else:
-                _check_boxes(place, ids, found)
-        if spec.cub_folder and images == Path(args.data_root) / spec.cub_folder / 'images':
-            masks |= {data_loaders.cub_root(args) / 'segmentations' / Path(image_id).with_suffix('.png')
-                      for image_id in ids}
-    if not known:
-        raise UserError(f'{args.dataset} is not there, neither in {args.metadata_root} nor in {args.data_root}: '
-                        f'{spec.prepare}')
-    for images, ids in known.items():
-        there = _there(sorted(images / image_id for image_id in ids), 'missing images', found)
-        found['broken images'] += list(data_loaders.broken_images(there).values())
-        surplus = {path for path in images.rglob('*') if path.suffix.lower() in data_loaders.SUFFIXES}
-        surplus -= {images / image_id for image_id in ids}
+    ids_of, compared = {}, {}
+    for split, ids in listed.items():
+        ids_of.setdefault(data.image_folders[split], set()).update(ids)
+    for folder, ids in ids_of.items():
+        files = set(images_below(folder))
+        # images_below passes over some files that a list may name
+        missing = [image_id for image_id in sorted(ids - files) if not (folder / image_id).is_file()]
         # OpenImages keeps its masks beside the photos
-        found['surplus images'] += sorted(str(path) for path in surplus if not (spec.masks and path.suffix == '.png'))
-    found['broken masks'] += list(data_loaders.broken_images(_there(sorted(masks), 'missing masks', found)).values())
-    write_json(Path(args.data_root) / f'check_{Path(args.dataset).name}.json', found)
+        surplus = [name for name in sorted(files - ids) if not (data.has_masks and name.endswith('.png'))]
+        compared[folder] = sorted(ids), missing, surplus
+    return compared
+
+
+def check_dataset(data):
+    """Check every split of a DataSet that is there. Returns {kind of problem, one of KINDS: [what has it]}."""
+    found, masks, listed = {kind: [] for kind in KINDS}, set(), listed_images(data)
+    if not listed:
+        raise UserError(f'{data.name} is not there: {data.list_folders["test"].parent} holds no lists. To prepare it: '
+                        f'{", ".join(dict.fromkeys(data.prepare.values()))}')
+    for split, ids in listed.items():
+        found['unlabelled images'] += _unlabelled(data, split, ids)
+        path = data.list_folders[split] / 'localization.txt'
+        if path.is_file() and path.stat().st_size:
+            if data.has_masks:
+                masks |= _check_masks(path, ids, data.mask_folder, found)
+            else:
+                _check_boxes(path, ids, found)
+    for folder, (ids, missing, surplus) in compare(data, listed).items():
+        found['missing images'] += [str(folder / name) for name in missing]
+        found['surplus images'] += [str(folder / name) for name in surplus]
+        there = sorted(set(ids) - set(missing))
+        found['broken images'] += broken_images([folder / name for name in there]).values()
+        if data.cub_root is not None and folder == data.cub_root / 'images':
+            masks |= {data.cub_root / 'segmentations' / Path(name).with_suffix('.png') for name in ids}
+    found['missing masks'] = [str(path) for path in sorted(masks) if not path.is_file()]
+    found['broken masks'] += broken_images([path for path in sorted(masks) if path.is_file()]).values()
     return found
 
 
-def _name(text):
-    try:
-        return config.dataset_name(text)
-    except argparse.ArgumentTypeError as error:
-        raise UserError(str(error)) from error
+def _unlabelled(data, split, ids):
+    """The images of a split that have no label, or none of the data set's classes."""
+    if isinstance(data, OwnFolder):
+        return [str(data.image_folders[split] / name) for name in ids if name.split('/')[0] not in data.class_names]
+    labelled, labels = read_columns(data.list_folders[split] / 'class_labels.txt', 1)
+    good = labelled[(labels[:, 0] >= 0) & (labels[:, 0] < data.num_classes)]
+    return np.array(ids)[~np.isin(np.char.encode(ids), good)].tolist()
 
 
-def _is_own(args):
-    return args.dataset not in data_loaders.DATASETS
+def _rows(path, fields, problems):
+    """(where, *values) of the lines that have as many fields as `fields` names, all but path and *.png integers.
 
-
-def _image_folder(args, spec, split):
-    folder = Path(spec.image_folders[split])
-    return folder if _is_own(args) else Path(args.data_root) / folder
-
-
-def _there(paths, what, found):
-    """The paths that are files; the others are noted."""
-    found[what] += [str(path) for path in paths if not path.is_file()]
-    return [path for path in paths if path.is_file()]
-
-
-def _listed(args, spec, images, lists, found):
-    """A split's ids; those without a label are noted."""
-    if _is_own(args):
-        ids, classes = data_loaders.own_images(images), data_loaders.class_names(None, args)
-        found['unlabelled images'] += [str(images / name) for name in ids if name.split('/')[0] not in classes]
-        return ids
-    ids, _ = read_columns(lists / 'image_ids.txt', 0)
-    labelled, labels = read_columns(lists / 'class_labels.txt', 1)
-    good = labelled[(labels[:, 0] >= 0) & (labels[:, 0] < spec.num_classes)]
-    found['unlabelled images'] += [image_id.decode() for image_id in ids[~np.isin(ids, good)]]
-    return [image_id.decode() for image_id in ids]
-
-
-def _lines(path):
-    """(where, line) of a list's lines."""
+    A line of another form is noted in problems.
+    """
+    pattern = ','.join({'path': '(.+)', 'mask.png': '([^,]+)', 'ignore.png': '([^,]*)'}.get(field, r'\s*(-?\d+)')
+                       for field in fields.split(','))
     with open(path, encoding='utf-8', errors='replace') as file:
         for number, line in enumerate(file, 1):
-            yield f'{path}, line {number}', line.strip()
-
-
-def _integers(line, count):
-    """`path,int,...` -> (path, integers); (line, None) where it is not that."""
-    name, *fields = line.rsplit(',', count)
-    try:
-        integers = [int(field) for field in fields]
-    except ValueError:
-        return line, None
-    return (name, integers) if len(integers) == count else (line, None)
+            match = re.fullmatch(pattern, line.strip())
+            if match:
+                yield f'{path}, line {number}', *match.groups()
+            else:
+                problems.append(f'{path}, line {number}: expected "{fields}", found "{line.strip()}"')
 
 
 def _check_boxes(path, ids, found):
-    """Every box within its image, and at least one for each."""
+    """Look for boxes that do not lie within their image, and for images without a box."""
     sizes_path, unplaced = path.with_name('image_sizes.txt'), set(ids)
-    sizes = dict(_integers(line, 2) for _, line in _lines(sizes_path)) if sizes_path.is_file() else {}
-    for where, line in _lines(path):
-        name, box = _integers(line, 4)
+    rows = _rows(sizes_path, 'path,width,height', found['bad boxes']) if sizes_path.is_file() else ()
+    sizes = {name: (int(width), int(height)) for _, name, width, height in rows}
+    for where, name, *box in _rows(path, 'path,x0,y0,x1,y1', found['bad boxes']):
+        x0, y0, x1, y1 = map(int, box)
+        width, height = sizes.get(name, (0, 0))
         unplaced.discard(name)
-        if box is None:
-            found['bad boxes'].append(f'{where}: expected "path,x0,y0,x1,y1", found "{line}"')
-        elif not sizes.get(name):
+        if name not in sizes:
             found['bad boxes'].append(f'{where}: {name} has no size in {sizes_path}')
-        elif not (0 <= box[0] <= box[2] < sizes[name][0] and 0 <= box[1] <= box[3] < sizes[name][1]):
-            width, height = sizes[name]
-            found['bad boxes'].append(f'{where}: {name} is {width} x {height}, its box {box}')
+        elif not (0 <= x0 <= x1 < width and 0 <= y0 <= y1 < height):
+            found['bad boxes'].append(f'{where}: {name} is {width} x {height}, its box {[x0, y0, x1, y1]}')
     found['images without a place'] += [f'{name} has no line in {path}' for name in sorted(unplaced)]
 
 
 def _check_masks(path, ids, folder, found):
-    """Every image with a mask and an ignore mask. Returns their paths."""
-    masks, without_mask, without_ignore = set(), set(ids), set(ids)
-    for where, line in _lines(path):
-        fields = line.split(',')
-        if len(fields) != 3 or not fields[1]:
-            found['images without a place'].append(f'{where}: expected "path,mask.png,ignore.png", found "{line}"')
-            continue
-        masks.update(folder / name for name in fields[1:] if name)
-        without_mask.discard(fields[0])
-        if fields[2]:
-            without_ignore.discard(fields[0])
-    found['images without a place'] += [f'{path} names no mask of {name}' for name in sorted(without_mask)]
-    found['images without a place'] += [f'{path} names no ignore mask of {name}'
-                                        for name in sorted(without_ignore - without_mask)]
+    """Look for images without a mask or an ignore mask. Returns the paths of all masks."""
+    masks, with_mask, with_ignore = set(), set(), set()
+    for _, name, mask, ignore in _rows(path, 'path,mask.png,ignore.png', found['images without a place']):
+        with_mask.add(name)
+        masks.add(folder / mask)
+        if ignore:
+            with_ignore.add(name)
+            masks.add(folder / ignore)
+    for what, images in (('mask', set(ids) - with_mask), ('ignore mask', with_mask.intersection(ids) - with_ignore)):
+        found['images without a place'] += [f'{path} names no {what} of {name}' for name in sorted(images)]
     return masks
 
 

@@ -5,18 +5,16 @@ confirm=t; where it gives a page instead (virus scan, quota), that is recognised
 """
 import hashlib
 import http.client
+import json
 import time
 import urllib.error
 import urllib.request
 
-from util import UserError, progress
+from util import UserError, make_folder, progress, write_json
 
 DRIVE = 'https://drive.usercontent.google.com/download'
 TRIES, TIMEOUT, PAUSE, CHUNK = 5, 30, 1.0, 1 << 20  # tries, seconds, seconds, bytes
-
-
-class Gone(UserError):
-    """The address has no such file: asking again will not help."""
+REMEDY = 'remove it and fetch it again'
 
 
 def drive_url(file_id):
@@ -35,87 +33,106 @@ def digest(path, algorithm):
     return found.hexdigest()
 
 
-def verify(path, size=None, md5=None, sha256=None):
-    """Raise UserError unless the file has this size and these hashes (those that are given)."""
+def verify(path, size=None, md5=None, sha256=None, remedy=REMEDY):
+    """Raise UserError, with the remedy, unless the file has this size and these hashes (those that are given)."""
     actual = path.stat().st_size
     if size is not None and actual != size:
-        raise UserError(f'{path} has {actual:,} bytes, not {size:,}; remove it and fetch it again')
+        raise UserError(f'{path} has {actual:,} bytes, not {size:,}; {remedy}')
     for algorithm, expected in (('md5', md5), ('sha256', sha256)):
         if expected is not None and (found := digest(path, algorithm)) != expected:
-            raise UserError(f'{path}: {algorithm.upper()} is {found}, not {expected}; remove it and fetch it again')
+            raise UserError(f'{path}: {algorithm.upper()} is {found}, not {expected}; {remedy}')
 
 
-def fetch(url, target, size=None, md5=None, sha256=None, by_hand=None):
+class Lock:
+    """The file of the sizes and SHA-256 that no source publishes: recorded at first use, checked ever after."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def entries(self):
+        """{name: {'size': bytes, 'sha256': hexadecimal}}."""
+        try:
+            entries = json.loads(self.path.read_text()) if self.path.exists() else {}
+            return {name: {'size': entry['size'], 'sha256': entry['sha256']} for name, entry in entries.items()}
+        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+            raise UserError(f'{self.path} does not parse ({error!r}); remove it: hashes are recorded anew') from error
+
+    def expected(self, name):
+        """What verify() is to know of a file; {} before its first use."""
+        remedy = (f'the expected size and SHA-256 are as recorded in {self.path} when it was first used. Remove the '
+                  f'file and fetch it again; if its source has a new version, remove "{name}" from the record too')
+        recorded = self.entries().get(name)
+        return recorded | {'remedy': remedy} if recorded else {}
+
+    def record(self, name, path):
+        """Record a file that proved to be the right one. A record that is there stays."""
+        entries = self.entries()
+        if name not in entries:
+            write_json(self.path, entries | {name: {'size': path.stat().st_size, 'sha256': digest(path, 'sha256')}})
+
+
+def fetch(url, target, size=None, md5=None, sha256=None, by_hand=None, remedy=REMEDY):
     """Download url to the path `target`, unless it is there; verified either way.
 
     A download that breaks off is resumed, now or by the next call, from <target>.partial.
-    by_hand: the address to name where the file must be fetched by hand (default url).
+    by_hand: the address to name where the file must be fetched by hand (default url). remedy: as verify()'s.
     """
     if target.exists():
-        return verify(target, size, md5, sha256)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'{target.parent} cannot be made ({error.strerror}): it is to hold {target.name}') from error
+        verify(target, size, md5, sha256, remedy)
+        return
+    make_folder(target.parent)
     partial = target.with_name(target.name + '.partial')
-    remedy = f'Fetch it by hand from {by_hand or url} and put it at {target}'
-    for attempt in range(TRIES):
-        try:
-            if _receive(url, partial, size, remedy):
-                break
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-            status = getattr(error, 'code', None)
-            if attempt == TRIES - 1 or (status is not None and status < 500):
-                reason = f'HTTP {status} {error.reason}' if status else getattr(error, 'reason', error)
-                if status in (404, 410):
-                    raise Gone(f'{url} is not there ({reason}). {remedy}') from error
-                raise UserError(f'{url} could not be downloaded ({reason}); call again to go on where it broke off. '
-                                f'{remedy}') from error
-        except OSError as error:  # after the network's, which are its subclasses: the disk's
-            raise UserError(f'{partial} cannot be written: {error.strerror}') from error
-        time.sleep(PAUSE * attempt)
-    else:
-        raise UserError(f'{url} broke off {TRIES} times; call again to go on where it broke off. {remedy}')
+    _download(url, partial, size, f'Fetch it by hand from {by_hand or url} and put it at {target}')
     try:
-        verify(partial, size, md5, sha256)
+        verify(partial, size, md5, sha256, remedy)
     except UserError:
         partial.unlink()
         raise
     partial.rename(target)
-    return None
 
 
-def _receive(url, partial, size, remedy):
+def _download(url, partial, size, advice):
+    """Receive a file in as many tries as it takes. advice: what an error tells the user to do."""
+    reason = 'the connection broke off'
+    for attempt in range(TRIES):
+        time.sleep(PAUSE * attempt)
+        try:
+            if _receive(url, partial, size, advice):
+                return
+        except urllib.error.HTTPError as error:
+            error.close()
+            reason = f'HTTP {error.code} {error.reason}'
+            if error.code == 416:  # the server has no more than what is there: begin anew
+                partial.unlink()
+            elif error.code < 500:  # the same request will get the same answer
+                break
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            reason = getattr(error, 'reason', error)
+        except OSError as error:  # after the network's, which are its subclasses: the disk's
+            raise UserError(f'{partial} cannot be written: {error.strerror}') from error
+    raise UserError(f'{url} could not be downloaded ({reason}). A later call goes on from what has arrived. {advice}')
+
+
+def _receive(url, partial, size, advice):
     """Ask for what is missing and append it. Returns whether the file is complete."""
     have = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(url, headers={'Range': f'bytes={have}-'} if have else {})
-    try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416:  # nothing is missing, or the file there has changed
-            whole = error.headers.get('Content-Range', '').rpartition('/')[2]  # bytes */<size>
-            if str(have) in (str(size), whole):
-                return True
-            partial.unlink()
-            return False
-        raise
-    with response:
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
         if response.status != 206:  # the server starts from the beginning
             have = 0
         length = response.headers.get('Content-Length')
         total = None if length is None else have + int(length)
-        head = response.read(512)
-        page = head.lstrip()[:9].lower().startswith((b'<!doctype', b'<html'))
+        chunk = response.read(512)
+        page = chunk.lstrip()[:9].lower().startswith((b'<!doctype', b'<html'))
         if page or response.headers.get_content_type() == 'text/html':
             raise UserError(f'{url} gives a page, not the file (a virus-scan notice, a quota that is used up, or a '
-                            f'dead link). {remedy}')
+                            f'dead link). {advice}')
         if size is not None and total not in (None, size):
-            raise UserError(f'{url} offers {total:,} bytes, expected {size:,}. {remedy}')
+            raise UserError(f'{url} offers {total:,} bytes, expected {size:,}. {advice}')
         with open(partial, 'ab' if have else 'wb') as file, progress(
                 None, partial.name.removesuffix('.partial'), 'B', total=total, initial=have, unit_scale=True) as bar:
-            while head:
-                file.write(head)
-                bar.update(len(head))
-                head = response.read(CHUNK)
+            while chunk:
+                file.write(chunk)
+                bar.update(len(chunk))
+                chunk = response.read(CHUNK)
     return total is None or partial.stat().st_size == total

@@ -1,160 +1,16 @@
-"""The WSOL evaluation's metadata, read and written: ids, labels, sizes, boxes, masks.
-
-Source: Choe et al., CVPR 2020 (arXiv 2001.07437). metadata/<DATASET>/<split>/ holds image_ids.txt (path),
-class_labels.txt (path,label), image_sizes.txt (path,width,height) and localization.txt: path,x0,y0,x1,y1, several
-lines per image allowed, or path,mask.png,ignore.png with the ignore mask on an image's first line only.
-"""
+"""The WSOL evaluation's lists of a split, written (wsol.lists reads them): any data set's, and CUB's from its own."""
+import math
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
-from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-from PIL import Image
+from image_files import open_image
+from util import UserError, progress, usable_cores, write_lines
+from wsol.cub import read_by_id
 
-from util import UserError, progress, write_atomically
-
-
-def read_columns(path, num_integers):
-    """Read `path,int,int,...` lines.
-
-    Returns image ids, (N,) bytes array, and (N,num_integers) int64. Fixed-width bytes and small
-    chunks keep the 1.28 million lines of ImageNet in tens of megabytes. Raises UserError with
-    file and line number.
-    """
-    names, integers, line_number = [], [], 0
-    try:
-        with open(path, 'rb') as file:
-            while chunk := list(islice(file, 65536)):
-                try:
-                    rows = [line.strip().rsplit(b',', num_integers) for line in chunk]
-                    names.append(np.array([row[0] for row in rows]))
-                    numbers = [[int(value) for value in row[1:]] for row in rows]
-                    integers.append(np.array(numbers, np.int64).reshape(len(rows), num_integers))
-                    if b'' in names[-1]:
-                        raise ValueError('empty')
-                    b''.join(chunk).decode()  # UnicodeDecodeError is a ValueError
-                except ValueError:
-                    _name_bad_line(path, chunk, line_number, num_integers)
-                line_number += len(chunk)
-    except OSError as error:
-        raise UserError(f'{path}: {error.strerror}') from error
-    if not names:
-        raise UserError(f'{path} is empty')
-    return np.concatenate(names), np.concatenate(integers)
-
-
-def _name_bad_line(path, chunk, before, num_integers):
-    wanted = ','.join(['path'] + ['integer'] * num_integers)
-    for offset, line in enumerate(chunk, 1):
-        row = line.strip().rsplit(b',', num_integers)
-        try:
-            good = row[0].decode() and len([int(value) for value in row[1:]]) == num_integers
-        except ValueError:
-            good = False
-        if not good:
-            raise UserError(f'{path}, line {before + offset}: expected "{wanted}", '
-                            f'found "{line.strip().decode(errors="replace")}"')
-
-
-def read_labels(folder, num_classes, proxy=False):
-    """Image ids (N,) bytes and labels (N,) int64 of a split's metadata folder.
-
-    proxy: the ids of image_ids_proxy.txt instead of image_ids.txt.
-    """
-    ids_path, labels_path = folder / f'image_ids{"_proxy" if proxy else ""}.txt', folder / 'class_labels.txt'
-    if proxy and not ids_path.exists():
-        raise UserError(f'{ids_path} is not there: --proxy_training_set trains on the part of image_ids.txt that it '
-                        'lists, an id per line')
-    ids, _ = read_columns(ids_path, 0)
-    labelled, labels = read_columns(labels_path, 1)
-    labels = labels[:, 0]
-    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if len(wrong):
-        raise UserError(f'{labels_path}, line {wrong[0] + 1}: label {labels[wrong[0]]} is out of range, '
-                        f'classes are 0 to {num_classes - 1}')
-    if not np.array_equal(ids, labelled):  # another order, or a part of it
-        order = labelled.argsort(kind='stable')
-        place = np.searchsorted(labelled, ids, sorter=order).clip(max=len(labelled) - 1)
-        unlabelled = np.flatnonzero(labelled[order[place]] != ids)
-        if len(unlabelled):
-            raise UserError(f'{ids_path}, line {unlabelled[0] + 1}: {ids[unlabelled[0]].decode()} has no line in '
-                            f'{labels_path} ({len(unlabelled)} such images)')
-        labels = labels[order[place]]
-    return ids, labels
-
-
-class Boxes(NamedTuple):
-    """The boxes of N images: those of image i are corners[starts[i]:starts[i + 1]]."""
-    starts: np.ndarray   # (N+1,) int64
-    corners: np.ndarray  # (M,4) int64: x0, y0, x1, y1, inclusive, in pixels of the photo
-    sizes: np.ndarray    # (N,2) int64: width, height of the photo
-
-    def of(self, index):
-        """(K,4) boxes of one image."""
-        return self.corners[self.starts[index]:self.starts[index + 1]]
-
-
-def _rows_of(path, ids, names):
-    """For every line its image's index in ids; lines of other images are -1."""
-    order = ids.argsort(kind='stable')
-    place = np.searchsorted(ids, names, sorter=order).clip(max=len(ids) - 1)
-    return np.where(ids[order[place]] == names, order[place], -1)
-
-
-def read_boxes(folder, ids):
-    """The boxes and sizes of the images `ids` (N,) from a split's folder. Raises UserError naming file and line."""
-    path, sizes_path = folder / 'localization.txt', folder / 'image_sizes.txt'
-    names, corners = read_columns(path, 4)
-    rows = _rows_of(path, ids, names)
-    wrong = np.flatnonzero((corners[:, 0] > corners[:, 2]) | (corners[:, 1] > corners[:, 3]) | (corners < 0).any(1))
-    if len(wrong):
-        raise UserError(f'{path}, line {wrong[0] + 1}: {corners[wrong[0]].tolist()} is no box x0,y0,x1,y1')
-    known, found = read_columns(sizes_path, 2)
-    sizes = np.zeros((len(ids), 2), np.int64)
-    size_rows = _rows_of(sizes_path, ids, known)
-    sizes[size_rows[size_rows >= 0]] = found[size_rows >= 0]
-    counts = np.bincount(rows[rows >= 0], minlength=len(ids))
-    for missing, what in ((counts == 0, path), ((sizes <= 0).any(1), sizes_path)):
-        if missing.any():
-            raise UserError(f'{what} has no line for {ids[missing.argmax()].decode()} ({missing.sum()} such images)')
-    order = np.argsort(rows, kind='stable')[(rows < 0).sum():]
-    return Boxes(np.concatenate([[0], np.cumsum(counts)]), corners[order], sizes)
-
-
-def read_mask_paths(folder, ids):
-    """[(mask paths, ignore path)] of the images `ids` (N,) from a split's folder. Raises UserError naming the line."""
-    path = folder / 'localization.txt'
-    rows = {image_id: number for number, image_id in enumerate(ids.tolist())}
-    masks, ignores = [[] for _ in ids], [None] * len(ids)
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise UserError(f'{path}: {error.strerror}') from error
-    for number, line in enumerate(lines, 1):
-        fields = line.strip().split(b',')
-        if len(fields) != 3 or not fields[1]:
-            raise UserError(f'{path}, line {number}: expected "path,mask.png,ignore.png", '
-                            f'found "{line.decode(errors="replace")}"')
-        row = rows.get(fields[0])
-        if row is not None:
-            masks[row].append(fields[1].decode())
-            ignores[row] = ignores[row] or fields[2].decode() or None
-    for row, image_id in enumerate(ids):
-        if not masks[row] or ignores[row] is None:
-            what = 'mask' if not masks[row] else 'ignore mask'
-            raise UserError(f'{path} names no {what} of {image_id.decode()}')
-    return list(zip(masks, ignores, strict=True))
-
-
-def write_lines(path, rows):
-    """Text lines, written whole."""
-    write_atomically(path, lambda file: file.write_text(''.join(f'{row}\n' for row in rows)))
+LISTS = ('class_labels.txt', 'image_sizes.txt', 'localization.txt', 'image_ids.txt')
 
 
 def write_split(folder, ids, labels, sizes=None, boxes=None):
     """A split's four files. sizes: [(width, height)]; boxes: [[(x0, y0, x1, y1)]] per image."""
-    folder = Path(folder)
     write_lines(folder / 'class_labels.txt', [f'{name},{label}' for name, label in zip(ids, labels, strict=True)])
     write_lines(folder / 'image_sizes.txt', [] if sizes is None else [
         f'{image_id},{width},{height}' for image_id, (width, height) in zip(ids, sizes, strict=True)])
@@ -171,12 +27,43 @@ def corners_of(box, size):
 
 def image_sizes(paths):
     """[(width, height)] of image files, from their headers, in parallel."""
-    def size(path):
-        try:
-            with Image.open(path) as image:
-                return image.size
-        except OSError as error:
-            raise UserError(f'the image {path} does not open: {error}') from error
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        sizes = pool.map(lambda path: open_image(path, lambda image: image.size), paths)
+        return list(progress(sizes, 'image sizes', 'image', total=len(paths), leave=False))
 
-    with ThreadPoolExecutor(8) as pool:
-        return list(progress(pool.map(size, paths), 'image sizes', 'image', total=len(paths), leave=False))
+
+def write_cub_lists(data, sizes_of=image_sizes):
+    """CUB's train and test lists from its official annotations, equal to the WSOL evaluation's.
+
+    data: the DataSet. sizes_of: a function [path of a photo] -> [(width, height)]. The annotations are joined by the
+    ids of images.txt. Raises UserError where they do not fit, naming the file, and the line or the id.
+    """
+    names = read_by_id(data.cub_root / 'images.txt')
+    label_of = {str(label + 1): label for label in range(data.num_classes)}
+    labels = _parse(data.cub_root / 'image_class_labels.txt', names, label_of.__getitem__, f'1 to {data.num_classes}')
+    splits = _parse(data.cub_root / 'train_test_split.txt', names, {'1': 'train', '0': 'test'}.__getitem__, '1 or 0')
+    boxes = _parse(data.cub_root / 'bounding_boxes.txt', names, _box, 'the numbers x y width height')
+    for split in ('train', 'test'):
+        keys = [key for key in names if splits[key] == split]
+        image_ids = [names[key] for key in keys]
+        sizes = sizes_of([data.image_folders[split] / image_id for image_id in image_ids])
+        corners = [[corners_of(boxes[key], size)] for key, size in zip(keys, sizes, strict=True)]
+        write_split(data.list_folders[split], image_ids, [labels[key] for key in keys], sizes, corners)
+
+
+def _parse(path, names, parse, expected):
+    """{id: parse(value)} of a file that has a value for every id of names."""
+    values = {}
+    for key, text in read_by_id(path, names).items():
+        try:
+            values[key] = parse(text)
+        except (ValueError, KeyError) as error:
+            raise UserError(f'{path}: expected {expected} for the id {key}, found "{text}"') from error
+    return values
+
+
+def _box(text):
+    x, y, width, height = map(float, text.split())
+    if not all(0 <= value < math.inf for value in (x, y, width, height)):  # False of NaN
+        raise ValueError
+    return x, y, width, height

@@ -15,16 +15,14 @@ part it shows. The metadata for training goes to `<metadata_root>/ToyBirds/{trai
 Command: none needed; `--dataset=ToyBirds` paints it at first use.
 """
 import json
-import os
-import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from dataset.archives import remove_abandoned
-from dataset.metadata import corners_of, write_lines, write_split
-from util import UserError, progress
+from dataset.archives import staged
+from dataset.metadata import corners_of, write_split
+from util import UserError, progress, write_lines
 from wsol.cub import POINT_NAMES, UNION_PARTS
 
 VERSION = 1  # raise it whenever the same seed no longer gives the same bytes
@@ -248,23 +246,13 @@ def paint_dataset(data_root, metadata_root, images_per_class=None, seed=0):
     images_per_class: {'train': n, 'val': n, 'test': n}.
     """
     images_per_class = images_per_class or IMAGES_PER_CLASS
-    targets = Path(data_root) / 'ToyBirds', Path(metadata_root) / 'ToyBirds'
-    partial = [target.with_name(f'.{target.name}.{os.getpid()}.partial') for target in targets]
     stamp = json.dumps({'version': VERSION, 'seed': seed, 'images_per_class': images_per_class})
-    try:
-        for target in targets:
-            remove_abandoned(target)
-        records = _paint_images(partial[0], images_per_class, seed)
-        _write_annotations(partial[0], records)
-        _write_metadata(partial[1], records)
-        for folder, target in zip(partial, targets, strict=True):
-            (folder / STAMP).write_text(stamp)
-            folder.rename(target)  # a rename: the data set appears whole
-    except OSError as error:
-        raise UserError(f'ToyBirds could not be written to {targets[0]} and {targets[1]}: {error}') from error
-    finally:
-        for folder in partial:
-            shutil.rmtree(folder, ignore_errors=True)
+    with staged(Path(data_root) / 'ToyBirds') as folder, staged(Path(metadata_root) / 'ToyBirds') as lists:
+        records = _paint_images(folder, images_per_class, seed)
+        _write_annotations(folder, records)
+        _write_metadata(lists, records)
+        (folder / STAMP).write_text(stamp)
+        (lists / STAMP).write_text(stamp)
 
 
 def _paint_images(root, images_per_class, seed):

@@ -1,19 +1,26 @@
-"""What the tests share: reference data, a tiny ToyBirds, scripts run in this process.
+"""What the tests share: reference data, a tiny ToyBirds, networks trained on it, scripts run in this process.
 
-Reference data (outputs of the published code, CUB's annotations) is not part of the project. It is
-looked for in the folder that the environment variable CALM_SHARED names, else in ../shared; tests
-that need it skip, and say so, where it is absent.
+tests/golden holds outputs of the published code (its README says of which calls). CUB's annotations, the WSOL
+evaluation's lists and real photos are not part of the project: they are looked for in the folder that the environment
+variable CALM_SHARED names, else in ../shared; tests that need them skip, and say so, where they are absent.
 """
+import importlib
+import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / 'tests' / 'golden'
 SHARED = Path(os.environ.get('CALM_SHARED', ROOT.parent / 'shared'))
+# the tests' networks are tiny: threads that wait for one another cost more than they save, above all beside other work
+torch.set_num_threads(1)
 
 
 def shared(*parts):
@@ -26,7 +33,7 @@ def shared(*parts):
 
 def golden(name):
     """{array name: array} of one file of the published code's outputs."""
-    with np.load(shared('golden', f'{name}.npz')) as arrays:
+    with np.load(GOLDEN / f'{name}.npz') as arrays:
         return {key: arrays[key] for key in arrays.files}
 
 
@@ -39,36 +46,144 @@ def assert_close(ours, reference, relative=1e-5):
     assert np.abs(ours - reference).max() <= relative * np.abs(reference).max()
 
 
+def refused(result, *words):
+    """Assert that a script ended with exit code 2 and one line of error, which holds all these words."""
+    code, _, err = result
+    message = [line for line in err.splitlines() if line.startswith('error: ')]
+    assert code == 2 and len(message) == 1 and 'Traceback' not in err, err
+    for word in words:
+        assert word in message[0], err
+
+
+# --- scripts ----------------------------------------------------------------------------------------
+
+SMALL = ['--architecture=resnet18', '--last_stage=layer1', '--pretrained=False', '--batch_size=20']
+SIZE = 56  # the crop size of tiny_birds
+
+
+def run_main(name, *flags):
+    """Call a script's main() with a command line of its own."""
+    before = sys.argv
+    sys.argv = [f'{name}.py', *map(str, flags)]
+    try:
+        importlib.import_module(name).main()
+    finally:
+        sys.argv = before
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path, capsys):
+    """Call a script as the shell would: script('main', '--epochs=1') -> (exit code, stdout, stderr)."""
+    import util
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(name, *flags):
+        capsys.readouterr()
+        code = 0
+        try:
+            util.run(lambda: run_main(name, *flags))
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        return code, out, err
+    return call
+
+
+def without(flags, *names):
+    """The flags but for those of these names."""
+    return [flag for flag in flags if flag.split('=')[0].removeprefix('--') not in names]
+
+
+def result_paths(folder, metric):
+    """The files of results of a metric in an experiment's folder."""
+    return sorted(Path(folder).glob(f'{metric}_*.json'))
+
+
+def read_result(folder, metric, named=''):
+    """The one result of a metric in an experiment's folder. named: a part of its file's name."""
+    path, = (path for path in result_paths(folder, metric) if named in path.name)
+    return json.loads(path.read_text())
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """The batch sizes of all forwards of the network, as they happen (but for those that compute shapes alone)."""
+    from torch._subclasses import FakeTensor
+
+    from wsol.heads import CAM
+    seen, extract = [], CAM.extract_features
+
+    def extract_and_count(model, images):
+        if not isinstance(images, FakeTensor):
+            seen.append(len(images))
+        return extract(model, images)
+    monkeypatch.setattr(CAM, 'extract_features', extract_and_count)
+    return seen
+
+
+# --- painted birds, and networks that know them -------------------------------------------------------
+
 @pytest.fixture(scope='session')
 def tiny_birds(tmp_path_factory):
     """The flags of a ToyBirds with few images, painted once."""
     from dataset import toybirds
     root = tmp_path_factory.mktemp('birds')
     toybirds.paint_dataset(root / 'data', root / 'meta', {'train': 3, 'val': 1, 'test': 2}, seed=5)
-    return ['--dataset=ToyBirds', f'--data_root={root / "data"}', f'--metadata_root={root / "meta"}', '--crop_size=56',
-            '--resize_size=64', '--workers=0', '--device=cpu', '--seed=3']
+    return ['--dataset=ToyBirds', f'--data_root={root / "data"}', f'--metadata_root={root / "meta"}',
+            f'--crop_size={SIZE}', '--resize_size=64', '--workers=0', '--device=cpu', '--seed=3']
 
 
-SMALL = ['--architecture=resnet18', '--last_stage=layer1', '--pretrained=False', '--batch_size=20']
+def roots_of(flags):
+    """(data root, metadata root) that the flags name."""
+    return tuple(Path(flag.split('=')[1]) for flag in flags if '_root' in flag)
+
+
+def open_birds(flags, split='test'):
+    """The images of a split of tiny_birds, as evaluations see them, and the data set."""
+    from dataset import open_dataset
+    from image_files import eval_transform
+    data = open_dataset('ToyBirds', *roots_of(flags))
+    return data.open_split(split, eval_transform(SIZE)), data
+
+
+@pytest.fixture(scope='session')
+def trained(tiny_birds, tmp_path_factory):
+    """A save_root with an experiment for each head, trained for a few epochs. Tests read it, and write elsewhere."""
+    save = tmp_path_factory.mktemp('trained')
+    for method in ('CAM', 'CALM_EM', 'CALM_ML'):
+        run_main('main', *tiny_birds, *SMALL, f'--save_root={save}', f'--experiment_name={method}',
+                 f'--attribution_method={method}', '--epochs=3')
+    return save
 
 
 @pytest.fixture
-def script(monkeypatch, tmp_path, capsys):
-    """Call a script as the shell would: script('main', '--epochs=1') -> (exit code, stdout, stderr)."""
-    import importlib
+def save(trained, script, tmp_path):
+    """The folder `save` of the test's own working folder, with a copy of the trained experiments."""
+    shutil.copytree(trained, tmp_path / 'save')
+    return tmp_path / 'save'
 
-    import util
 
-    monkeypatch.chdir(tmp_path)
+def change_checkpoint(path, change):
+    """Write what change(content) makes of a checkpoint's content back to its file."""
+    content = torch.load(path, weights_only=True)
+    torch.save(change(content) or content, path)
 
-    def call(name, *flags):
-        monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, flags)])
-        capsys.readouterr()
-        code = 0
-        try:
-            util.run(importlib.import_module(name).main)
-        except SystemExit as stop:
-            code = stop.code
-        out, err = capsys.readouterr()
-        return code, out, err
-    return call
+
+# --- a folder of one's own ------------------------------------------------------------------------------
+
+OWN_FLAGS = [*SMALL, '--epochs=1', '--crop_size=32', '--resize_size=36', '--workers=0', '--device=cpu', '--seed=0']
+
+
+def paint_folder(folder, names=('cat', 'dog', 'eel'), counts=(4, 4, 4)):
+    """train/, val/ and test/ of three classes, each with a colour of its own. Returns the folder."""
+    rng = np.random.default_rng(0)
+    for split, count in zip(('train', 'val', 'test'), counts, strict=True):
+        for number, name in enumerate(names):
+            for index in range(count):
+                path = folder / split / name / f'{index}.{"png" if index % 2 else "jpg"}'
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = rng.integers(0, 100, (40, 30, 3), dtype=np.uint8)
+                pixels[..., number] += 120
+                Image.fromarray(pixels).save(path)
+    return folder

@@ -5,18 +5,19 @@ from conftest import assert_close, golden
 from test_heads import head_on_features
 
 from util import UserError
-from wsol import METHODS, build_model, superclasses
-from wsol.attribution import PROCESSES, Settings, attribution_maps
+from wsol import HEADS, build_model, superclasses
+from wsol.attribution import attribution_maps
+from wsol.query import PROCESSES, SamplingSettings
 
-METHOD_NAMES = list(METHODS)
-FEW = {'settings': Settings(smooth_grad_nr_iter=3, integrated_grad_nr_iter=3),
+HEAD_NAMES = list(HEADS)
+FEW = {'settings': SamplingSettings(smooth_grad_nr_iter=3, integrated_grad_nr_iter=3),
        'superclasses': superclasses.membership({0: [0, 1], 3: [2, 3, 4]}, 5)}
 
 
 @pytest.fixture(scope='module')
 def networks():
-    torch.manual_seed(0)
-    networks = {name: build_model('resnet18', name, 5, last_stage='layer2').eval() for name in METHODS}
+    torch.manual_seed(4)  # of no class all gradient maps are zero
+    networks = {name: build_model('resnet18', name, 5, last_stage='layer1').eval() for name in HEADS}
     for model in networks.values():
         if hasattr(model, 'attention'):
             torch.nn.init.constant_(model.attention[0].bias, 0.1)
@@ -25,11 +26,11 @@ def networks():
 
 @pytest.fixture(scope='module')
 def images():
-    return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    return torch.randn(3, 3, 40, 40, generator=torch.Generator().manual_seed(1))
 
 
 def defined_for(name):
-    return [process for process, entry in PROCESSES.items() if issubclass(METHODS[name], entry.head)]
+    return [process for process, entry in PROCESSES.items() if issubclass(HEADS[name], entry.head)]
 
 
 @pytest.mark.parametrize('method', ['CALM_EM', 'CALM_ML'])
@@ -63,7 +64,7 @@ def test_the_contrast_map_sums_to_the_difference_of_the_probabilities(networks, 
     assert torch.equal(contrast, -swapped)
 
 
-@pytest.mark.parametrize('method', METHOD_NAMES)
+@pytest.mark.parametrize('method', HEAD_NAMES)
 def test_one_label_several_labels_and_all_labels_agree(networks, images, method):
     labels = torch.tensor([[1, 4], [0, 2], [3, 3]])
     for process in defined_for(method):
@@ -93,7 +94,7 @@ def test_what_a_head_does_not_define_is_refused_by_name(networks, images):
 
 
 def test_the_model_and_the_callers_tensors_are_left_alone(networks, images):
-    for method in METHOD_NAMES:
+    for method in HEAD_NAMES:
         before = images.clone()
         for process in defined_for(method):
             maps = attribution_maps(networks[method], images, torch.tensor([0, 1, 2]), process, **FEW)
@@ -114,7 +115,7 @@ def test_superclass_maps_sum_to_the_superclasss_probability(networks, images):
         attribution_maps(model, images, labels, 'jointll-superclass')
 
 
-@pytest.mark.parametrize('method', METHOD_NAMES)
+@pytest.mark.parametrize('method', HEAD_NAMES)
 def test_autocast_rounds_no_map(networks, images, method):
     """A bfloat16 backbone changes the features; maps made of them stay in float32, and sum up as they should."""
     model = networks[method]
@@ -141,3 +142,103 @@ def test_labels_of_another_shape_or_range_are_refused(networks, images, labels, 
         attribution_maps(networks['CALM_EM'], images, labels, 'jointll', contrast=contrast)
     with pytest.raises(UserError, match='int64 tensor, it is list'):
         attribution_maps(networks['CALM_EM'], images, [0, 1, 2], 'jointll')
+
+
+def flags(model):
+    return {name: module.training for name, module in model.named_modules()}
+
+
+@pytest.fixture
+def training_network(networks):
+    """A function (head's name) -> one of the networks, in training mode; its statistics are given back afterwards."""
+    taken = []
+
+    def take(name):
+        model = networks[name]
+        taken.append((model, {key: value.clone() for key, value in model.state_dict().items()}))
+        return model.train()
+    yield take
+    for model, state in taken:
+        model.load_state_dict(state)
+        model.eval()
+
+
+@pytest.mark.parametrize('method', HEAD_NAMES)
+def test_a_network_in_training_explains_as_in_eval_mode_and_goes_on_as_it_was(networks, images, training_network, method):
+    """BatchNorm's statistics stay as they are, and with them what the network says afterwards."""
+    labels = torch.tensor([0, 3, 1])
+    expected = {process: attribution_maps(networks[method], images, labels, process, **FEW)
+                for process in defined_for(method)}
+    model = training_network(method)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    for process, maps in expected.items():
+        assert torch.equal(attribution_maps(model, images, labels, process, **FEW), maps), process
+        assert all(flags(model).values()), process
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()), process
+    assert any('running_mean' in key for key in before)
+
+
+@pytest.mark.parametrize('frozen', ['BatchNorm', 'at random'])
+def test_every_modules_own_mode_is_given_back(images, training_network, frozen):
+    """BatchNorm is often frozen in a network that trains."""
+    model = training_network('CALM_EM')
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if frozen == 'BatchNorm':
+            module.training = not isinstance(module, torch.nn.BatchNorm2d)
+        else:
+            module.training = bool(torch.rand((), generator=generator) < 0.5)
+    before = flags(model)
+    assert {True, False} == set(before.values())
+    attribution_maps(model, images, torch.tensor([0, 1, 2]), 'jointll')
+    assert flags(model) == before
+    with pytest.raises(UserError, match='superclass'):  # raised in the method, with the network in eval mode
+        attribution_maps(model, images, torch.tensor([0, 1, 2]), 'jointll-superclass')
+    assert flags(model) == before
+
+
+def test_the_modes_are_given_back_where_the_network_itself_fails(images, training_network):
+    model = training_network('CAM')
+    model.layer1.eval()
+    before = flags(model)
+
+    def fail(*_):
+        assert not model.training  # the failure happens within
+        raise FloatingPointError('the network failed')
+    handle = model.layer1.register_forward_hook(fail)
+    try:
+        for process in ('vanilla', 'backprop', 'occlusion'):
+            with pytest.raises(FloatingPointError, match='the network failed'):
+                attribution_maps(model, images, torch.tensor([0, 1, 2]), process)
+            assert flags(model) == before
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize('method, own', [('CAM', 'vanilla'), ('CALM_EM', 'jointll'), ('CALM_ML', 'jointll')])
+def test_without_a_process_a_head_gives_its_own_maps(networks, images, method, own):
+    labels = torch.tensor([0, 1, 2])
+    assert torch.equal(attribution_maps(networks[method], images, labels),
+                       attribution_maps(networks[method], images, labels, own))
+
+
+@pytest.mark.parametrize('method', HEAD_NAMES)
+def test_what_is_said_to_take_one_forward_takes_one_and_no_gradient(networks, images, method):
+    """However many classes are asked; and none where the caller has the activations."""
+    model, forwards = networks[method], []
+    with torch.no_grad():
+        activations = model.activations(images)
+    handle = model.layer1.register_forward_hook(lambda *_: forwards.append(torch.is_grad_enabled()))
+    try:
+        for process in defined_for(method):
+            if PROCESSES[process].one_forward:
+                several = attribution_maps(model, images, torch.tensor([[0, 1], [2, 3], [4, 4]]), process, **FEW)
+                assert forwards == [False], process
+                again = attribution_maps(model, images, torch.tensor([[0, 1], [2, 3], [4, 4]]), process,
+                                         activations=activations, **FEW)
+                assert forwards == [False] and torch.equal(several, again), process
+                forwards.clear()
+    finally:
+        handle.remove()
+    gradients_or_more = {'backprop', 'integrated_gradients', 'grad_cam', 'score_cam', 'occlusion'}
+    assert not any(PROCESSES[process].one_forward for process in gradients_or_more)

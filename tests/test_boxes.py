@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dataset.metadata import read_boxes
 from wsol import metrics
+from wsol.lists import read_boxes
 
 # --- values of the WSOL evaluation's unit tests (clovaai/wsolevaluation, evaluation_test.py) ---------------
 

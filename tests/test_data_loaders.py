@@ -1,5 +1,6 @@
-"""data_loaders: metadata read right or refused with file and line; the order of training depends on the seed alone."""
+"""Data sets: lists read right or refused with file and line, images and transforms, an order that the seed alone decides."""
 import tracemalloc
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -7,10 +8,10 @@ import torch
 from conftest import shared
 from PIL import Image
 
-import data_loaders
-from data_loaders import ImageDataset, SeededSampler
-from dataset.metadata import read_boxes, read_columns, read_labels, read_mask_paths
+import image_files
+from data_loaders import DATASETS, ImageDataset, SeededSampler, find_dataset, make_loader
 from util import UserError
+from wsol.lists import read_boxes, read_columns, read_labels, read_mask_paths
 
 
 def write_split(folder, ids, labels):
@@ -46,9 +47,9 @@ def test_bad_metadata_is_refused_with_file_and_line(tmp_path, ids, labels, words
     ('OpenImages', 'train', 29819, 100), ('OpenImages', 'val', 2500, 100), ('OpenImages', 'test', 5000, 100),
 ])
 def test_the_real_metadata_has_the_papers_sizes(name, split, images, classes):
-    ids, labels = read_labels(shared('metadata', name, split), data_loaders.DATASETS[name].num_classes)
+    ids, labels = read_labels(shared('metadata', name, split), DATASETS[name].num_classes)
     assert len(ids) == len(np.unique(ids)) == images
-    assert len(np.unique(labels)) == data_loaders.DATASETS[name].num_classes == classes
+    assert len(np.unique(labels)) == DATASETS[name].num_classes == classes
 
 
 def test_a_long_list_stays_small_in_memory(tmp_path):
@@ -72,16 +73,16 @@ def picture(path, size=(20, 10), mode='RGB'):
 @pytest.mark.parametrize('mode', ['RGB', 'L', 'RGBA', 'P', 'CMYK'])
 def test_images_of_any_mode_become_normalised_squares(tmp_path, mode):
     picture(tmp_path / f'a.{"tif" if mode == "CMYK" else "png"}', mode=mode)
-    image = data_loaders.open_image(next(tmp_path.iterdir()))
-    assert data_loaders.eval_transform(8)(image).shape == (3, 8, 8)
+    image = image_files.open_image(next(tmp_path.iterdir()))
+    assert image_files.eval_transform(8)(image).shape == (3, 8, 8)
 
 
 def test_eval_transform_is_pils_bilinear_resize(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     expected = np.asarray(image.resize((24, 24), Image.Resampling.BILINEAR)) / 255
-    expected = (expected - data_loaders.IMAGENET_MEAN) / data_loaders.IMAGENET_STD
-    np.testing.assert_allclose(data_loaders.eval_transform(24)(image).permute(1, 2, 0), expected, rtol=1e-5, atol=1e-6)
+    expected = (expected - image_files.IMAGENET_MEAN) / image_files.IMAGENET_STD
+    np.testing.assert_allclose(image_files.eval_transform(24)(image).permute(1, 2, 0), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('content', [None, b'', b'<html>', 'truncated'])
@@ -93,13 +94,52 @@ def test_an_image_that_does_not_open_is_named(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match='broken.png does not open'):
-        data_loaders.open_image(path)
+        image_files.open_image(path)
+
+
+def normalised(pixels):
+    """(S,S,3) uint8 -> (3,S,S) float32, the formula written out."""
+    return ((pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).transpose(2, 0, 1)
+
+
+def test_train_transform_is_one_of_the_crops_of_the_resized_image_flipped_or_not(tmp_path):
+    """Exactly one of them for a seed; over many seeds every offset and both flips come about equally often."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    image.save(tmp_path / 'a.png')
+    resized = np.asarray(image.resize((10, 10), Image.Resampling.BILINEAR))
+    crops = {(top, left, flip): normalised(resized[top:top + 8, left:left + 8][:, ::-1 if flip else 1])
+             for top in range(3) for left in range(3) for flip in (False, True)}
+    places, stacked = list(crops), np.stack(list(crops.values()))
+    dataset = ImageDataset(np.array([b'a.png']), np.zeros(1, int), tmp_path, image_files.train_transform(10, 8))
+    drawn = Counter()
+    for seed in range(900):
+        output = dataset[0, seed][0].numpy()
+        assert output.shape == (3, 8, 8) and output.dtype == np.float32
+        matches = np.abs(stacked - output).max((1, 2, 3)) < 1e-5
+        assert matches.sum() == 1
+        drawn[places[matches.argmax()]] += 1
+    assert drawn.keys() == crops.keys()
+    chi_squared = sum((count - 50) ** 2 / 50 for count in drawn.values())
+    assert chi_squared < 40  # 17 degrees of freedom: 0.1 % of uniform draws exceed it
+    assert torch.equal(dataset[0, 7][0], dataset[0, 7][0])
+
+
+def test_the_flip_and_the_offsets_of_two_images_are_drawn_apart(tmp_path):
+    """Images of one batch have seeds of their own: their crops are not one and the same."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    for index in range(40):
+        Image.fromarray(pixels).save(tmp_path / f'{index:02d}.png')
+    ids = np.array([f'{index:02d}.png'.encode() for index in range(40)])
+    dataset = ImageDataset(ids, np.zeros(40, int), tmp_path, image_files.train_transform(9, 8))
+    images, _ = drawn(dataset, 0, 0, 0)
+    assert len({image.numpy().tobytes() for image in images}) == 8  # 2 x 2 offsets, 2 flips
 
 
 def drawn(dataset, seed, epoch, workers):
     sampler = SeededSampler(len(dataset), seed)
     sampler.epoch = epoch
-    loader = torch.utils.data.DataLoader(dataset, 4, sampler=sampler, num_workers=workers)
+    loader = make_loader(dataset, 4, workers, torch.device('cpu'), sampler)
     images, _, indices = (torch.cat(column) for column in zip(*loader, strict=True))
     return images, indices
 
@@ -109,15 +149,64 @@ def test_training_images_depend_on_seed_and_epoch_but_not_on_the_workers(tmp_pat
     for index in range(10):
         Image.fromarray(rng.integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(tmp_path / f'{index}.png')
     ids = np.array([f'{index}.png'.encode() for index in range(10)])
-    dataset = ImageDataset(ids, np.zeros(10, int), tmp_path, data_loaders.train_transform(24, 16))
+    dataset = ImageDataset(ids, np.zeros(10, int), tmp_path, image_files.train_transform(24, 16))
     images, order = drawn(dataset, 3, 1, 0)
     torch.rand(1)  # the global state must not matter
     again, same_order = drawn(dataset, 3, 1, 2)
     assert torch.equal(order, same_order) and torch.equal(images, again)
     assert sorted(order.tolist()) == list(range(10))
     for other in (drawn(dataset, 4, 1, 0), drawn(dataset, 3, 2, 0)):
-        assert not torch.equal(other[0], images)
+        assert not torch.equal(other[0], images) and not torch.equal(other[1], order)
 
+
+def test_the_draws_of_an_image_leave_the_global_state_alone(tmp_path):
+    picture(tmp_path / 'a.png')
+    dataset = ImageDataset(np.array([b'a.png']), np.zeros(1, int), tmp_path, image_files.train_transform(24, 16))
+    before = torch.get_rng_state()
+    dataset[0, 5]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_epoch_an_image_is_drawn_in_does_not_repeat_its_crops():
+    """Over 50 epochs the seeds of one image, and of all, are all different."""
+    sampler, seeds = SeededSampler(20, 3), []
+    for epoch in range(50):
+        sampler.epoch = epoch
+        order, own = zip(*sampler, strict=True)
+        assert sorted(order) == list(range(20))
+        seeds += own
+    assert len(set(seeds)) == 1000
+
+
+# --- data sets as objects -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('name, folders', [
+    ('CUB', ['d/CUB/images', 'd/CUBV2', 'd/CUB/images']), ('ILSVRC', ['d/ILSVRC', 'd/ImageNetV2', 'd/ILSVRC']),
+    ('ImageNet', ['d/ILSVRC', 'd/ImageNetV2', 'd/ILSVRC']), ('OpenImages', ['d/OpenImages'] * 3),
+    ('ToyBirds', ['d/ToyBirds/images'] * 3)])
+def test_where_a_data_sets_files_are(name, folders):
+    data = find_dataset(name, 'd', 'm', 'masks')
+    assert [str(data.image_folders[split]) for split in ('train', 'val', 'test')] == folders
+    assert [str(data.list_folders[split]) for split in ('train', 'val', 'test')] == [
+        f'm/{data.name}/{split}' for split in ('train', 'val', 'test')]
+    assert data.label == data.name == {'ImageNet': 'ILSVRC'}.get(name, name)
+    assert str(data.mask_folder) == f'masks/{data.name}' and data.has_masks == (name == 'OpenImages')
+    for split in ('train', 'val', 'test'):
+        with pytest.raises(UserError) as error:
+            data.list_images(split)
+        assert all(word in str(error.value) for word in (data.name, split, 'image_ids.txt', data.prepare[split]))
+
+
+def test_the_fingerprint_sees_ids_labels_and_their_order(tmp_path):
+    def fingerprint(ids, labels):
+        return ImageDataset(np.array(ids), np.array(labels), tmp_path, None).fingerprint()
+    known = fingerprint([b'a', b'b'], [0, 1])
+    assert known == fingerprint([b'a', b'b'], [0, 1])
+    assert len({known, fingerprint([b'b', b'a'], [1, 0]), fingerprint([b'a', b'b'], [1, 1]), fingerprint([b'a'], [0]),
+                fingerprint([b'a', b'c'], [0, 1])}) == 5
+
+
+# --- the WSOL evaluation's lists ----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('split, masks', [('val', 3854), ('test', None)])
 def test_the_real_mask_lists_load(split, masks):

@@ -1,4 +1,4 @@
-"""dataset.download and checkpoints.published: against a local server that breaks off, lies, or answers with a page."""
+"""dataset.download and the published weights: against a local server that breaks off, lies, or answers with a page."""
 import hashlib
 import http.server
 import io
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from checkpoints import published
+import weights
 from dataset import download
 from util import UserError
 from wsol import build_model
@@ -52,6 +52,7 @@ def server(monkeypatch):
     monkeypatch.setattr(download, 'PAUSE', 0.01)
     running = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     running.content, running.mood, running.requests = CONTENT, 'well', []
+    running.handle_error = lambda *_: None  # a client that refuses the file hangs up
     running.url = f'http://127.0.0.1:{running.server_address[1]}/file'
     thread = threading.Thread(target=running.serve_forever, daemon=True)
     thread.start()
@@ -80,6 +81,12 @@ def test_what_is_there_of_an_earlier_call_is_not_fetched_again(server, tmp_path)
     (tmp_path / 'file.partial').write_bytes(CONTENT[:1_000_000])
     download.fetch(server.url, tmp_path / 'file', sha256=SHA256)
     assert server.requests[0]['Range'] == 'bytes=1000000-'
+
+
+def test_a_partial_file_that_the_server_cannot_continue_is_begun_anew(server, tmp_path):
+    (tmp_path / 'file.partial').write_bytes(b'x' * (len(CONTENT) + 1))
+    download.fetch(server.url, tmp_path / 'file', sha256=SHA256)
+    assert [request.get('Range') for request in server.requests] == [f'bytes={len(CONTENT) + 1}-', None]
 
 
 @pytest.mark.parametrize('mood, options, words', [
@@ -113,11 +120,25 @@ def test_a_file_that_is_there_but_wrong_is_named(tmp_path):
         download.fetch('http://127.0.0.1:9/file', tmp_path / 'file', size=2)
 
 
+def test_a_recorded_file_is_checked_ever_after_and_its_record_stays(server, tmp_path):
+    lock, path = download.Lock(tmp_path / 'lock.json'), tmp_path / 'file'
+    assert lock.expected('name') == {}
+    download.fetch(server.url, path, **lock.expected('name'))
+    lock.record('name', path)
+    assert lock.entries() == {'name': {'size': len(CONTENT), 'sha256': SHA256}}
+    download.fetch(server.url, path, **lock.expected('name'))
+    path.write_bytes(CONTENT[:-1] + b'x')
+    lock.record('name', path)
+    assert lock.entries()['name']['sha256'] == SHA256
+    with pytest.raises(UserError, match=f'SHA256.*as recorded in {lock.path}.*remove "name" from the record'):
+        download.fetch(server.url, path, **lock.expected('name'))
+
+
 @pytest.fixture
 def drive(server, monkeypatch, tmp_path):
     """The local server in Google Drive's place, serving published-format weights."""
     monkeypatch.setattr(download, 'DRIVE', server.url)
-    monkeypatch.setattr(published, 'FOLDER', tmp_path / 'checkpoints')
+    monkeypatch.setattr(weights, 'FOLDER', tmp_path / 'checkpoints')
     return server
 
 
@@ -129,26 +150,26 @@ def saved_weights():
 
 def test_published_weights_come_by_name_once_and_are_checked_ever_after(drive):
     content = drive.content = saved_weights()
-    path = published.ensure('CALM_EM-CUB')
-    assert path.read_bytes() == content and f'id={published.DRIVE_IDS["CALM_EM-CUB"]}' in drive.requests[0]['path']
+    path = weights.fetch_published('CALM_EM-CUB')
+    assert path.read_bytes() == content and f'id={weights.PUBLISHED["CALM_EM-CUB"]}' in drive.requests[0]['path']
     lock = json.loads((path.parent / 'published.lock.json').read_text())
     assert lock == {'CALM_EM-CUB': {'size': len(content), 'sha256': hashlib.sha256(content).hexdigest()}}
-    published.ensure('CALM_EM-CUB')
+    weights.fetch_published('CALM_EM-CUB')
     assert len(drive.requests) == 1
     path.write_bytes(content[:-1] + b'x')
     with pytest.raises(UserError, match='SHA256.*as recorded in .*published.lock.json'):
-        published.ensure('CALM_EM-CUB')
+        weights.fetch_published('CALM_EM-CUB')
 
 
 def test_weights_put_there_by_hand_are_recorded(drive):
-    path = published.file_of('CALM_ML-ImageNet')
+    path = weights.published_file('CALM_ML-ImageNet')
     path.parent.mkdir()
     path.write_bytes(b'<html>quota</html>')
     with pytest.raises(UserError, match='cannot be read as a checkpoint'):
-        published.ensure('CALM_ML-ImageNet')
+        weights.fetch_published('CALM_ML-ImageNet')
     assert not (path.parent / 'published.lock.json').exists()  # a wrong file is not made the right one
     path.write_bytes(saved_weights())
-    published.ensure('CALM_ML-ImageNet')
+    weights.fetch_published('CALM_ML-ImageNet')
     assert not drive.requests
     lock = json.loads((path.parent / 'published.lock.json').read_text())
     assert lock['CALM_ML-ImageNet']['size'] == len(saved_weights())
@@ -157,29 +178,26 @@ def test_weights_put_there_by_hand_are_recorded(drive):
 def test_a_quota_page_is_not_saved_as_weights(drive):
     drive.content = b'<!DOCTYPE html><html><title>Google Drive - Quota exceeded</title></html>'
     with pytest.raises(UserError, match='drive.google.com/file/d/1XfBEc1Lh24WqJZP1aLLrwGSlj_INMVef/view'):
-        published.ensure('CALM_EM-CUB')
-    assert not list(published.FOLDER.iterdir())
+        weights.fetch_published('CALM_EM-CUB')
+    assert not list(weights.FOLDER.iterdir())
 
 
 @pytest.mark.parametrize('name, key', [('CALM_EM-CUB', 'CALM_EM-CUB'), ('CALM-ML-ILSVRC/', 'CALM_ML-ImageNet'),
                                        ('CALM_EM-Birds', None)])
 def test_spellings_of_the_names(name, key):
-    assert published.canonical(name) == key
+    assert weights.published_name(name) == key
 
 
 @pytest.mark.parametrize('options', [{}, {'_use_new_zipfile_serialization': False}], ids=['new', 'old'])
 @pytest.mark.parametrize('prefix', ['', 'module.'])
 def test_published_format_loads_with_what_its_name_says(drive, tmp_path, options, prefix, monkeypatch):
     """A file as the authors saved theirs: no record of the network, numpy numbers beside the weights."""
-    import config
-    from checkpoints import loading
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(published, 'DRIVE_IDS', {'CALM_EM-CUB': 'x'})
-    weights = build_model('resnet50', 'CALM_EM', 200, large_feature_map=True).state_dict()
+    monkeypatch.setattr(weights, 'PUBLISHED', {'CALM_EM-CUB': 'x'})
+    state = build_model('resnet50', 'CALM_EM', 200, large_feature_map=True).state_dict()
     torch.save({'architecture': 'resnet50', 'epoch': 40, 'best': np.float64(71.8), 'optimizer': {},
-                'state_dict': {prefix + name: value for name, value in weights.items()}}, tmp_path / 'file', **options)
+                'state_dict': {prefix + name: value for name, value in state.items()}}, tmp_path / 'file', **options)
     drive.content = (tmp_path / 'file').read_bytes()
-    args = config.parse('', ['--load_checkpoint=CALM-EM-CUB', '--device=cpu'])
-    model, path, args = loading.load_model(args, torch.device('cpu'))
-    assert (args.dataset, args.attribution_method, args.large_feature_map) == ('CUB', 'CALM_EM', True)
-    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    model, checkpoint = weights.load_model('CALM-EM-CUB', save_root=tmp_path)
+    assert checkpoint.known['dataset'] == 'CUB'
+    assert (checkpoint.network['attribution_method'], checkpoint.network['large_feature_map']) == ('CALM_EM', True)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

@@ -9,7 +9,8 @@ from torchcam.methods import CAM as TorchCAM
 from torchcam.methods import LayerCAM
 
 from wsol import build_model
-from wsol.attribution import Settings, attribution_maps
+from wsol.attribution import attribution_maps
+from wsol.query import SamplingSettings
 
 LABELS = torch.tensor([1, 4])
 
@@ -17,7 +18,7 @@ LABELS = torch.tensor([1, 4])
 @pytest.fixture(scope='module', params=['CAM', 'CALM_EM'])
 def model(request):
     torch.manual_seed(0)
-    model = build_model('resnet18', request.param, 5, last_stage='layer2').eval()
+    model = build_model('resnet18', request.param, 5, last_stage='layer1').eval()
     if request.param != 'CAM':
         torch.nn.init.constant_(model.attention[0].bias, 0.1)
     return model
@@ -25,11 +26,11 @@ def model(request):
 
 @pytest.fixture(scope='module')
 def images():
-    return torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    return torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(1))
 
 
 def maps(model, images, process, **settings):
-    return attribution_maps(model, images, LABELS, process, settings=Settings(**settings))
+    return attribution_maps(model, images, LABELS, process, settings=SamplingSettings(**settings))
 
 
 @pytest.mark.parametrize('process', ['backprop', 'input_grad'])
@@ -54,19 +55,19 @@ def test_integrated_gradients_are_captums_and_complete(model, images):
 
 
 def test_grad_cam_is_captums(model, images):
-    reference = LayerGradCam(model, model.layer2).attribute(images, LABELS, relu_attributions=True)[:, 0]
+    reference = LayerGradCam(model, model.layer1).attribute(images, LABELS, relu_attributions=True)[:, 0]
     torch.testing.assert_close(maps(model, images, 'grad_cam'), reference)
 
 
 def test_grad_cam_of_a_cam_network_is_its_map_without_bias(images):
     """CAM's score is linear in the last map."""
-    model = build_model('resnet18', 'CAM', 5, last_stage='layer2').eval()
+    model = build_model('resnet18', 'CAM', 5, last_stage='layer1').eval()
     cam = maps(model, images, 'vanilla') - model.conv_last.bias[LABELS][:, None, None]
     torch.testing.assert_close(maps(model, images, 'grad_cam'), cam.relu() / cam[0].numel())
 
 
 def test_layer_cam_is_torchcams(model, images):
-    with LayerCAM(model, target_layer='layer2') as extract:
+    with LayerCAM(model, target_layer='layer1') as extract:
         scores = model(images.clone().requires_grad_())
         reference, = extract(LABELS.tolist(), scores, normalized=False)
     torch.testing.assert_close(maps(model, images, 'layer_cam'), reference.detach(), rtol=1e-4, atol=1e-7)
@@ -100,7 +101,7 @@ def test_cam_is_torchcams(model, images):
     pooled.add_module('pool', torch.nn.AdaptiveAvgPool2d(1))
     pooled.add_module('flatten', torch.nn.Flatten())
     pooled.add_module('fc', head)
-    with TorchCAM(pooled, target_layer='layer2', fc_layer='fc') as extract:
+    with TorchCAM(pooled, target_layer='layer1', fc_layer='fc') as extract:
         pooled(images)
         reference, = extract(LABELS.tolist(), normalized=False)
     ours = maps(model, images, 'vanilla') - model.conv_last.bias[LABELS][:, None, None]
@@ -127,7 +128,7 @@ def test_score_cam_agrees_with_a_naive_loop(model, images):
             for channel in features:
                 up = F.interpolate(channel[None, None], images.shape[2:], mode='bilinear', align_corners=False)
                 mask = (up - up.min()) / (up.max() - up.min()) if up.max() > up.min() else torch.zeros_like(up)
-                gain = model(images[index:index + 1] * mask) - model(torch.zeros(1, 3, 48, 48))
+                gain = model(images[index:index + 1] * mask) - model(torch.zeros(1, 3, 40, 40))
                 gains.append(gain[0, LABELS[index]])
             reference = (torch.stack(gains).softmax(0)[:, None, None] * features).sum(0).relu()
             torch.testing.assert_close(ours[index], reference, rtol=1e-4, atol=1e-6)
@@ -155,12 +156,56 @@ def test_smooth_grad_variants_are_moments_of_the_same_copies(model, images):
 
 
 def test_noise_depends_on_the_images_seed_not_on_its_batch(model, images):
-    settings = Settings(smooth_grad_nr_iter=2)
+    settings = SamplingSettings(smooth_grad_nr_iter=2)
     together = attribution_maps(model, images, LABELS, 'smooth_grad', seeds=torch.tensor([5, 6]), settings=settings)
     alone = attribution_maps(model, images[1:], LABELS[1:], 'smooth_grad', seeds=torch.tensor([6]), settings=settings)
     torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-6)
     other = attribution_maps(model, images[1:], LABELS[1:], 'smooth_grad', seeds=torch.tensor([7]), settings=settings)
     assert not torch.equal(alone, other)
+
+
+def noise_of(model, images, seeds, count, sigma):
+    """(count,B,3,H,W): what SmoothGrad adds to the images, seen at the network's entrance."""
+    copies = []
+    handle = model.register_forward_pre_hook(lambda _, inputs: copies.append(inputs[0].detach().clone()))
+    try:
+        attribution_maps(model, images, LABELS[:len(images)], 'smooth_grad', seeds=torch.tensor(seeds),
+                         settings=SamplingSettings(smooth_grad_nr_iter=count, smooth_grad_sigma=sigma))
+    finally:
+        handle.remove()
+    return torch.stack(copies) - images
+
+
+def test_the_noises_deviation_is_the_images_own_range_over_sigma(model):
+    images = torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(3))
+    images[1] = 5 + 7 * images[1]  # another range, far from zero
+    span = images.flatten(1).amax(1) - images.flatten(1).amin(1)
+    count = 16
+    for sigma in (4.0, 10.0):
+        noise = noise_of(model, images, [5, 6], count, sigma).double()
+        size = noise[:, 0].numel()
+        for index in range(2):
+            own = noise[:, index]
+            deviation = (span[index] / sigma).item()
+            assert own.std().item() == pytest.approx(deviation, rel=4 / (2 * size) ** 0.5)  # four standard errors
+            assert abs(own.mean().item()) < 4 * deviation / size ** 0.5
+            # normal: 68.27 % within one deviation, 95.45 % within two
+            for multiple, share in ((1, 0.6827), (2, 0.9545)):
+                within = (own.abs() < multiple * deviation).double().mean().item()
+                assert within == pytest.approx(share, abs=4 * (share * (1 - share) / size) ** 0.5)
+        # one copy tells nothing of the next, one image nothing of the other
+        unit = noise / noise.flatten(2).std(2)[..., None, None, None]
+        pairs = [(unit[0, 0], unit[1, 0]), (unit[3, 1], unit[9, 1]), (unit[0, 0], unit[0, 1]), (unit[0, 0, 0], unit[0, 0, 1])]
+        for first, second in pairs:
+            assert abs((first * second).mean().item()) < 4 / first.numel() ** 0.5
+
+
+def test_the_noise_itself_depends_on_the_images_seed_alone(model, images):
+    together = noise_of(model, images, [5, 6], 3, 4.0)
+    assert torch.equal(together, noise_of(model, images, [5, 6], 3, 4.0))
+    assert torch.equal(together[:, 1:], noise_of(model, images[1:], [6], 3, 4.0))
+    assert torch.equal(together.flip(1), noise_of(model, images.flip(0), [6, 5], 3, 4.0))
+    assert not torch.equal(together[:, 1:], noise_of(model, images[1:], [7], 3, 4.0))
 
 
 @pytest.mark.parametrize('process', ['backprop', 'grad_cam', 'integrated_gradients', 'smooth_grad'])

@@ -4,15 +4,16 @@ import pytest
 import torch
 from conftest import assert_close, golden
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from wsol import METHODS, heads
+from wsol import HEADS, heads
 
 
 def head_on_features(method, arrays, prior='relu', case=''):
     """A network whose images are its features, with the weights of a golden file."""
     backbone = nn.Sequential()
     backbone.add_module('identity', nn.Identity())
-    model = METHODS[method](backbone, 16, 7, prior)
+    model = HEADS[method](backbone, 16, 7, prior)
     model.conv_last.weight.data = torch.tensor(arrays['conv_weight'])
     model.conv_last.bias.data = torch.tensor(arrays[f'{case}conv_bias'])
     if method != 'CAM':
@@ -130,7 +131,7 @@ def test_the_detached_sum_never_lets_attention_shrink():
 
 
 def test_in_eval_mode_the_gradient_is_that_of_the_probability():
-    model = METHODS['CALM_EM'](nn.Sequential(), 6, 5, 'relu').double()
+    model = HEADS['CALM_EM'](nn.Sequential(), 6, 5, 'relu').double()
     nn.init.constant_(model.attention[0].bias, 3.0)  # away from the ReLU's kink
     generator = torch.Generator().manual_seed(0)
     features = torch.rand(2, 6, 4, 4, dtype=torch.float64, generator=generator, requires_grad=True)
@@ -166,9 +167,175 @@ def test_loss_keeps_no_class_map_beyond_what_its_gradient_needs():
 def test_heads_stay_in_float32_under_autocast():
     backbone = nn.Sequential()
     backbone.add_module('conv1', nn.Conv2d(3, 4, 3, padding=1))
-    model = METHODS['CALM_EM'](backbone, 4, 5, 'relu')
+    model = HEADS['CALM_EM'](backbone, 4, 5, 'relu')
     with torch.autocast('cpu', torch.bfloat16):
         features, logits, prior = model.activations(torch.randn(2, 3, 8, 8))
         loss, scores = model.loss(torch.randn(2, 3, 8, 8), torch.tensor([0, 1]))
     assert {tensor.dtype for tensor in (features, logits, prior, loss, scores)} == {torch.float32}
     np.testing.assert_allclose(prior.detach().sum((1, 2)), 1, rtol=1e-6)
+
+
+# --- the heads' arithmetic is float32's ----------------------------------------------------------------------
+
+
+class Operations(TorchDispatchMode):
+    """Records (name, shape of the result) of every operation that torch runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.seen.append((function.name(), getattr(result, 'shape', None)))
+        return result
+
+    def named(self, *parts):
+        return [name for name, _ in self.seen if any(part in name for part in parts)]
+
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def random_features(layout, batch=3, channels=256, side=9):
+    features = torch.rand(batch, channels, side, side + 2, generator=torch.Generator().manual_seed(0))
+    return features.contiguous(memory_format=layout)
+
+
+def plain_head(method, channels=256, classes=7, prior='relu'):
+    torch.manual_seed(0)
+    backbone = nn.Sequential()
+    backbone.add_module('identity', nn.Identity())
+    return HEADS[method](backbone, channels, classes, prior)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_the_1x1_convolution_is_exact_to_float32s_rounding(layout):
+    """TF32, which keeps 10 bits of the inputs, would miss by 5e-4, bfloat16 by 4e-3."""
+    features, convolution = random_features(layout), plain_head('CAM').conv_last
+    ours = heads.pointwise(features, convolution)
+    weight, bias = convolution.weight[:, :, 0, 0].double(), convolution.bias.double()
+    reference = torch.einsum('cd,bdhw->bchw', weight, features.double()) + bias[:, None, None]
+    size = torch.einsum('cd,bdhw->bchw', weight.abs(), features.double().abs()) + bias.abs()[:, None, None]
+    assert ours.dtype == torch.float32 and ours.shape == reference.shape
+    assert ((ours.double() - reference).abs() / size).max() < 1e-6
+    torch.testing.assert_close(ours, convolution(features), rtol=1e-5, atol=1e-6)  # and it is that convolution
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_the_1x1_convolutions_gradients_are_the_convolutions(layout):
+    convolution = nn.Conv2d(6, 4, 1, dtype=torch.float64)
+    features = random_features(layout, channels=6).double().requires_grad_()
+    inputs = (features, convolution.weight, convolution.bias)
+    cotangent = torch.rand(3, 4, 9, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    ours = torch.autograd.grad(heads.pointwise(features, convolution), inputs, cotangent)
+    for own, reference in zip(ours, torch.autograd.grad(convolution(features), inputs, cotangent), strict=True):
+        torch.testing.assert_close(own, reference)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('method', HEADS)
+def test_no_convolution_runs_in_a_head(method, layout):
+    """So that cuDNN, which rounds a float32 convolution's inputs to TF32, has no part in it; nor in its gradient."""
+    model, features = plain_head(method), random_features(layout).requires_grad_()
+    with Operations() as head:
+        activations = model.head(features)
+    assert not head.named('convolution', 'conv2d') and head.named('mm', 'linear', 'matmul')
+    if layout is torch.channels_last:  # such features are not copied
+        assert not [name for name, shape in head.seen if shape == features.shape and ('clone' in name or 'copy' in name)]
+    with Operations() as backward:
+        model.class_scores(activations).sum().backward()
+    assert not backward.named('convolution', 'conv2d')
+    with Operations() as loss:
+        model.loss(features, torch.tensor([0, 1, 2]))[0].backward()
+    assert not loss.named('convolution', 'conv2d')
+    with Operations() as oracle:  # which would notice one
+        model.conv_last(features)
+    assert oracle.named('convolution')
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('method, prior', [('CAM', 'relu'), ('CALM_EM', 'relu'), ('CALM_ML', 'softplus')])
+def test_autocast_changes_nothing_of_a_head(method, prior, layout):
+    model, features = plain_head(method, prior=prior), random_features(layout)
+    outside = model.head(features)
+    with torch.autocast('cpu', torch.bfloat16):
+        inside = model.head(features)
+        low = model.head(features.bfloat16())
+        scores = model.class_scores(inside)
+        with Operations() as operations:
+            rounded = model.conv_last(features)
+    assert rounded.dtype == torch.bfloat16 and operations.seen  # autocast does round, but for the head
+    for own, reference in zip(inside, outside, strict=True):
+        assert own is reference is None or (own.dtype == torch.float32 and torch.equal(own, reference))
+    assert scores.dtype == torch.float32 and torch.equal(scores, model.class_scores(outside))
+    # features that come in bfloat16 are worked on in float32
+    for own, reference in zip(low, model.head(features.bfloat16().float()), strict=True):
+        assert own is reference is None or (own.dtype == torch.float32 and torch.equal(own, reference))
+
+
+# --- the prior of the paper's text: softplus, then its share of the sum -------------------------------------
+
+
+def softplus_head(seed=0):
+    torch.manual_seed(seed)
+    return HEADS['CALM_ML'](nn.Sequential(), 6, 5, 'softplus').double()
+
+
+def plain_softplus_prior(features, weight, bias):
+    """ln(1 + exp(w f + b)) over its sum, in plain words."""
+    attention = torch.log1p(torch.exp((weight * features).sum(1) + bias))
+    return attention / attention.sum((1, 2))[:, None, None]
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_the_softplus_prior_and_its_gradient_are_the_plain_formulas(training):
+    """The sum's gradient is part of it, in training too."""
+    model = softplus_head().train(training)
+    features = torch.randn(2, 6, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    features.requires_grad_()
+    weight, bias = model.attention[0].weight, model.attention[0].bias
+    ours, reference = model.head(features).prior, plain_softplus_prior(features, weight, bias)
+    torch.testing.assert_close(ours, reference)
+    torch.testing.assert_close(ours.sum((1, 2)), torch.ones(2, dtype=torch.float64))
+    cotangent = torch.randn(2, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    inputs = (features, weight, bias)
+    gradients = torch.autograd.grad(ours, inputs, cotangent)
+    for own, expected in zip(gradients, torch.autograd.grad(reference, inputs, cotangent), strict=True):
+        torch.testing.assert_close(own, expected)
+    assert torch.autograd.gradcheck(lambda features: model.head(features).prior, features)  # finite differences
+    # what the published detached sum would give is another gradient
+    attention = nn.functional.softplus(model.attention[0](features))[:, 0]
+    detached, = torch.autograd.grad(heads.spatial_prior(attention, detach_normaliser=True), features, cotangent)
+    assert (detached - gradients[0]).abs().max() > 0.1 * gradients[0].abs().max()
+
+
+@pytest.mark.parametrize('criterion', [heads.calm_em_loss, heads.calm_ml_loss])
+def test_the_losses_gradient_through_the_softplus_prior_agrees_with_finite_differences(criterion):
+    """EM's q is held constant, at the present parameters: its differences are taken with q held, too."""
+    model = softplus_head()
+    features = torch.randn(2, 6, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    weight, labels = model.attention[0].weight, torch.tensor([1, 4])
+
+    def parts():
+        _, logits, prior = model.head(features)
+        return logits.log_softmax(1)[torch.arange(2), labels], prior
+    gradient, = torch.autograd.grad(criterion(*parts()), weight)
+    row, prior = (part.detach() for part in parts())
+    q = heads.posterior(row.exp() * prior)
+
+    def value():
+        row, prior = parts()
+        if criterion is heads.calm_em_loss:
+            return -(q * (row + prior.log())).sum((1, 2)).mean().item()
+        return criterion(row, prior).item()
+    step = 1e-6
+    for channel in range(6):
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                weight[0, channel] += sign * step
+            values.append(value())
+            with torch.no_grad():
+                weight[0, channel] -= sign * step
+        assert gradient[0, channel].item() == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-5, abs=1e-9)

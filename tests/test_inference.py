@@ -4,28 +4,22 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import open_birds
 from PIL import Image
 
 import data_loaders
 import inference
-from checkpoints import loading
-from data_loaders import open_upright
+import weights
+from image_files import open_upright
+from map_sources import NetworkMaps
 from util import UserError
 from wsol.attribution import attribution_maps
 
 
 @pytest.fixture(scope='module')
-def checkpoint(tiny_birds, tmp_path_factory):
+def checkpoint(trained):
     """A folder with a CALM_EM checkpoint of a tiny ToyBirds."""
-    import sys
-
-    import main
-    save, before = tmp_path_factory.mktemp('save'), sys.argv
-    sys.argv = ['main.py', *tiny_birds, *SMALL, f'--save_root={save}', '--attribution_method=CALM_EM', '--epochs=1']
-    main.main()
-    sys.argv = before
-    return save / 'result'
+    return trained / 'CALM_EM'
 
 
 @pytest.fixture
@@ -43,7 +37,7 @@ def photos(tmp_path):
 
 
 def test_every_image_gets_an_overlay_a_map_and_an_entry(script, checkpoint, photos, tmp_path):
-    code, out, err = script('inference', photos, f'--load_checkpoint={checkpoint}', '--score_map_process=jointll',
+    code, out, err = script('inference', photos, f'--load_checkpoint={checkpoint}', '--workers=0', '--score_map_process=jointll',
                             '--contrast', '--output=out', '--device=cpu')
     assert code == 0, err
     manifest = json.loads((tmp_path / 'out/manifest.json').read_text())
@@ -62,7 +56,7 @@ def test_every_image_gets_an_overlay_a_map_and_an_entry(script, checkpoint, phot
 
 
 def test_target_and_contrast_can_be_named(script, checkpoint, photos, tmp_path):
-    script('inference', photos / 'wide.jpg', f'--load_checkpoint={checkpoint}', '--score_map_process=jointll',
+    script('inference', photos / 'wide.jpg', f'--load_checkpoint={checkpoint}', '--workers=0', '--score_map_process=jointll',
            '--target=Toy_B3', '--contrast=4', '--output=out')
     entry, = json.loads((tmp_path / 'out/manifest.json').read_text())['images']
     assert (entry['class'], entry['class_name'], entry['contrast_class']) == (6, '007.Toy_B3', 4)
@@ -70,7 +64,7 @@ def test_target_and_contrast_can_be_named(script, checkpoint, photos, tmp_path):
 
 @pytest.mark.parametrize('process', ['vanilla', 'backprop', 'smooth_grad', 'jointll-superclass', 'random'])
 def test_other_methods_write_maps_too(script, checkpoint, photos, tmp_path, process):
-    code, _, err = script('inference', photos / 'wide.jpg', f'--load_checkpoint={checkpoint}', '--output=out',
+    code, _, err = script('inference', photos / 'wide.jpg', f'--load_checkpoint={checkpoint}', '--workers=0', '--output=out',
                           '--seed=1', f'--score_map_process={process}', '--smooth_grad_nr_iter=2')
     assert code == 0, err
     assert np.isfinite(np.load(tmp_path / f'out/wide.jpg.{process}.npy')).all()
@@ -93,27 +87,51 @@ def test_transparency_is_white_and_16_bits_are_scaled(tmp_path):
     assert (np.asarray(open_upright(tmp_path / 'deep.png')) == 127).all()
 
 
-def test_loader_maps_takes_one_forward_per_image(checkpoint, tiny_birds, monkeypatch):
-    import config
-    args = config.parse('', [*tiny_birds, f'--load_checkpoint={checkpoint}', '--batch_size=5'])
-    model, _, args = loading.load_model(args, torch.device('cpu'))
-    dataset = data_loaders.open_split(args, 'val')
-    seen, extract = [], type(model).extract_features
-    monkeypatch.setattr(type(model), 'extract_features',
-                        lambda net, batch: seen.append(len(batch)) or extract(net, batch))
-    loader = data_loaders.make_loader(dataset, args, torch.device('cpu'))
-    batches = list(inference.loader_maps(model, loader, 'jointll', torch.device('cpu'),
-                                         inference.chooser(None, 'runner-up')))
-    assert sum(seen) == len(dataset) == 18
-    images = torch.stack([dataset[index][0] for index in range(5)])
-    expected = attribution_maps(model, images, batches[0].classes, 'jointll', contrast=batches[0].contrast)
-    torch.testing.assert_close(batches[0].differences, expected)
+def test_a_batchs_probabilities_classes_and_maps_come_from_one_forward(checkpoint, tiny_birds, forwards):
+    model, _ = weights.load_model(checkpoint)
+    images, _ = open_birds(tiny_birds, 'val')
+    source, choose = NetworkMaps(images, model, 'jointll'), inference.class_chooser(None, inference.RUNNER_UP)
+    batches = [source(batch, indices, choose) for batch, _, indices in data_loaders.make_loader(images, 5, 0, torch.device('cpu'))]
+    assert forwards == [5, 5, 5, 3]
+    batch = torch.stack([images[index][0] for index in range(5)])
+    with torch.no_grad():
+        probs = model(batch).softmax(1)
+        best = probs.topk(2, dim=1).indices
+    torch.testing.assert_close(batches[0].probs, probs)
+    assert torch.equal(batches[0].classes, best)
+    torch.testing.assert_close(batches[0].maps, attribution_maps(model, batch, best, 'jointll'))
+
+
+def test_a_photo_goes_through_the_network_once(script, checkpoint, photos, forwards):
+    code, _, err = script('inference', photos, f'--load_checkpoint={checkpoint}', '--workers=0', '--contrast', '--batch_size=3', '--output=out')
+    assert code == 0 and forwards == [3, 1], err
+
+
+@pytest.mark.parametrize('target, contrast, expected', [
+    (None, None, [[2], [0]]), (None, 'runner-up', [[2, 1], [0, 2]]), (0, 'runner-up', [[0, 2], [0, 2]]),
+    (2, 'runner-up', [[2, 1], [2, 0]]), (1, 0, [[1, 0], [1, 0]]), (None, 1, [[2, 1], [0, 1]])])
+def test_classes_are_chosen_from_the_probabilities(target, contrast, expected):
+    probs = torch.tensor([[.1, .3, .6], [.5, .2, .3]])
+    assert inference.class_chooser(target, contrast)(probs).tolist() == expected
 
 
 @pytest.mark.parametrize('text, names, expected', [
-    ('3', None, 3), ('b', ['a', 'b'], 1), ('Laysan', ['001.Black', '002.Laysan_Albatross'], 1)])
-def test_classes_are_found_by_number_or_name(text, names, expected):
+    ('3', (), 3), ('b', ['a', 'b'], 1), ('Laysan', ['001.Black', '002.Laysan_Albatross'], 1),
+    ('2', ['1', '2', '3', '4'], 1), ('0', ['1', '2', '3'], 0),       # an exact name, then a number
+    ('1', ['a1', 'b', 'c'], 1), ('01', ['a', '01', '1'], 1),         # a number before a part of a name
+    ('Crow', ['Crow', 'Fish_Crow'], 0), ('fish', ['Crow', 'Fish_Crow'], 1)])  # exact before a part, whatever its case
+def test_classes_are_found_by_exact_name_then_number_then_part(text, names, expected):
     assert inference.resolve_class(text, names, 4) == expected
+
+
+@pytest.mark.parametrize('text, names, words', [
+    ('crow', ['Fish_Crow', 'Hooded_Crow'], ['names 2 classes: Fish_Crow, Hooded_Crow', '0 to 3']),
+    ('Crow', ['Crow', 'b', 'Crow'], ['names 2 classes: Crow, Crow']), ('2', ['2', '2', 'c'], ['names 2 classes: 2, 2']),
+    ('owl', ['a', 'b'], ['names no class']), ('4', ['a', 'b'], ['class 4 is out of range', '0 to 3'])])
+def test_what_names_no_class_or_several_is_refused(text, names, words):
+    with pytest.raises(UserError) as error:
+        inference.resolve_class(text, names, 4)
+    assert all(word in str(error.value) for word in words), error.value
 
 
 @pytest.mark.parametrize('flags, words', [
@@ -127,7 +145,7 @@ def test_classes_are_found_by_number_or_name(text, names, expected):
 ])
 def test_mistakes(script, checkpoint, photos, tmp_path, flags, words):
     (tmp_path / 'empty').mkdir()
-    code, _, err = script('inference', *flags, f'--load_checkpoint={checkpoint}')
+    code, _, err = script('inference', *flags, f'--load_checkpoint={checkpoint}', '--workers=0')
     assert code == 2 and 'Traceback' not in err
     assert all(word in err for word in words), err
     assert not (tmp_path / 'maps' / 'manifest.json').exists()
@@ -141,24 +159,25 @@ def test_two_files_of_one_name_do_not_overwrite_each_other(tmp_path):
         'x.png', 'b_x.png']
 
 
-def test_a_checkpoint_without_names_numbers_its_classes():
-    assert inference.class_label(3, None) == 'class 3'
+def test_a_checkpoint_without_names_numbers_its_classes(tmp_path):
+    assert inference.Album(tmp_path, 'jointll', []).class_name(3) == 'class 3'
+    assert inference.Album(tmp_path, 'jointll', ['a', '']).class_name(1) == 'class 1'  # a class without images
     with pytest.raises(UserError, match='no class names'):
-        inference.resolve_class('albatross', None, 5)
+        inference.resolve_class('albatross', [], 5)
 
 
 def test_broken_photos_stop_or_are_left_out(script, checkpoint, photos, tmp_path):
     (photos / 'broken.jpg').write_bytes(b'x')
-    flags = [photos, f'--load_checkpoint={checkpoint}', '--score_map_process=jointll', '--output=out']
+    flags = [photos, f'--load_checkpoint={checkpoint}', '--workers=0', '--score_map_process=jointll', '--output=out']
     code, _, err = script('inference', *flags)
     assert code == 2 and 'broken.jpg does not open' in err
     code, _, err = script('inference', *flags, '--skip_broken')
-    assert code == 0 and '1 of 5 images do not open' in err
+    assert code == 0 and '1 of 5 images of yours do not open and are left out' in err
     assert len(json.loads((tmp_path / 'out/manifest.json').read_text())['images']) == 4
 
 
 def test_its_own_pictures_are_not_explained(script, checkpoint, photos):
-    flags = [photos, f'--load_checkpoint={checkpoint}', '--score_map_process=jointll', f'--output={photos / "maps"}']
+    flags = [photos, f'--load_checkpoint={checkpoint}', '--workers=0', '--score_map_process=jointll', f'--output={photos / "maps"}']
     for _ in range(2):
         assert script('inference', *flags)[0] == 0
         assert len(json.loads((photos / 'maps/manifest.json').read_text())['images']) == 4
@@ -168,10 +187,10 @@ def test_its_own_pictures_are_not_explained(script, checkpoint, photos):
     (['--target=5', '--contrast=Toy_B2'], ['zero everywhere']), (['--scoremap_root=x'], ['for the evaluations']),
     (['--score_map_process=object_mask'], ['for the evaluations']), (['--seed=1', 'b.jpg'], ['"b.jpg" belongs to no flag'])])
 def test_flags_that_would_be_ignored_are_refused(script, checkpoint, photos, flags, words):
-    code, _, err = script('inference', photos / 'wide.jpg', f'--load_checkpoint={checkpoint}', *flags)
+    code, _, err = script('inference', photos / 'wide.jpg', f'--load_checkpoint={checkpoint}', '--workers=0', *flags)
     assert code == 2 and all(word in err for word in words), err
 
 
 def test_contrast_does_not_swallow_the_photo(script, checkpoint, photos):
-    code, _, err = script('inference', photos / 'wide.png', f'--load_checkpoint={checkpoint}', '--contrast', photos / 'wide.jpg')
+    code, _, err = script('inference', photos / 'wide.png', f'--load_checkpoint={checkpoint}', '--workers=0', '--contrast', photos / 'wide.jpg')
     assert code == 2 and 'put --contrast after the images' in err

@@ -1,4 +1,7 @@
-"""wsol.metrics: the published code's numbers, scikit-learn's average precision, properties."""
+"""wsol.metrics: the published code's numbers, scikit-learn's average precision, properties; and the evaluations' order."""
+import tracemalloc
+from math import comb
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import average_precision_score
 
+import eval_cue_location
+import eval_pixel_perturb
+from map_sources import MapBatch
 from wsol import metrics
 
 
@@ -151,16 +157,193 @@ def test_erase_counts_and_keeps_the_rest():
         assert torch.equal(erased[:, 0][~gone], images[:, 0][~gone])
 
 
-def test_bootstrap_interval_covers_the_ratio_and_narrows_with_more_images():
+# --- remove-and-classify with a known answer -------------------------------------------------------------------------
+
+SIDE, KNOWN = 10, 10  # of the 100 pixels of an image, the network looks at the 10 of one row
+ROW = 4
+
+
+class LooksAtOneRow(torch.nn.Module):
+    """Says class 1 as long as anything is left of the pixels in ROW, else class 0; it computes the others in vain."""
+
+    def forward(self, images):
+        left = images[:, :, ROW].abs().sum((1, 2))
+        return torch.stack([torch.full_like(left, 1e-6), left], 1)
+
+
+def classify_erased(row_values, count, seed=7, batch_size=40):
+    """eval_pixel_perturb's classification of images of class 1, whose maps have these values in ROW and others beside."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(count, 3, SIDE, SIDE, generator=generator) + 0.1
+    maps = torch.rand(count, SIDE, SIDE, generator=generator)
+    maps[:, ROW] = torch.as_tensor(row_values)
+    model, indices = LooksAtOneRow(), torch.arange(count)
+
+    def source(batch, indices, classes):
+        assert classes.shape == (len(batch), 1) and (classes == 1).all()  # the true class's map is asked for
+        return MapBatch(model(batch).softmax(1), classes, maps[indices][:, None])
+    loader = [(images[part], torch.ones(len(part), dtype=torch.int64), part) for part in indices.split(batch_size)]
+    return eval_pixel_perturb.classify_erased(model, loader, source, torch.device('cpu'), seed, 'float32')
+
+
+def survival(erased):
+    """How probable it is that not all known pixels are among so many erased at random."""
+    total = SIDE * SIDE
+    return 1 - comb(total - KNOWN, erased - KNOWN) / comb(total, erased) if erased >= KNOWN else 1.0
+
+
+def test_a_map_that_ranks_the_decisive_pixels_first_has_a_ratio_of_zero():
+    """On a network whose answer hangs on 10 % of the pixels, all of which the map ranks above the others."""
+    intact, top, random = classify_erased([2.0] * SIDE, 200)
+    assert intact.all() and intact.shape == (200,) and top.shape == random.shape == (200, 5)
+    assert not top.any()
+    records = eval_pixel_perturb.summarise(top, random, seed=0)
+    assert [record['R'] for record in records] == [0.0] * 5
+    assert [(record['R_low'], record['R_high']) for record in records] == [(0.0, 0.0)] * 5
+
+
+def test_a_map_that_ranks_the_decisive_pixels_last_has_a_known_ratio():
+    """After 90 % are erased they alone are left, and the answer is right; at random it is as often as combinatorics say."""
+    count = 400
+    _, top, random = classify_erased([-1.0] * SIDE, count)
+    assert top.all()
+    records = eval_pixel_perturb.summarise(top, random, seed=0)
+    for record, ratio in zip(records, metrics.ERASE_RATIOS, strict=True):
+        expected = survival(int(ratio * SIDE * SIDE))
+        spread = 4 * (expected * (1 - expected) * count) ** 0.5
+        assert abs(record['correct_random'] - count * expected) <= max(spread, 1)
+        assert record['correct_top'] == count and record['R'] == count / record['correct_random']
+    assert records[0]['R'] == records[1]['R'] == 1.0  # to lose all 10 at random is out of the question
+    assert records[4]['R'] > 1.3  # a third of the images loses them with 90 %
+
+
+def test_decisive_pixels_are_missed_until_their_place_in_the_order_is_reached():
+    """50 pixels rank above them: 50 % erase none of them, 70 % all."""
+    generator = torch.Generator().manual_seed(3)
+    maps = torch.rand(3, SIDE, SIDE, generator=generator)
+    maps[:, :5] += 2  # 50 pixels first
+    maps[:, 5] += 1   # then the decisive ones
+    images = torch.rand(3, 3, SIDE, SIDE, generator=generator) + 0.1
+    rank, _ = metrics.ranks(maps, generators(3))
+    left = [(metrics.erase(images, rank, ratio)[:, :, 5] != 0).sum((1, 2)).tolist() for ratio in metrics.ERASE_RATIOS]
+    assert left == [[30] * 3] * 3 + [[0] * 3] * 2  # ten pixels of three colours
+
+
+# --- intervals of a ratio --------------------------------------------------------------------------------------------
+
+
+def hits_and_base(rng, count, both=0.5, only_hits=0.1, only_base=0.25):
+    """(count,) bool each, of images that are correct after both erasures, after top-k alone, after random alone."""
+    kind = rng.choice(4, size=count, p=[both, only_hits, only_base, 1 - both - only_hits - only_base])
+    return np.isin(kind, (0, 1)), np.isin(kind, (0, 2))
+
+
+def naive_ratios(hits, base, seed, draws):
+    """The ratios of data sets whose images are drawn again one by one."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(hits), size=(draws, len(hits)))
+    above, below = hits[drawn].sum(1), base[drawn].sum(1)
+    return above[below > 0] / below[below > 0]
+
+
+@pytest.mark.parametrize('count', [12, 300])
+def test_the_interval_is_that_of_drawing_the_images_again_one_by_one(count):
+    hits, base = hits_and_base(np.random.default_rng(0), count)
+    naive = naive_ratios(hits, base, seed=1, draws=20000)
+    for level in (0.5, 0.9, 0.95):
+        low, high = metrics.bootstrap_ratio(hits, base, seed=2, draws=20000, level=level)
+        # in units of probability: what share of the naive draws lies below, or at, each end
+        for end, share in ((low, (1 - level) / 2), (high, (1 + level) / 2)):
+            slack = 4 * (2 * share * (1 - share) / 20000) ** 0.5  # both are drawn
+            assert (naive < end - 1e-12).mean() <= share + slack and (naive <= end + 1e-12).mean() >= share - slack
+
+
+def test_images_are_counted_as_pairs_and_not_one_side_alone():
+    """Where the two answers always agree the ratio is 1 in every draw; where they are independent it spreads."""
     rng = np.random.default_rng(0)
-    widths = []
-    for count in (100, 10000):
-        base, hits = rng.random(count) < 0.8, rng.random(count) < 0.4
-        low, high = metrics.bootstrap_ratio(hits, base, seed=1, draws=400)
-        assert low < hits.sum() / base.sum() < high
-        widths.append(high - low)
-    assert widths[1] < widths[0] / 5
-    few = np.arange(10) == 0  # most draws of a base of one image in ten have something to divide by, some not
+    base = rng.random(200) < 0.5
+    assert metrics.bootstrap_ratio(base, base, seed=0) == (1, 1)
+    low, high = metrics.bootstrap_ratio(rng.permutation(base), base, seed=0)
+    assert low < 0.9 and high > 1.1
+    assert metrics.bootstrap_ratio(np.zeros(200, bool), base, seed=0) == (0, 0)
+
+
+def test_draws_without_a_base_are_left_out():
+    few = np.arange(10) == 0  # one image in ten: a third of the draws has none to divide by
     assert metrics.bootstrap_ratio(few, few, seed=0) == (1, 1)
-    again = [metrics.bootstrap_ratio(hits, base, seed=1, draws=50) for _ in range(2)]
-    assert again[0] == again[1]
+    assert metrics.bootstrap_ratio(np.ones(10, bool), few, seed=0, draws=500)[0] > 1  # 10 over the number drawn, 1 to 5
+    assert np.isfinite(metrics.bootstrap_ratio(np.ones(10, bool), few, seed=0, draws=500)).all()
+
+
+@pytest.mark.parametrize('level', [0.5, 0.9])
+def test_intervals_cover_the_true_ratio_as_often_as_their_level_says(level):
+    """Over data sets drawn from a population whose ratio is known."""
+    rng, trials = np.random.default_rng(5), 800
+    truth = (0.5 + 0.1) / (0.5 + 0.25)
+    covered = 0
+    for trial in range(trials):
+        low, high = metrics.bootstrap_ratio(*hits_and_base(rng, 400), seed=trial, draws=500, level=level)
+        covered += low <= truth <= high
+    # four standard errors, and the percent or two that a bootstrap of 400 images and 500 draws is off
+    assert covered / trials == pytest.approx(level, abs=4 * (level * (1 - level) / trials) ** 0.5 + 0.015)
+
+
+@pytest.mark.parametrize('level, deviations', [(0.5, 0.6745), (0.8, 1.2816), (0.95, 1.9600)])
+def test_the_intervals_width_is_the_delta_methods(level, deviations):
+    """The variance of a ratio of means A / B is that of (a - R b) / B, over N."""
+    for count in (1000, 16000):
+        hits, base = hits_and_base(np.random.default_rng(3), count)
+        ratio = hits.sum() / base.sum()
+        error = (hits - ratio * base).std() / base.mean() / count ** 0.5
+        low, high = metrics.bootstrap_ratio(hits, base, seed=1, draws=20000, level=level)
+        assert low < ratio < high
+        assert high - low == pytest.approx(2 * deviations * error, rel=0.05)
+        assert (low + high) / 2 == pytest.approx(ratio, abs=0.1 * error)
+
+
+def test_the_intervals_memory_does_not_grow_with_the_images():
+    """Weights for each image in each draw would be 0.8 GB."""
+    hits, base = hits_and_base(np.random.default_rng(0), 50_000)
+    tracemalloc.start()
+    try:
+        low, high = metrics.bootstrap_ratio(hits, base, seed=0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4e6
+    assert low < hits.sum() / base.sum() < high < low + 0.02
+
+
+def test_the_interval_is_the_seeds():
+    hits, base = hits_and_base(np.random.default_rng(0), 200)
+    first, again, other = (metrics.bootstrap_ratio(hits, base, seed=seed, draws=50) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+# --- cue localization, from maps to metric ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('threshold_type', metrics.THRESHOLD_TYPES)
+@pytest.mark.parametrize('norm_type', metrics.NORM_TYPES)
+@pytest.mark.parametrize('kind', ['logit', 'joint'])
+def test_cue_localization_from_maps_to_metric_is_the_published_one(kind, norm_type, threshold_type):
+    """The signed difference is resized, then made absolute, then normalised."""
+    reference = golden('cue_end_to_end')
+    shape = tuple(reference['masks_shape'])
+    truth = np.unpackbits(reference['masks_packed'].reshape(-1))[:np.prod(shape)].reshape(shape).astype(bool)
+    truth = torch.from_numpy(truth).flatten(1)
+    differences = torch.from_numpy(reference[f'{kind}_A'] - reference[f'{kind}_B'])
+    edges = metrics.bin_edges(threshold_type)
+    pairs = torch.from_numpy(reference['pair_of_image']).long()
+
+    def running_pxap(scores):
+        bins = metrics.bin_scores(scores, edges).flatten(1)
+        counts = metrics.count_scores(bins, truth, len(edges) + 1, pairs, 3)
+        return metrics.pixel_average_precision(np.cumsum(counts, axis=0), underflow=False)
+    published = reference[f'pxap_{kind}_{norm_type}_{threshold_type}']
+    ours = running_pxap(eval_cue_location.cue_scores(differences, shape[1:], norm_type))
+    # a score that float32's rounding carries across an edge counts for 1e-6
+    np.testing.assert_allclose(ours, published, rtol=0, atol=1e-5)
+    # the oracle sees the order: made absolute first, the ridges where A - B changes its sign are washed out
+    other = metrics.normalise(metrics.resize(differences.abs(), shape[1:]), norm_type)
+    assert np.abs(running_pxap(other) - published).max() > 1e-4

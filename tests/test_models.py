@@ -1,21 +1,26 @@
 """wsol's networks: published names, groups and map sizes; weights complete; torchvision mended where needed."""
 import json
+import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, shared
+from conftest import GOLDEN, ROOT
+from torch import nn
 
 import config
-from util import UserError, load_weights
-from wsol import ARCHITECTURE_NAMES, ARCHITECTURES, METHODS, build_model, parameter_groups
+from util import UserError
+from weights import Checkpoint, load_weights
+from wsol import ARCHITECTURE_NAMES, ARCHITECTURES, HEADS, build_model, parameter_groups
 from wsol._torchvision import torchvision
 from wsol.attribution import attribution_maps
+from wsol.networks import check_image_size
 
 
 def published_names():
-    return json.loads(shared('golden', 'resnet50_names.json').read_text())
+    return json.loads((GOLDEN / 'resnet50_names.json').read_text())
 
 
 @pytest.mark.parametrize('method', ['CALM_EM', 'CALM_ML'])
@@ -55,7 +60,7 @@ def test_maps_of_a_224_pixel_image_are_14_or_28_wide(architecture, large, side):
     assert features.shape == (2, model.conv_last.in_channels, side, side)
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', HEADS)
 @pytest.mark.parametrize('architecture', ['resnet18', 'resnet50', 'vgg16', 'inception_v3'])
 def test_every_head_on_every_network(architecture, method):
     model = build_model(architecture, method, 7).eval()
@@ -159,6 +164,122 @@ def test_random_initialisation_is_xavier_with_zero_biases():
     assert not model.conv_last.bias.any() and not model.attention[0].bias.any()
 
 
+# --- the size of the images ------------------------------------------------------------------------------------
+
+
+def real_grid(model, size):
+    """The (h,w) of the map of a real image of this size; None where the network fails on it."""
+    try:
+        with torch.no_grad():
+            return tuple(model.eval().extract_features(torch.zeros(1, 3, size, size)).shape[2:])
+    except RuntimeError:
+        return None
+
+
+@pytest.mark.parametrize('architecture, sizes', [
+    ('resnet18', (64, 33, 16, 8, 1)), ('vgg16', (64, 31, 17, 8)), ('inception_v3', (64, 35, 20, 8)),
+    ('swin_t', (64, 33, 32, 2)), ('convnext_tiny', (64, 32, 20)), ('alexnet', (96, 64, 32))])
+def test_an_image_size_is_refused_where_the_network_fails_or_leaves_one_cell(architecture, sizes):
+    """And only there: a real forward is the judge."""
+    model, judged = build_model(architecture, 'CALM_EM', 3), set()
+    for size in sizes:
+        grid = real_grid(model, size)
+        suits = grid is not None and grid[0] * grid[1] > 1
+        judged.add(suits)
+        if suits:
+            check_image_size(model, size)
+        else:
+            with pytest.raises(UserError, match=f'--crop_size={size} '):
+                check_image_size(model, size)
+    assert judged == {True, False}
+
+
+def test_networks_that_take_one_size_alone_are_told_so():
+    with torch.device('meta'):  # by hand: to trace it takes ten seconds
+        network, stages = torchvision.models.maxvit_t(), nn.Sequential()
+        stages.add_module('stem', network.stem)
+        stages.add_module('blocks', nn.Sequential(*network.blocks))
+        model = HEADS['CAM'](stages, 512, 3)
+    check_image_size(model, 224)
+    with pytest.raises(UserError, match='--crop_size=96 does not suit this network'):
+        check_image_size(model, 96)
+
+
+@pytest.mark.parametrize('architecture, size', [('vgg16', 8), ('resnet18', 8), ('inception_v3', 8)])
+def test_a_wrong_size_is_told_in_one_line_and_torch_logs_nothing(architecture, size):
+    records, logger = [], logging.getLogger('torch._subclasses.fake_tensor')
+
+    class Keep(logging.Handler):
+        def emit(self, record):
+            records.append(record.getMessage().splitlines()[0])
+    handler = Keep()
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(UserError) as error:
+            check_image_size(build_model(architecture, 'CAM', 3), size)
+    finally:
+        logger.removeHandler(handler)
+    assert '\n' not in str(error.value)
+    assert not records  # which would come out on the screen, with a traceback, above the line of the error
+
+
+class Failing(nn.Module):
+    """A layer that computes shapes, but whose kernel fails."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def forward(self, images):
+        if not (isinstance(images, torch._subclasses.FakeTensor) or images.is_meta):
+            raise self.error
+        return images
+
+
+@pytest.mark.parametrize('error', [torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB'),
+                                   RuntimeError('CUDA error: no kernel image is available for execution on the device')])
+def test_memory_and_device_are_no_matter_of_the_size(error):
+    """What fails in computing is not blamed on --crop_size: it is seen where it happens, in its own words."""
+    model = build_model('resnet18', 'CAM', 3, last_stage='layer1')
+    model.layer1.append(Failing(error))
+    check_image_size(model, 64)
+    with pytest.raises(type(error), match='CUDA'):
+        model(torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize('size', [64, 8])
+@pytest.mark.parametrize('training', [True, False])
+def test_checking_a_size_leaves_the_network_alone(size, training):
+    model = build_model('resnet18', 'CALM_EM', 3).train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    parameters = dict(model.named_parameters())
+    torch.manual_seed(3)
+    draw = torch.rand(4)
+    torch.manual_seed(3)
+    try:
+        check_image_size(model, size)
+    except UserError:
+        assert size == 8
+    assert {module.training for module in model.modules()} == {training}
+    for name, parameter in model.named_parameters():
+        assert parameter is parameters[name] and parameter.grad is None and parameter.requires_grad
+        assert type(parameter) is nn.Parameter and type(parameter.data) is torch.Tensor
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.rand(4), draw)  # nothing was drawn
+    model.eval()(torch.zeros(1, 3, 64, 64))  # and the network still computes
+
+
+def test_checking_a_size_gives_back_the_mode_of_every_module():
+    model = build_model('resnet18', 'CALM_EM', 3, last_stage='layer1').train()
+    model.bn1.eval()  # frozen
+    before = {name: module.training for name, module in model.named_modules()}
+    check_image_size(model, 64)
+    assert {name: module.training for name, module in model.named_modules()} == before
+
+
+# --- weights -------------------------------------------------------------------------------------------------------
+
+
 def put_imagenet_file(name, hub):
     """Random weights where torchvision keeps a download, under the real names. Returns them."""
     weights = torchvision.models.get_model_weights(name)['IMAGENET1K_V1']
@@ -204,18 +325,23 @@ def test_imagenet_weights_out_of_reach_are_one_clear_error(tmp_path, monkeypatch
         build_model('resnet18', 'CAM', 7, pretrained=True)
 
 
+def checkpoint(content):
+    """A checkpoint that says this of itself."""
+    return Checkpoint(Path('here'), content)
+
+
 def test_weights_load_with_and_without_the_module_prefix_and_never_in_part():
     source, target = (build_model('resnet18', 'CALM_EM', 7, last_stage='layer1') for _ in range(2))
     state = source.state_dict()
     for prefix in ('', 'module.'):
-        load_weights(target, {'state_dict': {prefix + name: value for name, value in state.items()}}, 'here')
+        load_weights(target, checkpoint({'state_dict': {prefix + name: value for name, value in state.items()}}))
         assert all(torch.equal(value, state[name]) for name, value in target.state_dict().items())
     before = {name: value.clone() for name, value in target.state_dict().items()}
     wrong = {name: value + 1 for name, value in state.items() if name != 'bn1.weight'} | {'surplus': torch.zeros(1)}
     wrong['conv_last.weight'] = torch.zeros(9, 64, 1, 1)
     with pytest.raises(UserError) as error:
-        load_weights(target, {'state_dict': wrong}, 'this file')
-    for word in ('this file', 'bn1.weight is missing', 'surplus', '(9, 64, 1, 1)', '(7, 64, 1, 1)'):
+        load_weights(target, checkpoint({'state_dict': wrong}))
+    for word in ('here', 'bn1.weight is missing', 'surplus', '(9, 64, 1, 1)', '(7, 64, 1, 1)'):
         assert word in str(error.value)
     assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
 
@@ -224,7 +350,7 @@ def test_fine_tuning_loads_all_but_the_classifier():
     source = build_model('resnet18', 'CALM_EM', 9, last_stage='layer1')
     target = build_model('resnet18', 'CALM_EM', 7, last_stage='layer1')
     own = target.conv_last.weight.clone()
-    load_weights(target, {'state_dict': source.state_dict()}, 'here', but_classifier=True)
+    load_weights(target, checkpoint({'state_dict': source.state_dict()}), but_classifier=True)
     assert torch.equal(target.conv_last.weight, own)
     assert torch.equal(target.attention[0].weight, source.attention[0].weight)
 
@@ -232,16 +358,23 @@ def test_fine_tuning_loads_all_but_the_classifier():
 def test_fine_tuning_crosses_from_cam_to_calm_and_back():
     cam, calm = (build_model('resnet18', method, 7, last_stage='layer1') for method in ('CAM', 'CALM_EM'))
     own = calm.attention[0].weight.clone()
-    load_weights(calm, {'state_dict': cam.state_dict(), 'model': {}}, 'here', but_classifier=True)
+    ours = {'attribution_method': 'CAM'}  # what a checkpoint of our own says of its network
+    load_weights(calm, checkpoint({'state_dict': cam.state_dict(), 'model': ours}), but_classifier=True)
     assert torch.equal(calm.attention[0].weight, own) and torch.equal(calm.conv1.weight, cam.conv1.weight)
     calm.conv1.weight.data += 1
-    load_weights(cam, {'state_dict': calm.state_dict(), 'model': {}}, 'here', but_classifier=True)
+    ours = {'attribution_method': 'CALM_EM'}
+    load_weights(cam, checkpoint({'state_dict': calm.state_dict(), 'model': ours}), but_classifier=True)
     assert torch.equal(calm.conv1.weight, cam.conv1.weight)
 
 
-def test_published_cam_weights_load_though_they_carry_an_attention():
+def test_published_cam_weights_load_though_they_carry_an_attention(capsys):
     source = build_model('resnet18', 'CALM_EM', 7, last_stage='layer1')
-    load_weights(build_model('resnet18', 'CAM', 7, last_stage='layer1'), {'state_dict': source.state_dict()}, 'here')
+    target = build_model('resnet18', 'CAM', 7, last_stage='layer1')
+    load_weights(target, checkpoint({'state_dict': source.state_dict()}))
+    assert 'attention' in capsys.readouterr().err
+    assert torch.equal(target.conv_last.weight, source.conv_last.weight)
+    with pytest.raises(UserError, match='attention.0.weight is not part'):  # of our own checkpoints it is a mistake
+        load_weights(target, checkpoint({'state_dict': source.state_dict(), 'model': {'attribution_method': 'CALM_EM'}}))
 
 
 @pytest.mark.parametrize('broken', [True, False])
@@ -262,6 +395,6 @@ def test_torchvision_is_mended_only_where_its_operators_are_missing(tmp_path, br
 
 
 def test_registry_keys_are_the_command_lines_choices():
-    for flag, keys in (('architecture', ARCHITECTURE_NAMES), ('attribution_method', METHODS)):
+    for flag, keys in (('architecture', ARCHITECTURE_NAMES), ('attribution_method', HEADS)):
         for key in keys:
-            assert config.parse('', [f'--{flag}={key}'])[flag] == key
+            assert config.parse('main', argv=[f'--{flag}={key}'])[flag] == key

@@ -6,13 +6,10 @@ import torch
 from PIL import Image
 
 import config
-import util
-from checkpoints.loading import network_settings
-from checkpoints.published import DRIVE_IDS
+import weights
 from dataset.prepare import RECIPES
 from dataset.toybirds import class_colours
-from wsol import METHODS, build_model
-from wsol.attribution import PROCESSES, attribution_maps
+from wsol import HEADS, PROCESSES, attribution_maps, build_model
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
@@ -31,7 +28,7 @@ def test_every_process_has_a_row_and_every_row_is_a_process():
 def test_the_rows_name_the_heads_that_define_a_process():
     for cells, heads in re.findall(r'^\| (`.*?) \|.*\| (all|CALM) \|', section('Every attribution method'), re.M):
         for name in set(re.findall(r'`([^`]+)`', cells)) & set(PROCESSES):
-            assert issubclass(METHODS['CAM'], PROCESSES[name].head) == (heads == 'all'), name
+            assert issubclass(HEADS['CAM'], PROCESSES[name].head) == (heads == 'all'), name
 
 
 def test_the_cost_column(monkeypatch):
@@ -59,16 +56,20 @@ def test_the_cost_column(monkeypatch):
 
 
 def test_every_flag_exists():
-    known = {name for flags in config.FLAGS.values() for name, *_ in flags}
-    known |= {'archive', 'contrast', 'output', 'target', 'help'}  # of prepare.py and inference.py
-    named = set(re.findall(r'--(\w+)', README))
+    """A flag that the README names is one of the table or of prepare.py; a value that it gives is one that parses."""
+    named = dict(re.findall(r'--(\w+)(?:=([\w./-]+))?', README))
     assert len(named) > 20
-    assert named <= known, named - known
+    of_prepare = {'archive', 'help'}
+    for name in named.keys() - of_prepare:
+        assert name in config.ALL_FLAGS, name
+    for name, value in re.findall(r'`--(\w+)=([\w./-]+)`', README):
+        if name not in of_prepare:
+            config.ALL_FLAGS[name].parse(value)
 
 
 def test_every_data_set_and_published_weight_is_named():
     assert all(f'`{name}' in section('Data') for name in RECIPES)
-    assert all(f'`{name}`' in README for name in DRIVE_IDS)
+    assert all(f'`{name}`' in README for name in weights.PUBLISHED)
 
 
 def test_every_linked_file_is_there():
@@ -78,12 +79,19 @@ def test_every_linked_file_is_there():
 
 
 def test_commands_parse():
-    """The published commands and the short ones."""
+    """The published commands and the short ones: each parses, and states nothing that its script does not read."""
     text = README.replace('\\\n', ' ')
-    commands = re.findall(r'^    python (?:main|eval_\w+)\.py (.*)$', text, re.M)
-    assert len(commands) >= 7
-    for command in commands:
-        config.parse('', command.split())
+    commands = re.findall(r'^    python (main|eval_\w+|inference)\.py (.*)$', text, re.M)
+    assert {name for name, _ in commands} == set(config.SCRIPTS)
+    for script, command in commands:
+        words = command.split('#')[0].split()
+        given = config.make_parser(script, '')
+        if script == 'inference':
+            given.add_argument('images', nargs='+')
+        args = config.parse(script, argv=words, parser=given)
+        published = 'experiment_name/' in command
+        unread = [name for name in args.given if name != 'images' and script not in config.ALL_FLAGS[name].readers]
+        assert not unread or published and set(unread) <= {'use_load_checkpoint', 'norm_type'}, (script, unread)
 
 
 def test_the_python_block_runs(monkeypatch, tmp_path):
@@ -94,17 +102,14 @@ def test_the_python_block_runs(monkeypatch, tmp_path):
     assert photo.parent.name in dict(class_colours())
     photo.parent.mkdir(parents=True)
     Image.new('RGB', (80, 60), 'tan').save(photo)
-    folder = Path('save') / re.search(r'--load_checkpoint=([\w/]+)', block)[1]
-    args = config.parse('', ['--dataset=ToyBirds', '--crop_size=64', '--resize_size=72', '--architecture=resnet18',
-                             '--attribution_method=CALM_EM', '--last_stage=layer2'])
-    network = network_settings(args, 18)
+    folder = Path('save') / re.search(r"load_model\('([\w/]+)'\)", block)[1]
+    network = {'architecture': 'resnet18', 'attribution_method': 'CALM_EM', 'last_stage': 'layer2', 'num_classes': 18}
     torch.manual_seed(0)
-    util.save_checkpoint(folder / util.CHECKPOINT, model=network, args=dict(args),
-                         state_dict=build_model(**network).state_dict())
+    weights.save_checkpoint(folder / weights.FILE, model=network, state_dict=build_model(**network).state_dict())
     names = {}
     exec(block, names)
     probs = names['model'](names['images']).softmax(1)
-    assert names['joint'].shape == (1, 18, 8, 8)
+    assert names['joint'].shape == (1, 18, 14, 14)
     torch.testing.assert_close(names['joint'].sum((2, 3)), probs)
     best = names['best']
     torch.testing.assert_close(names['why'].sum((1, 2)), probs[0, best] - probs[0, (best + 1) % 18])

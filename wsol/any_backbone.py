@@ -6,9 +6,8 @@ what it computes up to its last map before pooling is kept, under torchvision's 
 import torch
 from torch import nn
 
-from util import UserError
-
 from ._torchvision import torchvision
+from .errors import UserError
 
 from torchvision.models.feature_extraction import (  # noqa: E402  isort: skip
     create_feature_extractor, get_graph_node_names)

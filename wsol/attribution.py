@@ -3,81 +3,84 @@
 Source: Kim et al., ICCV 2021, for CALM's maps; the published code for the names. Heads: CAM knows
 logits only; CALM also p(y,z|x) and its marginals. Letters: B images, K asked classes, C classes.
 """
+from functools import partial
+
 import torch
 
-from util import UserError
-
-from . import gradients, heads  # gradients registers its methods
-from .heads import CALM
+from . import gradients, heads, perturbation  # noqa: F401  the other methods register themselves
+from .errors import UserError
+from .heads import CALM, evaluating
 from .metrics import normalise
-from .query import PROCESSES, Query, Settings, check_process, process
+from .query import PROCESSES, Query, SamplingSettings, check_process, register
+
+activation_method = partial(register, one_forward=True)
 
 
-@process('vanilla')
+@activation_method('vanilla')
 def vanilla(query):
     """CAM: the class's logits (Zhou et al. 2016)."""
     return query.rows(query.activations.logits)
 
 
-@process('vanilla-saliency', per_class=False)
+@activation_method('vanilla-saliency', per_class=False)
 def vanilla_saliency(query):
     """The sum over all classes of their logits, each scaled to 0..1."""
     return normalise(query.activations.logits, 'minmax').sum(1)
 
 
-@process('vanilla-superclass')
+@activation_method('vanilla-superclass')
 def vanilla_superclass(query):
     """The sum over the class's superclass of the logits, each class's scaled to 0..1."""
     return query.superclass_sums(normalise(query.activations.logits, 'minmax'))
 
 
-@process('jointll', CALM)
+@activation_method('jointll', CALM)
 def jointll(query):
     """CALM: p(y=class, z|x); it sums to p(class|x)."""
     _, logits, prior = query.activations
     return heads.joint(query.rows(logits) - logits.logsumexp(1, keepdim=True), prior)
 
 
-@process('jointll-superclass', CALM)
+@activation_method('jointll-superclass', CALM)
 def jointll_superclass(query):
     """Aggregated CALM: p(y in the superclass, z|x); it sums to the superclass's probability."""
     _, logits, prior = query.activations
     return query.superclass_sums(heads.joint(logits.log_softmax(1), prior))
 
 
-@process('jointll-superclass-mean', CALM)
+@activation_method('jointll-superclass-mean', CALM)
 def jointll_superclass_mean(query):
     """The same, divided by the number of classes in the superclass."""
     return jointll_superclass(query) / query.superclass_sizes()
 
 
-@process('gtcond', CALM)
+@activation_method('gtcond', CALM)
 def gtcond(query):
     """The posterior p(z|x, y=class)."""
     return heads.posterior(jointll(query))
 
 
-@process('gtcond-superclass', CALM)
+@activation_method('gtcond-superclass', CALM)
 def gtcond_superclass(query):
     """The sum of the posteriors of the superclass's classes."""
     _, logits, prior = query.activations
     return query.superclass_sums(heads.posterior(heads.joint(logits.log_softmax(1), prior)))
 
 
-@process('gtcond-superclass-mean', CALM)
+@activation_method('gtcond-superclass-mean', CALM)
 def gtcond_superclass_mean(query):
     """The same, divided by the number of classes in the superclass."""
     return gtcond_superclass(query) / query.superclass_sizes()
 
 
-@process('saliency', CALM, per_class=False)
+@activation_method('saliency', CALM, per_class=False)
 def saliency(query):
     """The prior p(z|x): where the cue is, whatever the class."""
     return query.activations.prior
 
 
-@process('random', per_class=False)
-def random(query):
+@activation_method('random', per_class=False)
+def random_map(query):
     """Uniform noise on the grid: the control that shows what chance gives."""
     grid = query.activations.logits.shape[2:]
     maps = [torch.rand(grid, generator=torch.Generator().manual_seed(seed)) for seed in query.seeds.tolist()]
@@ -96,21 +99,23 @@ def _check_classes(name, chosen, labels, batch, num_classes):
                         f'{num_classes - 1}')
 
 
-def attribution_maps(model, images, labels=None, process='jointll', contrast=None, seeds=None, superclasses=None,
+def attribution_maps(model, images, labels=None, process=None, contrast=None, seeds=None, superclasses=None,
                      settings=None, activations=None):
     """Attribution maps of a batch, in the method's own units: nothing is normalised.
 
-    model: of build_model, in eval mode. images: (B,3,H,W), ImageNet-normalised. process: a key of
-    PROCESSES. labels: (B,) int64 -> maps (B,h,w); (B,K) -> (B,K,h,w); None: all classes, (B,C,h,w).
+    model: of build_model; it explains in eval mode and is left in the mode it came in. images: (B,3,H,W),
+    ImageNet-normalised. process: a key of PROCESSES; by default the head's own maps, logits for CAM and p(y,z|x) for
+    CALM. labels: (B,) int64 -> maps (B,h,w); (B,K) -> (B,K,h,w); None: all classes, (B,C,h,w).
     contrast: classes in the shape of labels; the result is signed, map(label) - map(contrast):
     why this class and not that one. For jointll it sums to p(label|x) - p(contrast|x).
     seeds: (B,) int64 for the methods that draw at random (default 0..B-1). superclasses: (C,C) bool, row
-    c the classes of c's superclass (wsol.superclasses). settings: of the gradient methods.
-    activations: model.activations(images) where the caller has them already, to save the forward.
-    Activation methods take one forward whatever the classes; gradient methods one backward per class and
+    c the classes of c's superclass (wsol.superclasses). settings: SamplingSettings of the gradient methods.
+    activations: model.activations(images), computed in eval mode, where the caller has them already, to save the
+    forward. Activation methods take one forward whatever the classes; gradient methods one backward per class and
     step, on maps of the image's size. Methods that are not per_class give one map, repeated.
     Raises UserError for a method that the head does not define, and for labels of another shape or range.
     """
+    process = process or model.own_maps
     check_process(process, type(model))
     if contrast is not None and labels is None:
         raise UserError('contrast= asks "why this class and not that one": say which one in labels=')
@@ -120,18 +125,14 @@ def attribution_maps(model, images, labels=None, process='jointll', contrast=Non
     seeds = torch.arange(len(images)) if seeds is None else seeds
     chosen = [chosen if chosen.ndim == 2 else chosen[:, None] for chosen in (labels, contrast) if chosen is not None]
     asked = torch.cat(chosen, 1).to(images.device) if chosen else None  # (B,K or 2K)
-    query = Query(model, images, asked, seeds, superclasses, settings or Settings())
+    query = Query(model, images, asked, seeds, superclasses, settings or SamplingSettings())
     if activations is not None:
         query.activations = activations
-    maps = PROCESSES[process].function(query)  # (B,K,h,w) or (B,h,w)
+    with evaluating(model):
+        maps = PROCESSES[process].compute(query)  # (B,K,h,w) or (B,h,w)
     if maps.ndim == 3:
         maps = maps[:, None].expand(-1, query.asked.shape[1], -1, -1)
     if contrast is not None:
         positive, negative = maps.chunk(2, dim=1)
         maps = positive - negative
     return maps[:, 0] if labels is not None and labels.ndim == 1 else maps
-
-
-# the methods of this file: read off one forward, whatever the classes
-ACTIVATION_METHODS = tuple(name for name, entry in PROCESSES.items() if entry.function.__module__ == __name__)
-__all__ = ['ACTIVATION_METHODS', 'PROCESSES', 'Settings', 'attribution_maps', 'check_process', 'gradients']

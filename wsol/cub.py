@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from util import UserError
+from .errors import UserError
 
 # CUB's part points in the order of parts.txt, ids 1..15
 POINT_NAMES = ('back', 'beak', 'belly', 'breast', 'crown', 'forehead', 'left eye', 'left leg', 'left wing',
@@ -103,8 +103,11 @@ class CueAnnotations:
         self.root = Path(root)
         names, values = self._attributes()
         self.pairs, self.num_classes = class_pairs(names, values), len(values)
-        self._row = {name: row for row, name in enumerate(_second_column(self.root / 'images.txt'))}
-        self._points = self._part_points(len(self._row))
+        images = read_by_id(self.root / 'images.txt')
+        self._row = {name: row for row, name in enumerate(images.values())}
+        if len(self._row) < len(images):
+            raise UserError(f'{self.root / "images.txt"} names an image twice, under different ids')
+        self._points = self._part_points(np.array(list(images)))
 
     def _attributes(self):
         file = 'attributes.txt'
@@ -113,7 +116,8 @@ class CueAnnotations:
         if found is None:
             raise UserError(f'no attributes.txt: looked for {", ".join(map(str, places))}. '
                             'It comes with CUB_200_2011.tgz; cue localization needs it.')
-        names = _second_column(found)
+        by_id = read_by_id(found)
+        names = [by_id[key] for key in sorted(by_id)]
         path = self.root / 'attributes' / 'class_attribute_labels_continuous.txt'
         values = _numbers(path)
         if values.ndim != 2 or values.shape[1] != len(names):
@@ -121,16 +125,24 @@ class CueAnnotations:
                             f'found the shape {values.shape}')
         return names, values
 
-    def _part_points(self, count):
+    def _part_points(self, image_ids):
+        """(N,15,3) of the images in the order of images.txt, whose ids are image_ids (N,)."""
         path = self.root / 'parts' / 'part_locs.txt'
         rows = _numbers(path)  # image id, part id, x, y, visible; ids from 1
         if rows.ndim != 2 or rows.shape[1] != 5:
             raise UserError(f'{path}: expected five numbers a line (image, part, x, y, visible), '
                             f'found the shape {rows.shape}')
-        image, part = rows[:, 0].astype(int) - 1, rows[:, 1].astype(int) - 1
-        if (image < 0).any() or (image >= count).any() or (part < 0).any() or (part >= len(POINT_NAMES)).any():
-            raise UserError(f'{path}: an image or part id is out of range: images 1..{count}, parts 1..15')
-        points = np.zeros((count, len(POINT_NAMES), 3))
+        order = image_ids.argsort()
+        image = order[np.searchsorted(image_ids, rows[:, 0], sorter=order).clip(max=len(image_ids) - 1)]
+        part = rows[:, 1].astype(int) - 1
+        _, first = np.unique(rows[:, :2], axis=0, return_index=True)
+        wrong = (image_ids[image] != rows[:, 0]) | (rows[:, 1] != part + 1) | (part < 0) | (part >= len(POINT_NAMES))
+        wrong |= ~np.isin(np.arange(len(rows)), first)  # a point of an image that stands there twice
+        if wrong.any():
+            row = wrong.argmax()
+            raise UserError(f'{path}, row {row + 1}: image {rows[row, 0]:g}, part {rows[row, 1]:g}; every point should '
+                            f'stand there once, for the images of images.txt and the parts 1 to {len(POINT_NAMES)}')
+        points = np.zeros((len(image_ids), len(POINT_NAMES), 3))
         points[image, part] = rows[:, 2:]
         return points
 
@@ -184,16 +196,30 @@ def _read_picture(path, read):
         raise UserError(f'{path}: {error}. Cue localization needs the photos and their segmentations.') from error
 
 
-def _second_column(path):
-    """`1 name` lines -> [name]."""
+def read_by_id(path, known=None):
+    """CUB's `id value` lines -> {id: value}, in the order of the file.
+
+    known: the ids there should be, as those of images.txt. Raises UserError with file and line for a line that has
+    another form, an id that is doubled or unknown, and for ids that are missing.
+    """
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'{path}: {getattr(error, "strerror", error)}. {LAYOUT}') from error
+    values = {}
     for number, line in enumerate(lines, 1):
-        if len(line.split(maxsplit=1)) != 2 or line.split()[0] != str(number):
-            raise UserError(f'{path}, line {number}: expected "{number} name", found "{line}"')
-    return [line.split(maxsplit=1)[1].strip() for line in lines]
+        key, _, value = line.strip().partition(' ')
+        if not key.isdecimal() or not value.strip():
+            raise UserError(f'{path}, line {number}: expected "id value", found "{line}"')
+        if int(key) in values or (known is not None and int(key) not in known):
+            problem = 'stands there twice' if int(key) in values else 'is not in images.txt'
+            raise UserError(f'{path}, line {number}: the id {int(key)} {problem}')
+        values[int(key)] = value.strip()
+    missing = sorted(set(known or ()) - values.keys())
+    if missing or not values:
+        raise UserError(f'{path} has no line with the id {missing[0]} ({len(missing)} such ids)' if missing
+                        else f'{path} is empty')
+    return values
 
 
 def _numbers(path):

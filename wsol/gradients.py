@@ -1,17 +1,13 @@
-"""Attribution by gradients and by perturbation: the published baselines, and the standard ones.
+"""Attribution by gradients: the published baselines, and the standard ones.
 
 Each explains a class score: CAM's logit, or log p(class|x) for CALM. Images (B,3,H,W) -> maps
 (B,K,H,W), or (B,K,h,w) for the methods on the last map. The caller's tensors and the parameters'
-.grad stay as they are. Cost per map is in PROCESSES' table of the README.
+.grad stay as they are.
 """
 import numpy as np
 import torch
 
-from .metrics import normalise, resize
-from .query import full_precision, process
-
-OCCLUSION_SIDE, OCCLUSION_STRIDE = 1 / 7, 1 / 14  # of the image's side
-MASKS_AT_A_TIME = 32  # masked images per forward, for Score-CAM and occlusion
+from .query import register
 
 # --- gradients by the input ---------------------------------------------------------------------
 
@@ -41,14 +37,14 @@ def _products(query, images):
     return gradients(query.model, images, query.asked, lambda gradient: (factor * gradient).sum(1))
 
 
-@process('backprop')
-@process('input_grad')
+@register('backprop')
+@register('input_grad')
 def backprop(query):
     """Vanilla gradient: max over colours of |d score / d pixel| (Simonyan et al. 2014)."""
     return _magnitudes(query, query.images)
 
 
-@process('integrated_grad')
+@register('integrated_grad')
 def integrated_grad(query):
     """As published: vanilla gradient maps at N+1 points from 0 to the image, their sum over N.
 
@@ -77,19 +73,19 @@ def _mean(maps, count):
     return sum(maps) / count
 
 
-@process('smooth_grad')
+@register('smooth_grad')
 def smooth_grad(query):
     """SmoothGrad: the mean over noisy copies (Smilkov et al. 2017)."""
     return _mean(_noisy_magnitudes(query), query.settings.smooth_grad_nr_iter)
 
 
-@process('smooth_grad_square')
+@register('smooth_grad_square')
 def smooth_grad_square(query):
     """SmoothGrad squared: the mean of the squares (Hooker et al. 2019)."""
     return _mean((maps.square() for maps in _noisy_magnitudes(query)), query.settings.smooth_grad_nr_iter)
 
 
-@process('var_grad')
+@register('var_grad')
 def var_grad(query):
     """VarGrad: the variance over noisy copies (Adebayo et al. 2018), by Welford's recurrence: never negative."""
     mean = squares = 0
@@ -100,13 +96,13 @@ def var_grad(query):
     return squares / query.settings.smooth_grad_nr_iter
 
 
-@process('input_x_gradient')
+@register('input_x_gradient')
 def input_x_gradient(query):
     """Image times gradient, summed over the colours; signed (Shrikumar et al. 2016)."""
     return _products(query, query.images)
 
 
-@process('integrated_gradients')
+@register('integrated_gradients')
 def integrated_gradients(query):
     """Integrated gradients from the zero image, summed over the colours; signed (Sundararajan et al. 2017).
 
@@ -128,14 +124,14 @@ def _last_map_maps(query, reduce):
     return gradients(score, features, query.asked, lambda gradient: reduce(features, gradient))
 
 
-@process('grad_cam')
+@register('grad_cam')
 def grad_cam(query):
     """Grad-CAM: relu(sum_d mean_z(dS/dA_d) A_d) (Selvaraju et al. 2017)."""
     return _last_map_maps(query, lambda features, gradient: (
         gradient.mean((2, 3), keepdim=True) * features).sum(1).relu())
 
 
-@process('grad_cam_pp')
+@register('grad_cam_pp')
 def grad_cam_pp(query):
     """Grad-CAM++: the weight of a channel is sum_z alpha relu(dS/dA) (Chattopadhyay et al. 2018, eq. 19)."""
     def reduce(features, gradient):
@@ -147,56 +143,7 @@ def grad_cam_pp(query):
     return _last_map_maps(query, reduce)
 
 
-@process('layer_cam')
+@register('layer_cam')
 def layer_cam(query):
     """LayerCAM: relu(sum_d relu(dS/dA) A) (Jiang et al. 2021)."""
     return _last_map_maps(query, lambda features, gradient: (gradient.relu() * features).sum(1).relu())
-
-
-# --- perturbation ----------------------------------------------------------------------------------
-
-def _scores_of_masked(query, masks):
-    """Class scores of one image under each mask. query: of one image; masks: (M,1,H,W) in 0..1. Returns (M,K)."""
-    with torch.no_grad():
-        chunks = [query.model(query.images * part) for part in masks.split(MASKS_AT_A_TIME)]
-    return torch.cat(chunks)[:, query.asked[0]]
-
-
-def _image_by_image(function):
-    """Make a method of one image (query, i) -> (K,h,w) a method of a batch: memory does not grow with it."""
-    def batch(query):
-        return torch.stack([function(query.one(index)) for index in range(len(query.images))])
-    batch.__doc__ = function.__doc__
-    return batch
-
-
-@process('score_cam')
-@_image_by_image
-def score_cam(query):
-    """Score-CAM: channels weighted by the softmax of the score of the image masked with them (Wang et al. 2020)."""
-    channels = query.activations.features[0]  # (D,h,w)
-    masks = normalise(resize(channels, query.images.shape[2:]), 'minmax')[:, None]
-    baseline = _scores_of_masked(query, torch.zeros_like(masks[:1]))  # (1,K)
-    weights = (_scores_of_masked(query, masks) - baseline).softmax(0)  # (D,K)
-    with full_precision(channels):
-        return torch.einsum('dk,dhw->khw', weights, channels).relu()
-
-
-@process('occlusion')
-@_image_by_image
-def occlusion(query):
-    """Occlusion: the score lost when a square a seventh of the side is set to zero, where it was (Zeiler and Fergus
-    2014), averaged over the squares that cover a pixel; signed."""
-    height, width = query.images.shape[2:]
-    side = [max(1, round(length * OCCLUSION_SIDE)) for length in (height, width)]
-    stride = [max(1, round(length * OCCLUSION_STRIDE)) for length in (height, width)]
-    # the last square is moved back to the border, so that every pixel is covered
-    tops, lefts = ([*range(0, length - span, step), length - span]
-                   for length, span, step in zip((height, width), side, stride, strict=True))
-    squares = torch.zeros(len(tops) * len(lefts), height, width, device=query.images.device)
-    for index, (top, left) in enumerate((top, left) for top in tops for left in lefts):
-        squares[index, top:top + side[0], left:left + side[1]] = 1
-    intact = _scores_of_masked(query, torch.ones_like(squares[:1, None]))
-    lost = intact - _scores_of_masked(query, 1 - squares[:, None])  # (M,K)
-    with full_precision(squares):
-        return torch.einsum('mk,mhw->khw', lost, squares) / squares.sum(0)

@@ -9,6 +9,7 @@ h x w grid is z. Everything CALM says is a marginal of one tensor,
 summed over z it is the prediction p(y|x), summed over y the prior p(z|x), divided by p(y|x)
 the posterior p(z|x,y). One letter per axis: B images, C classes, D features, h x w the grid.
 """
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -75,6 +76,28 @@ def calm_em_loss(log_row, prior):
 # --- the modules ---------------------------------------------------------------------------
 
 
+@contextmanager
+def evaluating(model):
+    """Put a model in eval mode, and every module of it back in its own mode afterwards."""
+    before = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+def pointwise(features, convolution):
+    """A 1x1 convolution, computed as a matrix product: (B,D,h,w) -> (B,C,h,w).
+
+    cuDNN rounds the inputs of a float32 convolution to TF32 on recent GPUs; torch's matrix products keep float32
+    unless the caller has asked otherwise. No copy is made of features in channels-last order.
+    """
+    weight = convolution.weight[:, :, 0, 0]  # (C,D)
+    return F.linear(features.movedim(1, -1), weight, convolution.bias).movedim(-1, 1)
+
+
 class Activations(NamedTuple):
     """What one forward leaves for predictions, losses and maps (in float32)."""
     features: torch.Tensor              # (B,D,h,w), the backbone's last map
@@ -88,6 +111,7 @@ class CAM(nn.Module):
     prior: CALM's alone. backbone: an nn.Sequential of named stages (wsol.resnet); its stages become this module's
     own children, so that state-dict names are the published ones (`layer1...`, `conv_last...`).
     """
+    own_maps = 'vanilla'  # the attribution method that the head stands for
 
     def __init__(self, backbone, num_features, num_classes, prior=None):
         super().__init__()
@@ -106,7 +130,7 @@ class CAM(nn.Module):
         """(B,D,h,w) -> Activations, in the weights' precision whatever autocast made of the backbone's."""
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(self.conv_last.weight.dtype)
-            return Activations(features, self.conv_last(features))
+            return Activations(features, pointwise(features, self.conv_last))
 
     def activations(self, images):
         """One forward: (B,3,H,W) -> Activations."""
@@ -132,6 +156,7 @@ class CALM(CAM):
     prior: 'relu' (released code: attention by ReLU, its sum detached) or 'softplus' (as the
     paper's text has it: softplus and L1 normalisation with its gradient).
     """
+    own_maps = 'jointll'
     criterion = None  # (log_row, prior) -> loss
 
     def __init__(self, backbone, num_features, num_classes, prior='relu'):
@@ -142,8 +167,9 @@ class CALM(CAM):
 
     def head(self, features):
         features, logits, _ = super().head(features)
+        convolution, activation = self.attention
         with torch.autocast(features.device.type, enabled=False):
-            attention = self.attention(features)[:, 0]  # (B,h,w)
+            attention = activation(pointwise(features, convolution))[:, 0]  # (B,h,w)
         # holding the sum constant is part of the published training; gradients that explain a trained network
         # (eval mode) are those of p(y|x) itself
         return Activations(features, logits, spatial_prior(attention, self.detach_normaliser and self.training))

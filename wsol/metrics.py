@@ -129,13 +129,14 @@ def erase(images, rank, ratio):
 def bootstrap_ratio(numerator, denominator, seed, draws=2000, level=0.95):
     """Interval of sum(numerator) / sum(denominator) over images drawn again with replacement.
 
-    numerator, denominator: (N,) of the same images, the second not all 0. Returns (low, high), the percentile
-    interval of the draws that have a ratio.
+    numerator, denominator: (N,) bool of the same images, the second not all False. Returns (low, high), the percentile
+    interval of the draws that have a ratio. An image is one of four kinds, so that N images drawn again are one draw
+    of a multinomial with four outcomes: memory does not grow with N.
     """
-    rng = np.random.default_rng(seed)
-    count = len(numerator)
-    weights = rng.multinomial(count, np.full(count, 1 / count), size=draws)  # (draws,N)
-    above, below = weights @ numerator.astype(float), weights @ denominator.astype(float)
+    kinds = np.bincount(2 * np.asarray(numerator, np.int64) + np.asarray(denominator, np.int64), minlength=4)
+    _, only_below, only_above, both = np.random.default_rng(seed).multinomial(
+        len(numerator), kinds / len(numerator), size=draws).T  # (draws,) each
+    above, below = only_above + both, only_below + both
     low, high = np.quantile(above[below > 0] / below[below > 0], [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

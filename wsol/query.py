@@ -1,4 +1,4 @@
-"""What an attribution method is, and what it is asked: the registry, and Query.
+"""What an attribution method is (PROCESSES, the registry) and what it is asked (Query).
 
 Letters: B images, K asked classes, C classes, h x w the grid.
 """
@@ -9,8 +9,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from util import UserError
-
+from .errors import UserError
 from .heads import CAM
 
 PROCESSES = {}
@@ -20,24 +19,25 @@ PROCESSES = {}
 class Process:
     """An attribution method: what computes it and which heads define it.
 
-    function(query) -> (B,K,h,w); where not per_class, (B,h,w), the same map for every class.
+    compute(query) -> (B,K,h,w); where not per_class, (B,h,w), the same map for every class.
     """
-    function: Callable
-    head: type = CAM  # CAM: every head has it; CALM: only those with a prior
+    compute: Callable
+    head: type = CAM           # CAM: every head has it; CALM: only those with a prior
     per_class: bool = True
+    one_forward: bool = False  # read off one forward, whatever the classes: no gradient, no second forward
 
 
-def process(name, head=CAM, per_class=True):
-    """Register a function as the attribution method `name`."""
-    def register(function):
-        PROCESSES[name] = Process(function, head, per_class)
-        return function
-    return register
+def register(name, head=CAM, per_class=True, one_forward=False):
+    """Make a function the attribution method `name`."""
+    def enter(compute):
+        PROCESSES[name] = Process(compute, head, per_class, one_forward)
+        return compute
+    return enter
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the gradient methods can be told; defaults as published."""
+class SamplingSettings:
+    """How many samples the gradient methods draw, and how far apart; defaults as published."""
     smooth_grad_nr_iter: int = 50       # noisy copies
     smooth_grad_sigma: float = 4.0      # the noise's deviation is the image's range divided by this
     integrated_grad_nr_iter: int = 50   # points on the path
@@ -51,7 +51,7 @@ class Query:
     classes: torch.Tensor | None            # (B,K) int64; None: all
     seeds: torch.Tensor                     # (B,) int64, one per image, for methods that draw at random
     superclasses: torch.Tensor | None       # (C,C) bool: row c holds the classes of c's superclass
-    settings: Settings
+    settings: SamplingSettings
 
     @cached_property
     def activations(self):
@@ -67,7 +67,7 @@ class Query:
         count = self.model.conv_last.out_channels
         return torch.arange(count, device=self.images.device).expand(len(self.images), -1)
 
-    def one(self, index):
+    def single(self, index):
         """The same question about one image."""
         return replace(self, images=self.images[index:index + 1], classes=self.asked[index:index + 1],
                        seeds=self.seeds[index:index + 1])
@@ -96,10 +96,10 @@ def full_precision(tensor):
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def check_process(name, method):
-    """Raise UserError unless `name` is defined for a head. method: the head's class (METHODS)."""
+def check_process(name, head):
+    """Raise UserError unless the attribution method `name` is defined for a head (a class, of HEADS)."""
     if name not in PROCESSES:
         raise UserError(f'no attribution method "{name}"; there are {", ".join(PROCESSES)}')
-    if not issubclass(method, PROCESSES[name].head):
-        defined = ', '.join(key for key, value in PROCESSES.items() if issubclass(method, value.head))
-        raise UserError(f'{method.__name__} does not define {name}, which needs p(z|x); it defines {defined}')
+    if not issubclass(head, PROCESSES[name].head):
+        defined = ', '.join(key for key, value in PROCESSES.items() if issubclass(head, value.head))
+        raise UserError(f'{head.__name__} does not define {name}, which needs p(z|x); it defines {defined}')

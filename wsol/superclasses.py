@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 
 import torch
-import yaml
 
-from util import UserError
+from .errors import UserError
 
 
 def membership(groups, num_classes):
@@ -18,24 +17,6 @@ def membership(groups, num_classes):
     for label, group in groups.items():
         members[label, list(group)] = True
     return members
-
-
-def read_superclass_file(path, num_classes):
-    """A YAML file of `label: [labels]`, numbers from 0; labels left out stay alone. Returns (C,C) bool."""
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f'{path} cannot be read as YAML: {" ".join(str(error).split())[:200]}') from error
-    if not isinstance(content, dict):
-        raise UserError(f'{path}: expected lines "label: [labels]", found a {type(content).__name__}')
-    for label, group in content.items():
-        group = group if isinstance(group, list) else [group]
-        # `type is`: True is an int too
-        wrong = [value for value in (label, *group) if type(value) is not int or not 0 <= value < num_classes]
-        if wrong:
-            raise UserError(f'{path}, entry {label}: {wrong[0]!r} is not a class, they are 0 to {num_classes - 1}')
-        content[label] = group
-    return membership(content, num_classes)
 
 
 def by_prefix(class_names):

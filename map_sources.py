@@ -1,0 +1,161 @@
+"""Where attribution maps come from: a network, a folder of maps made elsewhere, the object's segmentation as a control.
+
+All are asked in one way, source(images, indices, classes), and answer with a MapBatch: the maps of those classes, and
+the class probabilities where a network is at hand, from the same forward. A map with a value that is no number is
+refused, whichever source it comes from.
+"""
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import util
+from util import UserError
+from wsol.attribution import attribution_maps
+from wsol.query import PROCESSES
+
+
+class MapBatch(NamedTuple):
+    """The answer for a batch. Letters: B images, C classes of the network, K asked classes."""
+    probs: torch.Tensor | None  # (B,C), p(y|x); None where the source has no network
+    classes: torch.Tensor       # (B,K), the asked ones
+    maps: list                  # B maps (K,h,w), of any size; or one tensor (B,K,h,w)
+
+
+class MapSource:
+    """The base: what every source is told, and what it refuses.
+
+    images: the ImageDataset of the batches. model: the network that says the probabilities, None where there is none.
+    """
+    per_class = True  # whether the maps of two classes can differ
+
+    def __init__(self, images, model=None, precision='float32'):
+        self.images, self.model, self.precision = images, model, precision
+
+    def __call__(self, images, indices, classes):
+        """images (B,3,S,S) on the network's device; indices (B,) into the data set; classes (B,K), or a function of the
+        probabilities (B,C) that gives them. Returns a MapBatch. Raises UserError for a map that is not finite."""
+        with util.autocast(self.precision, images.device):
+            batch = self.compute(images, indices, classes)
+        for index, maps in zip(indices.tolist(), batch.maps, strict=True):
+            if not maps.isfinite().all():
+                raise UserError(f'the map of {self.images.image_id(index)} holds values that are infinite or no '
+                                'number; a network that has diverged gives such maps, or maps made elsewhere have them')
+        return batch
+
+    def compute(self, images, indices, classes):
+        raise TypeError(f'{type(self).__name__} has no maps')
+
+    def probabilities(self, activations):
+        """(B,C)."""
+        return self.model.class_scores(activations).softmax(1)
+
+
+class NetworkMaps(MapSource):
+    """A network's maps by an attribution method.
+
+    process: a key of PROCESSES. seed: of the methods that draw at random. options: superclasses and settings of
+    attribution_maps.
+    """
+
+    def __init__(self, images, model, process, precision='float32', seed=0, **options):
+        super().__init__(images, model, precision)
+        self.process, self.seed, self.options = process, seed, options
+        self.per_class = PROCESSES[process].per_class
+
+    def compute(self, images, indices, classes):
+        with torch.no_grad():
+            activations = self.model.activations(images)
+            probs = self.probabilities(activations)
+        classes = classes(probs) if callable(classes) else classes
+        maps = attribution_maps(self.model, images, classes, self.process, seeds=util.image_seeds(self.seed, indices),
+                                activations=activations, **self.options)
+        return MapBatch(probs, classes, maps)
+
+
+class ReadMaps(MapSource):
+    """Maps that are looked up by image and class; the probabilities are a network's, if there is one."""
+
+    def compute(self, images, indices, classes):
+        probs = None
+        if self.model is not None:
+            with torch.no_grad():
+                probs = self.probabilities(self.model.activations(images))
+        classes = classes(probs) if callable(classes) else classes
+        maps = [self.read(index, row, images.shape[-1]).to(images.device)
+                for index, row in zip(indices.tolist(), classes.tolist(), strict=True)]
+        return MapBatch(probs, classes, maps)
+
+    def read(self, index, classes, size):
+        """The maps (K,h,w) of an image and its asked classes."""
+        raise TypeError(f'{type(self).__name__} has no maps')
+
+
+class ObjectMasks(ReadMaps):
+    """The object's segmentation, whatever the class: what finding the whole object is worth."""
+    per_class = False
+
+    def __init__(self, images, annotations, model=None, precision='float32'):
+        super().__init__(images, model, precision)
+        self.annotations = annotations
+
+    def read(self, index, classes, size):
+        mask = torch.from_numpy(self.annotations.object_mask(self.images.image_id(index), size)).float()
+        return mask.expand(len(classes), -1, -1)
+
+
+class FolderMaps(ReadMaps):
+    """Maps made elsewhere, one .npy each: <root>/<split>/<image_id>.npy or <root>/<image_id>.npy; where an image is
+    asked for several classes, <root>/<split>/<label>/<image_id>.npy.
+
+    classes_of: a function (index) -> the classes whose maps will be asked, of layouts by class; None: a map per image.
+    All files are looked at, and none read, before the first image.
+    """
+
+    def __init__(self, root, split, images, classes_of=None, rows=None, model=None, precision='float32'):
+        super().__init__(images, model, precision)
+        self.root, self.split, self.by_class = Path(root), split, classes_of is not None
+        if not self.root.is_dir():
+            raise UserError(f'--scoremap_root={root}: no such folder')
+        rows = range(len(images)) if rows is None else rows
+        for index in util.progress(rows, 'looking at the score maps', 'image', leave=False):
+            shapes = {open_map(self.find(index, label), read=False).shape
+                      for label in (classes_of(index) if self.by_class else [None])}
+            if len(shapes) > 1:
+                raise UserError(f'the score maps of {images.image_id(index)} have different sizes for different '
+                                'classes')
+
+    def find(self, index, label):
+        """The file of an image's map. Raises UserError where there is none."""
+        name = f'{self.images.image_id(index)}.npy'
+        places = [self.root / self.split / name, self.root / name]
+        if self.by_class:
+            places = [self.root / self.split / str(label) / name]
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
+            raise UserError(f'no score map: looked for {", ".join(map(str, places))}')
+        return path
+
+    def read(self, index, classes, size):
+        maps = [open_map(self.find(index, label)) for label in classes]
+        return torch.from_numpy(np.stack(maps))
+
+
+def open_map(path, read=True):
+    """The map (h,w) in a .npy file, as float32. read=False: its header alone is read. Raises UserError."""
+    try:
+        if read:
+            with open(path, 'rb') as file:
+                values = np.lib.format.read_array(file, allow_pickle=False)
+        else:
+            values = np.lib.format.open_memmap(path, mode='r')
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise UserError(f'{path} is no score map: {error}') from error
+    if values.dtype.kind not in 'biuf' or values.ndim != 2 or not values.size:
+        raise UserError(f'{path} is no score map: it should be a two-dimensional array of real numbers, it is '
+                        f'{values.dtype} of shape {values.shape}')
+    if not read:
+        return values
+    with np.errstate(over='ignore'):
+        return values.astype(np.float32)

@@ -1,0 +1,159 @@
+"""Heads, losses, attribution methods and metrics mix no tensors of two devices: shown without an accelerator.
+
+torch's FakeTensorMode computes shapes, types and devices, but no values, and refuses an operation on tensors of two
+devices, as a real one would. The device that stands for the accelerator is "meta": a build of torch without CUDA can
+make fake CUDA tensors, but neither copy nor differentiate them. Three things need help:
+
+- "meta" has no autocast: here it does nothing, but notes for which device it was asked;
+- FakeTensorMode lets indices on the accelerator into a tensor on the CPU, which a real accelerator refuses;
+- what looks at values has none to look at: the seeds are real tensors, and attribution_maps' check of the labels'
+  values (tests/test_attribution.py tests it) is left out.
+"""
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from wsol import HEADS, attribution, build_model, metrics, superclasses
+from wsol.query import PROCESSES, SamplingSettings
+
+FAR, CPU = torch.device('meta'), torch.device('cpu')
+CLASSES = 5
+FEW = SamplingSettings(smooth_grad_nr_iter=2, integrated_grad_nr_iter=2)
+SEEDS = torch.arange(2)  # real: methods that draw at random read them
+MIXED = (FakeTensorDeviceMismatchError, RuntimeError)
+
+
+class StrictIndexing(TorchDispatchMode):
+    """Refuses what a real accelerator refuses, too: its own indices into a tensor on the CPU."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_):
+            for index in args[1]:
+                if index is not None and index.device not in (CPU, args[0].device):
+                    raise RuntimeError(f'indices on {index.device} into a tensor on {args[0].device}')
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def far_away(monkeypatch):
+    """A world in which tensors have a device and no values. Gives the devices for which autocast was asked."""
+    asked = []
+
+    def autocast(device_type, *_, **__):
+        asked.append(device_type)
+        return nullcontext()
+    monkeypatch.setattr(torch, 'autocast', autocast)
+    monkeypatch.setattr(attribution, '_check_classes', lambda *_: None)
+    with FakeTensorMode(allow_non_fake_inputs=True), StrictIndexing():
+        yield asked
+
+
+def send_away(model):
+    """Put a network's parameters and buffers on the accelerator."""
+    for module in model.modules():
+        for name, value in module._parameters.items():
+            if value is not None:
+                module._parameters[name] = nn.Parameter(torch.empty(value.shape, dtype=value.dtype, device=FAR))
+        for name, value in module._buffers.items():
+            if value is not None:
+                module._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device=FAR)
+    return model
+
+
+def small_network(method, prior='relu'):
+    stem = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6), nn.ReLU())
+    backbone = nn.Sequential()
+    backbone.add_module('stem', stem)
+    return send_away(HEADS[method](backbone, 6, CLASSES, prior))
+
+
+KINDS = [('CAM', 'relu'), ('CALM_EM', 'relu'), ('CALM_EM', 'softplus'), ('CALM_ML', 'relu'), ('CALM_ML', 'softplus')]
+QUESTIONS = [(method, process) for method in HEADS for process, entry in PROCESSES.items()
+             if issubclass(HEADS[method], entry.head)]
+
+
+@pytest.mark.parametrize('mix', [
+    lambda far, near: far + near, lambda far, near: torch.stack([far, near]),
+    lambda far, near: torch.einsum('ab,ac->bc', far, near), lambda far, near: torch.where(far > 0, far, near),
+    lambda far, near: far.gather(1, near.long()), lambda far, near: near.gather(1, far.long()),
+    lambda far, near: near[far.long()], lambda far, near: nn.functional.linear(near, far)])
+def test_the_oracle_refuses_what_an_accelerator_refuses(far_away, mix):
+    """And only that: numbers, tensors without dimensions and indices may come from the CPU."""
+    far, near = torch.zeros(2, 2, device=FAR), torch.zeros(2, 2)
+    with pytest.raises(MIXED):
+        mix(far, near)
+    assert mix(far, near.to(FAR)).device == FAR
+    assert (far + near.sum()).device == far[near.long()].device == FAR
+
+
+@pytest.mark.parametrize('method, prior', KINDS)
+@pytest.mark.parametrize('training', [True, False])
+def test_heads_and_losses(far_away, method, prior, training):
+    model = small_network(method, prior).train(training)
+    images, labels = torch.zeros(2, 3, 8, 8, device=FAR), torch.zeros(2, dtype=torch.int64, device=FAR)
+    found = [model(images), *(part for part in model.activations(images) if part is not None), *model.loss(images, labels)]
+    assert {tensor.device for tensor in found} == {FAR}
+    model.loss(images, labels)[0].backward()
+    assert {parameter.grad.device for parameter in model.parameters()} == {FAR}
+    assert set(far_away) == {FAR.type}
+    with pytest.raises(MIXED):  # what a caller mixes is seen
+        model(images.to(CPU))
+
+
+@pytest.mark.parametrize('method, process', QUESTIONS)
+def test_every_attribution_method(far_away, method, process):
+    """Labels and superclasses may come from the CPU, as data sets give them."""
+    model, images = small_network(method).eval(), torch.zeros(2, 3, 28, 28, device=FAR)
+    members = superclasses.membership({0: [0, 1], 3: [2, 3, 4]}, CLASSES)
+    one, several = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.int64)
+    for labels, contrast, where, shape in (
+            (None, None, CPU, (2, CLASSES)), (one, one, CPU, (2,)), (several, None, CPU, (2, 3)), (several, several, FAR, (2, 3))):
+        labels, contrast = (None if asked is None else asked.to(where) for asked in (labels, contrast))
+        maps = attribution.attribution_maps(model, images, labels, process, contrast, SEEDS, members.to(where), FEW)
+        assert maps.device == FAR and maps.shape[:-2] == shape
+    assert set(far_away) <= {FAR.type}
+
+
+@pytest.mark.parametrize('method, process', [question for question in QUESTIONS if PROCESSES[question[1]].one_forward])
+def test_activations_that_the_caller_has_already(far_away, method, process):
+    model, images = small_network(method).eval(), torch.zeros(2, 3, 28, 28, device=FAR)
+    maps = attribution.attribution_maps(model, images, torch.zeros(2, 3, dtype=torch.int64), process, seeds=SEEDS,
+                                        superclasses=torch.eye(CLASSES, dtype=torch.bool),
+                                        activations=model.activations(images))
+    assert maps.device == FAR and maps.shape[:2] == (2, 3)
+
+
+@pytest.fixture(params=['resnet18', 'vgg16', 'inception_v3', 'swin_t', 'convnext_tiny'])
+def backbone(request):
+    """A network, built on the CPU as usual."""
+    return build_model(request.param, 'CALM_EM', CLASSES).eval()
+
+
+def test_backbones_carry_no_tensor_of_the_cpu_along(backbone, far_away):
+    """A traced network could: what it makes while it is traced is made on the CPU."""
+    model, images = send_away(backbone), torch.zeros(1, 3, 64, 64, device=FAR)
+    assert model.extract_features(images).device == model(images).device == FAR
+
+
+@pytest.mark.parametrize('norm_type', metrics.NORM_TYPES)
+def test_maps_are_resized_and_normalised_where_they_are(far_away, norm_type):
+    maps = torch.zeros(2, 7, 7, device=FAR)
+    resized = metrics.resize(maps, (28, 28))
+    assert resized.device == metrics.normalise(resized, norm_type).device == FAR
+    bins = metrics.bin_scores(resized, metrics.bin_edges())  # said to be on the CPU
+    assert bins.device == CPU and bins.shape == (2, 28, 28)
+
+
+@pytest.mark.parametrize('ranked_on', [CPU, FAR])
+def test_images_are_erased_where_they_are(far_away, ranked_on):
+    images, maps = torch.zeros(2, 3, 8, 8, device=FAR), torch.zeros(2, 8, 8, device=FAR)
+    rank, random = metrics.ranks(maps, [torch.Generator().manual_seed(seed) for seed in range(2)])
+    assert rank.device == random.device == CPU
+    for order in (rank, random):
+        erased = metrics.erase(images, order.to(ranked_on), 0.3)
+        assert erased.device == FAR and erased.shape == images.shape

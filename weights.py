@@ -1,0 +1,237 @@
+"""Checkpoints: which one --load_checkpoint means, the network in it, and the authors' published weights by name.
+
+Source of the published weights: the links of the published README (Google Drive), ResNet-50 with 28x28 maps. A file is
+downloaded to checkpoints/ at first use, or put there by hand as checkpoints/<name>.pth.tar. Its size and SHA-256 are
+recorded in checkpoints/published.lock.json the first time it is seen, and checked ever after.
+
+    model, checkpoint = weights.load_model('CALM_EM-CUB')
+"""
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import util
+from data_loaders import ALIASES, DATASETS
+from dataset import download
+from util import UserError, warn
+from wsol import build_model
+
+FILE = 'last_checkpoint.pth.tar'
+PLACEHOLDER = 'checkpoint_name'  # as written in the published commands: the experiment's own
+FOLDER = Path('checkpoints')
+PUBLISHED = {
+    'CALM_EM-CUB': '1XfBEc1Lh24WqJZP1aLLrwGSlj_INMVef', 'CALM_EM-OpenImages': '11250uUiRNafuTbnx2h4kryiVI-7218mW',
+    'CALM_EM-ImageNet': '17451YI9KANnkmmn2ix0N-uHYZljsq4Lc', 'CALM_ML-CUB': '1JgupGC2EoIX8wqpYgKPS-3kSLF-29Z8g',
+    'CALM_ML-OpenImages': '1QHhiRjO_Oz_yIl64PJqMeCJzK1KUlffA', 'CALM_ML-ImageNet': '1w4L4_R9o_Sp-9_Mt5IdEJs5DZuqaCfyp',
+}
+# an accuracy stored as a numpy number, by numpy 1 or 2, is as harmless as a float; plain weights_only refuses it
+NUMPY_SCALARS = [(np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'), np._core.multiarray.scalar, np.dtype,
+                 *(type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8'))]
+
+
+# --- files ------------------------------------------------------------------------------------------
+
+
+def experiment_folder(save_root, name):
+    """The folder of an experiment. Raises UserError for a name that leads out of save_root."""
+    folder = Path(save_root) / name
+    if not folder.resolve().is_relative_to(Path(save_root).resolve()):
+        raise UserError(f'--experiment_name={name} leads out of --save_root={save_root}')
+    return folder
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file says of a network: its weights, and what is known of them."""
+    path: Path
+    content: dict           # as saved; of a published file: what is known of it, and its weights
+    name: str | None = None  # of a published weight
+
+    @property
+    def network(self):
+        """The arguments of build_model but for num_classes; {} where the file does not know them."""
+        return {key: value for key, value in self.content.get('model', {}).items() if key != 'num_classes'}
+
+    @property
+    def num_classes(self):
+        return self.content.get('model', {}).get('num_classes')
+
+    @property
+    def known(self):
+        """{flag: value} of its data."""
+        args = self.content.get('args', {})
+        return {key: args[key] for key in ('dataset', 'resize_size', 'crop_size') if key in args}
+
+    @property
+    def class_names(self):
+        return self.content.get('class_names')
+
+    @property
+    def epoch(self):
+        return self.content.get('epoch')
+
+    @cached_property
+    def weights(self):
+        """{name: tensor}, without the prefix that DataParallel leaves."""
+        state = self.content.get('state_dict', self.content)
+        return {name.removeprefix('module.'): value for name, value in state.items()}
+
+    @cached_property
+    def sha256(self):
+        """Of the weights, whatever file they are in."""
+        return weights_sha256(self.weights)
+
+    def build(self, network, num_classes, device):
+        """The network with these weights, in eval mode on the device. network: arguments of build_model."""
+        if self.num_classes not in (None, num_classes):
+            raise UserError(f'{self.path} tells {self.num_classes} classes apart, the data set has {num_classes}')
+        model = build_model(**network, num_classes=num_classes)
+        load_weights(model, self)
+        return model.to(device, memory_format=util.memory_format(device)).eval()
+
+
+def weights_sha256(state):
+    """The SHA-256 of a state dict: names, types, shapes and values in the order of the names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f'{name} {value.dtype} {tuple(value.shape)}\n'.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def find_checkpoint(name, save_root, own):
+    """The file that --load_checkpoint names: a file, a folder, an experiment, a published weight.
+
+    own: the folder of the experiment, whose own checkpoint is meant where name is None.
+    """
+    own = Path(own) / FILE
+    if name is None:
+        places = [own]
+    else:
+        places = [Path(name), Path(name) / FILE, Path(save_root) / name / FILE]
+        if Path(name).name == PLACEHOLDER:
+            places.append(own)
+    found = next((place for place in places if place.is_file()), None)
+    if found is None and published_name(name):
+        return fetch_published(published_name(name))
+    if found is None:
+        raise UserError(f'no checkpoint: looked for {", ".join(map(str, places))}. Train one with main.py '
+                        f'--experiment_name={own.parent.name}, or name one with --load_checkpoint: a file, a folder, '
+                        f'an experiment, or one of {", ".join(PUBLISHED)}')
+    return found
+
+
+def read_checkpoint(path):
+    """The Checkpoint in a file, tensors on the CPU. Nothing in the file is executed. Raises UserError."""
+    path = Path(path)
+    try:
+        with torch.serialization.safe_globals(NUMPY_SCALARS):
+            content = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # torch raises many kinds; all mean that this file is not one of ours
+        raise UserError(f'{path} cannot be read as a checkpoint ({type(error).__name__}): it is damaged, or no file of '
+                        'torch.save, or holds more than weights and plain values') from error
+    if not isinstance(content, dict):
+        raise UserError(f'{path} holds a {type(content).__name__}, not a checkpoint')
+    for key in ('state_dict', 'model', 'args', 'optimizer'):
+        if not isinstance(content.get(key, {}), dict):
+            raise UserError(f'{path} is no checkpoint: its {key} is a {type(content[key]).__name__}')
+    odd = [name for name in content.get('state_dict', content) if not isinstance(name, str)]
+    if odd:
+        raise UserError(f'{path} is no checkpoint: {odd[0]!r} is no name of a weight')
+    name = path.name.removesuffix('.pth.tar')
+    if name in PUBLISHED and path.resolve() == published_file(name).resolve():
+        return Checkpoint(path, _published_record(name) | content, name)
+    return Checkpoint(path, content)
+
+
+def save_checkpoint(path, **content):
+    """Write a checkpoint, whole or not at all."""
+    util.write_atomically(path, lambda file: torch.save(content, file))
+
+
+def load_weights(model, checkpoint, but_classifier=False):
+    """Put a checkpoint's weights into the model, all of them or none.
+
+    but_classifier: leave conv_last as it is (fine-tuning on another label set), and the attention where one of the two
+    is a CAM network.
+    """
+    weights, expected, source = checkpoint.weights, model.state_dict(), checkpoint.path
+
+    def has_attention(names):
+        return any(name.startswith('attention.') for name in names)
+
+    if not checkpoint.network and not has_attention(expected):
+        # the published CAM networks carry an attention layer that CAM never uses
+        if has_attention(weights):
+            warn(f'{source} has an attention layer, which CAM leaves out; if CALM trained it, say '
+                 '--attribution_method=CALM_EM or CALM_ML')
+        weights = {name: value for name, value in weights.items() if not name.startswith('attention.')}
+    if but_classifier:
+        kept = ('conv_last.',) if has_attention(weights) == has_attention(expected) else ('conv_last.', 'attention.')
+        weights = {name: value for name, value in weights.items() if not name.startswith(kept)}
+        weights.update({name: value for name, value in expected.items() if name.startswith(kept)})
+    problems = [f'{name} is missing' for name in expected if name not in weights]
+    problems += [f'{name} is not part of this network' for name in weights if name not in expected]
+    problems += [f'{name} is {tuple(weights[name].shape)}, the network has {tuple(value.shape)}'
+                 for name, value in expected.items()
+                 if name in weights and getattr(weights[name], 'shape', None) != value.shape]
+    if problems:
+        shown = '; '.join(problems[:4]) + (f'; and {len(problems) - 4} more' if len(problems) > 4 else '')
+        raise UserError(f'{source} does not fit the network: {shown}. Check --architecture, --attribution_method, '
+                        '--dataset and --use_bn; for another label set add --is_different_checkpoint.')
+    broken = [name for name, value in weights.items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(f'{source} holds a network that has diverged: {broken[0]} is not finite')
+    model.load_state_dict(weights)
+
+
+def load_model(name, device='cpu', save_root='save'):
+    """The network of a checkpoint that knows how it is built: of main.py, or published.
+
+    name: a file, a folder, an experiment below save_root, or a published weight. Returns (model in eval mode,
+    Checkpoint). Raises UserError.
+    """
+    checkpoint = read_checkpoint(find_checkpoint(name, save_root, save_root))
+    if not checkpoint.network:
+        raise UserError(f'{checkpoint.path} holds weights alone: build the network with wsol.build_model, then call '
+                        'weights.load_weights')
+    return checkpoint.build(checkpoint.network, checkpoint.num_classes, torch.device(device)), checkpoint
+
+
+# --- the published weights ----------------------------------------------------------------------------
+
+
+def published_name(name):
+    """CALM-EM-CUB, CALM_EM-ILSVRC, ... -> a key of PUBLISHED; None if it is no published name."""
+    name = str(name).rstrip('/').replace('CALM-', 'CALM_').replace('ILSVRC', 'ImageNet')
+    return name if name in PUBLISHED else None
+
+
+def published_file(name):
+    """Where the weights of a published name are, or will be."""
+    return FOLDER / f'{name}.pth.tar'
+
+
+def fetch_published(name):
+    """The path of a published name's weights, downloaded and checked. Raises UserError."""
+    path, lock = published_file(name), download.Lock(FOLDER / 'published.lock.json')
+    by_hand = f'https://drive.google.com/file/d/{PUBLISHED[name]}/view'
+    download.fetch(download.drive_url(PUBLISHED[name]), path, by_hand=by_hand, **lock.expected(name))
+    if name not in lock.entries():
+        read_checkpoint(path)  # what is no checkpoint is not recorded as the right one
+        lock.record(name, path)
+    return path
+
+
+def _published_record(name):
+    """What a checkpoint of ours says of itself, for a published file, which says nothing."""
+    method, dataset = name.split('-')
+    dataset = ALIASES.get(dataset, dataset)
+    return {'args': {'dataset': dataset, 'resize_size': 256, 'crop_size': 224},
+            'model': {'architecture': 'resnet50', 'attribution_method': method, 'large_feature_map': True,
+                      'use_bn': True, 'prior': 'relu', 'last_stage': 'layer4',
+                      'num_classes': DATASETS[dataset].num_classes}}

@@ -1,0 +1,156 @@
+"""Networks by name: a backbone with a head. ARCHITECTURES, HEADS, build_model.
+
+    model = build_model('resnet50', 'CALM_EM', num_classes=200, large_feature_map=True)
+"""
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pickle import UnpicklingError
+
+import torch
+from torch import nn
+
+from . import (
+    _torchvision,  # noqa: F401  first: it makes torchvision importable
+    any_backbone,
+    inception,
+    vgg,
+)
+from .errors import UserError
+from .heads import CALM, CALM_EM, CALM_ML, CAM, evaluating
+from .resnet import resnet
+from .shapes import shapes_only
+
+HEADS = {'CAM': CAM, 'CALM_EM': CALM_EM, 'CALM_ML': CALM_ML}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A backbone: how it is built, initialised and trained.
+
+    build(weights, **options) -> (nn.Sequential of named stages, number of features); options: those of
+    build_model's arguments that it takes. slow: parameters whose names contain one of these learn at
+    lr, all others at lr * ratio; backbone: the same when fine-tuning on another label set (published).
+    """
+    build: Callable
+    slow: tuple[str, ...]
+    backbone: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    initialise: Callable | None = nn.init.xavier_uniform_  # of convolutions; None: torchvision's own
+    added: tuple[str, ...] = ()  # stages that ImageNet weights do not cover
+
+
+_RESNET = {'slow': ('conv1', 'layer1', 'layer2', 'layer3'), 'options': ('large_feature_map', 'last_stage'),
+           'backbone': ('conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4')}
+_INCEPTION = ('Mixed', 'Conv2d_1', 'Conv2d_2', 'Conv2d_3', 'Conv2d_4')
+# The networks with the published strides: 14x14 or 28x28 maps of 224x224 images.
+ARCHITECTURES = {
+    'resnet50': Architecture(partial(resnet, 'resnet50'), **_RESNET),
+    'vgg16': Architecture(vgg.vgg16, slow=('features.',), backbone=('features.', *vgg.ADDED), added=vgg.ADDED,
+                          options=('large_feature_map', 'use_bn'),
+                          initialise=partial(nn.init.kaiming_normal_, mode='fan_out', nonlinearity='relu')),
+    'inception_v3': Architecture(inception.inception_v3, slow=_INCEPTION, backbone=_INCEPTION, added=inception.ADDED,
+                                 options=('large_feature_map', 'use_bn')),
+    **{name: Architecture(partial(resnet, name), **_RESNET)
+       for name in ('resnet18', 'resnet34', 'resnet101', 'resnet152')},
+}
+# Every other classifier of torchvision serves as it is, with the map size it has.
+ARCHITECTURE_NAMES = (*ARCHITECTURES, *(name for name in any_backbone.names() if name not in ARCHITECTURES))
+
+
+def find_architecture(name):
+    """The Architecture of one of ARCHITECTURE_NAMES. Raises UserError."""
+    if name not in ARCHITECTURE_NAMES:
+        raise UserError(f'no architecture "{name}"; there are {", ".join(ARCHITECTURE_NAMES)}')
+    generic = Architecture(partial(any_backbone.any_backbone, name), slow=('backbone.',), backbone=('backbone.',),
+                           initialise=None)
+    return ARCHITECTURES.get(name, generic)
+
+
+def find_head(name):
+    """The class of one of HEADS. Raises UserError."""
+    if name not in HEADS:
+        raise UserError(f'no method "{name}"; there are {", ".join(HEADS)}')
+    return HEADS[name]
+
+
+def options_taken(architecture, attribution_method):
+    """The arguments of build_model that change this network: a ResNet has no use for use_bn, CAM none for prior."""
+    prior = ('prior',) if issubclass(find_head(attribution_method), CALM) else ()
+    return (*find_architecture(architecture).options, *prior)
+
+
+def build_model(architecture, attribution_method, num_classes, pretrained=False, large_feature_map=False,
+                use_bn=False, prior='relu', last_stage='layer4'):
+    """The network of an attribution method on a backbone.
+
+    architecture: one of ARCHITECTURE_NAMES. attribution_method: a key of HEADS. pretrained: start
+    from torchvision's ImageNet weights (downloaded once, hash checked). large_feature_map: 28x28
+    instead of 14x14 maps of a 224x224 image. use_bn: VGG-16 with BatchNorm, and BatchNorm in the layers
+    added to VGG and Inception (a ResNet has it anyway). prior: 'relu' or 'softplus' (CALM only).
+    last_stage: end a ResNet at 'layer1', 'layer2' or 'layer3', for a smaller receptive field.
+    Returns an nn.Module: model(images (B,3,H,W)) -> class scores (B,C). Raises UserError.
+    """
+    recipe, head = find_architecture(architecture), find_head(attribution_method)
+    asked = {'large_feature_map': large_feature_map, 'last_stage': last_stage, 'use_bn': use_bn}
+    for name, usual in (('large_feature_map', False), ('last_stage', 'layer4')):
+        if name not in recipe.options and asked[name] != usual:
+            raise UserError(f'--architecture={architecture} does not take --{name}={asked[name]}')
+    options = {name: asked[name] for name in recipe.options}
+    try:
+        stages, num_features = recipe.build('IMAGENET1K_V1' if pretrained else None, **options)
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:  # urllib's errors are OSErrors
+        if not pretrained:
+            raise
+        raise UserError(f'the ImageNet weights of {architecture} could not be had ({_one_line(error)}); if a damaged '
+                        f'file is below {torch.hub.get_dir()}, remove it; or start from random weights with '
+                        '--pretrained=False') from error
+    model = head(stages, num_features, num_classes, prior)
+    _initialise(model, recipe, pretrained)
+    return model
+
+
+def _one_line(error):
+    return ' '.join(str(error).split())[:200]
+
+
+def check_image_size(model, size):
+    """Raise UserError unless the network takes images of size x size and leaves a map of them.
+
+    Shapes alone are computed, so that what fails is about the size, and not the memory or the device.
+    """
+    try:
+        with shapes_only(), evaluating(model):
+            device = next(model.parameters()).device
+            grid = model.extract_features(torch.zeros(1, 3, size, size, device=device)).shape[2:]
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(f'--crop_size={size} does not suit this network ({_one_line(error)})') from error
+    if grid.numel() < 2:
+        raise UserError(f'--crop_size={size} is too small for this network: its map has one cell')
+
+
+def _initialise(model, recipe, pretrained):
+    """Random weights for what ImageNet's do not cover: as published, biases 0."""
+    fresh = (*recipe.added, 'conv_last', 'attention')
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Conv2d):
+            continue
+        if name.startswith(fresh) or not (pretrained or recipe.initialise is None):
+            (recipe.initialise or nn.init.xavier_uniform_)(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def parameter_groups(model, architecture, lr, lr_classifier_ratio=10.0, is_different_checkpoint=False):
+    """The two parameter groups of the published optimiser: the backbone at lr, the rest faster.
+
+    By substring, as published: ResNet's layer4.*.conv1 is slow, the stem's bn1 is fast.
+    is_different_checkpoint: the whole backbone is slow. Returns a list of dicts for torch.optim.
+    """
+    recipe = find_architecture(architecture)
+    slow_names = recipe.backbone if is_different_checkpoint else recipe.slow
+    slow, fast = [], []
+    for name, parameter in model.named_parameters():
+        (slow if any(part in name for part in slow_names) else fast).append(parameter)
+    return [{'params': slow, 'lr': lr, 'initial_lr': lr},
+            {'params': fast, 'lr': lr * lr_classifier_ratio, 'initial_lr': lr * lr_classifier_ratio}]
