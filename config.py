@@ -10,7 +10,7 @@ from data_loaders import DATASETS, canonical_name
 from util import UserError
 from wsol import ARCHITECTURE_NAMES, ARCHITECTURES, HEADS, PROCESSES
 from wsol.metrics import NORM_TYPES, THRESHOLD_TYPES
-from wsol.networks import options_taken
+from wsol.networks import find_architecture, options_taken
 
 
 def boolean(text):
@@ -57,6 +57,25 @@ def percentages(text):
     if not values or not all(value.isdecimal() and 0 < int(value) <= 100 for value in values):
         raise argparse.ArgumentTypeError(f'"{text}" is not a list of percentages such as 30,50,70')
     return tuple(map(int, values))
+
+
+def architecture_name(text):
+    """A network of torchvision, or timm/NAME."""
+    if text.startswith('timm/'):
+        try:
+            find_architecture(text)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text
+    return choice(ARCHITECTURE_NAMES)(text)
+
+
+def boolean_or_file(text):
+    """True, False, or the path of a file."""
+    try:
+        return boolean(text)
+    except argparse.ArgumentTypeError:
+        return text
 
 
 def dataset_name(text):
@@ -133,8 +152,8 @@ FLAGS = {
              recorded=True),
     ),
     'network': (
-        _network('architecture', 'resnet50', choice(ARCHITECTURE_NAMES), f'{", ".join(ARCHITECTURES)}; or any '
-                 'torchvision classifier: convnext_tiny, mobilenet_v3_large, swin_t, ...'),
+        _network('architecture', 'resnet50', architecture_name, f'{", ".join(ARCHITECTURES)}; or any torchvision '
+                 'classifier: convnext_tiny, mobilenet_v3_large, swin_t, ...; or any of timm, written timm/NAME'),
         _network('attribution_method', 'CAM', choice(tuple(HEADS), METHOD_ALIASES), ', '.join(HEADS)),
         _network('prior', 'relu', choice(('relu', 'softplus')), "CALM's; relu: as released; softplus: with the "
                  'gradient of its sum'),
@@ -142,7 +161,8 @@ FLAGS = {
         _network('use_bn', False, boolean, "BatchNorm in VGG's and Inception's added layers"),
         _network('last_stage', 'layer4', choice(('layer1', 'layer2', 'layer3', 'layer4')),
                  'ResNet: stop here, for a smaller receptive field'),
-        Flag('pretrained', True, boolean, 'start from ImageNet weights of the backbone', MAIN),
+        Flag('pretrained', True, boolean_or_file, 'start from ImageNet weights of the backbone; False: from random '
+             'ones; a file: from the state dict in it, which fits but for the classifier', (*MAIN, *INFERENCE)),
         Flag('use_load_checkpoint', False, boolean, 'start from load_checkpoint', MAIN),
         Flag('load_checkpoint', None, str, 'a folder, a file, an experiment, or a published weight such as '
              "CALM_EM-CUB; by default the experiment's own (main.py: none)"),
@@ -219,8 +239,9 @@ class Parser(argparse.ArgumentParser):
 def _add(group, flag, text):
     names = ['--' + flag.name] + (['--dataset_name'] if flag.name == 'dataset' else [])
     options = {'type': flag.parse, 'metavar': 'VALUE'}
-    if flag.parse is boolean:
-        options |= {'nargs': '?', 'const': True, 'metavar': 'True|False'}  # --use_bn alone is True
+    if flag.parse in (boolean, boolean_or_file):
+        metavar = 'True|False' if flag.parse is boolean else 'True|False|FILE'
+        options |= {'nargs': '?', 'const': True, 'metavar': metavar}  # --use_bn alone is True
     elif flag.parse is percentages:
         options = {'nargs': '+', 'action': Joined, 'metavar': 'PERCENT'}  # 30 50 70 as well as 30,50,70
     elif flag.name == 'contrast':

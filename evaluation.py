@@ -40,9 +40,14 @@ class Evaluation:
     checkpoint: weights.Checkpoint | None
     model: nn.Module | None
 
+    def transform(self):
+        """PIL image -> (3,S,S), as the network takes it."""
+        normalisation = {'normalisation': self.checkpoint.normalisation} if self.checkpoint else {}
+        return eval_transform(self.args.crop_size, **normalisation)
+
     def open_split(self, split):
         """The ImageDataset of a split, as evaluations see it."""
-        images = self.data.open_split(split, eval_transform(self.args.crop_size))
+        images = self.data.open_split(split, self.transform())
         return images.without_broken(split) if self.args.skip_broken else images
 
     def loader(self, images):
@@ -123,13 +128,20 @@ def open_evaluation(args, script, needs_model=True, needs_data=True):
     device, checkpoint, model = util.pick_device(args.device), None, None
     if needs_model or args.scoremap_root is None or args.load_checkpoint is not None:
         own = weights.experiment_folder(args.save_root, args.experiment_name)
-        checkpoint = weights.read_checkpoint(weights.find_checkpoint(args.load_checkpoint, args.save_root, own))
+        as_it_is = script == 'inference' and args.load_checkpoint is None and 'architecture' in args.given and (
+            'experiment_name' not in args.given)
+        if as_it_is:
+            checkpoint = weights.TrainedClassifier.of(args.architecture, args.pretrained)
+        else:
+            path = weights.find_checkpoint(args.load_checkpoint, args.save_root, own)
+            checkpoint = weights.open_network(path, args.architecture)
         args = config.adopt(args, checkpoint.path, checkpoint.known, checkpoint.network)
     open_data = open_dataset if needs_data else find_dataset  # which paints nothing
     data = open_data(args.dataset, args.data_root, args.metadata_root, args.mask_root,
                      checkpoint and checkpoint.class_names)
     if checkpoint is not None:
-        model = checkpoint.build(config.network_settings(args), data.num_classes, device)
+        num_classes = data.num_classes if needs_data else checkpoint.num_classes or data.num_classes
+        model = checkpoint.build(config.network_settings(args), num_classes, device)
         check_image_size(model, args.crop_size)
     if script in config.MAPS:
         args = _with_defaults(args, model, script)

@@ -11,10 +11,10 @@ from PIL import Image, ImageOps
 
 from util import UserError, progress, usable_cores, warn
 from wsol._torchvision import torchvision  # noqa: F401  must precede its transforms
+from wsol.networks import IMAGENET
 
 from torchvision.transforms import v2  # isort: skip
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.ppm', '.pgm'}
 
 
@@ -88,22 +88,22 @@ def opening_images(paths, name):
 # --- transforms ---------------------------------------------------------------------------------------
 
 
-def train_transform(resize_size, crop_size):
-    """Published: resize to a square, random crop, horizontal flip, ImageNet's mean and deviation."""
+def train_transform(resize_size, crop_size, normalisation=IMAGENET):
+    """Published: resize to a square, random crop, horizontal flip; the network's mean and deviation."""
     return v2.Compose([v2.Resize((resize_size, resize_size)), v2.RandomCrop(crop_size), v2.RandomHorizontalFlip(),
-                       *_to_tensor()])
+                       *_to_tensor(normalisation)])
 
 
-def eval_transform(crop_size):
-    """Published: resize to a square of the crop's size."""
-    return v2.Compose([v2.Resize((crop_size, crop_size)), *_to_tensor()])
+def eval_transform(crop_size, normalisation=IMAGENET):
+    """Published: resize to a square of the crop's size. normalisation: the network's (mean, deviation)."""
+    return v2.Compose([v2.Resize((crop_size, crop_size)), *_to_tensor(normalisation)])
 
 
-def _to_tensor():
-    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+def _to_tensor(normalisation):
+    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*normalisation)]
 
 
-def to_picture(image):
+def to_picture(image, normalisation=IMAGENET):
     """A normalised image (3,S,S) -> (S,S,3) in 0..1, to be shown."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (torch.tensor(values)[:, None, None] for values in normalisation)
     return (image.cpu() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()

@@ -16,7 +16,7 @@ import config
 import evaluation
 import figures
 import util
-from image_files import SUFFIXES, eval_transform, open_upright, opening_images
+from image_files import SUFFIXES, open_upright, opening_images
 from util import UserError
 
 UNITS = {'vanilla': 'logit', 'jointll': 'p(class, z | x) per cell', 'saliency': 'p(z | x) per cell',
@@ -27,8 +27,8 @@ RUNNER_UP = 'runner-up'
 class OwnImages(Dataset):
     """The user's image files, upright, of any size and mode. Item -> (image (3,S,S), -1, index)."""
 
-    def __init__(self, paths, crop_size, class_names=()):
-        self.paths, self.transform, self.class_names = paths, eval_transform(crop_size), class_names
+    def __init__(self, paths, transform, class_names=()):
+        self.paths, self.transform, self.class_names = paths, transform, class_names
 
     def __len__(self):
         return len(self.paths)
@@ -180,7 +180,7 @@ def main():
     if target is not None and target == contrast:
         raise UserError(f'"why {args.target} and not {args.contrast}" is zero everywhere: they are one class')
     album = Album(args.output, run.args.score_map_process, class_names)
-    images = OwnImages(paths, run.args.crop_size, class_names)
+    images = OwnImages(paths, run.transform(), class_names)
     manifest = draw_all(run, images, names, album, class_chooser(target, contrast))
     for entry in manifest['images'][:20]:
         print(f'{entry["image"]}: {entry["class_name"]}, p = {entry["probability"]:.3f}, '

@@ -25,7 +25,7 @@ from dataset import open_dataset
 from image_files import eval_transform, train_transform
 from util import UserError
 from wsol import build_model, parameter_groups
-from wsol.networks import check_image_size
+from wsol.networks import check_image_size, normalisation
 
 
 def lr_factor(epoch, schedule, epochs, decay_frequency):
@@ -163,8 +163,9 @@ def test_checkpoint(args):
 def open_images(args, data):
     """{split: ImageDataset}. All are opened before the first epoch: what is wrong with the test images is not found out
     after the last."""
-    transforms = dict.fromkeys(data_loaders.SPLITS, eval_transform(args.crop_size))
-    transforms['train'] = train_transform(args.resize_size, args.crop_size)
+    statistics = normalisation(args.architecture)
+    transforms = dict.fromkeys(data_loaders.SPLITS, eval_transform(args.crop_size, statistics))
+    transforms['train'] = train_transform(args.resize_size, args.crop_size, statistics)
     images = {split: data.open_split(split, transform, args.proxy_training_set and split == 'train')
               for split, transform in transforms.items()}
     return {split: own.without_broken(split) for split, own in images.items()} if args.skip_broken else images
@@ -194,7 +195,7 @@ def make_training(args, model, images, device):
                         decay_frequency=args.lr_decay_frequency)
     network = config.network_settings(args) | {'num_classes': model.conv_last.out_channels}
     record = {'architecture': args.architecture, 'model': network, 'args': dict(args),
-              'class_names': list(images['train'].class_names)}
+              'class_names': list(images['train'].class_names), 'normalisation': normalisation(args.architecture)}
     return Training(model, optimiser, factor_at, args.epochs, args.seed, device, args.precision, record)
 
 

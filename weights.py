@@ -13,12 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 import util
 from data_loaders import ALIASES, DATASETS
 from dataset import download
 from util import UserError, warn
-from wsol import build_model
+from wsol import build_model, from_classifier
+from wsol._torchvision import torchvision
+from wsol.networks import normalisation
 
 FILE = 'last_checkpoint.pth.tar'
 PLACEHOLDER = 'checkpoint_name'  # as written in the published commands: the experiment's own
@@ -74,6 +77,12 @@ class Checkpoint:
     def epoch(self):
         return self.content.get('epoch')
 
+    @property
+    def normalisation(self):
+        """(mean, deviation) per colour of the images that the network takes."""
+        recorded = self.content.get('normalisation')
+        return recorded or normalisation(self.network.get('architecture', ''))
+
     @cached_property
     def weights(self):
         """{name: tensor}, without the prefix that DataParallel leaves."""
@@ -92,6 +101,41 @@ class Checkpoint:
         model = build_model(**network, num_classes=num_classes)
         load_weights(model, self)
         return model.to(device, memory_format=util.memory_format(device)).eval()
+
+
+@dataclass(frozen=True)
+class TrainedClassifier(Checkpoint):
+    """A classifier of torchvision's or timm's that ends in average pooling and a linear layer, as it is: plain CAM.
+
+    path: the file of its state dict, or where ImageNet's weights come from.
+    """
+    model: nn.Module | None = None
+
+    @classmethod
+    def of(cls, architecture, source):
+        """source: True for ImageNet's weights, or a file with a state dict. The network is built here. Raises
+        UserError."""
+        if not source:
+            raise UserError('--pretrained=False leaves nothing to explain: name the weights by --pretrained=FILE, or a '
+                            'trained network by --load_checkpoint')
+        model = from_classifier(architecture, source)
+        classes = model.conv_last.out_channels
+        network = {'architecture': architecture, 'attribution_method': 'CAM', 'num_classes': classes}
+        content = {'model': network, 'state_dict': model.state_dict(), 'normalisation': normalisation(architecture),
+                   'class_names': imagenet_names() if classes == DATASETS['ILSVRC'].num_classes else None,
+                   'args': {'dataset': 'ILSVRC'} if source is True else {}}
+        path = Path(f'{architecture} with ImageNet weights') if source is True else Path(source)
+        return cls(path, content, model=model)
+
+    def build(self, network, num_classes, device):
+        if num_classes != self.num_classes:
+            raise UserError(f'{self.path} tells {self.num_classes} classes apart, the data set has {num_classes}')
+        return self.model.to(device, memory_format=util.memory_format(device)).eval()
+
+
+def imagenet_names():
+    """The names of ImageNet's 1,000 classes, in the order of its labels."""
+    return torchvision.models.get_model_weights('resnet50').DEFAULT.meta['categories']
 
 
 def weights_sha256(state):
@@ -151,6 +195,14 @@ def read_checkpoint(path):
 def save_checkpoint(path, **content):
     """Write a checkpoint, whole or not at all."""
     util.write_atomically(path, lambda file: torch.save(content, file))
+
+
+def open_network(path, architecture):
+    """The Checkpoint in a file; where it is the plain state dict of a whole classifier of torchvision or timm, that
+    classifier, of the given architecture."""
+    checkpoint = read_checkpoint(path)
+    plain = not checkpoint.network and 'conv_last.weight' not in checkpoint.weights
+    return TrainedClassifier.of(architecture, path) if plain else checkpoint
 
 
 def load_weights(model, checkpoint, but_classifier=False):

@@ -81,7 +81,8 @@ def test_eval_transform_is_pils_bilinear_resize(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     expected = np.asarray(image.resize((24, 24), Image.Resampling.BILINEAR)) / 255
-    expected = (expected - image_files.IMAGENET_MEAN) / image_files.IMAGENET_STD
+    mean, deviation = image_files.IMAGENET
+    expected = (expected - mean) / deviation
     np.testing.assert_allclose(image_files.eval_transform(24)(image).permute(1, 2, 0), expected, rtol=1e-5, atol=1e-6)
 
 

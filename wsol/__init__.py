@@ -9,7 +9,8 @@ Source: Kim, Choe, Akata, Oh, "Keep CALM and Improve Visual Feature Attribution"
 from .attribution import attribution_maps
 from .errors import UserError
 from .networks import ARCHITECTURE_NAMES, ARCHITECTURES, HEADS, build_model, parameter_groups
+from .own_networks import from_classifier, from_module
 from .query import PROCESSES
 
 __all__ = ['ARCHITECTURES', 'ARCHITECTURE_NAMES', 'HEADS', 'PROCESSES', 'UserError', 'attribution_maps',
-           'build_model', 'parameter_groups']
+           'build_model', 'from_classifier', 'from_module', 'parameter_groups']

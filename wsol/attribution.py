@@ -87,8 +87,16 @@ def random_map(query):
     return torch.stack(maps).to(query.images.device)
 
 
+def check_classes(model, images, labels, contrast):
+    """Raise UserError unless these are classes for a batch: else maps could come out that are not those asked."""
+    if contrast is not None and labels is None:
+        raise UserError('contrast= asks "why this class and not that one": say which one in labels=')
+    for name, chosen in (('labels', labels), ('contrast', contrast)):
+        if chosen is not None:
+            _check_classes(name, chosen, labels, len(images), model.conv_last.out_channels)
+
+
 def _check_classes(name, chosen, labels, batch, num_classes):
-    """Raise UserError unless these are the classes of a batch: else maps could come out that are not those asked."""
     if not isinstance(chosen, torch.Tensor) or chosen.dtype != torch.int64:
         raise UserError(f'{name}= should be an int64 tensor, it is {getattr(chosen, "dtype", type(chosen).__name__)}')
     if chosen.ndim not in (1, 2) or len(chosen) != batch or chosen.shape != labels.shape:
@@ -117,11 +125,7 @@ def attribution_maps(model, images, labels=None, process=None, contrast=None, se
     """
     process = process or model.own_maps
     check_process(process, type(model))
-    if contrast is not None and labels is None:
-        raise UserError('contrast= asks "why this class and not that one": say which one in labels=')
-    for name, chosen in (('labels', labels), ('contrast', contrast)):
-        if chosen is not None:
-            _check_classes(name, chosen, labels, len(images), model.conv_last.out_channels)
+    check_classes(model, images, labels, contrast)
     seeds = torch.arange(len(images)) if seeds is None else seeds
     chosen = [chosen if chosen.ndim == 2 else chosen[:, None] for chosen in (labels, contrast) if chosen is not None]
     asked = torch.cat(chosen, 1).to(images.device) if chosen else None  # (B,K or 2K)

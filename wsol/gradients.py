@@ -12,29 +12,29 @@ from .query import register
 # --- gradients by the input ---------------------------------------------------------------------
 
 
-def gradients(score, inputs, classes, reduce):
+def gradients(query, score, inputs, reduce):
     """reduce(d score_k / d inputs) for each asked class: one forward, K backwards.
 
-    score: a function (inputs) -> class scores (B,C). classes: (B,K). Returns (B,K,...). Works, on copies, where
-    the caller has switched gradients off.
+    score: a function (inputs) -> class scores (B,C). Returns (B,K,...). Works, on copies, where the caller has switched
+    gradients off.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        leaf, classes = inputs.detach().clone().requires_grad_(), classes.clone()
-        scores = score(leaf).gather(1, classes)  # (B,K)
-        count = classes.shape[1]
+        leaf = inputs.detach().clone().requires_grad_()
+        scores = query.explained(score(leaf))  # (B,K)
+        count = scores.shape[1]
         return torch.stack([reduce(torch.autograd.grad(scores[:, k].sum(), leaf, retain_graph=k < count - 1)[0])
                             for k in range(count)], dim=1)
 
 
 def _magnitudes(query, images):
     """Vanilla gradient maps (B,K,H,W) of some images: the largest absolute value over the colours."""
-    return gradients(query.model, images, query.asked, lambda gradient: gradient.abs().amax(1))
+    return gradients(query, query.model, images, lambda gradient: gradient.abs().amax(1))
 
 
 def _products(query, images):
     """(B,K,H,W): the query's images times the gradient at `images`, summed over the colours."""
     factor = query.images.clone()
-    return gradients(query.model, images, query.asked, lambda gradient: (factor * gradient).sum(1))
+    return gradients(query, query.model, images, lambda gradient: (factor * gradient).sum(1))
 
 
 @register('backprop')
@@ -121,7 +121,7 @@ def _last_map_maps(query, reduce):
 
     def score(last_map):
         return query.model.class_scores(query.model.head(last_map))
-    return gradients(score, features, query.asked, lambda gradient: reduce(features, gradient))
+    return gradients(query, score, features, lambda gradient: reduce(features, gradient))
 
 
 @register('grad_cam')

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ._torchvision import torchvision
+from .torchvision_backbone import torchvision_network
 
 ADDED = ('A3_1b', 'A3_2b')  # what ImageNet weights do not cover
 
@@ -30,11 +30,9 @@ class UnstridedReduction(nn.Module):
         return torch.cat([self.branch3x3(features), double, pooled], 1)
 
 
-def inception_v3(weights, large_feature_map, use_bn):
-    """(nn.Sequential of the stages, number of features). weights: torchvision's enum member or None."""
-    # torchvision insists on the auxiliary head where it loads weights; either way it is not taken over
-    options = {} if weights else {'aux_logits': False, 'init_weights': False}
-    network = torchvision.models.get_model('inception_v3', weights=weights, **options)
+def inception_v3(source, large_feature_map, use_bn):
+    """(nn.Sequential of the stages, number of features). source: of torchvision_network."""
+    network = torchvision_network('inception_v3', source)
     network.Conv2d_1a_3x3.conv.padding = (1, 1)
     network.Mixed_6a = UnstridedReduction(network.Mixed_6a)
 

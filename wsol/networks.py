@@ -5,21 +5,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pickle import UnpicklingError
 
 import torch
 from torch import nn
 
-from . import (
-    _torchvision,  # noqa: F401  first: it makes torchvision importable
-    any_backbone,
-    inception,
-    vgg,
-)
+from . import inception, timm_backbone, vgg
 from .errors import UserError
 from .heads import CALM, CALM_EM, CALM_ML, CAM, evaluating
 from .resnet import resnet
 from .shapes import shapes_only
+from .torchvision_backbone import names, traced_backbone
 
 HEADS = {'CAM': CAM, 'CALM_EM': CALM_EM, 'CALM_ML': CALM_ML}
 
@@ -28,9 +23,10 @@ HEADS = {'CAM': CAM, 'CALM_EM': CALM_EM, 'CALM_ML': CALM_ML}
 class Architecture:
     """A backbone: how it is built, initialised and trained.
 
-    build(weights, **options) -> (nn.Sequential of named stages, number of features); options: those of
-    build_model's arguments that it takes. slow: parameters whose names contain one of these learn at
-    lr, all others at lr * ratio; backbone: the same when fine-tuning on another label set (published).
+    build(source, **options) -> (nn.Sequential of named stages, number of features); source: None for random weights,
+    True for ImageNet's, or a file; options: those of build_model's arguments that it takes. slow: parameters whose
+    names contain one of these learn at lr, all others at lr * ratio; backbone: the same when fine-tuning on another
+    label set (published).
     """
     build: Callable
     slow: tuple[str, ...]
@@ -54,17 +50,30 @@ ARCHITECTURES = {
     **{name: Architecture(partial(resnet, name), **_RESNET)
        for name in ('resnet18', 'resnet34', 'resnet101', 'resnet152')},
 }
-# Every other classifier of torchvision serves as it is, with the map size it has.
-ARCHITECTURE_NAMES = (*ARCHITECTURES, *(name for name in any_backbone.names() if name not in ARCHITECTURES))
+# Every other classifier of torchvision serves as it is, with the map size it has; timm/NAME is any network of timm's.
+ARCHITECTURE_NAMES = (*ARCHITECTURES, *(name for name in names() if name not in ARCHITECTURES))
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of its colours, in 0..1
 
 
 def find_architecture(name):
-    """The Architecture of one of ARCHITECTURE_NAMES. Raises UserError."""
-    if name not in ARCHITECTURE_NAMES:
-        raise UserError(f'no architecture "{name}"; there are {", ".join(ARCHITECTURE_NAMES)}')
-    generic = Architecture(partial(any_backbone.any_backbone, name), slow=('backbone.',), backbone=('backbone.',),
-                           initialise=None)
-    return ARCHITECTURES.get(name, generic)
+    """The Architecture of one of ARCHITECTURE_NAMES, or of timm/NAME. Raises UserError."""
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    if name.startswith(timm_backbone.PREFIX):
+        timm_backbone.check_name(name)
+        build, options = partial(timm_backbone.timm_backbone, name), ('large_feature_map',)
+    elif name in ARCHITECTURE_NAMES:
+        build, options = partial(traced_backbone, name), ()
+    else:
+        raise UserError(f'no architecture "{name}"; there are {", ".join(ARCHITECTURE_NAMES)}, and timm/NAME')
+    return Architecture(build, slow=('backbone.',), backbone=('backbone.',), options=options, initialise=None)
+
+
+def normalisation(architecture):
+    """(mean, deviation) per colour, in 0..1, of the images that a network takes."""
+    if architecture.startswith(timm_backbone.PREFIX):
+        return timm_backbone.normalisation(architecture)
+    return IMAGENET
 
 
 def find_head(name):
@@ -84,8 +93,8 @@ def build_model(architecture, attribution_method, num_classes, pretrained=False,
                 use_bn=False, prior='relu', last_stage='layer4'):
     """The network of an attribution method on a backbone.
 
-    architecture: one of ARCHITECTURE_NAMES. attribution_method: a key of HEADS. pretrained: start
-    from torchvision's ImageNet weights (downloaded once, hash checked). large_feature_map: 28x28
+    architecture: one of ARCHITECTURE_NAMES, or timm/NAME. attribution_method: a key of HEADS. pretrained: True starts
+    from ImageNet weights (downloaded once, hash checked), a file from the state dict in it. large_feature_map: 28x28
     instead of 14x14 maps of a 224x224 image. use_bn: VGG-16 with BatchNorm, and BatchNorm in the layers
     added to VGG and Inception (a ResNet has it anyway). prior: 'relu' or 'softplus' (CALM only).
     last_stage: end a ResNet at 'layer1', 'layer2' or 'layer3', for a smaller receptive field.
@@ -97,21 +106,10 @@ def build_model(architecture, attribution_method, num_classes, pretrained=False,
         if name not in recipe.options and asked[name] != usual:
             raise UserError(f'--architecture={architecture} does not take --{name}={asked[name]}')
     options = {name: asked[name] for name in recipe.options}
-    try:
-        stages, num_features = recipe.build('IMAGENET1K_V1' if pretrained else None, **options)
-    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:  # urllib's errors are OSErrors
-        if not pretrained:
-            raise
-        raise UserError(f'the ImageNet weights of {architecture} could not be had ({_one_line(error)}); if a damaged '
-                        f'file is below {torch.hub.get_dir()}, remove it; or start from random weights with '
-                        '--pretrained=False') from error
+    stages, num_features = recipe.build(pretrained or None, **options)
     model = head(stages, num_features, num_classes, prior)
-    _initialise(model, recipe, pretrained)
+    _initialise(model, recipe, bool(pretrained))
     return model
-
-
-def _one_line(error):
-    return ' '.join(str(error).split())[:200]
 
 
 def check_image_size(model, size):
@@ -124,7 +122,8 @@ def check_image_size(model, size):
             device = next(model.parameters()).device
             grid = model.extract_features(torch.zeros(1, 3, size, size, device=device)).shape[2:]
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise UserError(f'--crop_size={size} does not suit this network ({_one_line(error)})') from error
+        reason = ' '.join(str(error).split())[:200]
+        raise UserError(f'--crop_size={size} does not suit this network ({reason})') from error
     if grid.numel() < 2:
         raise UserError(f'--crop_size={size} is too small for this network: its map has one cell')
 

@@ -16,7 +16,7 @@ def _scores_of_masked(query, masks):
     """Class scores of one image under each mask. query: of one image; masks: (M,1,H,W) in 0..1. Returns (M,K)."""
     with torch.no_grad():
         chunks = [query.model(query.images * part) for part in masks.split(MASKS_AT_A_TIME)]
-    return torch.cat(chunks)[:, query.asked[0]]
+    return query.explained(torch.cat(chunks))
 
 
 def _image_by_image(function):
@@ -50,7 +50,7 @@ def occlusion(query):
     # the last square is moved back to the border, so that every pixel is covered
     tops, lefts = ([*range(0, length - span, step), length - span]
                    for length, span, step in zip((height, width), side, stride, strict=True))
-    squares = torch.zeros(len(tops) * len(lefts), height, width, device=query.images.device)
+    squares = query.images.new_zeros(len(tops) * len(lefts), height, width)
     for index, (top, left) in enumerate((top, left) for top in tops for left in lefts):
         squares[index, top:top + side[0], left:left + side[1]] = 1
     intact = _scores_of_masked(query, torch.ones_like(squares[:1, None]))

@@ -52,6 +52,7 @@ class Query:
     seeds: torch.Tensor                     # (B,) int64, one per image, for methods that draw at random
     superclasses: torch.Tensor | None       # (C,C) bool: row c holds the classes of c's superclass
     settings: SamplingSettings
+    contrast: torch.Tensor | None = None    # (B,K) int64: explain the scores of classes minus those of these
 
     @cached_property
     def activations(self):
@@ -67,10 +68,17 @@ class Query:
         count = self.model.conv_last.out_channels
         return torch.arange(count, device=self.images.device).expand(len(self.images), -1)
 
+    def explained(self, scores):
+        """The scores that are explained: class scores (N,C) of N versions of the images, B or of one image -> (N,K)."""
+        def of(classes):  # a copy: autograd keeps no tensors of inference mode
+            return scores.gather(1, classes.expand(len(scores), -1).clone())
+        return of(self.asked) if self.contrast is None else of(self.asked) - of(self.contrast)
+
     def single(self, index):
         """The same question about one image."""
         return replace(self, images=self.images[index:index + 1], classes=self.asked[index:index + 1],
-                       seeds=self.seeds[index:index + 1])
+                       seeds=self.seeds[index:index + 1],
+                       contrast=None if self.contrast is None else self.contrast[index:index + 1])
 
     def rows(self, maps):
         """The maps of the asked classes: (B,C,h,w) -> (B,K,h,w)."""

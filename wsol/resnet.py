@@ -6,7 +6,7 @@ Result: the stages up to layer4 under torchvision's names, and the width of the 
 """
 from torch import nn
 
-from ._torchvision import torchvision
+from .torchvision_backbone import torchvision_network
 
 STAGES = ('conv1', 'bn1', 'relu', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4')
 
@@ -18,9 +18,9 @@ def _unstride(layer):
         conv.stride = (1, 1)
 
 
-def resnet(name, weights, large_feature_map, last_stage):
-    """(nn.Sequential of the stages, number of features). weights: torchvision's enum member or None."""
-    network = torchvision.models.get_model(name, weights=weights)
+def resnet(name, source, large_feature_map, last_stage):
+    """(nn.Sequential of the stages, number of features). source: of torchvision_network."""
+    network = torchvision_network(name, source)
     _unstride(network.layer4)
     if large_feature_map:
         _unstride(network.layer3)

@@ -6,14 +6,14 @@ with use_bn, ReLU, as published. Result: stages `features` (torchvision's indice
 """
 from torch import nn
 
-from ._torchvision import torchvision
+from .torchvision_backbone import torchvision_network
 
 ADDED = ('conv6', 'bn6')  # what ImageNet weights do not cover
 
 
-def vgg16(weights, large_feature_map, use_bn):
-    """(nn.Sequential of the stages, number of features). weights: torchvision's enum member or None."""
-    features = torchvision.models.get_model('vgg16_bn' if use_bn else 'vgg16', weights=weights).features
+def vgg16(source, large_feature_map, use_bn):
+    """(nn.Sequential of the stages, number of features). source: of torchvision_network."""
+    features = torchvision_network('vgg16_bn' if use_bn else 'vgg16', source).features
     pools = [index for index, layer in enumerate(features) if isinstance(layer, nn.MaxPool2d)]
     for index in pools[3:] if large_feature_map else pools[4:]:
         features[index] = nn.Identity()  # not removed: the weights after it keep their names

@@ -1,19 +1,24 @@
-"""Any torchvision classifier with a spatial last map, as a backbone.
+"""torchvision's classifiers: with the weights that are asked for, and any of them with a last map as a backbone.
 
 Source: torchvision's graph tracing (models.feature_extraction). The network is traced without data;
 what it computes up to its last map before pooling is kept, under torchvision's names.
 """
+from pickle import UnpicklingError
+
 import torch
 from torch import nn
 
 from ._torchvision import torchvision
 from .errors import UserError
+from .pretrained import load_backbone
 
 from torchvision.models.feature_extraction import (  # noqa: E402  isort: skip
     create_feature_extractor, get_graph_node_names)
 
-HEADS = ('classifier', 'fc', 'head', 'aux', 'avgpool')  # what comes after the backbone
-QUIET = {'googlenet': {'aux_logits': False, 'init_weights': False}}  # else it warns of what it will change
+CLASSIFIERS = ('classifier', 'fc', 'head', 'aux', 'AuxLogits')  # the modules that tell classes apart
+HEADS = (*CLASSIFIERS, 'avgpool')  # what comes after the backbone
+# without these they build auxiliary heads, initialise slowly, and warn of what they will change
+QUIET = dict.fromkeys(('googlenet', 'inception_v3'), {'aux_logits': False, 'init_weights': False})
 
 
 class LastMap(nn.Module):
@@ -30,6 +35,24 @@ class LastMap(nn.Module):
 def names():
     """The classifiers that torchvision knows (some, as vit_*, have no spatial last map)."""
     return torchvision.models.list_models(module=torchvision.models)
+
+
+def torchvision_network(name, source, weights='IMAGENET1K_V1', **options):
+    """A classifier of torchvision. source: None for random weights; True for ImageNet's, downloaded once and their hash
+    checked (weights says which); or a file with a state dict, which fits but for the classifier. Raises UserError."""
+    if source is not True:
+        network = torchvision.models.get_model(name, weights=None, **QUIET.get(name, {}), **options)
+        if source is not None:
+            load_backbone(network, source, CLASSIFIERS)
+        return network
+    try:
+        # torchvision insists on the auxiliary heads where it loads weights; they are not taken over
+        return torchvision.models.get_model(name, weights=weights)
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:  # urllib's errors are OSErrors
+        reason = ' '.join(str(error).split())[:200]
+        raise UserError(f'the ImageNet weights of {name} could not be had ({reason}); if a damaged file is below '
+                        f'{torch.hub.get_dir()}, remove it; or start from random weights with --pretrained=False, or '
+                        'from a file with --pretrained=FILE') from error
 
 
 def last_map_node(name):
@@ -54,11 +77,10 @@ def last_map_node(name):
     return maps[-1], outputs[maps[-1]].shape[1]
 
 
-def any_backbone(name, weights):
-    """(nn.Sequential with the one stage `backbone`, number of features)."""
+def traced_backbone(name, source):
+    """(nn.Sequential with the one stage `backbone`, number of features). source: of torchvision_network."""
     node, num_features = last_map_node(name)
-    options = {} if weights else QUIET.get(name, {})
-    network = torchvision.models.get_model(name, weights='DEFAULT' if weights else None, **options)
+    network = torchvision_network(name, source, 'DEFAULT')
     stages = nn.Sequential()
     stages.add_module('backbone', LastMap(create_feature_extractor(network, [node]), node))
     return stages, num_features

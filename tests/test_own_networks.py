@@ -1,0 +1,266 @@
+"""One's own networks: torchvision's and timm's classifiers as they are, a head on any module, weights from files."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import shared
+from PIL import Image
+from torch import nn
+
+import config
+from wsol import UserError, attribution_maps, build_model, from_classifier, from_module, parameter_groups
+from wsol._torchvision import torchvision
+from wsol.networks import normalisation
+from wsol.timm_backbone import timm_backbone
+
+import timm  # isort: skip  after wsol, which mends torchvision where that is needed
+
+AUXILIARY = {'googlenet': {'aux_logits': True, 'init_weights': False}}
+
+
+def random_classifier(name, classes=13):
+    """A classifier of torchvision whose random weights give scores that vary from image to image."""
+    torch.manual_seed(0)
+    network = torchvision.models.get_model(name, num_classes=classes, **AUXILIARY.get(name, {})).eval()
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.uniform_(-0.1, 0.1)
+            layer.running_var.uniform_(0.5, 1.5)
+    return network
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'densenet121', 'efficientnet_b0', 'mobilenet_v2', 'regnet_y_400mf',
+                                  'shufflenet_v2_x0_5', 'mnasnet0_5', 'googlenet', 'swin_t'])
+def test_a_trained_classifier_is_explained_as_it_is(name, tmp_path):
+    """Its scores are those of the original, at its own stride; its maps average to them."""
+    network = random_classifier(name)
+    torch.save(network.state_dict(), tmp_path / 'trained.pth')
+    model = from_classifier(name, tmp_path / 'trained.pth')
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        scores = network(images)
+        torch.testing.assert_close(model(images), scores, rtol=1e-5, atol=1e-5 * scores.abs().max().item())
+        maps = attribution_maps(model, images)
+    assert maps.shape == (2, 13, 7, 7)
+    torch.testing.assert_close(maps.mean((2, 3)), scores, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['vgg11', 'convnext_tiny', 'vit_b_16', 'alexnet', 'squeezenet1_1', 'mobilenet_v3_small'])
+def test_what_does_not_end_in_pooling_and_a_linear_layer_is_refused_by_name(name, tmp_path):
+    torch.save(random_classifier(name).state_dict(), tmp_path / 'trained.pth')
+    with pytest.raises(UserError, match=f'--architecture={name} (does not end in average pooling|has no spatial last map)'):
+        from_classifier(name, tmp_path / 'trained.pth')
+
+
+def test_weights_that_are_no_classifiers_are_refused(tmp_path):
+    torch.save({'conv1.weight': torch.ones(2)}, tmp_path / 'bare.pth')
+    (tmp_path / 'text.pth').write_text('no weights')
+    torch.save([1], tmp_path / 'list.pth')
+    for file, words in (('bare.pth', 'holds no classifier'), ('text.pth', 'cannot be read as weights'),
+                        ('list.pth', 'holds no state dict'), ('nowhere.pth', 'cannot be read as weights')):
+        with pytest.raises(UserError, match=words):
+            from_classifier('resnet18', tmp_path / file)
+
+
+# --- timm ---------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('name, grid, large', [
+    ('tf_efficientnet_lite0', 14, 28), ('resnet18d', 14, 28), ('convnext_atto', 14, 28), ('densenet121', 14, 28),
+    ('mobilenetv3_small_050', 14, 28), ('swin_tiny_patch4_window7_224', 7, None), ('vit_tiny_patch16_224', 14, None),
+    ('vit_small_patch14_dinov2', 16, None), ('vit_small_patch16_dinov3', 14, None), ('inception_v3', 5, None)])
+def test_timms_networks_of_every_kind_train_and_give_maps(name, grid, large):
+    """Convolutional maps in both layouts and token grids; strides as published where there are strides to change."""
+    torch.manual_seed(0)
+    architecture = f'timm/{name}'
+    model = build_model(architecture, 'CALM_EM', 5).train()
+    images, labels = torch.randn(2, 3, 224, 224), torch.tensor([1, 3])
+    loss, _ = model.loss(images, labels)
+    loss.backward()
+    slow, fast = parameter_groups(model, architecture, 0.1)
+    assert len(fast['params']) == 4 and any(p.grad is not None and p.grad.abs().max() > 0 for p in slow['params'])
+    joint = attribution_maps(model, images)
+    assert joint.shape == (2, 5, grid, grid)
+    torch.testing.assert_close(joint.sum((1, 2, 3)), torch.ones(2))
+    if large is None:
+        with pytest.raises(UserError, match='--large_feature_map'):
+            timm_backbone(architecture, None, large_feature_map=True)
+    else:
+        stages, _ = timm_backbone(architecture, None, large_feature_map=True)
+        with torch.no_grad():
+            assert stages.eval()(images[:1]).shape[2:] == (large, large)
+
+
+@pytest.mark.parametrize('size', [112, 160, 320])
+@pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'vit_small_patch16_dinov3', 'resnet18'])
+def test_timms_networks_take_images_of_other_sizes(name, size):
+    model = build_model(f'timm/{name}', 'CAM', 5).eval()
+    with torch.no_grad():
+        assert model.extract_features(torch.randn(1, 3, size, size)).shape[2:] == (size // 16, size // 16)
+
+
+def test_changed_strides_keep_the_weights_and_the_cells():
+    """Stride 1 computes the strided network's cells and those between: every second one where no padding is near."""
+    torch.manual_seed(0)
+    network = timm.create_model('resnet18', num_classes=0).eval()
+    stages, _ = timm_backbone('timm/resnet18', None)
+    stages.backbone.network.load_state_dict(network.state_dict())
+    first = network.layer4[0]
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        before = network.layer3(network.layer2(network.layer1(network.maxpool(network.act1(network.bn1(network.conv1(images)))))))
+        strided, dense = first(before), stages.eval().backbone.network.layer4[0](before)
+    # conv2 of the block sees other neighbours; its shortcut does not
+    torch.testing.assert_close(first.downsample(before), stages.backbone.network.layer4[0].downsample(before)[..., ::2, ::2])
+    assert strided.shape[2:] == (7, 7) and dense.shape[2:] == (14, 14)
+
+
+def test_a_network_that_timm_does_not_have():
+    with pytest.raises(UserError, match='resnet18'):
+        build_model('timm/resnet18x', 'CAM', 5)
+    with pytest.raises(UserError, match='no network "resnet18x"'):
+        config.parse('main', argv=['--architecture=timm/resnet18x'])
+
+
+def test_the_networks_own_mean_and_deviation():
+    assert normalisation('timm/vit_tiny_patch16_224') == ((0.5,) * 3, (0.5,) * 3)
+    assert normalisation('timm/resnet18') == normalisation('resnet18') == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_mean_and_deviation_are_recorded_and_used(script, tiny_birds, tmp_path):
+    """A network trained on images scaled its own way is evaluated on images scaled so."""
+    code, _, err = script('main', *tiny_birds, '--architecture=timm/test_vit', '--pretrained=False', '--epochs=1', '--batch_size=20', '--crop_size=64')
+    assert code == 0, err
+    path = tmp_path / 'save/result/last_checkpoint.pth.tar'
+    content = torch.load(path, weights_only=True)
+    assert content['normalisation'] == normalisation('timm/test_vit')
+    code, _, err = script('eval_pixel_perturb', *tiny_birds, '--crop_size=64')
+    assert code == 0, err
+    (result,) = (tmp_path / 'save/result').glob('pixel_perturb_*.json')
+    before = json.loads(result.read_text())['ratios']
+    content['normalisation'] = ((9.0,) * 3, (1.0,) * 3)
+    torch.save(content, path)
+    assert script('eval_pixel_perturb', *tiny_birds, '--crop_size=64')[0] == 0
+    assert json.loads(result.read_text())['ratios'] != before
+
+
+# --- real weights -------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def lite0():
+    """The file of EfficientNet-Lite0's ImageNet weights."""
+    return shared('weights', 'tf_efficientnet_lite0.pth')
+
+
+def photos(count):
+    return sorted(shared('cub10', 'CUB', 'images', '001.Black_footed_Albatross').glob('*.jpg'))[:count]
+
+
+def test_real_weights_recognise_real_birds(script, lite0, tmp_path):
+    """Eight albatrosses, without training: ImageNet's class of that name, and maps of it."""
+    code, out, err = script('inference', *photos(8), '--architecture=timm/tf_efficientnet_lite0', f'--pretrained={lite0}',
+                            '--workers=0', '--contrast=goldfinch')
+    assert code == 0, err
+    entries = json.loads((tmp_path / 'maps/manifest.json').read_text())['images']
+    assert sum(entry['class_name'] == 'albatross' for entry in entries) >= 6
+    network = timm.create_model('tf_efficientnet_lite0')
+    network.load_state_dict(torch.load(lite0, weights_only=True))
+    assert np.load(tmp_path / 'maps' / entries[0]['map']).shape == (7, 7)  # its own stride
+    assert entries[0]['contrast_class_name'] == 'goldfinch'
+
+
+def test_a_backbone_starts_from_a_file(lite0):
+    """All but the classifier is the file's, at the published strides."""
+    state = torch.load(lite0, weights_only=True)
+    model = build_model('timm/tf_efficientnet_lite0', 'CALM_EM', 200, pretrained=str(lite0), large_feature_map=True)
+    ours = {name.removeprefix('backbone.network.'): value for name, value in model.state_dict().items()}
+    own = {name for name in state if not name.startswith('classifier.')}
+    assert own <= ours.keys() and all(torch.equal(ours[name], state[name]) for name in own)
+
+
+# --- weights from files, of any architecture ----------------------------------------------------------
+
+@pytest.mark.parametrize('name, wrapped', [('resnet18', False), ('vgg16', True), ('inception_v3', False),
+                                           ('efficientnet_b0', True)])
+def test_pretrained_file_fills_the_backbone(name, wrapped, tmp_path):
+    """Strictly, but for the classifier; `state_dict` inside a dict and `module.` before the names are understood."""
+    torch.manual_seed(1)
+    options = {'init_weights': False} if name == 'inception_v3' else {}
+    state = torchvision.models.get_model(name, num_classes=7, **options).state_dict()
+    content = {'state_dict': {f'module.{key}': value for key, value in state.items()}} if wrapped else state
+    torch.save(content, tmp_path / 'file.pth')
+    model = build_model(name, 'CAM', 3, pretrained=tmp_path / 'file.pth')
+    ours = {key.removeprefix('backbone.body.'): value for key, value in model.state_dict().items()}
+    shared_names = [key for key in ours if key in state]
+    assert len(shared_names) > 20 and all(torch.equal(ours[key], state[key]) for key in shared_names)
+    for change, words in (({'surplus': torch.ones(1)}, 'has, and the network has not, surplus'),
+                          ({shared_names[0]: torch.ones(1)}, f'has another shape of {shared_names[0]}')):
+        torch.save(state | change, tmp_path / 'other.pth')
+        with pytest.raises(UserError, match=words):
+            build_model(name, 'CAM', 3, pretrained=tmp_path / 'other.pth')
+    torch.save({key: value for key, value in state.items() if key != shared_names[0]}, tmp_path / 'other.pth')
+    with pytest.raises(UserError, match=f'lacks {shared_names[0]}'):
+        build_model(name, 'CAM', 3, pretrained=tmp_path / 'other.pth')
+
+
+def test_a_plain_state_dict_is_explained_without_training(script, tmp_path):
+    torch.save(random_classifier('resnet18').state_dict(), 'mine.pth')
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)).save('photo.png')
+    code, out, err = script('inference', 'photo.png', '--architecture=resnet18', '--load_checkpoint=mine.pth', '--workers=0',
+                            '--score_map_process=grad_cam')
+    assert code == 0, err
+    (entry,) = json.loads((tmp_path / 'maps/manifest.json').read_text())['images']
+    assert entry['class_name'].startswith('class ') and 0 < entry['probability'] < 1
+    code, _, err = script('inference', 'photo.png', '--architecture=vgg11', '--load_checkpoint=mine.pth')
+    assert code == 2 and 'mine.pth does not fit the network' in err
+    code, _, err = script('inference', 'photo.png', '--architecture=resnet18', '--pretrained=False')
+    assert code == 2 and 'leaves nothing to explain' in err
+
+
+# --- any module ---------------------------------------------------------------------------------------
+
+class Untraceable(nn.Module):
+    """A module whose forward branches on values, which torch.fx cannot follow; its map is channels-last."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Conv2d(3, 6, 3, stride=8)
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, images):
+        features = self.encoder(images).movedim(1, -1)
+        return self.norm(features).mean() if images.mean() > 100 else self.norm(features)
+
+
+@pytest.mark.parametrize('method', ['CAM', 'CALM_EM', 'CALM_ML'])
+def test_a_head_on_a_layer_of_any_module(method):
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 64, 64)
+    network = torchvision.models.resnet18(num_classes=4).eval()
+    model = from_module(network, 'layer3', method, num_classes=9).eval()
+    with torch.no_grad():
+        own = network.layer3(network.layer2(network.layer1(network.maxpool(network.relu(network.bn1(network.conv1(images)))))))
+        torch.testing.assert_close(model.extract_features(images), own)
+    assert model(images).shape == (2, 9)
+    odd = from_module(Untraceable(), 'norm', method, num_classes=3, to_map=lambda output: output.movedim(-1, 1))
+    loss, _ = odd.loss(images, torch.tensor([0, 2]))
+    loss.backward()
+    assert odd.stages and odd.backbone.module.encoder.weight.grad.abs().max() > 0
+
+
+def test_a_modules_own_classifier_is_cam_without_training():
+    torch.manual_seed(0)
+    network = random_classifier('resnet18')
+    model, images = from_module(network, 'layer4', 'CAM'), torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), network(images), rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match='does not end in average pooling'):
+        from_module(network, 'layer3', 'CAM')
+
+
+@pytest.mark.parametrize('layer, options, words', [
+    ('layer9', {}, 'no submodule; the outermost ones are conv1'), ('fc', {'num_classes': 3}, r'no map \(B,D,h,w\)'),
+    ('layer4', {'attribution_method': 'CALM_EM'}, 'say num_classes'), ('layer4', {'attribution_method': 'X', 'num_classes': 3}, 'no method')])
+def test_what_a_module_cannot_be_asked(layer, options, words):
+    with pytest.raises(UserError, match=words):
+        from_module(torchvision.models.resnet18(num_classes=4), layer, **options)
