@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 import config
 import evaluation
 import figures
+import processes
 import util
 from util import UserError
 from wsol import metrics
@@ -121,6 +122,13 @@ def fill_histograms(loader, source, device, norm_type, edges):
     return counts, evaluations
 
 
+def over_all(counts, evaluations):
+    """The histograms and numbers of evaluations of all processes together. The first has some of each truth."""
+    of_each = processes.gather((counts, evaluations))
+    counts = {name: sum(own[name] for own, _ in of_each if name in own) for name in of_each[0][0]}
+    return counts, sum(own for _, own in of_each)
+
+
 def summarise(counts, pairs, evaluations):
     """PxAP by protocol, with the underflow dropped as published and counted.
 
@@ -167,7 +175,7 @@ def report(summaries, paper):
             for protocol, by in summary.items() for underflow, values in by.items()]
     if paper:
         rows.append(['the paper (CUB, ResNet-50)', *paper, 191])
-    print(util.table(['PxAP, %, by differing parts', *keys, 'pairs'], rows))
+    util.say(util.table(['PxAP, %, by differing parts', *keys, 'pairs'], rows))
 
 
 def keep_pairs_with_images(annotations, labels):
@@ -201,15 +209,17 @@ def main():
     cues = open_cues(run.data, images)
     pairs, number = cues.annotations.pairs, np.array([len(pair.parts) for pair in cues.annotations.pairs])
     source = run.map_source(images, 'test', cues.asked_classes, cues.rows)
-    counts, evaluations = fill_histograms(run.loader(cues), source, run.device, args.norm_type,
-                                          metrics.bin_edges(args.threshold_type, args.cam_curve_interval))
+    edges = metrics.bin_edges(args.threshold_type, args.cam_curve_interval)
+    counts, evaluations = over_all(*fill_histograms(run.loader(cues), source, run.device, args.norm_type, edges))
+    if not processes.is_first():
+        return
     summaries, per_pair = {}, {}
     for truth, histogram in counts.items():
         summaries[truth], per_pair[truth] = summarise(histogram, pairs, evaluations)
 
     by_number = ', '.join(f'{(evaluations[number == k] > 0).sum()} with {k}' for k in (1, 2, 3))
-    print(f'\n{run.maps_name()}, {run.data.name}: {evaluations.sum()} (image, pair) evaluations of {len(cues)} images; '
-          f'pairs: {by_number} differing parts')
+    util.say(f'\n{run.maps_name()}, {run.data.name}: {evaluations.sum()} (image, pair) evaluations of {len(cues)} '
+             f'images; pairs: {by_number} differing parts')
     is_published = run.data.name == 'CUB' and args.scoremap_root is None
     report(summaries, PAPER.get((args.attribution_method, args.score_map_process)) if is_published else None)
     result = run.result_file('cue_location', images, 'test', run.maps_name(), args.norm_type, args.threshold_type)

@@ -13,13 +13,15 @@ import torch
 import config
 import evaluation
 import figures
+import processes
 import util
+from data_loaders import in_order
 from wsol import metrics
 
 
 @torch.inference_mode()
 def classify_erased(model, loader, source, device, seed, precision):
-    """Correct or not, image by image: (N,) intact, (N,5) after top-k and (N,5) after random erasure.
+    """Correct or not, image by image of the loader: (N,) intact, (N,5) after top-k and (N,5) after random erasure.
 
     source: a MapSource with the model's probabilities. seed: of the random pixels and of the order among ties.
     """
@@ -27,7 +29,8 @@ def classify_erased(model, loader, source, device, seed, precision):
         with util.autocast(precision, device):
             return (model(images).argmax(1) == labels).cpu().numpy()
 
-    intact, top, random = [], [], []
+    none = np.empty((0, len(metrics.ERASE_RATIOS)), bool)  # of several processes, one may have no batch
+    intact, top, random = [none[:, 0]], [none], [none]
     for images, labels, indices in util.progress(loader, 'remove-and-classify', 'batch'):
         images, labels = util.to_device(images, device), util.to_device(labels, device)
         probs, _, maps = source(images, indices, labels[:, None])
@@ -58,14 +61,18 @@ def main():
     run = evaluation.open_evaluation(config.parse('eval_pixel_perturb', __doc__), 'eval_pixel_perturb')
     images = run.open_split('test')
     source, name = run.map_source(images, 'test'), run.maps_name()
-    intact, top, random = classify_erased(run.model, run.loader(images), source, run.device, run.args.seed,
-                                          run.args.precision)
+    loader = run.loader(images)
+    measured = classify_erased(run.model, loader, source, run.device, run.args.seed, run.args.precision)
+    intact, top, random = (in_order(loader, own) for own in measured)
+    if not processes.is_first():
+        return
     accuracy, records = 100 * float(intact.mean()), summarise(top, random, run.args.seed)
     rows = [[f'{r["erased_percent"]} %', r['correct_top'], r['correct_random'],
              '-' if r['R'] is None else f'{r["R"]:.3f}',
              '-' if r['R'] is None else f'{r["R_low"]:.3f} .. {r["R_high"]:.3f}'] for r in records]
-    print(f'\n{name}, on {len(images)} test images of {run.data.name}; accuracy {accuracy:.1f} %. R_k: lower is better')
-    print(util.table(['erased', 'correct, top', 'correct, random', 'R_k', '95 % of the images'], rows))
+    util.say(f'\n{name}, on {len(images)} test images of {run.data.name}; accuracy {accuracy:.1f} %. R_k: lower is '
+             'better')
+    util.say(util.table(['erased', 'correct, top', 'correct, random', 'R_k', '95 % of the images'], rows))
     result = run.result_file('pixel_perturb', images, 'test', name)
     figures.save(figures.ratio_curve({name: records}), result.figure())
     result.write({'accuracy': accuracy, 'ratios': records})

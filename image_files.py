@@ -2,18 +2,26 @@
 
 Source: the published transforms (Kim et al., ICCV 2021). All files are decoded by PIL.
 """
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+import processes
 from util import UserError, progress, usable_cores, warn
 from wsol._torchvision import torchvision  # noqa: F401  must precede its transforms
 from wsol.networks import IMAGENET
 
 from torchvision.transforms import v2  # isort: skip
+
+SCALABLE = ('L', 'RGB', 'RGBA', 'CMYK', 'YCbCr')  # the modes of images that can be made smaller as they are
+# what PIL would warn of is refused, by the size in the header: no picture of more pixels is decoded
+Image.MAX_IMAGE_PIXELS = 200_000_000
+warnings.filterwarnings('error', category=Image.DecompressionBombWarning)
 
 SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.ppm', '.pgm'}
 
@@ -26,34 +34,58 @@ def is_hidden(name):
 def images_below(root):
     """The ids of the image files below a folder: their paths relative to it, in order."""
     found = (path.relative_to(root) for path in root.rglob('*') if path.suffix.lower() in SUFFIXES)
-    return sorted(str(path) for path in found if not any(map(is_hidden, path.parts)))
+    ids = sorted(str(path) for path in found if not any(map(is_hidden, path.parts)))
+    odd = next((image_id for image_id in ids if image_id != image_id.encode(errors='replace').decode()), None)
+    if odd is not None:
+        raise UserError(f'{str(root / odd)!r}: the name of this file is not UTF-8; rename it')
+    return ids
 
 
-def open_upright(path):
-    """Any image file as RGB: turned as its EXIF says, transparency on white, 16 bits scaled to 8."""
-    return open_image(path, lambda image: _to_rgb(ImageOps.exif_transpose(image)))
+def open_upright(path, longest=None):
+    """Any image file as RGB: turned as its EXIF says, transparency on white, 16 bits scaled to 8.
+
+    longest: a larger image is made smaller to this longer side, by the decoder where it can, so that a photo of a
+    hundred megapixels takes no more memory than it must.
+    """
+    def convert(image):
+        if longest is not None and max(image.size) > longest:
+            image = image if image.mode in SCALABLE else _to_rgb(image)
+            image.draft(None, (longest, longest))
+            image.thumbnail((longest, longest), reducing_gap=None)
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
+    return open_image(path, convert)
 
 
 def _to_rgb(image):
     if image.mode.startswith(('I', 'F')):
-        values = np.asarray(image, np.float64)
+        values = np.asarray(image)
         top = 65535 if image.mode.startswith('I') and values.max() > 255 else 255
         top = 1 if image.mode == 'F' and values.max() <= 1 else top
-        image = Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
+        scaled = np.empty(values.shape, np.uint8)
+        for row in range(0, len(values), 256):  # doubles of all at once would be eight times the picture
+            scaled[row:row + 256] = values[row:row + 256].astype(np.float64).clip(0, top) * (255 / top)
+        image = Image.fromarray(scaled)
     if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
         image = image.convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-    return image.convert('RGB')
+    image.load()
+    return image if image.mode == 'RGB' else image.convert('RGB')  # which would copy what is RGB
 
 
 def open_image(path, convert=lambda image: image.convert('RGB')):
     """An image file as RGB, decoded by PIL; as published, EXIF is not looked at. Raises UserError naming the file."""
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise OSError('no regular file')  # a pipe would be waited for
         with Image.open(path) as image:
             return convert(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except MemoryError:  # no fault of the file's
+        raise
+    except Exception as error:  # damaged files make PIL raise many kinds
         reason = 'no such file' if isinstance(error, FileNotFoundError) else f'{type(error).__name__}: {error}'
-        raise UserError(f'the image {path} does not open ({reason}); replace it, or leave it out') from error
+        raise UserError(f'the image {path} does not open ({reason}); replace it, or leave it out by '
+                        '--skip_broken') from error
 
 
 def broken_images(paths):
@@ -75,8 +107,12 @@ def broken_images(paths):
 
 
 def opening_images(paths, name):
-    """The indices of the image files that open; says how many do not. Raises UserError where none does."""
-    broken = broken_images(paths)
+    """The indices of the image files that open; says how many do not. Raises UserError where none does. Of several
+    processes each opens some."""
+    first, every = processes.rank(), processes.size()
+    own = broken_images(paths[first::every])
+    broken = dict(sorted((first + every * index, reason) for first, found in enumerate(processes.gather(own))
+                         for index, reason in found.items()))
     if broken and len(broken) == len(paths):
         raise UserError(f'none of the {len(paths)} images of {name} opens; the first: {broken[0]}')
     if broken:

@@ -10,22 +10,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 import config
 import evaluation
 import figures
+import processes
 import util
-from image_files import SUFFIXES, open_upright, opening_images
+from image_files import SUFFIXES, broken_images, open_upright, opening_images
 from util import UserError
 
 UNITS = {'vanilla': 'logit', 'jointll': 'p(class, z | x) per cell', 'saliency': 'p(z | x) per cell',
          'gtcond': 'p(z | x, class) per cell'}
 RUNNER_UP = 'runner-up'
+LONGEST = 1600  # pixels of a picture's longer side
 
 
 class OwnImages(Dataset):
-    """The user's image files, upright, of any size and mode. Item -> (image (3,S,S), -1, index)."""
+    """The user's image files, upright, of any size and mode. Item -> (image (3,S,S), whether it opens, index)."""
 
     def __init__(self, paths, transform, class_names=()):
         self.paths, self.transform, self.class_names = paths, transform, class_names
@@ -37,7 +40,10 @@ class OwnImages(Dataset):
         return str(self.paths[index])
 
     def __getitem__(self, index):
-        return self.transform(open_upright(self.paths[index])), -1, index
+        try:
+            return self.transform(open_upright(self.paths[index])), True, index
+        except UserError:  # the others are explained all the same; main() says what is wrong with this one
+            return self.transform(Image.new('RGB', (8, 8))), False, index
 
 
 def find_images(inputs, output):
@@ -45,6 +51,8 @@ def find_images(inputs, output):
     keep the suffix, so that a.jpg and a.png do not meet; files of one name from different folders carry the folder's
     name too."""
     found, output = [], Path(output).resolve()
+    if '' in inputs:
+        raise UserError('"" is no image and no folder; the folder you are in is .')
     for given in map(Path, inputs):
         if given.is_dir():
             below = sorted(path for path in given.rglob('*') if path.suffix.lower() in SUFFIXES
@@ -70,7 +78,7 @@ def resolve_class(text, names, num_classes):
     """A class by its exact name, by its number (from 0), or by a part of its name that no other has."""
     exact = [label for label, name in enumerate(names) if name == text]
     if text.isdecimal() and not exact:
-        if int(text) >= num_classes:
+        if len(text) > 9 or int(text) >= num_classes:
             raise UserError(f'class {text} is out of range, classes are 0 to {num_classes - 1}')
         return int(text)
     hits = exact or [label for label, name in enumerate(names) if text.lower() in name.lower()]
@@ -121,7 +129,7 @@ class Album:
     def add(self, name, path, probs, classes, maps):
         """The files of one image. probs: (C,); classes, maps: of the target, then perhaps of its contrast. Returns the
         image's entry in the manifest."""
-        picture = np.asarray(open_upright(path), np.float32) / 255
+        picture = np.asarray(open_upright(path, LONGEST), np.float32) / 255
         titles = [f'{self.class_name(label)} (p = {probs[label]:.3f})' for label in classes]
         stem = f'{name}.{self.process}'
         raw, overlay = self._draw(stem, maps[0], picture, titles[0])
@@ -146,21 +154,42 @@ def refuse_what_would_be_ignored(args):
 
 
 def draw_all(run, images, names, album, choose):
-    """Explain every image and fill the album and its manifest, batch by batch. Returns the manifest."""
-    source = run.map_source(images, 'test')
-    manifest = {**evaluation.checkpoint_identity(run.checkpoint), 'process': album.process, 'unit': album.unit,
-                'images': [], 'settings': config.recorded_settings(run.args, 'inference'),
-                'versions': evaluation.versions()}
+    """Explain every image and fill the album, batch by batch. Returns {index: its entry in the manifest} of those that
+    open, whichever process has explained them."""
+    source, entries = run.map_source(images, 'test'), {}
     with util.progress(None, album.process, 'image', total=len(images)) as bar:
-        for batch, _, indices in run.loader(images):
+        for batch, opens, indices in run.loader(images):
             probs, classes, maps = source(util.to_device(batch, run.device), indices, choose)
             for row, index in enumerate(indices.tolist()):
-                entry = album.add(names[index], images.paths[index], probs[row].cpu(), classes[row].tolist(),
-                                  maps[row].cpu().numpy())
-                manifest['images'].append(entry)
+                if opens[row]:
+                    entries[index] = album.add(names[index], images.paths[index], probs[row].cpu(),
+                                               classes[row].tolist(), maps[row].cpu().numpy())
                 bar.update()
-            util.write_json(album.folder / 'manifest.json', manifest)
-    return manifest
+            if processes.is_first() and entries:
+                write_manifest(run, album, entries)
+    of_all = {index: entry for own in processes.gather(entries) for index, entry in own.items()}
+    return dict(sorted(of_all.items()))
+
+
+def write_manifest(run, album, entries):
+    """What was explained, and how. entries: of draw_all."""
+    util.write_json(album.folder / 'manifest.json', {
+        **evaluation.checkpoint_identity(run.checkpoint), 'process': album.process, 'unit': album.unit,
+        'images': list(entries.values()), 'settings': config.recorded_settings(run.args, 'inference'),
+        'versions': evaluation.versions(), 'machine': evaluation.machine(run.device)})
+
+
+def report(album, entries, paths):
+    """What was explained, on the screen. Raises UserError, when all else is done, for images that do not open."""
+    for entry in list(entries.values())[:20]:
+        util.say(f'{entry["image"]}: {entry["class_name"]}, p = {entry["probability"]:.3f}, '
+                 f'{album.folder / entry["overlay"]}')
+    if entries:
+        util.say(f'{len(entries)} images: {album.folder / "manifest.json"}')
+    broken = [index for index in range(len(paths)) if index not in entries]
+    if broken:
+        reason = next(iter(broken_images([paths[broken[0]]]).values()), f'{paths[broken[0]]} did not open')
+        raise UserError(f'{reason} ({len(broken)} of {len(paths)} images do not open; the others are explained)')
 
 
 def main():
@@ -170,10 +199,10 @@ def main():
     refuse_what_would_be_ignored(args)
     found = find_images(args.images, args.output)
     names, paths = list(found), list(found.values())
+    run = evaluation.open_evaluation(args, 'inference', needs_data=False)
     if args.skip_broken:
         kept = opening_images(paths, 'yours')
         names, paths = [names[row] for row in kept], [paths[row] for row in kept]
-    run = evaluation.open_evaluation(args, 'inference', needs_data=False)
     class_names, num_classes = run.checkpoint.class_names or [], run.model.conv_last.out_channels
     target, contrast = (value if value in (None, RUNNER_UP) else resolve_class(value, class_names, num_classes)
                         for value in (args.target, args.contrast))
@@ -181,11 +210,11 @@ def main():
         raise UserError(f'"why {args.target} and not {args.contrast}" is zero everywhere: they are one class')
     album = Album(args.output, run.args.score_map_process, class_names)
     images = OwnImages(paths, run.transform(), class_names)
-    manifest = draw_all(run, images, names, album, class_chooser(target, contrast))
-    for entry in manifest['images'][:20]:
-        print(f'{entry["image"]}: {entry["class_name"]}, p = {entry["probability"]:.3f}, '
-              f'{album.folder / entry["overlay"]}')
-    print(f'{len(paths)} images: {album.folder / "manifest.json"}')
+    entries = draw_all(run, images, names, album, class_chooser(target, contrast))
+    if processes.is_first():
+        if entries:
+            write_manifest(run, album, entries)
+        report(album, entries, paths)
 
 
 if __name__ == '__main__':

@@ -165,7 +165,7 @@ def test_weights_put_there_by_hand_are_recorded(drive):
     path = weights.published_file('CALM_ML-ImageNet')
     path.parent.mkdir()
     path.write_bytes(b'<html>quota</html>')
-    with pytest.raises(UserError, match='cannot be read as a checkpoint'):
+    with pytest.raises(UserError, match='cannot be read as weights'):
         weights.fetch_published('CALM_ML-ImageNet')
     assert not (path.parent / 'published.lock.json').exists()  # a wrong file is not made the right one
     path.write_bytes(saved_weights())
