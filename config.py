@@ -94,8 +94,9 @@ METHOD_ALIASES = {'CALM-EM': 'CALM_EM', 'CALM-ML': 'CALM_ML'}
 
 EVALUATIONS = ('eval_pixel_perturb', 'eval_cue_location', 'eval_wsol')
 MAPS = (*EVALUATIONS, 'inference')
-SCRIPTS = ('main', *MAPS)
-CUE, WSOL, MAIN, INFERENCE = ('eval_cue_location',), ('eval_wsol',), ('main',), ('inference',)
+RUNS = ('main', *MAPS)  # what sends images through a network
+SCRIPTS = (*RUNS, 'export')
+CUE, WSOL, MAIN, INFERENCE, EXPORT = (('eval_cue_location',), ('eval_wsol',), ('main',), ('inference',), ('export',))
 
 
 class Flag(NamedTuple):
@@ -128,15 +129,15 @@ FLAGS = {
         Flag('experiment_name', 'result', str, 'one folder per experiment, below save_root', recorded=True),
         Flag('save_root', 'save', str, 'where the experiments are'),
         Flag('seed', None, SEED, 'seeds python, numpy, torch, loaders and masks; a training without it draws one and '
-             'records it, the other scripts take 0', kept=True, recorded=True),
+             'records it, the other scripts take 0', RUNS, kept=True, recorded=True),
         Flag('override_cache', False, boolean, "start the experiment's training afresh", MAIN),
         Flag('is_train', True, boolean, 'False tests the accuracy of a checkpoint only', MAIN),
-        Flag('workers', 4, NATURAL, 'loader processes, at most one for each core that this process may use'),
+        Flag('workers', 4, NATURAL, 'loader processes, at most one for each core that this process may use', RUNS),
         Flag('device', 'auto', choice(('auto', 'cuda', 'mps', 'cpu')), 'auto takes CUDA, else MPS, else the CPU',
              recorded=True),
         Flag('precision', 'float32', choice(('float32', 'bfloat16')),
              "the backbone's (float32 as torch computes it: its convolutions use TF32 on recent NVIDIA GPUs); heads, "
-             'losses and maps are float32', kept=True, recorded=True),
+             'losses and maps are float32', RUNS, kept=True, recorded=True),
     ),
     'data': (
         Flag('dataset', 'CUB', dataset_name, f'{", ".join(DATASETS)} (ImageNet = ILSVRC), or your own folder of '
@@ -144,7 +145,7 @@ FLAGS = {
         Flag('data_root', 'dataset/', str, 'where the images are', recorded=True),
         Flag('metadata_root', 'metadata/', str, 'where the lists, labels and boxes are', recorded=True),
         Flag('mask_root', 'dataset/', str, "where OpenImages' masks are, below OpenImages/", WSOL, recorded=True),
-        Flag('skip_broken', False, boolean, 'leave images out that do not open, and say how many', kept=True,
+        Flag('skip_broken', False, boolean, 'leave images out that do not open, and say how many', RUNS, kept=True,
              recorded=True),
         Flag('proxy_training_set', False, boolean, 'train on image_ids_proxy.txt', MAIN, kept=True),
         Flag('resize_size', 256, SIZE, 'training images are resized to this square', MAIN, kept=True),
@@ -162,7 +163,8 @@ FLAGS = {
         _network('last_stage', 'layer4', choice(('layer1', 'layer2', 'layer3', 'layer4')),
                  'ResNet: stop here, for a smaller receptive field'),
         Flag('pretrained', True, boolean_or_file, 'start from ImageNet weights of the backbone; False: from random '
-             'ones; a file: from the state dict in it, which fits but for the classifier', (*MAIN, *INFERENCE)),
+             'ones; a file: from the state dict in it, which fits but for the classifier',
+             (*MAIN, *INFERENCE, *EXPORT)),
         Flag('use_load_checkpoint', False, boolean, 'start from load_checkpoint', MAIN),
         Flag('load_checkpoint', None, str, 'a folder, a file, an experiment, or a published weight such as '
              "CALM_EM-CUB; by default the experiment's own (main.py: none)"),
@@ -171,7 +173,7 @@ FLAGS = {
     ),
     'training': (
         Flag('epochs', 40, COUNT, 'passes over the training set', MAIN),
-        Flag('batch_size', 64, COUNT, 'images a step', kept=True, recorded=True),
+        Flag('batch_size', 64, COUNT, 'images a step', RUNS, kept=True, recorded=True),
         _training('lr', 0.01, RATE, 'learning rate of the backbone'),
         _training('lr_classifier_ratio', 10.0, RATE, 'the other layers learn this much faster'),
         _training('lr_schedule', 'step', choice(('step', 'one_cycle')), 'step: as published; one_cycle: up, then down '
@@ -202,7 +204,8 @@ FLAGS = {
         _maps('cam_curve_interval', 0.001, number(float, 1e-6, True, 1), 'threshold step', (*CUE, *WSOL)),
     ),
     'pictures': (
-        Flag('output', 'maps', str, 'folder of the results', INFERENCE, shared=False),
+        Flag('output', None, str, 'inference.py: folder of the results (default: maps); export.py: the file, .onnx or '
+             '.pt2 (default: named by the checkpoint)', (*INFERENCE, *EXPORT), shared=False),
         Flag('target', None, str, 'class whose map is shown, name or number (default: the predicted one)', INFERENCE,
              recorded=True, shared=False),
         Flag('contrast', None, str, 'add "why the target and not this class", name or number; without a value the '
