@@ -9,6 +9,7 @@ from munch import Munch
 from data_loaders import DATASETS, canonical_name
 from util import UserError
 from wsol import ARCHITECTURE_NAMES, ARCHITECTURES, HEADS, PROCESSES
+from wsol.contrast import CONTRASTS
 from wsol.metrics import NORM_TYPES, THRESHOLD_TYPES
 from wsol.networks import find_architecture, options_taken
 
@@ -94,7 +95,8 @@ METHOD_ALIASES = {'CALM-EM': 'CALM_EM', 'CALM-ML': 'CALM_ML'}
 
 EVALUATIONS = ('eval_pixel_perturb', 'eval_cue_location', 'eval_wsol')
 MAPS = (*EVALUATIONS, 'inference')
-RUNS = ('main', *MAPS)  # what sends images through a network
+INTERVENTIONS = ('eval_interventions',)
+RUNS = ('main', *MAPS, *INTERVENTIONS)  # what sends images through a network
 SCRIPTS = (*RUNS, 'export')
 CUE, WSOL, MAIN, INFERENCE, EXPORT = (('eval_cue_location',), ('eval_wsol',), ('main',), ('inference',), ('export',))
 
@@ -190,10 +192,13 @@ FLAGS = {
              'backprop: with process vanilla, the vanilla gradient; implied by the gradient processes', MAPS),
         _maps('superclass_file', None, str, 'YAML, "label: [labels]", for superclass processes (default: the data '
               "set's own)"),
-        _maps('smooth_grad_nr_iter', 50, COUNT, 'noisy copies of the SmoothGrad family'),
+        _maps('smooth_grad_nr_iter', 50, COUNT, 'noisy copies of the SmoothGrad family', (*MAPS, *INTERVENTIONS)),
         _maps('smooth_grad_sigma', 4.0, number(float, 0, False),
-              "the noise's deviation is the image's range over this"),
-        _maps('integrated_grad_nr_iter', 50, COUNT, 'points on the path of the integrated gradients'),
+              "the noise's deviation is the image's range over this", (*MAPS, *INTERVENTIONS)),
+        _maps('integrated_grad_nr_iter', 50, COUNT, 'points on the path of the integrated gradients',
+              (*MAPS, *INTERVENTIONS)),
+        _maps('contrast_method', None, choice(tuple(CONTRASTS)), 'how two classes are contrasted (default: all): '
+              f'{", ".join(CONTRASTS)}', INTERVENTIONS),
         _maps('norm_type', None, choice(tuple(NORM_TYPES)), 'max, minmax, or clipping: as it is, cut to 0..1 '
               "(default: clipping for maps that are CALM's probabilities, but in eval_wsol; minmax for all others)",
               (*CUE, *WSOL)),
@@ -201,7 +206,8 @@ FLAGS = {
               "log for maps that are CALM's probabilities, even for all others)", CUE),
         _maps('iou_thresholds', (30, 50, 70), percentages, 'overlaps in percent that count as found: 30,50,70', WSOL),
         _maps('scoremap_root', None, str, 'score maps made elsewhere: <root>/<split>/<image_id>.npy', EVALUATIONS),
-        _maps('cam_curve_interval', 0.001, number(float, 1e-6, True, 1), 'threshold step', (*CUE, *WSOL)),
+        _maps('cam_curve_interval', 0.001, number(float, 1e-6, True, 1), 'threshold step',
+              (*CUE, *WSOL, *INTERVENTIONS)),
     ),
     'pictures': (
         Flag('output', None, str, 'inference.py: folder of the results (default: maps); export.py: the file, .onnx or '

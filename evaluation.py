@@ -206,9 +206,9 @@ class ResultFile:
         """The path of its figure."""
         return self.path.with_suffix('.png')
 
-    def write(self, measured):
+    def write(self, measured, quiet=False):
         """Write what was measured with what it was measured on. An earlier result of this name is of the same weights
-        and images: what differs in its settings is said."""
+        and images: what differs in its settings is said. quiet: of a result that is not complete yet."""
         command = [Path(sys.argv[0]).name, *sys.argv[1:]]
         content = {**self.identity, **measured, 'versions': versions(), 'command': command}
         before = read_result(self.path).get('settings', {})
@@ -216,6 +216,8 @@ class ResultFile:
         changed = [f'{name} was {before.get(name)}, is {value}' for name, value in now.items()
                    if before and before.get(name) != value]
         util.write_json(self.path, content)
+        if quiet:
+            return
         replaced = f' replaces an earlier result ({"; ".join(changed)})' if changed else ''
         print(f'{self.path}{replaced}')
 
