@@ -137,9 +137,10 @@ FLAGS = {
         Flag('workers', 4, NATURAL, 'loader processes, at most one for each core that this process may use', RUNS),
         Flag('device', 'auto', choice(('auto', 'cuda', 'mps', 'cpu')), 'auto takes CUDA, else MPS, else the CPU',
              recorded=True),
-        Flag('precision', 'float32', choice(('float32', 'bfloat16')),
-             "the backbone's (float32 as torch computes it: its convolutions use TF32 on recent NVIDIA GPUs); heads, "
-             'losses and maps are float32', RUNS, kept=True, recorded=True),
+        Flag('precision', 'auto', choice(('auto', 'float32', 'bfloat16')),
+             "the backbone's; auto: trains in bfloat16 where the hardware computes in it, and evaluates in float32 (as "
+             'torch computes it: its convolutions use TF32 on recent NVIDIA GPUs); heads, losses and maps are float32',
+             RUNS, kept=True, recorded=True),
     ),
     'data': (
         Flag('dataset', 'CUB', dataset_name, f'{", ".join(DATASETS)} (ImageNet = ILSVRC), or your own folder of '

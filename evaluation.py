@@ -72,7 +72,7 @@ class Evaluation:
         chosen = [f'{word} {self.args[flag]}' for word, flag in
                   (('norm', 'norm_type'), ('thresholds', 'threshold_type'))
                   if self.script in config.ALL_FLAGS[flag].readers]
-        return ', '.join([f'maps: {self.maps_name()}', *chosen])
+        return ', '.join([f'maps: {self.maps_name()}', *chosen, self.args.precision])
 
     def maps_name(self):
         """<method>_<process>; for maps made elsewhere their folder's name, and a number that tells two apart."""

@@ -27,6 +27,8 @@ from util import UserError
 from wsol import build_model, parameter_groups
 from wsol.networks import check_image_size, normalisation
 
+CHECK_EVERY = 20  # steps between two looks at the loss
+
 
 def lr_factor(epoch, schedule, epochs, decay_frequency):
     """The learning rate's factor at a time in epochs: epoch 0.5 is the middle of the first.
@@ -67,39 +69,47 @@ class Training:
             util.write_json_lines(folder / 'log.jsonl', self.log)
 
     def train_epoch(self, loader, epoch):
-        """One pass over the training set. epoch: 0-based. Returns {'loss', 'accuracy', 'images_per_second'}."""
+        """One pass over the training set. epoch: 0-based. Returns {'loss', 'accuracy', 'images_per_second'}.
+
+        Loss and correct predictions are summed on the device, and looked at every CHECK_EVERY steps and at the end:
+        a number that is looked at makes the host wait for the device.
+        """
         self.model.train()
         loader.sampler.epoch = epoch
         # dropout and stochastic depth draw from torch's own state: a resumed epoch draws what it would have drawn
         util.seed_everything(self.seed * 1_000_003 + epoch)
         seen, loss_sum, correct, start = 0, 0.0, 0, time.perf_counter()
+        sums, checked = torch.zeros(2, device=self.device), 0  # since the last check: loss times images, correct
         with util.progress(None, f'epoch {epoch + 1}/{self.epochs}', 'image', total=len(loader.dataset)) as bar:
-            for step, (images, labels, _) in enumerate(loader):
+            for step, (images, labels, _) in enumerate(loader, 1):
                 images, labels = util.to_device(images, self.device), util.to_device(labels, self.device)
-                loss, scores = self.take_step(images, labels, epoch + step / len(loader))
-                if not math.isfinite(loss):
-                    raise UserError(f'the loss is {loss} at epoch {epoch + 1}, step {step + 1}: training stops, the '
-                                    'last checkpoint stays. Lower --lr or --lr_classifier_ratio, or try '
-                                    '--precision=float32')
-                seen, loss_sum = seen + len(labels), loss_sum + loss * len(labels)
-                correct += (scores.argmax(1) == labels).sum().item()
+                loss, scores = self.take_step(images, labels, epoch + (step - 1) / len(loader))
+                sums += torch.stack([loss * len(labels), (scores.argmax(1) == labels).sum().to(loss)])
+                seen += len(labels)
                 bar.update(len(labels))
+                if step % CHECK_EVERY and step < len(loader):
+                    continue
+                more_loss, more_correct = util.look_at(sums)
+                if not math.isfinite(more_loss):
+                    raise UserError(f'the loss is {more_loss} at epoch {epoch + 1}, steps {checked + 1} to {step}: '
+                                    'training stops, the last checkpoint stays. Lower --lr or --lr_classifier_ratio, '
+                                    'or try --precision=float32')
+                loss_sum, correct, checked = loss_sum + more_loss, correct + int(more_correct), step
+                sums.zero_()
                 bar.set_postfix(loss=f'{loss_sum / seen:.3f}', accuracy=f'{100 * correct / seen:.1f}%', refresh=False)
         return {'loss': loss_sum / seen, 'accuracy': 100 * correct / seen,
                 'images_per_second': round(seen / (time.perf_counter() - start), 1)}
 
     def take_step(self, images, labels, time_in_epochs):
-        """One update, unless the loss is not finite. Returns the loss, a number, and the class scores (B,C)."""
+        """One update, which never waits for the device. Returns the loss () and the class scores (B,C), on it."""
         for group in self.optimiser.param_groups:
             group['lr'] = group['initial_lr'] * self.factor_at(time_in_epochs)
         with util.autocast(self.precision, self.device):
             loss, scores = self.model.loss(images, labels)
-        value = loss.item()
-        if math.isfinite(value):
-            self.optimiser.zero_grad()
-            loss.backward()
-            self.optimiser.step()
-        return value, scores
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        return loss.detach(), scores
 
     def resume(self, before, log):
         """Go on from this experiment's own checkpoint. log: its lines so far."""
@@ -136,6 +146,14 @@ def check_resumable(before, args):
     if changed:
         raise UserError(f'{before.path} was trained with other settings ({"; ".join(changed)}). Choose another '
                         '--experiment_name, or start afresh with --override_cache')
+
+
+def open_settings(args, before, device):
+    """{'seed', 'precision'}, which the flags may leave open: those of the training that goes on, else new ones."""
+    earlier = before.content.get('args', {}) if before else {'seed': util.draw_seed()}
+    seed = args.seed if 'seed' in args.given else earlier.get('seed')
+    precision = args.precision if 'precision' in args.given else earlier.get('precision', args.precision)
+    return {'seed': seed, 'precision': util.pick_precision(precision, device, auto='bfloat16')}
 
 
 def accuracies(model, loaders, device, precision):
@@ -207,13 +225,13 @@ def main():
     if args.is_different_checkpoint and not starts_from:
         raise UserError('--is_different_checkpoint fine-tunes from a checkpoint: name it with --load_checkpoint')
     device = util.pick_device(args.device)
-    args.precision = util.pick_precision(args.precision, device)
     args.workers = util.pick_workers(args.workers, 'workers' in args.given)
     folder = weights.experiment_folder(args.save_root, args.experiment_name)
     path = folder / weights.FILE
     before = weights.read_checkpoint(path) if path.is_file() and not args.override_cache else None
-    if 'seed' not in args.given:
-        args.seed = before.content.get('args', {}).get('seed') if before else util.draw_seed()
+    evaluates_in = util.pick_precision(args.precision, device)
+    args.update(open_settings(args, before, device))
+    print(f'trains in {args.precision} on {device.type}, evaluates in {evaluates_in}')
     if before:
         check_resumable(before, args)
         print(f'{path} has {before.epoch} finished epochs'
@@ -232,7 +250,7 @@ def main():
     loaders = {split: data_loaders.make_loader(own, args.batch_size, args.workers, device,
                                                sampler if split == 'train' else None) for split, own in images.items()}
     training.run(loaders, folder)
-    measured = accuracies(model, loaders, device, args.precision)
+    measured = accuracies(model, loaders, device, evaluates_in)
     report(measured, args)
     trained = weights.Checkpoint(path, {'state_dict': model.state_dict(), 'epoch': training.done})
     identity = evaluation.identity('accuracy', data, 'test', images['test'], trained, dict(args))
