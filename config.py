@@ -10,6 +10,7 @@ import util
 from data_loaders import DATASETS, canonical_name
 from util import UserError
 from wsol import ARCHITECTURE_NAMES, ARCHITECTURES, HEADS, PROCESSES
+from wsol.contrast import CONTRASTS
 from wsol.metrics import NORM_TYPES, THRESHOLD_TYPES
 from wsol.networks import find_architecture, options_taken
 
@@ -95,8 +96,10 @@ METHOD_ALIASES = {'CALM-EM': 'CALM_EM', 'CALM-ML': 'CALM_ML'}
 
 EVALUATIONS = ('eval_pixel_perturb', 'eval_cue_location', 'eval_wsol')
 MAPS = (*EVALUATIONS, 'inference')
-SCRIPTS = ('main', *MAPS)
-CUE, WSOL, MAIN, INFERENCE = ('eval_cue_location',), ('eval_wsol',), ('main',), ('inference',)
+INTERVENTIONS = ('eval_interventions',)
+RUNS = ('main', *MAPS, *INTERVENTIONS)  # what sends images through a network
+SCRIPTS = (*RUNS, 'export')
+CUE, WSOL, MAIN, INFERENCE, EXPORT = (('eval_cue_location',), ('eval_wsol',), ('main',), ('inference',), ('export',))
 
 
 class Flag(NamedTuple):
@@ -129,15 +132,16 @@ FLAGS = {
         Flag('experiment_name', 'result', str, 'one folder per experiment, below save_root', recorded=True),
         Flag('save_root', 'save', str, 'where the experiments are'),
         Flag('seed', None, SEED, 'seeds python, numpy, torch, loaders and masks; a training without it draws one and '
-             'records it, the other scripts take 0', kept=True, recorded=True),
+             'records it, the other scripts take 0', RUNS, kept=True, recorded=True),
         Flag('override_cache', False, boolean, "start the experiment's training afresh", MAIN),
         Flag('is_train', True, boolean, 'False tests the accuracy of a checkpoint only', MAIN),
-        Flag('workers', 4, NATURAL, 'loader processes, at most one for each core that this process may use'),
+        Flag('workers', 4, NATURAL, 'loader processes, at most one for each core that this process may use', RUNS),
         Flag('device', 'auto', choice(('auto', 'cuda', 'mps', 'cpu')), 'auto takes CUDA, else MPS, else the CPU',
              recorded=True),
-        Flag('precision', 'float32', choice(('float32', 'bfloat16')),
-             "the backbone's (float32 as torch computes it: its convolutions use TF32 on recent NVIDIA GPUs); heads, "
-             'losses and maps are float32', kept=True, recorded=True),
+        Flag('precision', 'auto', choice(('auto', 'float32', 'bfloat16')),
+             "the backbone's; auto: trains in bfloat16 where the hardware computes in it, and evaluates in float32 (as "
+             'torch computes it: its convolutions use TF32 on recent NVIDIA GPUs); heads, losses and maps are float32',
+             RUNS, kept=True, recorded=True),
     ),
     'data': (
         Flag('dataset', 'CUB', dataset_name, f'{", ".join(DATASETS)} (ImageNet = ILSVRC), or your own folder of '
@@ -145,7 +149,7 @@ FLAGS = {
         Flag('data_root', 'dataset/', str, 'where the images are', recorded=True),
         Flag('metadata_root', 'metadata/', str, 'where the lists, labels and boxes are', recorded=True),
         Flag('mask_root', 'dataset/', str, "where OpenImages' masks are, below OpenImages/", WSOL, recorded=True),
-        Flag('skip_broken', False, boolean, 'leave images out that do not open, and say how many', kept=True,
+        Flag('skip_broken', False, boolean, 'leave images out that do not open, and say how many', RUNS, kept=True,
              recorded=True),
         Flag('proxy_training_set', False, boolean, 'train on image_ids_proxy.txt', MAIN, kept=True),
         Flag('resize_size', 256, SIZE, 'training images are resized to this square', MAIN, kept=True),
@@ -163,7 +167,8 @@ FLAGS = {
         _network('last_stage', 'layer4', choice(('layer1', 'layer2', 'layer3', 'layer4')),
                  'ResNet: stop here, for a smaller receptive field'),
         Flag('pretrained', True, boolean_or_file, 'start from ImageNet weights of the backbone; False: from random '
-             'ones; a file: from the state dict in it, which fits but for the classifier', (*MAIN, *INFERENCE)),
+             'ones; a file: from the state dict in it, which fits but for the classifier',
+             (*MAIN, *INFERENCE, *EXPORT)),
         Flag('use_load_checkpoint', False, boolean, 'start from load_checkpoint', MAIN),
         Flag('load_checkpoint', None, str, 'a folder, a file, an experiment, or a published weight such as '
              "CALM_EM-CUB; by default the experiment's own (main.py: none)"),
@@ -172,7 +177,7 @@ FLAGS = {
     ),
     'training': (
         Flag('epochs', 40, COUNT, 'passes over the training set', MAIN),
-        Flag('batch_size', 64, COUNT, 'images a step, of all processes together', kept=True, recorded=True),
+        Flag('batch_size', 64, COUNT, 'images a step, of all processes together', RUNS, kept=True, recorded=True),
         Flag('accumulate', 1, COUNT, "take a step's images in so many parts, where the device has no memory for all at "
              'once: the same update, but for what BatchNorm sees', MAIN),
         Flag('sync_bn', False, boolean, 'BatchNorm over the images of all processes (GPUs)', MAIN),
@@ -193,10 +198,13 @@ FLAGS = {
              'backprop: with process vanilla, the vanilla gradient; implied by the gradient processes', MAPS),
         _maps('superclass_file', None, str, 'YAML, "label: [labels]", for superclass processes (default: the data '
               "set's own)"),
-        _maps('smooth_grad_nr_iter', 50, COUNT, 'noisy copies of the SmoothGrad family'),
+        _maps('smooth_grad_nr_iter', 50, COUNT, 'noisy copies of the SmoothGrad family', (*MAPS, *INTERVENTIONS)),
         _maps('smooth_grad_sigma', 4.0, number(float, 0, False),
-              "the noise's deviation is the image's range over this"),
-        _maps('integrated_grad_nr_iter', 50, COUNT, 'points on the path of the integrated gradients'),
+              "the noise's deviation is the image's range over this", (*MAPS, *INTERVENTIONS)),
+        _maps('integrated_grad_nr_iter', 50, COUNT, 'points on the path of the integrated gradients',
+              (*MAPS, *INTERVENTIONS)),
+        _maps('contrast_method', None, choice(tuple(CONTRASTS)), 'how two classes are contrasted (default: all): '
+              f'{", ".join(CONTRASTS)}', INTERVENTIONS),
         _maps('norm_type', None, choice(tuple(NORM_TYPES)), 'max, minmax, or clipping: as it is, cut to 0..1 '
               "(default: clipping for maps that are CALM's probabilities, but in eval_wsol; minmax for all others)",
               (*CUE, *WSOL)),
@@ -204,10 +212,12 @@ FLAGS = {
               "log for maps that are CALM's probabilities, even for all others)", CUE),
         _maps('iou_thresholds', (30, 50, 70), percentages, 'overlaps in percent that count as found: 30,50,70', WSOL),
         _maps('scoremap_root', None, str, 'score maps made elsewhere: <root>/<split>/<image_id>.npy', EVALUATIONS),
-        _maps('cam_curve_interval', 0.001, number(float, 1e-6, True, 1), 'threshold step', (*CUE, *WSOL)),
+        _maps('cam_curve_interval', 0.001, number(float, 1e-6, True, 1), 'threshold step',
+              (*CUE, *WSOL, *INTERVENTIONS)),
     ),
     'pictures': (
-        Flag('output', 'maps', str, 'folder of the results', INFERENCE, shared=False),
+        Flag('output', None, str, 'inference.py: folder of the results (default: maps); export.py: the file, .onnx or '
+             '.pt2 (default: named by the checkpoint)', (*INFERENCE, *EXPORT), shared=False),
         Flag('target', None, str, 'class whose map is shown, name or number (default: the predicted one)', INFERENCE,
              recorded=True, shared=False),
         Flag('contrast', None, str, 'add "why the target and not this class", name or number; without a value the '

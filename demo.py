@@ -7,9 +7,6 @@ experiment folder each for `start`, `CAM` and `CALM_EM` below save/demo.
 
     make demo
 """
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +28,7 @@ from wsol.metrics import ERASE_RATIOS, resize
 FOLDER = Path('save/demo')
 CROP_SIZE = 112
 DATA = ['--dataset=ToyBirds', f'--crop_size={CROP_SIZE}', '--resize_size=128']
-# twice as fast where the processor computes in bfloat16, several times slower where it only emulates it
-FAST_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-PRECISION = '--precision=bfloat16' if FAST_BFLOAT16 else '--precision=float32'
+PRECISION = '--precision=' + ('bfloat16' if util.computes_in_bfloat16(torch.device('cpu')) else 'float32')
 TRAIN = [*DATA, '--architecture=resnet18', '--pretrained=False', '--batch_size=32', '--lr_schedule=one_cycle',
          PRECISION]
 FROM_RANDOM = ['--epochs=25', '--lr=0.02']
@@ -58,8 +53,7 @@ def run(folder, script, *flags):
     """Run one of the project's scripts as a user would, and show how."""
     command = [script, *flags, f'--save_root={folder}']
     util.say('\n$ python ' + ' '.join(command))
-    ours = os.environ | {processes.PARENT: str(os.getpid())}  # by which the child knows when to end
-    code = subprocess.run([sys.executable, *command], check=False, env=ours).returncode
+    code = processes.call(command)
     if code:
         raise UserError(f'{script} ended with exit code {code}; see above')
 

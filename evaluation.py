@@ -77,7 +77,7 @@ class Evaluation:
         chosen = [f'{word} {self.args[flag]}' for word, flag in
                   (('norm', 'norm_type'), ('thresholds', 'threshold_type'))
                   if self.script in config.ALL_FLAGS[flag].readers]
-        return ', '.join([f'maps: {self.maps_name()}', *chosen])
+        return ', '.join([f'maps: {self.maps_name()}', *chosen, self.args.precision])
 
     def maps_name(self):
         """<method>_<process>; for maps made elsewhere their folder's name, and a number that tells two apart."""
@@ -136,14 +136,7 @@ def open_evaluation(args, script, needs_model=True, needs_data=True):
     device, checkpoint, model = util.pick_device(args.device), None, None
     processes.join(device)
     if needs_model or args.scoremap_root is None or args.load_checkpoint is not None:
-        own = weights.experiment_folder(args.save_root, args.experiment_name)
-        as_it_is = script == 'inference' and args.load_checkpoint is None and 'architecture' in args.given and (
-            'experiment_name' not in args.given)
-        if as_it_is:
-            checkpoint = weights.TrainedClassifier.of(args.architecture, args.pretrained)
-        else:
-            path = weights.find_checkpoint(args.load_checkpoint, args.save_root, own)
-            checkpoint = weights.open_network(path, args.architecture)
+        checkpoint = _find_network(args, script)
         args = config.adopt(args, checkpoint.path, checkpoint.known, checkpoint.network)
     open_data = open_dataset if needs_data else find_dataset  # which paints nothing
     data = open_data(args.dataset, args.data_root, args.metadata_root, args.mask_root,
@@ -158,14 +151,26 @@ def open_evaluation(args, script, needs_model=True, needs_data=True):
             data.annotations()
         elif args.scoremap_root is None:
             check_process(args.score_map_process, type(model))
-    args.precision = util.pick_precision(args.precision, device)
-    args.workers = util.pick_workers(args.workers, 'workers' in args.given)
-    args.seed = args.seed or 0
-    util.seed_everything(args.seed)
+    if script in config.RUNS:
+        args.precision = util.pick_precision(args.precision, device)
+        args.workers = util.pick_workers(args.workers, 'workers' in args.given)
+        args.seed = args.seed or 0
+        util.seed_everything(args.seed)
     run = Evaluation(script, args, device, data, checkpoint, model)
     if script in config.MAPS:
         util.say(run.describe())
     return run
+
+
+def _find_network(args, script):
+    """The Checkpoint that the flags name. Pictures and exports of a --architecture without any checkpoint are those of
+    torchvision's or timm's trained classifier."""
+    names_own = {'load_checkpoint', 'experiment_name'} & set(args.given)
+    if script in ('inference', 'export') and 'architecture' in args.given and not names_own:
+        return weights.TrainedClassifier.of(args.architecture, args.pretrained)
+    own = weights.experiment_folder(args.save_root, args.experiment_name)
+    path = weights.find_checkpoint(args.load_checkpoint, args.save_root, own)
+    return weights.open_network(path, args.architecture)
 
 
 def _with_defaults(args, model, script):
@@ -236,9 +241,9 @@ class ResultFile:
         """The path of its figure."""
         return self.path.with_suffix('.png')
 
-    def write(self, measured):
+    def write(self, measured, quiet=False):
         """Write what was measured with what it was measured on. An earlier result of this name is of the same weights
-        and images: what differs in its settings is said."""
+        and images: what differs in its settings is said. quiet: of a result that is not complete yet."""
         content = {**self.identity, **measured, 'versions': versions(), 'machine': machine(self.device),
                    'command': command_line()}
         before = read_result(self.path)['settings']
@@ -246,6 +251,8 @@ class ResultFile:
         changed = [f'{name} was {before.get(name)}, is {value}' for name, value in now.items()
                    if before and before.get(name) != value]
         util.write_json(self.path, content)
+        if quiet:
+            return
         replaced = f' replaces an earlier result ({"; ".join(changed)})' if changed else ''
         util.say(f'{self.path}{replaced}')
 

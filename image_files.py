@@ -139,6 +139,11 @@ def _to_tensor(normalisation):
     return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*normalisation)]
 
 
+def as_image(picture):
+    """(H,W,3) uint8, RGB -> a PIL image, as the transforms take it."""
+    return Image.fromarray(np.ascontiguousarray(picture))
+
+
 def to_picture(image, normalisation=IMAGENET):
     """A normalised image (3,S,S) -> (S,S,3) in 0..1, to be shown."""
     mean, std = (torch.tensor(values)[:, None, None] for values in normalisation)

@@ -197,6 +197,7 @@ def main():
     parser.add_argument('images', nargs='+', help='image files, or folders of images')
     args = config.parse('inference', parser=parser)
     refuse_what_would_be_ignored(args)
+    args.output = args.output or 'maps'
     found = find_images(args.images, args.output)
     names, paths = list(found), list(found.values())
     run = evaluation.open_evaluation(args, 'inference', needs_data=False)

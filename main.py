@@ -46,6 +46,15 @@ def check_resumable(before, args):
                         '--experiment_name, or start afresh with --override_cache')
 
 
+def open_settings(args, before, device):
+    """{'seed', 'precision'}, which the flags may leave open: those of the training that goes on, else new ones; of
+    several processes, those of the first."""
+    earlier = before.content.get('args', {}) if before else {'seed': util.draw_seed()}
+    seed = args.seed if 'seed' in args.given else earlier.get('seed')
+    precision = args.precision if 'precision' in args.given else earlier.get('precision', args.precision)
+    return processes.gather({'seed': seed, 'precision': util.pick_precision(precision, device, auto='bfloat16')})[0]
+
+
 def accuracies(model, loaders, device, precision):
     """{'val_accuracy', 'test_accuracy'} in percent."""
     return {f'{split}_accuracy': top1_accuracy(model, loaders[split], device, precision, split)
@@ -147,8 +156,12 @@ def train(args, device, stop, folder, lease):
     if args.is_different_checkpoint and not starts_from:
         raise UserError('--is_different_checkpoint fine-tunes from a checkpoint: name it with --load_checkpoint')
     before = checkpoint_to_go_on_from(folder, args)
-    if 'seed' not in args.given:
-        args.seed = before.content.get('args', {}).get('seed') if before else processes.gather(util.draw_seed())[0]
+    if len(set(processes.gather(before and (before.epoch, before.step)))) > 1:
+        raise UserError(f'the processes find different checkpoints in {folder}: --save_root should be a folder that '
+                        'all machines share')
+    evaluates_in = util.pick_precision(args.precision, device)
+    args.update(open_settings(args, before, device))
+    util.say(f'trains in {args.precision} on {device.type}, evaluates in {evaluates_in}')
     if before:
         check_resumable(before, args)
         more = f' and {before.step} steps' if before.step else ''
@@ -165,11 +178,13 @@ def train(args, device, stop, folder, lease):
         training.resume(before)
     else:
         (folder / 'results.json').unlink(missing_ok=True)  # of the network that is about to be replaced
+    if checkpoint_files.latest(folder) is None:
+        training.keeper.write_log([])  # from here on the folder says that a training has begun
     sampler = data_loaders.SeededBatches(len(images['train']), args.batch_size, args.seed)
     loaders = {split: data_loaders.make_loader(own, args.batch_size, args.workers, device,
                                                sampler if split == 'train' else None) for split, own in images.items()}
     training.run(loaders)
-    measured = accuracies(model, loaders, device, args.precision)
+    measured = accuracies(model, loaders, device, evaluates_in)
     if processes.is_first():
         report(measured, args)
         trained = weights.Checkpoint(folder / weights.FILE, {'state_dict': model.state_dict(), 'epoch': training.done})
@@ -184,7 +199,6 @@ def main():
         return test_checkpoint(args)
     with processes.Stop() as stop:
         device = util.pick_device(args.device)
-        args.precision = util.pick_precision(args.precision, device)
         args.workers = util.pick_workers(args.workers, 'workers' in args.given)
         processes.join(device)
         folder = weights.experiment_folder(args.save_root, args.experiment_name)

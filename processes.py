@@ -7,6 +7,7 @@ have a rank each. The first, rank 0, prints and writes; the others are silent, b
 """
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,6 +16,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+from wsol.errors import UserError
 
 PARENT = 'CALM_PARENT'   # the variable by which a script tells its child whose end is the child's end too
 PATIENCE = timedelta(days=1)  # for one that is slower; one that has ended closes its connection and is noticed at once
@@ -174,6 +177,15 @@ class Stop:
             self._is_deferred = False
         if self.number:
             raise Stopped(self.number)
+
+
+def call(command):
+    """Run one of the project's scripts as a child, which ends when this script does, however that ends. command: after
+    python. Returns its exit code."""
+    if size() > 1:
+        raise UserError('this script starts others itself: start it without torchrun')
+    ours = os.environ | {PARENT: str(os.getpid())}
+    return subprocess.run([sys.executable, *command], check=False, env=ours).returncode
 
 
 def end_with_parent():

@@ -21,6 +21,7 @@ import processes
 import util
 from util import UserError
 
+CHECK_EVERY = 20  # steps between two looks at the loss
 NO_SUMS = (0.0, 0, 0, 0.0)  # of a process in an epoch: losses, correct images, images, seconds
 
 
@@ -104,6 +105,7 @@ class Training:
     done: int = 0           # finished epochs
     step: int = 0           # finished steps of the next one
     sums: tuple = NO_SUMS   # of this process over those steps
+    unseen: list = field(default_factory=list)  # what take_step has measured since the last look, on the device
     log: list = field(default_factory=list)  # a line for each finished epoch
 
     def run(self, loaders):
@@ -129,7 +131,11 @@ class Training:
             raise
 
     def train_epoch(self, loader, epoch):
-        """Go on with an epoch (0-based) to its end. Returns the sums of every process over it."""
+        """Go on with an epoch (0-based) to its end. Returns the sums of every process over it.
+
+        What is measured stays on the device, and is looked at every CHECK_EVERY steps, at the end, and before a
+        checkpoint is written: a number that is looked at makes the host wait for the device.
+        """
         self.model.train()
         batches, clock = loader.batch_sampler, time.perf_counter()
         batches.epoch, batches.start = epoch, self.step
@@ -139,26 +145,27 @@ class Training:
                 share, total = batches.counts(self.step)
                 # dropout and stochastic depth draw from torch's own state: the same in a step that is resumed
                 util.seed_everything(util.seed_of(self.seed, epoch, self.step, processes.rank()))
-                loss, scores = self.take_step(images, labels, epoch + self.step / len(batches),
-                                              share * processes.size() / total)
-                if not math.isfinite(loss):
-                    raise UserError(f'the loss is {loss} at epoch {epoch + 1}, step {self.step + 1}: training stops, '
-                                    'the last checkpoint stays. Lower --lr or --lr_classifier_ratio, or try '
-                                    '--precision=float32')
-                correct = (scores.argmax(1).cpu() == labels).sum().item() if share else 0
+                measured = self.take_step(images, labels, epoch + self.step / len(batches),
+                                          share * processes.size() / total)
+                self.unseen.append(measured if share else torch.zeros_like(measured))
+                self.step += 1
+                is_looked_at = self.step % CHECK_EVERY == 0 or self.step == len(batches)
+                if is_looked_at:
+                    self.look()
                 clock, before = time.perf_counter(), clock
-                self.step, more = self.step + 1, (loss * share, correct, share, clock - before)
-                self.sums = tuple(had + new for had, new in zip(self.sums, more, strict=True))
+                losses, correct, seen, seconds = self.sums
+                seen += share
+                self.sums = losses, correct, seen, seconds + clock - before
                 bar.update(total)
-                losses, rights, seen, _ = self.sums
-                bar.set_postfix(loss=f'{losses / max(seen, 1):.3f}', accuracy=f'{100 * rights / max(seen, 1):.1f}%',
-                                refresh=False)
+                if is_looked_at and seen:
+                    bar.set_postfix(loss=f'{losses / seen:.3f}', accuracy=f'{100 * correct / seen:.1f}%', refresh=False)
                 self.save_or_stop()
         processes.share_buffers(self.model)
         return processes.gather(self.sums)
 
     def take_step(self, images, labels, time_in_epochs, weight):
-        """One update, unless the loss is not finite. Returns the loss, a number, and the class scores (B,C).
+        """One update, which never waits for the device. Returns the sum of the losses and the number of correct images,
+        (2,), on it.
 
         weight: of this process's mean loss in the mean of those of all processes.
         """
@@ -166,26 +173,36 @@ class Training:
             group['lr'] = group['initial_lr'] * self.factor_at(time_in_epochs)
         self.optimiser.zero_grad()
         parts = list(zip(images.chunk(self.accumulate), labels.chunk(self.accumulate), strict=True))
-        value, scores = 0.0, []
+        measured = torch.zeros(2, device=self.device)
         for number, (own, classes) in enumerate(parts, 1):
+            own, classes = util.to_device(own, self.device), util.to_device(classes, self.device)
             # the processes sum their gradients once, with the last part
             waits = number < len(parts) and processes.size() > 1
             with self.loss.no_sync() if waits else nullcontext():
                 with util.autocast(self.precision, self.device):
-                    loss, found = self.loss(util.to_device(own, self.device), util.to_device(classes, self.device))
-                share = len(own) / len(images)
-                value += loss.item() * share
-                scores.append(found)
-                if not math.isfinite(value):
-                    return value, torch.cat(scores)
-                (loss * (share * weight)).backward()
+                    loss, scores = self.loss(own, classes)
+                (loss * (len(own) / len(images) * weight)).backward()
+            measured += torch.stack([loss.detach() * len(own), (scores.argmax(1) == classes).sum().to(loss)])
         self.optimiser.step()
-        return value, torch.cat(scores)
+        return measured
+
+    def look(self):
+        """Add what the last steps have measured to the sums, step by step: they are the same whenever it is looked at.
+        Raises UserError where a loss is no number."""
+        losses, correct, *more = self.sums
+        values = util.look_at(torch.stack(self.unseen)) if self.unseen else []
+        for step, (loss, right) in enumerate(values, self.step - len(values) + 1):
+            if not math.isfinite(loss):
+                raise UserError(f'the loss is {loss} at epoch {self.done + 1}, step {step}: training stops, the last '
+                                'checkpoint stays. Lower --lr or --lr_classifier_ratio, or try --precision=float32')
+            losses, correct = losses + loss, correct + int(right)
+        self.sums, self.unseen = (losses, correct, *more), []
 
     def save_or_stop(self):
         """Between two steps: save where it is time, stop where a signal asks for it; all processes alike."""
         self.stop.number, is_due = processes.agree([self.stop.number, int(self.keeper.is_due())])
         if self.stop.number or is_due:
+            self.look()
             self.keeper.save(self.state(processes.gather(self.sums)))
         if self.stop.number:
             processes.gather(None)  # nobody leaves before the first has saved: torchrun would end it

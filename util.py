@@ -3,6 +3,7 @@ import contextlib
 import errno
 import json
 import os
+import platform
 import random
 import re
 import sys
@@ -179,11 +180,28 @@ def pick_device(name='auto'):
     return torch.device(name, processes.local_rank()) if name == 'cuda' else torch.device(name)
 
 
-def pick_precision(name, device):
-    """'float32' or 'bfloat16'; the latter becomes float32, with a warning, on a device that does not compute in it."""
-    computes = {'cuda': lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-                'mps': lambda: torch.backends.mps.is_macos_or_newer(14, 0), 'cpu': lambda: True}
-    if name == 'bfloat16' and not computes[device.type]():
+def computes_in_bfloat16(device):
+    """Whether a device multiplies in bfloat16 itself: one that only emulates it is slower than in float32."""
+    if device.type == 'cuda':
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == 'cpu' and torch.backends.mkldnn.is_available():
+        # what oneDNN calls supported includes processors of AVX-512 alone, on which it emulates
+        emulates = platform.machine() in ('x86_64', 'AMD64') and not (
+            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported() and not emulates
+    return False
+
+
+def pick_precision(name, device, auto='float32'):
+    """'float32' or 'bfloat16'. auto: what 'auto' means where the device computes in bfloat16; elsewhere it is float32.
+
+    A bfloat16 that a GPU does not compute in becomes float32, with a warning; a CPU emulates it.
+    """
+    if name == 'auto':
+        return auto if computes_in_bfloat16(device) else 'float32'
+    usable = {'cuda': lambda: computes_in_bfloat16(device), 'mps': lambda: torch.backends.mps.is_macos_or_newer(14, 0),
+              'cpu': lambda: True}
+    if name == 'bfloat16' and not usable[device.type]():
         warn(f'--precision=bfloat16: this {device.type} device does not compute in bfloat16; float32 is used')
         return 'float32'
     return name
@@ -207,6 +225,11 @@ def to_device(tensor, device):
     """
     layout = memory_format(device) if tensor.ndim == 4 else torch.preserve_format
     return tensor.to(device, non_blocking=device.type == 'cuda' and tensor.is_pinned(), memory_format=layout)
+
+
+def look_at(tensor):
+    """A tensor's values as Python's numbers: in training the one place where the host waits for the device."""
+    return tensor.tolist()
 
 
 def usable_cores():

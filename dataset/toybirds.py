@@ -43,6 +43,7 @@ FAMILIES = (
                                                  'breast': 'yellow blue green brown violet',
                                                  'leg': 'red blue green brown violet'}),
 )
+JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
 SUPERSAMPLING = 4  # shapes are filled on a grid this much finer, then averaged: anti-aliasing
 
 
@@ -170,8 +171,8 @@ def paint_background(rng, width, height):
     return canvas
 
 
-def paint(colours, rng):
-    """One bird.
+def paint(colours, rng, background=None):
+    """One bird. background: a generator of its own, which paints another background behind the same bird.
 
     Returns image (H,W,3) uint8 RGB, part mask (H,W) uint8 (0 background, 1..7 as in UNION_PARTS)
     and points (15,3): x, y, visible of CUB's part points, (0, 0, 0) where hidden.
@@ -179,6 +180,8 @@ def paint(colours, rng):
     width, height = (int(side) for side in rng.choice([160, 176, 192, 208], 2))
     outlines, points = place(rng, *bird_outlines(rng), width, height)
     canvas = paint_background(rng, width, height)
+    if background is not None:  # after rng has drawn its own, so that all that follows is the same
+        canvas = paint_background(background, width, height)
     parts = np.zeros(canvas.shape[:2], np.uint8)
     shades = {part: shade(rng, name) for part, name in colours.items()}
     for part, shape in outlines:
@@ -214,6 +217,30 @@ def union_of(name):
     """The union part that a CUB part point belongs to."""
     last = name.split()[-1]
     return last if last in UNION_PARTS else 'head'
+
+
+class Repainter:
+    """The images of a painted data set, painted again: the same pose, size, light and clutter, other colours.
+
+    root: the data set's folder, whose stamp says how it was painted.
+    """
+
+    def __init__(self, root):
+        stamp = read_json(Path(root) / STAMP)
+        if not isinstance(stamp, dict) or stamp.get('version') != VERSION:
+            raise UserError(f'{root} holds no ToyBirds of version {VERSION}: its images cannot be painted again')
+        self.seed, self.colours = stamp['seed'], dict(class_colours())
+        names = [_image_id(label, split, number) for label, split, number in _tasks(stamp['images_per_class'])]
+        self.index = {name: index for index, name in enumerate(names)}
+
+    def paint(self, image_id, colours=None, background=None):
+        """(H,W,3) uint8: an image as its file has it. colours: {part: colour} that replace its own. background: a seed
+        of another background."""
+        index = self.index[image_id]
+        own = self.colours[image_id.split('/')[0]] | (colours or {})
+        other = None if background is None else np.random.default_rng([self.seed, index, background])
+        image, _, _ = paint(own, np.random.default_rng([self.seed, index]), other)
+        return cv2.imdecode(cv2.imencode('.jpg', image[..., ::-1], JPEG)[1], cv2.IMREAD_COLOR)[..., ::-1]
 
 
 # --- the data set on disk -------------------------------------------------------------------------
@@ -261,19 +288,26 @@ def paint_dataset(data_root, metadata_root, images_per_class=None, seed=0):
             check_count(half, count + 1)
 
 
+def _tasks(images_per_class):
+    """[(label, split, number)] of all images, in the order in which they are painted."""
+    return [(label, split, number) for label in range(len(class_colours())) for split in images_per_class
+            for number in range(images_per_class[split])]
+
+
+def _image_id(label, split, number):
+    name = class_colours()[label][0]
+    return f'{name}/{name.split(".")[1]}_{split}_{number:04d}.jpg'
+
+
 def _paint_images(root, images_per_class, seed):
     """Paint and write the pictures. Returns one record per image: id, label, split, size, box, points."""
-    classes = class_colours()
-    tasks = [(label, split, number) for label in range(len(classes)) for split in images_per_class
-             for number in range(images_per_class[split])]
-    records = []
-    for index, (label, split, number) in enumerate(progress(tasks, 'painting ToyBirds', 'image')):
-        name, colours = classes[label]
-        image, mask, points = paint(colours, np.random.default_rng([seed, index]))
-        image_id = f'{name}/{name.split(".")[1]}_{split}_{number:04d}.jpg'
-        quality = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    classes, records = class_colours(), []
+    for index, task in enumerate(progress(_tasks(images_per_class), 'painting ToyBirds', 'image')):
+        label, split, _ = task
+        image, mask, points = paint(classes[label][1], np.random.default_rng([seed, index]))
+        image_id = _image_id(*task)
         bird = np.where(mask > 0, 255, 0).astype(np.uint8)
-        for folder, suffix, picture, options in (('images', '.jpg', image[..., ::-1], quality),
+        for folder, suffix, picture, options in (('images', '.jpg', image[..., ::-1], JPEG),
                                                  ('part_masks', '.png', mask, []), ('segmentations', '.png', bird, [])):
             path = (root / folder / image_id).with_suffix(suffix)
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -131,7 +131,7 @@ def tiny_birds(tmp_path_factory):
     root = tmp_path_factory.mktemp('birds')
     toybirds.paint_dataset(root / 'data', root / 'meta', {'train': 3, 'val': 1, 'test': 2}, seed=5)
     return ['--dataset=ToyBirds', f'--data_root={root / "data"}', f'--metadata_root={root / "meta"}',
-            f'--crop_size={SIZE}', '--resize_size=64', '--workers=0', '--device=cpu', '--seed=3']
+            f'--crop_size={SIZE}', '--resize_size=64', '--workers=0', '--device=cpu', '--precision=float32', '--seed=3']
 
 
 def roots_of(flags):
@@ -172,7 +172,8 @@ def change_checkpoint(path, change):
 
 # --- a folder of one's own ------------------------------------------------------------------------------
 
-OWN_FLAGS = [*SMALL, '--epochs=1', '--crop_size=32', '--resize_size=36', '--workers=0', '--device=cpu', '--seed=0']
+OWN_FLAGS = [*SMALL, '--epochs=1', '--crop_size=32', '--resize_size=36', '--workers=0', '--device=cpu',
+             '--precision=float32', '--seed=0']
 
 
 def paint_folder(folder, names=('cat', 'dog', 'eel'), counts=(4, 4, 4)):

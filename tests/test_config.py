@@ -105,7 +105,7 @@ def test_all_scripts_take_one_command_line():
     for flag in ALL_FLAGS.values():
         if flag.shared:
             value = flag.default if flag.default is not None else {
-                'seed': 7, 'score_map_process': 'random', 'norm_type': 'max', 'threshold_type': 'log'}.get(flag.name, 'x')
+                'seed': 7, 'contrast_method': 'evidence', 'score_map_process': 'random', 'norm_type': 'max', 'threshold_type': 'log'}.get(flag.name, 'x')
             line.append(f'--{flag.name}={",".join(map(str, value)) if isinstance(value, tuple) else value}')
             values[flag.name] = value
     for name in SCRIPTS:
@@ -197,7 +197,7 @@ def test_changed_settings_are_those_that_a_training_keeps():
     assert config.changed_settings(config.parse('main', argv=free), before) == []
     changed = ['--seed=2', '--lr=0.5', '--batch_size=3', '--crop_size=100', '--precision=bfloat16', '--dataset=ToyBirds']
     assert config.changed_settings(config.parse('main', argv=changed), before) == [
-        'seed was 1, is 2', 'precision was float32, is bfloat16', 'dataset was CUB, is ToyBirds', 'crop_size was 224, is 100',
+        'seed was 1, is 2', 'precision was auto, is bfloat16', 'dataset was CUB, is ToyBirds', 'crop_size was 224, is 100',
         'batch_size was 64, is 3', 'lr was 0.01, is 0.5']
 
 

@@ -10,6 +10,7 @@ make fake CUDA tensors, but neither copy nor differentiate them. Three things ne
   values (tests/test_attribution.py tests it) is left out.
 """
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,9 @@ from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import training
+import util
+from data_loaders import SeededBatches
 from wsol import HEADS, attribution, build_model, metrics, superclasses
 from wsol.query import PROCESSES, SamplingSettings
 
@@ -157,3 +161,52 @@ def test_images_are_erased_where_they_are(far_away, ranked_on):
     for order in (rank, random):
         erased = metrics.erase(images, order.to(ranked_on), 0.3)
         assert erased.device == FAR and erased.shape == images.shape
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations for which the host waits until the device has done its work: those that hand a number or a
+    tensor back to it."""
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        devices = {value.device for value in args if isinstance(value, torch.Tensor)}
+        back = isinstance(result, torch.Tensor) and result.device == CPU and FAR in devices
+        self.count += back or function is torch.ops.aten._local_scalar_dense.default
+        return result
+
+
+@pytest.mark.parametrize('wait', [lambda far: far.cpu(), lambda far: far.to(CPU), lambda far: torch.zeros(2).copy_(far)])
+def test_what_comes_back_from_the_device_is_counted(far_away, wait):
+    with Waits() as waits:
+        wait(torch.zeros(2, device=FAR) + 1)
+    assert waits.count == 1
+
+
+@pytest.mark.parametrize('look', [lambda far: far.item(), lambda far: far.nonzero(), lambda far: bool(far > 0), float])
+def test_what_looks_at_numbers_fails_where_there_are_none(far_away, look):
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        look(torch.zeros((), device=FAR))
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+@pytest.mark.parametrize('method, prior', KINDS)
+def test_a_training_step_never_waits_for_the_device(far_away, monkeypatch, method, prior, accumulate):
+    """Seven steps, looked at every three of them and at the end."""
+    looks = []
+    monkeypatch.setattr(training, 'CHECK_EVERY', 3)
+    monkeypatch.setattr(util, 'look_at', lambda unseen: looks.append(len(unseen)) or [[2.0, 1.0]] * len(unseen))
+    model = small_network(method, prior)
+    optimiser = torch.optim.SGD([{'params': model.parameters(), 'initial_lr': 0.1}], lr=0.1, momentum=0.9, nesterov=True)
+    keeper = SimpleNamespace(is_due=lambda: False)
+    trained = training.Training(model, training.Loss(model), optimiser, lambda _: 1.0, 1, 0, FAR, 'bfloat16', accumulate,
+                                keeper, SimpleNamespace(number=0))
+    batch = torch.zeros(2, 3, 8, 8, device=FAR), torch.zeros(2, dtype=torch.int64, device=FAR), torch.arange(2)
+
+    class Loader(list):
+        dataset, batch_sampler = range(14), SeededBatches(14, 2, 0)
+    with Waits() as waits:
+        (losses, correct, seen, _), = trained.train_epoch(Loader([batch] * 7), 0)
+    assert waits.count == 0 and looks == [3, 3, 1]
+    assert (losses, correct, seen) == (14, 7, 14)
+    assert optimiser.state and {state['momentum_buffer'].device for state in optimiser.state.values()} == {FAR}

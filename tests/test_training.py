@@ -11,6 +11,7 @@ from conftest import OWN_FLAGS, SMALL, open_birds, paint_folder, read_result, re
 from torch import nn
 
 import training
+import util
 import weights
 from data_loaders import ImageDataset
 from wsol import build_model, networks
@@ -344,6 +345,29 @@ def test_bfloat16_trains_nearly_the_same_network(script, pets, tmp_path, dtypes)
     assert all(value.dtype == half[name].dtype for name, value in full.items())  # the weights themselves are float32
     lines = [json.loads((tmp_path / 'save' / name / 'log.jsonl').read_text()) for name in ('float32', 'bfloat16')]
     assert lines[0]['train_loss'] != lines[1]['train_loss'] == pytest.approx(lines[0]['train_loss'], rel=0.05)
+
+
+@pytest.mark.parametrize('computes', [True, False])
+def test_auto_trains_in_bfloat16_where_the_hardware_computes_in_it_and_goes_on_in_it(script, pets, tmp_path, dtypes, monkeypatch,
+                                                                                    computes):
+    monkeypatch.setattr(util, 'computes_in_bfloat16', lambda device: computes)
+    flags, chosen = without(pets, 'precision'), 'bfloat16' if computes else 'float32'
+    code, out, err = script('main', *flags, '--epochs=1')
+    assert code == 0 and f'trains in {chosen} on cpu, evaluates in float32' in out, err
+    assert dtypes == ({torch.bfloat16, torch.float32} if computes else {torch.float32})
+    result = json.loads((tmp_path / 'save/result/results.json').read_text())
+    assert result['settings']['precision'] == content_of(tmp_path / 'save/result')['args']['precision'] == chosen
+    monkeypatch.setattr(util, 'computes_in_bfloat16', lambda device: not computes)  # as on another machine
+    code, out, err = script('main', *flags, '--epochs=2')
+    assert code == 0 and f'trains in {chosen} on cpu' in out, err
+    refused(script('main', *flags, '--epochs=2', '--precision=auto'), f'precision was {chosen}')
+
+
+def test_auto_evaluates_in_float32(script, tiny_birds, save, dtypes, monkeypatch):
+    monkeypatch.setattr(util, 'computes_in_bfloat16', lambda device: True)
+    code, out, err = script('eval_wsol', *without(tiny_birds, 'precision'), '--experiment_name=CALM_EM')
+    assert code == 0 and 'norm minmax, float32' in out, err
+    assert dtypes == {torch.float32} and read_result(save / 'CALM_EM', 'wsol')['settings']['precision'] == 'float32'
 
 
 def test_bfloat16_evaluates_nearly_the_same(script, tiny_birds, save, tmp_path, dtypes):

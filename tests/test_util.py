@@ -1,6 +1,7 @@
 """util: how tensors go to a device, what a device computes in, how many cores there are, files written whole."""
 import os
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,6 +71,31 @@ def test_float32_is_computed_in_everywhere_and_bfloat16_on_the_cpu(monkeypatch, 
     for kind in ('cuda', 'mps', 'cpu'):
         assert util.pick_precision('float32', torch.device(kind)) == 'float32'
     assert util.pick_precision('bfloat16', torch.device('cpu')) == 'bfloat16'
+    assert capsys.readouterr().err == ''
+
+
+@pytest.mark.parametrize('machine, cpu, expected', [
+    ('x86_64', {'_is_avx512_bf16_supported'}, True), ('x86_64', {'_is_amx_tile_supported'}, True), ('x86_64', set(), False),
+    ('aarch64', set(), True)])
+def test_auto_is_bfloat16_where_the_processor_computes_in_it(monkeypatch, capsys, machine, cpu, expected):
+    """oneDNN supports it on any x86 processor with AVX-512, and emulates it on most of them."""
+    for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name in cpu)
+    monkeypatch.setattr(util.platform, 'machine', lambda: machine)
+    monkeypatch.setattr(util.torch, 'ops', SimpleNamespace(mkldnn=SimpleNamespace(_is_mkldnn_bf16_supported=lambda: True)))
+    device = torch.device('cpu')
+    assert util.computes_in_bfloat16(device) == expected
+    assert util.pick_precision('auto', device, 'bfloat16') == ('bfloat16' if expected else 'float32')
+    assert util.pick_precision('auto', device) == 'float32'  # evaluations
+    assert capsys.readouterr().err == ''
+    monkeypatch.setattr(util.torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: False)
+    assert not util.computes_in_bfloat16(device)
+
+
+@pytest.mark.parametrize('kind, native, expected', [('cuda', True, 'bfloat16'), ('cuda', False, 'float32'), ('mps', True, 'float32')])
+def test_auto_takes_no_emulation_for_computing(monkeypatch, capsys, kind, native, expected):
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation=True: native or including_emulation)
+    assert util.pick_precision('auto', torch.device(kind), 'bfloat16') == expected
     assert capsys.readouterr().err == ''
 
 

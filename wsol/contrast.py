@@ -8,7 +8,7 @@ off, its alpha = 1).
     maps = contrast_maps(model, images, first, second, 'evidence')      # (B,h,w), in nats
 """
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -118,10 +118,25 @@ def _explain_log_odds(process):
     return compute
 
 
+def _difference_of_maps(process):
+    """The published contrast of any method: its map of the first class less its map of the second."""
+    def compute(query):
+        both = replace(query, classes=torch.cat([query.classes, query.contrast], 1), contrast=None)
+        first, second = PROCESSES[process].compute(both).unbind(1)
+        return first - second
+    compute.__doc__ = f'The difference of the two maps of {process}.'
+    return compute
+
+
 COMPLETE = {'integrated_gradients': 'log p(A|x) / p(B|x), less that of the zero image'}
-for _name, _process in PROCESSES.items():
+OWN_NAMES = {'vanilla', 'jointll', 'gtcond'}  # whose differences are log-odds, joint-difference, posterior-difference
+ALIASES = {'input_grad'}  # another name of backprop
+for _name, _process in ((name, entry) for name, entry in PROCESSES.items() if name not in ALIASES):
     if not _process.one_forward:  # methods that ask for the score, by gradients or by hiding parts of the image
-        register_contrast(_name, unit='nats per unit of the image', total=COMPLETE.get(_name))(_explain_log_odds(_name))
+        _total = COMPLETE.get(_name)
+        register_contrast(_name, unit='nats' if _total else '', total=_total)(_explain_log_odds(_name))
+    if _process.per_class and _name not in OWN_NAMES and 'superclass' not in _name:
+        register_contrast(f'{_name}-difference', _process.head)(_difference_of_maps(_name))
 
 
 def check_contrast(name, head):

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .fused import loss_and_scores
+
 # --- the equations -----------------------------------------------------------------------
 
 
@@ -146,7 +148,11 @@ class CAM(nn.Module):
 
     def loss(self, images, labels):
         """Training loss () and class scores (B,C) of one batch. labels: (B,) int64."""
-        scores = self(images)
+        features = self.extract_features(images)
+        with torch.autocast(features.device.type, enabled=False):
+            # the mean over the grid of a linear map is the linear map of the mean: no (B,C,h,w) is made
+            pooled = features.to(self.conv_last.weight.dtype).mean((2, 3))  # (B,D)
+            scores = F.linear(pooled, self.conv_last.weight[:, :, 0, 0], self.conv_last.bias)  # (B,C)
         return F.cross_entropy(scores, labels), scores.detach()
 
 
@@ -165,19 +171,23 @@ class CALM(CAM):
         self.attention = nn.Sequential(nn.Conv2d(num_features, 1, 1), activation())
         self.detach_normaliser = prior == 'relu'
 
-    def head(self, features):
-        features, logits, _ = super().head(features)
-        convolution, activation = self.attention
-        with torch.autocast(features.device.type, enabled=False):
-            attention = activation(pointwise(features, convolution))[:, 0]  # (B,h,w)
+    def prior(self, attention):
+        """p(z|x) (B,h,w) of the attention's logits (B,h,w)."""
         # holding the sum constant is part of the published training; gradients that explain a trained network
         # (eval mode) are those of p(y|x) itself
-        return Activations(features, logits, spatial_prior(attention, self.detach_normaliser and self.training))
+        return spatial_prior(self.attention[1](attention), self.detach_normaliser and self.training)
+
+    def head(self, features):
+        features, logits, _ = super().head(features)
+        with torch.autocast(features.device.type, enabled=False):
+            attention = pointwise(features, self.attention[0])[:, 0]  # (B,h,w)
+            return Activations(features, logits, self.prior(attention))
 
     def class_scores(self, activations):
         return log_marginal(activations.logits.log_softmax(1), activations.prior)
 
-    def loss(self, images, labels):
+    def plain_loss(self, images, labels):
+        """`loss` as the equations have it: the definition that tests hold `loss` against."""
         _, logits, prior = self.activations(images)
         log_conditional = logits.log_softmax(1)  # (B,C,h,w)
         grid = labels[:, None, None].expand_as(prior)  # (B,h,w)
@@ -185,6 +195,15 @@ class CALM(CAM):
         with torch.no_grad():
             scores = log_marginal(log_conditional, prior)
         return self.criterion(log_row, prior), scores
+
+    def loss(self, images, labels):
+        def equations(log_row, attention):
+            prior = self.prior(attention)
+            return self.criterion(log_row, prior), prior
+        features = self.extract_features(images)
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.to(self.conv_last.weight.dtype)
+            return loss_and_scores(features, self.conv_last, self.attention[0], labels, equations)
 
 
 class CALM_EM(CALM):

@@ -141,6 +141,29 @@ def bootstrap_ratio(numerator, denominator, seed, draws=2000, level=0.95):
     return float(low), float(high)
 
 
+def bootstrap_ratio_of_sums(numerator, denominator, seed, draws=2000, level=0.95):
+    """Interval of sum(numerator) / sum(denominator) over images drawn again with replacement, of any numbers (N,).
+
+    Returns (low, high), the percentile interval of the draws whose denominator is not 0; None, None if there is none.
+    """
+    rng, total = np.random.default_rng(seed), len(numerator)
+    ratios = []
+    for _ in range(draws):
+        weights = np.bincount(rng.integers(total, size=total), minlength=total)
+        below = weights @ denominator
+        if below:
+            ratios.append(weights @ numerator / below)
+    if not ratios:
+        return None, None
+    return tuple(float(value) for value in np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2]))
+
+
+def mean_ranks(values):
+    """The ranks of values (N,), from 1; those of equal values are their mean."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
 # --- boxes -------------------------------------------------------------------------------------------
 
 def box_iou(first, second):

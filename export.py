@@ -1,0 +1,83 @@
+"""Export a trained network: an image in, the class probabilities and all attribution maps out, in one forward.
+
+CALM's maps p(y,z|x) are a part of the classifier, and CAM's logits too, so that an exported network explains itself
+wherever it runs. Result: a file for ONNX (name.onnx) or for torch.export (name.pt2), with any number of images in a
+batch. Inputs: images (B,3,S,S), RGB in 0..1, resized to S x S; the normalisation is inside. Outputs: probabilities
+(B,C) and maps (B,C,h,w), for CALM the joint p(y,z|x), for CAM the logits. The file also says the classes, the size and
+the method.
+
+    python export.py --load_checkpoint=calm_em --output=calm.onnx
+"""
+import io
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import config
+import evaluation
+import util
+from util import UserError
+from wsol.heads import joint
+
+SUFFIXES = ('.onnx', '.pt2')
+
+
+class SelfExplaining(nn.Module):
+    """images (B,3,S,S) in 0..1 -> probabilities (B,C), maps (B,C,h,w)."""
+
+    def __init__(self, model, normalisation):
+        super().__init__()
+        self.model = model
+        for name, values in zip(('mean', 'deviation'), normalisation, strict=True):
+            self.register_buffer(name, torch.tensor(values)[:, None, None])
+
+    def forward(self, images):
+        activations = self.model.activations((images - self.mean) / self.deviation)
+        probabilities = self.model.class_scores(activations).softmax(1)
+        _, logits, prior = activations
+        return probabilities, logits if prior is None else joint(logits.log_softmax(1), prior)
+
+
+def describe(run):
+    """What the file says of itself: {name: text}."""
+    names = run.checkpoint.class_names or [f'class {label}' for label in range(run.model.conv_last.out_channels)]
+    return {'classes': json.dumps(list(names)), 'image_size': str(run.args.crop_size),
+            'attribution_method': run.args.attribution_method, 'maps': run.model.own_maps,
+            'weights_sha256': run.checkpoint.sha256}
+
+
+def export(network, size, path, about):
+    """Write the network to path. size: of the images. about: {name: text}."""
+    example = torch.rand(2, 3, size, size)
+    batch = torch.export.Dim('batch')
+    program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
+    if path.suffix == '.pt2':
+        content = io.BytesIO()
+        torch.export.save(program, content, extra_files=about)
+        util.write_atomically(path, lambda file: file.write_bytes(content.getvalue()))
+        return
+    try:
+        import onnxscript  # noqa: F401  torch's exporter is written with it
+    except ImportError as error:
+        raise UserError('exporting to ONNX needs two more packages: pip install onnx onnxscript') from error
+    exported = torch.onnx.export(program, input_names=['images'], output_names=['probabilities', 'maps'], verbose=False)
+    exported.model.metadata_props.update(about)
+    util.write_atomically(path, lambda file: exported.save(file))
+
+
+def main():
+    args = config.parse('export', __doc__)
+    path = Path(args.output or f'{Path(args.load_checkpoint or args.experiment_name).name}.onnx')
+    if path.suffix not in SUFFIXES:
+        raise UserError(f'--output={path}: the file should end in {" or ".join(SUFFIXES)}')
+    run = evaluation.open_evaluation(args, 'export', needs_data=False)
+    network = SelfExplaining(run.model.cpu().to(memory_format=torch.contiguous_format), run.checkpoint.normalisation)
+    export(network.eval(), run.args.crop_size, path, describe(run))
+    util.say(f'{path}: images (B,3,{run.args.crop_size},{run.args.crop_size}), RGB in 0..1 -> probabilities '
+             f'(B,{run.model.conv_last.out_channels}) and maps ({run.model.own_maps})')
+
+
+if __name__ == '__main__':
+    util.run(main)

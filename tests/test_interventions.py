@@ -1,0 +1,203 @@
+"""eval_interventions: effects against pictures painted by hand, figures of maps that are exactly right or wrong."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from PIL import Image
+from torch import nn
+
+import eval_interventions as interventions
+from dataset import open_dataset
+from dataset.toybirds import Repainter, class_colours
+from image_files import eval_transform
+from util import UserError
+from wsol import metrics
+from wsol.cub import UNION_PARTS
+
+SIZE = 56
+
+
+@pytest.fixture(scope='module')
+def birds(tiny_birds):
+    """The tiny ToyBirds: its data set, test images, annotations and painter."""
+    roots = dict(flag[2:].split('=') for flag in tiny_birds)
+    data = open_dataset('ToyBirds', roots['data_root'], roots['metadata_root'])
+    return data, data.open_split('test', eval_transform(SIZE)), data.annotations(), Repainter(data.cub_root)
+
+
+@pytest.fixture(scope='module')
+def asked(birds):
+    _, images, annotations, _ = birds
+    return interventions.ask(images, annotations, SIZE)
+
+
+def test_an_image_painted_again_is_its_file(birds):
+    data, images, _, painter = birds
+    for index in range(0, len(images), 5):
+        image_id = images.image_id(index)
+        with Image.open(data.cub_root / 'images' / image_id) as file:
+            assert np.array_equal(painter.paint(image_id), np.asarray(file))
+
+
+def test_only_what_is_repainted_changes(birds):
+    """A part in another colour changes pixels of that part alone, but for JPEG's blocks; a background all but the bird."""
+    _, images, annotations, painter = birds
+    image_id = images.image_id(0)
+    before = painter.paint(image_id).astype(int)
+    parts = annotations.true_parts(image_id, before.shape[0]) if before.shape[0] == before.shape[1] else None
+    with Image.open(annotations.root / 'part_masks' / Path(image_id).with_suffix('.png')) as file:
+        parts = np.asarray(file).astype(int) - 1  # -1 off the bird
+    for name in ('head', 'belly'):
+        other = 'violet' if painter.colours[image_id.split('/')[0]][name] != 'violet' else 'green'
+        changed = np.abs(painter.paint(image_id, {name: other}).astype(int) - before).max(2) > 40
+        assert changed.sum() > 20 and (parts[changed] == UNION_PARTS.index(name)).mean() > 0.9
+    changed = np.abs(painter.paint(image_id, background=1).astype(int) - before).max(2) > 40
+    assert changed.sum() > 500 and (parts[changed] == -1).mean() > 0.97
+
+
+def test_the_questions_are_those_of_the_class_pairs(birds, asked):
+    _, images, annotations, _ = birds
+    questions, regions = asked
+    assert regions.shape == (len(images), SIZE, SIZE) and regions.max() <= interventions.BACKGROUND
+    for question in questions:
+        pair = annotations.pairs[question.pair]
+        assert images.labels[question.index] == question.first and {question.first, question.second} == set(pair[:2])
+        assert set(question.parts) <= set(pair.parts)
+        assert all((regions[question.index] == part).any() for part in question.parts)
+    shown = [sum(question.pair == number for question in questions) for number in range(len(annotations.pairs))]
+    assert min(shown) >= 2 and len(questions) <= 4 * len(annotations.pairs)
+
+
+class ColourNetwork(nn.Module):
+    """Class scores that are linear in the mean colour of the whole picture: every effect can be told from the pictures."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.weight = torch.randn(3, classes, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, images):
+        return 5 * images.mean((2, 3)) @ self.weight
+
+
+def test_the_effects_are_those_of_pictures_painted_by_hand(birds, asked):
+    _, images, annotations, painter = birds
+    questions, _ = asked
+    questions, model, colours = questions[::7], ColourNetwork(18), [own for _, own in class_colours()]
+    effects = interventions.true_effects(model, images, questions, painter, torch.device('cpu'))
+
+    def odds(picture, question):
+        scores = model(images.transform(Image.fromarray(picture))[None])[0]
+        return float(scores[question.first] - scores[question.second])
+
+    for row, question in enumerate(questions):
+        image_id, other = images.image_id(question.index), colours[question.second]
+        clean = odds(np.array(painter.paint(image_id)), question)
+        expected = np.zeros(8)
+        for part in question.parts:
+            name = UNION_PARTS[part]
+            expected[part] = clean - odds(np.array(painter.paint(image_id, {name: other[name]})), question)
+        expected[7] = clean - odds(np.array(painter.paint(image_id, background=1)), question)
+        np.testing.assert_allclose(effects.log_odds[row], expected, atol=2e-5)
+        everything = {UNION_PARTS[part]: other[UNION_PARTS[part]] for part in question.parts}
+        assert effects.all_parts[row] == pytest.approx(clean - odds(np.array(painter.paint(image_id, everything)), question), abs=2e-5)
+
+
+def test_masses_add_up_to_the_map(asked):
+    _, regions = asked
+    maps = torch.randn(len(regions), 7, 7, generator=torch.Generator().manual_seed(0))
+    signed, absolute = interventions.region_masses(maps, regions)
+    inner = torch.nn.functional.interpolate(maps[:, None], size=(SIZE, SIZE), mode='bilinear')[:, 0]
+    np.testing.assert_allclose(signed.sum(1), inner.mean((1, 2)) * 49, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(absolute.sum(1), inner.abs().mean((1, 2)) * 49, rtol=1e-4)
+    alone = inner[3].numpy() * (regions[3] == 0)
+    assert signed[3, 0] == pytest.approx(alone.sum() * 49 / SIZE ** 2, abs=1e-4)
+
+
+def figures_of(signed, effects, questions, unit='nats'):
+    present = np.ones_like(signed, bool)
+    found = interventions.held_against(signed, np.abs(signed), questions, effects, unit, present)
+    return {name: above.sum() / below.sum() for name, (above, below) in found.items()}
+
+
+@pytest.fixture
+def truth():
+    """Questions with effects on one to three parts and a small one of the background."""
+    rng = np.random.default_rng(0)
+    questions = [interventions.Question(row, 0, 0, 1, tuple(sorted(rng.choice(7, 1 + row % 3, replace=False).tolist())))
+                 for row in range(30)]
+    effects = np.zeros((30, 8))
+    for row, question in enumerate(questions):
+        effects[row, list(question.parts)] = rng.normal(2, 1, len(question.parts))
+        effects[row, 7] = rng.normal(0, 0.1)
+    return questions, effects
+
+
+def test_a_map_that_is_right_and_one_that_is_wrong(truth):
+    questions, effects = truth
+    right, wrong, double = (figures_of(maps, effects, questions) for maps in (effects, -effects, 2 * effects))
+    assert right['rank'] == pytest.approx(1) and right['slope'] == pytest.approx(1) and right['error'] == pytest.approx(0)
+    assert right['sign'] == 100 and wrong['sign'] == 0 and wrong['rank'] == pytest.approx(-1)
+    assert double['slope'] == pytest.approx(2) and double['error'] == pytest.approx(1) and double['rank'] == pytest.approx(1)
+    shares = [100 * np.abs(effects[row, list(q.parts)]).sum() / np.abs(effects[row]).sum() for row, q in enumerate(questions)]
+    assert right['share'] == pytest.approx(np.mean(shares))
+    assert figures_of(np.abs(effects), effects, questions, '').keys() == {'rank', 'share', 'sign'}
+
+
+def test_rank_correlation_is_spearmans():
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 4, (20, 8)).astype(float), rng.normal(size=(20, 8))
+    ours = interventions.rank_correlation(first, second)
+    np.testing.assert_allclose(ours, [scipy.stats.spearmanr(a, b).statistic for a, b in zip(first, second, strict=True)])
+    assert np.isnan(interventions.rank_correlation(np.ones((1, 8)), second[:1])).all()  # a constant ranks nothing
+    for values in first:
+        np.testing.assert_array_equal(metrics.mean_ranks(values), scipy.stats.rankdata(values))
+
+
+def test_the_interval_of_a_ratio_of_sums_agrees_with_the_delta_method():
+    rng = np.random.default_rng(1)
+    below = rng.uniform(1, 3, 400)
+    above = 0.4 * below + rng.normal(0, 0.5, 400)
+    low, high = metrics.bootstrap_ratio_of_sums(above, below, seed=0)
+    ratio = above.sum() / below.sum()
+    spread = 1.96 * np.sqrt(np.square(above - ratio * below).sum()) / below.sum()
+    assert low == pytest.approx(ratio - spread, abs=0.15 * spread) and high == pytest.approx(ratio + spread, abs=0.15 * spread)
+    assert metrics.bootstrap_ratio_of_sums(above, 0 * below, 0) == (None, None)
+
+
+def test_the_script_ranks_a_map_of_the_cue_above_noise(script, tiny_birds, save, monkeypatch, tmp_path):
+    """A contrast that is 1 on the parts in which the classes differ is found to be on the cue; noise is not."""
+    truth = {}
+
+    def cue(model, images, first, second, name, seeds, settings):
+        return torch.stack([truth[round(float(image.sum()), 3), int(a), int(b)] for image, a, b in zip(images, first, second, strict=True)])
+
+    before = interventions.ask
+
+    def remember(images, annotations, size):
+        questions, regions = before(images, annotations, size)
+        for question in questions:
+            mask = np.isin(regions[question.index], question.parts)
+            truth[round(float(images[question.index][0].sum()), 3), question.first, question.second] = torch.from_numpy(mask).float()
+        return questions, regions
+    monkeypatch.setattr(interventions, 'ask', remember)
+    monkeypatch.setattr(interventions, 'contrast_maps', cue)
+    code, out, err = script('eval_interventions', *tiny_birds, '--experiment_name=CALM_EM', '--contrast_method=log-odds')
+    assert code == 0, err
+    (path,) = (save / 'CALM_EM').glob('interventions_*.json')
+    content = json.loads(path.read_text())
+    found, noise = content['methods']['log-odds'], content['methods']['control: random']
+    assert found['share'][0] == pytest.approx(100) and found['pxap'][0] > 99 and found['rank'][0] > noise['rank'][0]
+    assert noise['share'][0] < 30 and noise['share'][1] < noise['share'][0] < noise['share'][2]
+    assert content['network']['accuracy'] <= 100 and 'log-odds' in out
+
+
+def test_interventions_need_the_painter(script, tiny_birds, save, tmp_path):
+    with pytest.raises(UserError, match='cannot be painted again'):
+        Repainter(tmp_path)
+    code, _, err = script('eval_interventions', *tiny_birds, '--experiment_name=CAM', '--contrast_method=evidences')
+    assert code == 2 and 'did you mean evidence?' in err
+    code, _, err = script('eval_interventions', *tiny_birds, '--experiment_name=CAM', '--contrast_method=joint-difference')
+    assert code == 2 and 'CAM does not define' in err

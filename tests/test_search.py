@@ -1,0 +1,86 @@
+"""search.py: trials are experiments that go on, the best on val is printed as a command, mistakes stop the search."""
+import json
+import re
+import shlex
+import time
+
+import optuna
+import pytest
+from conftest import SMALL
+
+import search
+
+
+@pytest.fixture
+def study(script, tiny_birds, monkeypatch):
+    """Call search.py with its trainings in this process: (exit code, stdout, stderr), and the commands that it ran."""
+    import subprocess
+
+    import main
+    import util
+    ran = []
+
+    def train(command, check, env):
+        ran.append([str(word) for word in command[1:]])
+        monkeypatch.setattr('sys.argv', ran[-1])
+        try:
+            util.run(main.main)
+        except SystemExit as stop:
+            return subprocess.CompletedProcess(command, stop.code)
+        return subprocess.CompletedProcess(command, 0)
+    monkeypatch.setattr(subprocess, 'run', train)
+    flags = [*tiny_birds, *SMALL, '--epochs=1']
+    return lambda *own: (script('search', *own, *flags), ran)
+
+
+def test_trials_are_drawn_log_uniformly_and_the_best_is_a_command(study, tmp_path):
+    (code, out, err), ran = study('--trials=3', '--study=birds', '--lr_low=1e-5', '--lr_high=1e-1')
+    assert code == 0, err
+    trials = json.loads((tmp_path / 'save/birds/trials.json').read_text())
+    assert len(trials) == len(ran) == 3 and [trial['val_accuracy'] for trial in trials] == sorted(
+        (trial['val_accuracy'] for trial in trials), reverse=True)
+    for trial in trials:
+        results = json.loads((tmp_path / 'save' / trial['experiment'] / 'results.json').read_text())
+        assert results['val_accuracy'] == trial['val_accuracy'] and results['test_accuracy'] == trial['test_accuracy']
+        assert results['settings']['lr'] == pytest.approx(trial['lr'], rel=0.01)
+    command = shlex.split(re.search(r'^python (main\.py .*)$', out, re.M)[1])
+    assert float(command[-1].removeprefix('--lr=')) == pytest.approx(trials[0]['lr'], rel=0.01)
+    assert (tmp_path / 'save/birds/search.png').stat().st_size > 1000
+    study('--trials=4', '--study=birds', '--lr_low=1e-5', '--lr_high=1e-1')
+    assert len(ran) == 4 and len({trial['lr'] for trial in json.loads((tmp_path / 'save/birds/trials.json').read_text())}) == 4
+
+
+@pytest.mark.filterwarnings('ignore:Heartbeat of storage', 'ignore::optuna.exceptions.ExperimentalWarning')
+def test_a_trial_whose_process_died_goes_on_with_its_own_settings(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(search, 'HEARTBEAT', 1)
+    (code, _, err), ran = study('--trials=1', '--study=birds')
+    assert code == 0, err
+    storage = optuna.storages.RDBStorage(f'sqlite:///{tmp_path / "save/birds/study.db"}', heartbeat_interval=1)
+    lost = optuna.load_study(study_name='birds', storage=storage).ask()
+    lost.set_user_attr('experiment', 'birds/trial_0001')
+    rate = lost.suggest_float('lr', 1e-4, 1e-1, log=True)
+    storage.record_heartbeat(lost._trial_id)
+    time.sleep(3.5)  # longer than its signs of life may stay away
+    (code, _, err), ran = study('--trials=2', '--study=birds')
+    assert code == 0 and len(ran) == 2, err
+    assert '--experiment_name=birds/trial_0001' in ran[-1] and f'--lr={rate:.3g}' in ran[-1]
+
+
+def test_a_rate_at_which_training_diverges_is_the_worst_and_no_failure(study, tmp_path):
+    (code, _, err), _ = study('--trials=1', '--lr_low=1e29', '--lr_high=1e30')
+    assert code == 0, err
+    (trial,) = json.loads((tmp_path / 'save/search/trials.json').read_text())
+    assert trial['val_accuracy'] == 0 and trial['test_accuracy'] is None
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--lr=0.1'], "--lr and --experiment_name are the search's"), (['--lr_low=1', '--lr_high=0.1'], 'lower than'),
+    (['--epoch=3'], 'did you mean --epochs?'), (['--trials=0'], '--trials')])
+def test_mistakes(script, tiny_birds, flags, words):
+    code, _, err = script('search', *tiny_birds, *flags)
+    assert code == 2 and words in err and err.count('\n') == 1
+
+
+def test_a_training_that_cannot_start_stops_the_search(study):
+    (code, _, err), ran = study('--trials=5', '--load_checkpoint=nowhere')
+    assert code == 2 and len(ran) == 1 and 'before it trained' in err and 'nowhere' in err
