@@ -9,6 +9,7 @@ from munch import Munch
 from data_loaders import DATASETS, canonical_name
 from util import UserError
 from wsol import ARCHITECTURE_NAMES, ARCHITECTURES, HEADS, PROCESSES
+from wsol.contrast import CONTRASTS
 from wsol.metrics import NORM_TYPES, THRESHOLD_TYPES
 from wsol.networks import find_architecture, options_taken
 
@@ -51,6 +52,21 @@ def choice(options, aliases=None):
     return parse
 
 
+def several(parse):
+    """A parser of values separated by commas: (value, ...), each once."""
+    def parse_all(text):
+        return tuple(dict.fromkeys(parse(word.strip()) for word in text.split(',')))
+    return parse_all
+
+
+def device_name(text):
+    """auto, cuda, cuda:1, mps, cpu."""
+    kind, _, number = text.partition(':')
+    if kind == 'cuda' and number.isdecimal():
+        return text
+    return choice(('auto', 'cuda', 'mps', 'cpu'))(text)
+
+
 def percentages(text):
     """30,50,70 -> (30, 50, 70)."""
     values = text.replace(',', ' ').split()
@@ -86,6 +102,8 @@ def dataset_name(text):
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+OVERLAYS = {'blend': "the map's colours over the photo in grey", 'mask': 'the photo, darker where the map is lower',
+            'outline': 'lines of equal value over the photo', 'map': 'the map alone'}  # how pictures show a map
 OBJECT_MASK = 'object_mask'  # the object's segmentation as a map: a control that no model computes
 PROCESS_NAMES = tuple(sorted(PROCESSES, key=lambda name: not PROCESSES[name].one_forward))
 COUNT, SIZE = number(int, 1), number(int, 1)
@@ -109,6 +127,7 @@ class Flag(NamedTuple):
     recorded: bool = False  # a result says what it was
     network: bool = False   # an argument of build_model, which a checkpoint carries
     shared: bool = True     # whether the scripts that do not read it take it
+    several: tuple[str, ...] = ()  # the scripts in which it takes several values, separated by commas
 
 
 def _network(name, default, parse, text):
@@ -119,8 +138,12 @@ def _training(name, default, parse, text):
     return Flag(name, default, parse, text, MAIN, kept=True)
 
 
-def _maps(name, default, parse, text, readers=MAPS):
-    return Flag(name, default, parse, text, readers, recorded=True)
+def _maps(name, default, parse, text, readers=MAPS, several=()):
+    return Flag(name, default, parse, text, readers, recorded=True, several=several)
+
+
+def _picture(name, default, parse, text, recorded=False, several=()):
+    return Flag(name, default, parse, text, INFERENCE, recorded=recorded, shared=False, several=several)
 
 
 FLAGS = {
@@ -132,7 +155,7 @@ FLAGS = {
         Flag('override_cache', False, boolean, "start the experiment's training afresh", MAIN),
         Flag('is_train', True, boolean, 'False tests the accuracy of a checkpoint only', MAIN),
         Flag('workers', 4, NATURAL, 'loader processes, at most one for each core that this process may use'),
-        Flag('device', 'auto', choice(('auto', 'cuda', 'mps', 'cpu')), 'auto takes CUDA, else MPS, else the CPU',
+        Flag('device', 'auto', device_name, 'auto takes CUDA, else MPS, else the CPU; cuda:1 is the second GPU',
              recorded=True),
         Flag('precision', 'float32', choice(('float32', 'bfloat16')),
              "the backbone's (float32 as torch computes it: its convolutions use TF32 on recent NVIDIA GPUs); heads, "
@@ -183,7 +206,7 @@ FLAGS = {
     'maps and metrics': (
         _maps('score_map_process', None, choice((*PROCESS_NAMES, OBJECT_MASK)), 'the attribution method (default: '
               f'vanilla for CAM, jointll for CALM): {", ".join(PROCESS_NAMES)}; {OBJECT_MASK}: the segmentation '
-              'itself, a control'),
+              'itself, a control', several=INFERENCE),
         Flag('score_map_method', 'activation_map', choice(('activation_map', 'backprop')),
              'backprop: with process vanilla, the vanilla gradient; implied by the gradient processes', MAPS),
         _maps('superclass_file', None, str, 'YAML, "label: [labels]", for superclass processes (default: the data '
@@ -202,11 +225,18 @@ FLAGS = {
         _maps('cam_curve_interval', 0.001, number(float, 1e-6, True, 1), 'threshold step', (*CUE, *WSOL)),
     ),
     'pictures': (
-        Flag('output', 'maps', str, 'folder of the results', INFERENCE, shared=False),
-        Flag('target', None, str, 'class whose map is shown, name or number (default: the predicted one)', INFERENCE,
-             recorded=True, shared=False),
-        Flag('contrast', None, str, 'add "why the target and not this class", name or number; without a value the '
-             'runner-up', INFERENCE, recorded=True, shared=False),
+        _picture('output', 'maps', str, 'folder of the results'),
+        _picture('format', ('png',), choice(('png', 'html')), 'png: a picture for each photo; html: one page for all, '
+                 'gallery.html, to look through in a browser', several=INFERENCE),
+        _picture('target', None, str, 'class A, whose map is shown, name or number (default: the predicted one)', True),
+        _picture('contrast', None, str, 'add "why A and not this class B", name or number; without a value the '
+                 'runner-up', True),
+        _picture('contrast_method', 'difference', choice(('difference', *CONTRASTS)), 'difference: of the maps shown, '
+                 f'of A minus of B; or, of both classes at once: {", ".join(CONTRASTS)}', True),
+        _picture('overlay', 'blend', choice(tuple(OVERLAYS)), '; '.join(': '.join(pair) for pair in OVERLAYS.items())),
+        _picture('picture_size', 1024, number(int, 64), 'the longer side of a photo as it is drawn, in pixels; a '
+                 'larger one is scaled down, and the command says so'),
+        _picture('top_k', 5, COUNT, 'html: how many of the likeliest classes there are maps of'),
     ),
 }
 ALL_FLAGS = {flag.name: flag for flags in FLAGS.values() for flag in flags}
@@ -236,9 +266,11 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def _add(group, flag, text):
+def _add(group, flag, text, script):
     names = ['--' + flag.name] + (['--dataset_name'] if flag.name == 'dataset' else [])
     options = {'type': flag.parse, 'metavar': 'VALUE'}
+    if script in flag.several:
+        options = {'type': several(flag.parse), 'metavar': 'VALUE,...'}
     if flag.parse in (boolean, boolean_or_file):
         metavar = 'True|False' if flag.parse is boolean else 'True|False|FILE'
         options |= {'nargs': '?', 'const': True, 'metavar': metavar}  # --use_bn alone is True
@@ -257,10 +289,12 @@ def make_parser(script, description):
         group = parser.add_argument_group(title)
         for flag in flags:
             if script in flag.readers:
-                default = '' if flag.default is None else f' (default: {flag.default})'
-                _add(group, flag, f'{flag.help}{default}'.replace('%', '%%'))
+                shown = ','.join(map(str, flag.default)) if script in flag.several and flag.default else flag.default
+                default = '' if flag.default is None else f' (default: {shown})'
+                many = '; several, separated by commas' if script in flag.several else ''
+                _add(group, flag, f'{flag.help}{many}{default}'.replace('%', '%%'), script)
             elif flag.shared:
-                _add(parser, flag, argparse.SUPPRESS)
+                _add(parser, flag, argparse.SUPPRESS, script)
                 accepted.append('--' + flag.name)
     parser.epilog = ('Accepted without use here, so that one command line serves all scripts:\n'
                      + '\n'.join('  ' + ', '.join(accepted[start:start + 4]) for start in range(0, len(accepted), 4)))
