@@ -20,7 +20,7 @@ from wsol.query import PROCESSES
 
 DIFFERENCE = 'difference'  # of the shown maps: the contrast that is no method of its own
 SMALLEST = 480         # pixels: a smaller photo is enlarged to this, for its colour bars to be read
-MOST_PIXELS = 32e6     # of all panels of a picture: more would take a gigabyte of memory
+MOST_PIXELS = 24e6     # of all panels of a picture: twice 4000 x 3000, which a gigabyte of memory is enough for
 
 
 class Explained(NamedTuple):

@@ -36,6 +36,7 @@ STYLE = {'font.size': 8, 'axes.titlesize': 8, 'xtick.labelsize': 7, 'ytick.label
          'text.parse_math': False, 'figure.constrained_layout.use': False, 'figure.autolayout': False}
 GAP, BAR, TICKS, LABEL, LINE = 0.08, 0.22, 0.38, 0.26, 0.15  # inches: of the layout, and of a line of text
 BESIDE = GAP + BAR + TICKS + LABEL  # what a colour bar takes
+BAND = 256          # rows that are drawn at a time: matplotlib takes sixty bytes a pixel for an image
 SIDE = 4.0          # inches: the longer side of a photo
 CHARACTER = 0.062  # inches, the width of a letter on average
 
@@ -242,7 +243,11 @@ def _draw(figure, panel, overlay, x, y, pixels):
             bar.imshow(colour_table(overlay, panel.signed), origin='lower', aspect='auto', interpolation='nearest',
                        extent=(0, 1, scale.low, scale.high))
         _label(bar, scale, panel.label, height / figure.dpi)
-    axes.imshow(picture, interpolation='nearest', aspect='auto')
+    for row in range(0, height, BAND):
+        part = picture[row:row + BAND]
+        axes.imshow(part, interpolation='nearest', aspect='auto', extent=(-0.5, width - 0.5, row + len(part) - 0.5,
+                                                                          row - 0.5))
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     if panel.cue is not None and panel.cue.any():
         for colour, line in (('white', 1.6), ('black', 0.7)):
             axes.contour(panel.cue, levels=[0.5], colors=colour, linewidths=line)
