@@ -55,7 +55,7 @@ def average_precision(counts):
 
 @pytest.mark.parametrize('method, process, norm, thresholds', [
     ('CAM', 'vanilla', 'minmax', 'even'), ('CALM_EM', 'jointll', 'clipping', 'log')])
-def test_cue_location_agrees_with_a_naive_loop(script, tiny_birds, save, method, process, norm, thresholds):
+def test_cue_location_agrees_with_a_naive_loop(script, tiny_birds, save, method, process, norm, thresholds, unfolded):
     code, out, err = script('eval_cue_location', *tiny_birds, f'--experiment_name={method}', '--batch_size=1')
     assert code == 0, err
     assert 'exact part masks, each pair alone' in out and 'the paper' not in out

@@ -108,21 +108,22 @@ def pixel_average_precision(counts, underflow=True):
 def ranks(maps, generators):
     """Each pixel's place in the order from the highest value down; ties fall at random.
 
-    maps: (N,H,W); generators: N torch.Generator on the CPU, one per image. Returns two (N,H*W)
-    int64 arrays: the ranks by value, and those of a random order.
+    maps: (N,H,W); generators: N torch.Generator on the CPU, one per image, so that the random order is the same on any
+    device. Returns two (N,H*W) int64 tensors where the maps are: the ranks by value, and those of a random order.
     (A ReLU prior makes many exact ties; in reading order they would erase the picture from its top.)
     """
-    flat = maps.flatten(1).cpu()
-    random = torch.stack([torch.randperm(flat.shape[1], generator=g) for g in generators])  # (N,P)
+    flat = maps.flatten(1)
+    random = torch.stack([torch.randperm(flat.shape[1], generator=g) for g in generators]).to(maps.device)  # (N,P)
     order = flat.gather(1, random).argsort(dim=1, descending=True, stable=True)
     order = random.gather(1, order)  # the pixels from the highest value down
-    place = torch.arange(flat.shape[1]).expand_as(order)
+    place = torch.arange(flat.shape[1], device=maps.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, place), random
 
 
 def erase(images, rank, ratio):
-    """Set the int(ratio*H*W) first-ranked pixels to zero. images: (N,3,H,W); rank: (N,H*W)."""
-    kept = rank >= int(ratio * rank.shape[1])
+    """Set the int(ratio*H*W) first-ranked pixels to zero. images: (N,3,H,W); rank: (N,H*W); ratio: a number, or N."""
+    limits = [int(own * rank.shape[1]) for own in np.atleast_1d(ratio)]
+    kept = rank >= torch.tensor(limits, device=rank.device)[:, None]
     return images * kept.view(len(images), 1, *images.shape[2:]).to(images)
 
 
