@@ -118,6 +118,18 @@ def generators(count, seed=0):
     return [torch.Generator().manual_seed(seed + index) for index in range(count)]
 
 
+@pytest.mark.parametrize('kind', metrics.THRESHOLD_TYPES)
+def test_scores_in_single_precision_fall_into_the_bins_of_the_doubles(kind):
+    """At every edge, at the floats beside it, and between: the reference compares in double precision."""
+    edges = metrics.bin_edges(kind)
+    near = edges.astype(np.float32)
+    scores = np.concatenate([near, np.nextafter(near, np.float32(9)), np.nextafter(near, np.float32(-9)),
+                             np.random.default_rng(0).random(5000, np.float32) ** 4])
+    expected = (scores.astype(np.float64)[:, None] >= edges).sum(1)
+    np.testing.assert_array_equal(metrics.bin_scores(torch.from_numpy(scores), edges), expected)
+    assert (near.astype(np.float64) < edges).any() and (near.astype(np.float64) > edges).any()
+
+
 def test_erased_pixels_are_the_published_ones():
     reference = golden('erase_masks')
     rank, random = metrics.ranks(torch.tensor(reference['scores'])[:, 0], generators(3))

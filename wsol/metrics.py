@@ -65,21 +65,26 @@ def bin_edges(threshold_type='even', interval=0.001):
 def bin_scores(scores, edges):
     """The bin of each score: 0 for those under the first edge (underflow), i for [edge i-1, edge i).
 
-    scores: any shape, in [0,1], on any device. Returns int64 of the same shape, on the CPU
-    (doubles: MPS has none, and single precision would move scores across edges).
+    scores: any shape, in [0,1], on any device. edges: float64, rounded up to the scores' precision: no score lies
+    between an edge and what it is rounded up to, so that the bins are those of the edges themselves. Returns int64 of
+    the same shape, where the scores are.
     """
-    return torch.bucketize(scores.cpu().double(), torch.as_tensor(edges, dtype=torch.float64), right=True)
+    exact = torch.as_tensor(edges, dtype=torch.float64)
+    near = exact.to(scores.dtype)
+    up = torch.where(near.double() < exact, near.nextafter(torch.full_like(near, torch.inf)), near)
+    return torch.bucketize(scores, up.to(scores.device), right=True)
 
 
 def count_scores(bins, truth, num_bins, rows=None, num_rows=1):
     """Histograms of the scores over true and false pixels.
 
-    bins: (N,P) int64; truth: (N,P) bool; rows: (N,) int64, which of the histograms each map adds
-    to (None: all to the first). Returns (num_rows,2,num_bins) int64: [:,0] false, [:,1] true pixels.
+    bins: (N,P) int64; truth: (N,P) bool; rows: (N,) int64, which of the histograms each map adds to (None: all to the
+    first); all on one device. Returns an array (num_rows,2,num_bins) int64: [:,0] false, [:,1] true pixels.
     """
-    rows = torch.zeros(len(bins), dtype=torch.int64) if rows is None else rows
+    rows = bins.new_zeros(len(bins)) if rows is None else rows
     index = (2 * rows[:, None] + truth.long()) * num_bins + bins
-    return torch.bincount(index.flatten(), minlength=num_rows * 2 * num_bins).view(num_rows, 2, num_bins).numpy()
+    counts = torch.bincount(index.flatten(), minlength=num_rows * 2 * num_bins).view(num_rows, 2, num_bins)
+    return counts.cpu().numpy()
 
 
 def precision_recall(counts, underflow=True):
