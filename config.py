@@ -52,6 +52,21 @@ def choice(options, aliases=None):
     return parse
 
 
+def several(parse):
+    """A parser of values separated by commas: (value, ...), each once."""
+    def parse_all(text):
+        return tuple(dict.fromkeys(parse(word.strip()) for word in text.split(',')))
+    return parse_all
+
+
+def device_name(text):
+    """auto, cuda, cuda:1, mps, cpu."""
+    kind, _, number = text.partition(':')
+    if kind == 'cuda' and number.isdecimal():
+        return text
+    return choice(('auto', 'cuda', 'mps', 'cpu'))(text)
+
+
 def percentages(text):
     """30,50,70 -> (30, 50, 70)."""
     values = text.replace(',', ' ').split()
@@ -87,6 +102,8 @@ def dataset_name(text):
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+OVERLAYS = {'blend': "the map's colours over the photo in grey", 'mask': 'the photo, darker where the map is lower',
+            'outline': 'lines of equal value over the photo', 'map': 'the map alone'}  # how pictures show a map
 OBJECT_MASK = 'object_mask'  # the object's segmentation as a map: a control that no model computes
 PROCESS_NAMES = tuple(sorted(PROCESSES, key=lambda name: not PROCESSES[name].one_forward))
 COUNT, SIZE = number(int, 1), number(int, 1)
@@ -112,6 +129,7 @@ class Flag(NamedTuple):
     recorded: bool = False  # a result says what it was
     network: bool = False   # an argument of build_model, which a checkpoint carries
     shared: bool = True     # whether the scripts that do not read it take it
+    several: tuple[str, ...] = ()  # the scripts in which it takes several values, separated by commas
 
 
 def _network(name, default, parse, text):
@@ -122,8 +140,12 @@ def _training(name, default, parse, text):
     return Flag(name, default, parse, text, MAIN, kept=True)
 
 
-def _maps(name, default, parse, text, readers=MAPS):
-    return Flag(name, default, parse, text, readers, recorded=True)
+def _maps(name, default, parse, text, readers=MAPS, several=()):
+    return Flag(name, default, parse, text, readers, recorded=True, several=several)
+
+
+def _picture(name, default, parse, text, recorded=False, several=()):
+    return Flag(name, default, parse, text, INFERENCE, recorded=recorded, shared=False, several=several)
 
 
 FLAGS = {
@@ -135,7 +157,7 @@ FLAGS = {
         Flag('override_cache', False, boolean, "start the experiment's training afresh", MAIN),
         Flag('is_train', True, boolean, 'False tests the accuracy of a checkpoint only', MAIN),
         Flag('workers', 4, NATURAL, 'loader processes, at most one for each core that this process may use', RUNS),
-        Flag('device', 'auto', choice(('auto', 'cuda', 'mps', 'cpu')), 'auto takes CUDA, else MPS, else the CPU',
+        Flag('device', 'auto', device_name, 'auto takes CUDA, else MPS, else the CPU; cuda:1 is the second GPU',
              recorded=True),
         Flag('precision', 'auto', choice(('auto', 'float32', 'bfloat16')),
              "the backbone's; auto: trains in bfloat16 where the hardware computes in it, and evaluates in float32 (as "
@@ -188,7 +210,7 @@ FLAGS = {
     'maps and metrics': (
         _maps('score_map_process', None, choice((*PROCESS_NAMES, OBJECT_MASK)), 'the attribution method (default: '
               f'vanilla for CAM, jointll for CALM): {", ".join(PROCESS_NAMES)}; {OBJECT_MASK}: the segmentation '
-              'itself, a control'),
+              'itself, a control', several=INFERENCE),
         Flag('score_map_method', 'activation_map', choice(('activation_map', 'backprop')),
              'backprop: with process vanilla, the vanilla gradient; implied by the gradient processes', MAPS),
         _maps('superclass_file', None, str, 'YAML, "label: [labels]", for superclass processes (default: the data '
@@ -198,8 +220,9 @@ FLAGS = {
               "the noise's deviation is the image's range over this", (*MAPS, *INTERVENTIONS)),
         _maps('integrated_grad_nr_iter', 50, COUNT, 'points on the path of the integrated gradients',
               (*MAPS, *INTERVENTIONS)),
-        _maps('contrast_method', None, choice(tuple(CONTRASTS)), 'how two classes are contrasted (default: all): '
-              f'{", ".join(CONTRASTS)}', INTERVENTIONS),
+        Flag('contrast_method', None, choice(('difference', *CONTRASTS)), 'how class A is contrasted with class B: '
+             'difference, of the maps of A and of B (default; eval_interventions.py measures all), or, of both classes '
+             f'at once: {", ".join(CONTRASTS)}', (*INTERVENTIONS, *INFERENCE), recorded=True, shared=False),
         _maps('norm_type', None, choice(tuple(NORM_TYPES)), 'max, minmax, or clipping: as it is, cut to 0..1 '
               "(default: clipping for maps that are CALM's probabilities, but in eval_wsol; minmax for all others)",
               (*CUE, *WSOL)),
@@ -213,10 +236,15 @@ FLAGS = {
     'pictures': (
         Flag('output', None, str, 'inference.py: folder of the results (default: maps); export.py: the file, .onnx or '
              '.pt2 (default: named by the checkpoint)', (*INFERENCE, *EXPORT), shared=False),
-        Flag('target', None, str, 'class whose map is shown, name or number (default: the predicted one)', INFERENCE,
-             recorded=True, shared=False),
-        Flag('contrast', None, str, 'add "why the target and not this class", name or number; without a value the '
-             'runner-up', INFERENCE, recorded=True, shared=False),
+        _picture('format', ('png',), choice(('png', 'html')), 'png: a picture for each photo; html: one page for all, '
+                 'gallery.html, to look through in a browser', several=INFERENCE),
+        _picture('target', None, str, 'class A, whose map is shown, name or number (default: the predicted one)', True),
+        _picture('contrast', None, str, 'add "why A and not this class B", name or number; without a value the '
+                 'runner-up', True),
+        _picture('overlay', 'blend', choice(tuple(OVERLAYS)), '; '.join(': '.join(pair) for pair in OVERLAYS.items())),
+        _picture('picture_size', 1024, number(int, 64), 'the longer side of a photo as it is drawn, in pixels; a '
+                 'larger one is scaled down, and the command says so'),
+        _picture('top_k', 5, COUNT, 'html: how many of the likeliest classes there are maps of'),
     ),
 }
 ALL_FLAGS = {flag.name: flag for flags in FLAGS.values() for flag in flags}
@@ -246,9 +274,11 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def _add(group, flag, text):
+def _add(group, flag, text, script):
     names = ['--' + flag.name] + (['--dataset_name'] if flag.name == 'dataset' else [])
     options = {'type': flag.parse, 'metavar': 'VALUE'}
+    if script in flag.several:
+        options = {'type': several(flag.parse), 'metavar': 'VALUE,...'}
     if flag.parse in (boolean, boolean_or_file):
         metavar = 'True|False' if flag.parse is boolean else 'True|False|FILE'
         options |= {'nargs': '?', 'const': True, 'metavar': metavar}  # --use_bn alone is True
@@ -267,10 +297,12 @@ def make_parser(script, description):
         group = parser.add_argument_group(title)
         for flag in flags:
             if script in flag.readers:
-                default = '' if flag.default is None else f' (default: {flag.default})'
-                _add(group, flag, f'{flag.help}{default}'.replace('%', '%%'))
+                shown = ','.join(map(str, flag.default)) if script in flag.several and flag.default else flag.default
+                default = '' if flag.default is None else f' (default: {shown})'
+                many = '; several, separated by commas' if script in flag.several else ''
+                _add(group, flag, f'{flag.help}{many}{default}'.replace('%', '%%'), script)
             elif flag.shared:
-                _add(parser, flag, argparse.SUPPRESS)
+                _add(parser, flag, argparse.SUPPRESS, script)
                 accepted.append('--' + flag.name)
     parser.epilog = ('Accepted without use here, so that one command line serves all scripts:\n'
                      + '\n'.join('  ' + ', '.join(accepted[start:start + 4]) for start in range(0, len(accepted), 4)))

@@ -7,15 +7,18 @@ experiment folder each for `start`, `CAM` and `CALM_EM` below save/demo.
 
     make demo
 """
+import argparse
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 import evaluation
 import figures
+import pictures
 import util
 import weights
 from dataset import open_dataset
@@ -23,10 +26,11 @@ from image_files import eval_transform, to_picture
 from util import UserError
 from wsol import attribution_maps
 from wsol.cub import UNION_PARTS
-from wsol.metrics import ERASE_RATIOS, resize
+from wsol.metrics import ERASE_RATIOS
 
 FOLDER = Path('save/demo')
 CROP_SIZE = 112
+SHOWN = 2 * CROP_SIZE  # pixels of a photo in the contact sheet
 DATA = ['--dataset=ToyBirds', f'--crop_size={CROP_SIZE}', '--resize_size=128']
 PRECISION = '--precision=' + ('bfloat16' if util.computes_in_bfloat16(torch.device('cpu')) else 'float32')
 TRAIN = [*DATA, '--architecture=resnet18', '--pretrained=False', '--batch_size=32', '--lr_schedule=one_cycle',
@@ -81,28 +85,42 @@ def table():
 
 @torch.inference_mode()
 def contact_sheet():
-    """Photos, maps for a class A and a class B, and "why A and not B", with the true cue outlined."""
-    models = [weights.load_model(name, save_root=FOLDER)[0] for name in ('CAM', 'CALM_EM')]
-    data, rows = open_dataset('ToyBirds'), []
+    """Photos, maps for a class A and a class B, and "why A and not B", with the true cue outlined.
+
+    Each map is on a scale of its own: on one scale what A has would hide what B has.
+    """
+    models = {name: weights.load_model(name, save_root=FOLDER)[0] for name in ('CAM', 'CALM_EM')}
+    data, rows, captions = open_dataset('ToyBirds'), [], []
     images, annotations = data.open_split('test', eval_transform(CROP_SIZE)), data.annotations()
     pairs = {frozenset(pair[:2]): pair.parts for pair in annotations.pairs}
-    for first, second in PICTURED:
-        labels = [images.class_names.index(first), images.class_names.index(second)]
+    for names in PICTURED:
+        labels = [images.class_names.index(name) for name in names]
         parts = pairs[frozenset(labels)]
         index = int((images.labels == labels[0]).nonzero()[0][1])
-        image = images[index][0][None]
+        picture = np.asarray(Image.fromarray(np.uint8(255 * to_picture(images[index][0]))).resize([SHOWN] * 2))
         cue = np.isin(annotations.true_parts(images.image_id(index), CROP_SIZE), parts)
-        maps = []
-        for model in models:
-            both = attribution_maps(model, image, torch.tensor([labels]))[0]  # (2,h,w)
-            both = resize(both, image.shape[2:]).numpy()
-            maps.append((both[0], both[1], model(image).softmax(1)[0, labels].tolist()))
-        caption = f'{first[4:]}, not {second[4:]}:\n{", ".join(UNION_PARTS[part] for part in parts)}'
-        rows.append((to_picture(image[0]), cue, caption, maps))
-    return figures.contact_sheet(('CAM, logits', 'CALM_EM, p(y,z|x)'), rows)
+        cue = cue.repeat(SHOWN // CROP_SIZE, 0).repeat(SHOWN // CROP_SIZE, 1)
+        row = [pictures.Panel(picture, 'photo, true cue', cue=cue)]
+        for name, model in models.items():
+            row += method_panels(name, model, images[index][0][None], labels, picture, cue)
+        rows.append(row)
+        captions.append(f'A = {names[0][4:]}, B = {names[1][4:]}: {", ".join(UNION_PARTS[part] for part in parts)}')
+    header = ('Class A and a class B that differs from it in the outlined parts. CAM: the logits of the class; '
+              'CALM_EM: p(class, z | x); both per cell. Every map has a scale of its own.')
+    return pictures.sheet(rows, header, captions, side=1.6)
+
+
+def method_panels(name, model, image, labels, picture, cue):
+    """The panels of one network for one image: A, B, and A - B."""
+    first, second = attribution_maps(model, image, torch.tensor([labels]))[0].numpy()
+    probs = model(image).softmax(1)[0, labels].tolist()
+    return [*(pictures.Panel(picture, f'{name}: {letter}, p = {probability:.2f}', values, cue=cue)
+              for letter, probability, values in zip('AB', probs, (first, second), strict=True)),
+            pictures.Panel(picture, f'{name}: why A, not B', first - second, signed=True, cue=cue)]
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for experiment, flags in TRAININGS.items():
         run(FOLDER, 'main.py', f'--experiment_name={experiment}', *TRAIN, '--last_stage=layer2', '--seed=0', *flags)
     for experiment, process in MEASURED.values():

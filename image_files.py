@@ -16,6 +16,9 @@ from wsol.networks import IMAGENET
 from torchvision.transforms import v2  # isort: skip
 
 SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.ppm', '.pgm'}
+SCALABLE = ('L', 'RGB', 'RGBA', 'CMYK', 'YCbCr')  # the modes in which an image can be made smaller
+ORIENTATION = 0x0112  # EXIF's tag
+Image.MAX_IMAGE_PIXELS = 200_000_000  # phones take such photos; PIL warns above this, and refuses twice as many
 
 
 def is_hidden(name):
@@ -29,21 +32,49 @@ def images_below(root):
     return sorted(str(path) for path in found if not any(map(is_hidden, path.parts)))
 
 
-def open_upright(path):
-    """Any image file as RGB: turned as its EXIF says, transparency on white, 16 bits scaled to 8."""
-    return open_image(path, lambda image: _to_rgb(ImageOps.exif_transpose(image)))
+def open_upright(path, longest=None):
+    """Any image file as RGB: turned as its EXIF says, transparency on white, 16 bits scaled to 8.
+
+    longest: the longer side of a larger image becomes this, in the decoder where it can (JPEG), so that a photo of a
+    hundred megapixels takes no more memory than it must.
+    """
+    def convert(image):
+        if longest is not None and max(image.size) > longest:
+            image = image if image.mode in SCALABLE and 'transparency' not in image.info else _to_rgb(image)
+            image.draft(None, [max(1, side * longest // max(image.size)) for side in image.size])
+            image.thumbnail((longest, longest), reducing_gap=None)
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
+    return open_image(path, convert)
+
+
+def upright_size(path):
+    """(width, height) of open_upright(path), from the file's header."""
+    def turned(image):
+        turn = image.getexif().get(ORIENTATION, 1)
+        return image.size[::-1] if turn in (5, 6, 7, 8) else image.size
+    return open_image(path, turned)
 
 
 def _to_rgb(image):
     if image.mode.startswith(('I', 'F')):
-        values = np.asarray(image, np.float64)
-        top = 65535 if image.mode.startswith('I') and values.max() > 255 else 255
-        top = 1 if image.mode == 'F' and values.max() <= 1 else top
-        image = Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
+        image = _to_8_bits(image)
     if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
         image = image.convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-    return image.convert('RGB')
+    image.load()
+    return image if image.mode == 'RGB' else image.convert('RGB')  # convert copies what is RGB already
+
+
+def _to_8_bits(image):
+    """A grey image of integers or real numbers as one of bytes, a part of its rows at a time."""
+    values = np.asarray(image)
+    top = 65535 if image.mode.startswith('I') and values.max() > 255 else 255
+    top = 1 if image.mode == 'F' and values.max() <= 1 else top
+    scaled = np.empty(values.shape, np.uint8)
+    for row in range(0, len(values), 256):
+        scaled[row:row + 256] = values[row:row + 256].astype(np.float64).clip(0, top) * (255 / top)
+    return Image.fromarray(scaled)
 
 
 def open_image(path, convert=lambda image: image.convert('RGB')):

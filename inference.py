@@ -1,69 +1,36 @@
 """Pictures of your own images: attribution maps of a trained network.
 
-Result, in --output: per image an overlay PNG with its colour bar in the map's own units, the raw map as .npy, and one
-manifest.json with classes, probabilities, settings and versions.
+Result, in --output: for each image the photo beside its maps as a PNG, or one HTML page for all (--format); the raw
+maps as .npy; and one manifest.json with classes, probabilities, settings and versions.
 
     python inference.py photo.jpg folder/ --load_checkpoint=calm_em
     python inference.py photo.jpg --load_checkpoint=CALM_EM-CUB --contrast
+    python inference.py folder/ --load_checkpoint=calm_em --score_map_process=jointll,grad_cam --format=html
 """
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch.utils.data import Dataset
+from munch import Munch
 
 import config
 import evaluation
-import figures
+import map_labels
 import util
-from image_files import SUFFIXES, open_upright, opening_images
-from util import UserError
+import weights
+from album import DIFFERENCE, Album, Explained
+from image_files import opening_images
+from map_sources import ContrastMaps
+from photos import OwnImages, find_images
+from util import UserError, warn
+from wsol.contrast import check_contrast
+from wsol.query import PROCESSES, check_process
 
-UNITS = {'vanilla': 'logit', 'jointll': 'p(class, z | x) per cell', 'saliency': 'p(z | x) per cell',
-         'gtcond': 'p(z | x, class) per cell'}
 RUNNER_UP = 'runner-up'
+LARGE_PAGE = 100e6  # bytes that a browser is slow with
 
 
-class OwnImages(Dataset):
-    """The user's image files, upright, of any size and mode. Item -> (image (3,S,S), -1, index)."""
-
-    def __init__(self, paths, transform, class_names=()):
-        self.paths, self.transform, self.class_names = paths, transform, class_names
-
-    def __len__(self):
-        return len(self.paths)
-
-    def image_id(self, index):
-        return str(self.paths[index])
-
-    def __getitem__(self, index):
-        return self.transform(open_upright(self.paths[index])), -1, index
-
-
-def find_images(inputs, output):
-    """{output name: path} of image files and of all images below folders, but for those in the output folder. Names
-    keep the suffix, so that a.jpg and a.png do not meet; files of one name from different folders carry the folder's
-    name too."""
-    found, output = [], Path(output).resolve()
-    for given in map(Path, inputs):
-        if given.is_dir():
-            below = sorted(path for path in given.rglob('*') if path.suffix.lower() in SUFFIXES
-                           and not path.resolve().is_relative_to(output))
-            if not below:
-                raise UserError(f'{given} holds no images (looked for {", ".join(sorted(SUFFIXES))})')
-            found += [(path.relative_to(given), path) for path in below]
-        elif given.is_file():
-            found.append((Path(given.name), given))
-        else:
-            raise UserError(f'{given}: no such image or folder')
-    names = {}
-    for name, path in found:
-        if path in names.values():
-            continue
-        while str(name) in names:
-            name = Path(f'{path.resolve().parent.name}_{name}')
-        names[str(name)] = path
-    return names
+# --- classes ------------------------------------------------------------------------------------------
 
 
 def resolve_class(text, names, num_classes):
@@ -82,111 +49,176 @@ def resolve_class(text, names, num_classes):
     return hits[0]
 
 
-def class_chooser(target, contrast):
-    """A function of the probabilities (B,C) that gives the classes to be explained: (B,1), or (B,2) with a contrast.
+def class_chooser(target, contrast, count=1):
+    """A function of the probabilities (B,C) that gives the classes to be explained, (B,K): the target, with a contrast
+    that class, then the likeliest others up to `count` in all.
 
     target: a class, or None for the predicted one. contrast: a class, RUNNER_UP (the likeliest class that is not the
-    target), or None.
+    target), or None. Where the target is the contrast itself, the runner-up takes its place.
     """
     def choose(probs):
-        classes = probs.argmax(1) if target is None else torch.full_like(probs.argmax(1), target)
-        if contrast is None:
-            return classes[:, None]
-        if contrast == RUNNER_UP:
-            others = probs.scatter(1, classes[:, None], -1).argmax(1)
-        else:
-            others = torch.full_like(classes, contrast)
-        return torch.stack([classes, others], 1)
+        rank = probs.clone()
+        if contrast not in (None, RUNNER_UP):
+            rank[:, contrast] = 2
+        first = probs.argmax(1) if target is None else torch.full_like(probs.argmax(1), target)
+        rank.scatter_(1, first[:, None], 3)
+        return rank.topk(min(probs.shape[1], max(count, 1 if contrast is None else 2)), dim=1).indices
     return choose
 
 
-class Album:
-    """The pictures and raw maps of a folder. names: of the classes; unit: of the maps."""
+# --- maps ---------------------------------------------------------------------------------------------
 
-    def __init__(self, folder, process, names):
-        self.folder, self.process, self.names = Path(folder), process, names
-        self.unit = UNITS.get(process, process)
 
-    def class_name(self, label):
-        """A class's name, or its number where the checkpoint knows no names."""
-        return self.names[label] if self.names and self.names[label] else f'class {label}'
+class Explainer:
+    """Attribution methods, and perhaps a contrast method, of one network: the photos of a batch go through it once.
 
-    def _draw(self, stem, values, picture, title, signed=False):
-        """One raw map and its overlay. Returns their file names."""
-        files = f'{stem}.npy', f'{stem}.png'
-        util.write_atomically(self.folder / files[0], lambda file: util.save_array(file, values))
-        figures.save(figures.overlay(picture, values, title, self.unit, signed), self.folder / files[1])
-        return files
+    run: the Evaluation. contrast_method: of config's table; None without a contrast. count: how many classes are
+    explained.
+    """
 
-    def add(self, name, path, probs, classes, maps):
-        """The files of one image. probs: (C,); classes, maps: of the target, then perhaps of its contrast. Returns the
-        image's entry in the manifest."""
-        picture = np.asarray(open_upright(path), np.float32) / 255
-        titles = [f'{self.class_name(label)} (p = {probs[label]:.3f})' for label in classes]
-        stem = f'{name}.{self.process}'
-        raw, overlay = self._draw(stem, maps[0], picture, titles[0])
-        entry = {'image': str(path), 'class': classes[0], 'class_name': self.class_name(classes[0]),
-                 'probability': float(probs[classes[0]]), 'predicted': int(probs.argmax()), 'map': raw,
-                 'overlay': overlay}
-        if len(classes) > 1:
-            other, title = classes[1], ', not\n'.join(titles)
-            raw, overlay = self._draw(f'{stem}.contrast', maps[0] - maps[1], picture, title, signed=True)
-            entry |= {'contrast_class': other, 'contrast_class_name': self.class_name(other),
-                      'contrast_probability': float(probs[other]), 'contrast_map': raw, 'contrast_overlay': overlay}
-        return entry
+    def __init__(self, run, images, processes, choose, contrast_method=None, count=1):
+        self.run, self.choose = run, choose
+        self.sources = {name: replace(run, args=Munch(run.args, score_map_process=name)).map_source(images, 'test')
+                        for name in processes}
+        self.pair = None
+        if contrast_method not in (None, DIFFERENCE):
+            self.pair = ContrastMaps(images, run.model, contrast_method, run.args.precision, run.args.seed,
+                                     evaluation.sampling_settings(run.args))
+        self.count = max(count, 2 if contrast_method == DIFFERENCE else 1)
+
+    def explain(self, batch, indices):
+        """For each photo of a batch (probabilities, classes, {method: maps (K,h,w)}, map of the pair or None)."""
+        any_source = next(iter(self.sources.values()))
+        activations = any_source.forward(batch)
+        probs = any_source.probabilities(activations)
+        classes = self.choose(probs)
+        maps = {name: source(batch, indices, classes[:, :self.count], activations).maps.cpu().numpy()
+                for name, source in self.sources.items()}
+        pairs = self.pair and self.pair(batch, indices, classes[:, :2], activations).maps.cpu().numpy()
+        for row, (own_probs, own_classes) in enumerate(zip(probs.tolist(), classes.tolist(), strict=True)):
+            yield (own_probs, own_classes, {name: own[row] for name, own in maps.items()},
+                   None if pairs is None else pairs[row, 0])
+
+
+# --- the command ----------------------------------------------------------------------------------------
+
+
+def without_swallowed_photo(images, contrast):
+    """--contrast photo.jpg: what is a file or a folder is an image, and the contrast is the runner-up. Returns both."""
+    if contrast is None or contrast == RUNNER_UP or not Path(contrast).exists():
+        return images, contrast
+    print(f'--contrast {contrast}: there is a file or folder of this name, so it is taken for images, and the contrast '
+          'is the runner-up; a class of this name is said by its number')
+    return [*images, contrast], RUNNER_UP
 
 
 def refuse_what_would_be_ignored(args):
     """Raise UserError for flags that mean something else here than the user may think."""
-    if args.contrast is not None and Path(args.contrast).is_file():
-        raise UserError(f'--contrast={args.contrast} is taken for a class; put --contrast after the images')
-    if args.scoremap_root is not None or args.score_map_process == config.OBJECT_MASK:
+    processes = args.score_map_process or ()
+    if args.scoremap_root is not None or config.OBJECT_MASK in processes:
         raise UserError(f'--scoremap_root and --score_map_process={config.OBJECT_MASK} are for the evaluations; here a '
                         'network gives the maps')
+    if args.score_map_method == 'backprop' and len(processes) > 1:
+        raise UserError('--score_map_method=backprop says nothing of several methods; leave it out, and name backprop '
+                        'among them')
+    if args.contrast is not None and args.contrast_method == DIFFERENCE and processes and not any(
+            PROCESSES[name].per_class for name in processes):
+        raise UserError(f'{processes[0]} gives one map for all classes: "why A and not B" would be zero everywhere; '
+                        'add a method such as jointll, or a --contrast_method')
 
 
-def draw_all(run, images, names, album, choose):
+def open_run(args):
+    """The Evaluation and the attribution methods. Raises UserError for one that the head does not define."""
+    asked = args.score_map_process or (None,)
+    run = evaluation.open_evaluation(Munch(args, score_map_process=asked[0]), 'inference', needs_data=False)
+    processes = [run.args.score_map_process, *asked[1:]]
+    for name in processes[1:]:
+        check_process(name, type(run.model))
+        print(replace(run, args=Munch(run.args, score_map_process=name)).describe())
+    if args.contrast is not None and args.contrast_method != DIFFERENCE:
+        check_contrast(args.contrast_method, type(run.model))
+    return run, processes
+
+
+def chosen_classes(args, names, num_classes):
+    """(target, contrast) of --target and --contrast: classes, None, or RUNNER_UP."""
+    target, contrast = (value if value in (None, RUNNER_UP) else resolve_class(value, names, num_classes)
+                        for value in (args.target, args.contrast))
+    if target is not None and target == contrast:
+        raise UserError(f'"why {args.target} and not {args.contrast}" is zero everywhere: they are one class')
+    if contrast is not None and num_classes < 2:
+        raise UserError('this network knows one class: there is no other to contrast it with')
+    return target, contrast
+
+
+def draw_all(run, images, names, album, explainer):
     """Explain every image and fill the album and its manifest, batch by batch. Returns the manifest."""
-    source = run.map_source(images, 'test')
-    manifest = {**evaluation.checkpoint_identity(run.checkpoint), 'process': album.process, 'unit': album.unit,
-                'images': [], 'settings': config.recorded_settings(run.args, 'inference'),
-                'versions': evaluation.versions()}
-    with util.progress(None, album.process, 'image', total=len(images)) as bar:
+    settings = config.recorded_settings(run.args, 'inference') | {'score_map_process': album.processes}
+    manifest = {**evaluation.checkpoint_identity(run.checkpoint), 'methods': {
+        name: map_labels.map_label(name) for name in album.processes}, 'images': [], 'settings': settings,
+        'versions': evaluation.versions()}
+    with util.progress(None, ', '.join(album.processes), 'image', total=len(images)) as bar:
         for batch, _, indices in run.loader(images):
-            probs, classes, maps = source(util.to_device(batch, run.device), indices, choose)
-            for row, index in enumerate(indices.tolist()):
-                entry = album.add(names[index], images.paths[index], probs[row].cpu(), classes[row].tolist(),
-                                  maps[row].cpu().numpy())
-                manifest['images'].append(entry)
+            explained = explainer.explain(util.to_device(batch, run.device), indices)
+            for index, (probs, classes, maps, pair) in zip(indices.tolist(), explained, strict=True):
+                photo = Explained(names[index], images.paths[index], probs, classes, maps, pair)
+                manifest['images'].append(album.add(photo))
                 bar.update()
             util.write_json(album.folder / 'manifest.json', manifest)
     return manifest
 
 
+def report(manifest, album, contrast):
+    """Say what was found, where it is, and what is not as it was asked for."""
+    for entry in manifest['images'][:20]:
+        where = f', {album.folder / entry["picture"]}' if 'picture' in entry else ''
+        print(f'{entry["image"]}: {entry["class_name"]}, p = {entry["probability"]:.3f}{where}')
+    if album.reduced:
+        print(f'{len(album.reduced)} of {len(manifest["images"])} photos are drawn smaller than they are, as '
+              f'{album.reduced[0]}')
+    own = [entry for entry in manifest['images'] if contrast not in (None, RUNNER_UP)
+           and entry['contrast']['class'] != contrast]
+    if own:
+        warn(f'{len(own)} photos are predicted to be {album.class_name(contrast)} itself, as {own[0]["image"]}: their '
+             'contrast is the runner-up')
+    if 'html' in album.formats:
+        page = album.folder / 'gallery.html'
+        size = album.gallery.write(page)
+        print(f'{page}: open it in a browser ({size / 1e6:.1f} MB)')
+        if size > LARGE_PAGE:
+            warn(f'browsers are slow with a page of {size / 1e6:.0f} MB: a smaller --picture_size or --top_k, or fewer '
+                 'photos, make it smaller')
+    print(f'{len(manifest["images"])} images: {album.folder / "manifest.json"}')
+
+
 def main():
     parser = config.make_parser('inference', __doc__)
-    parser.add_argument('images', nargs='+', help='image files, or folders of images')
+    parser.add_argument('images', nargs='*', help='image files, or folders of images')
     args = config.parse('inference', parser=parser)
+    if 'contrast_method' in args.given and args.contrast is None:
+        args.contrast = RUNNER_UP
+    args.images, args.contrast = without_swallowed_photo(args.images, args.contrast)
+    args.output, args.contrast_method = args.output or 'maps', args.contrast_method or DIFFERENCE
     refuse_what_would_be_ignored(args)
-    args.output = args.output or 'maps'
+    if not args.images:
+        raise UserError('no images: name image files, or folders of images, before the flags')
     found = find_images(args.images, args.output)
     names, paths = list(found), list(found.values())
     if args.skip_broken:
         kept = opening_images(paths, 'yours')
         names, paths = [names[row] for row in kept], [paths[row] for row in kept]
-    run = evaluation.open_evaluation(args, 'inference', needs_data=False)
+    run, processes = open_run(args)
     class_names, num_classes = run.checkpoint.class_names or [], run.model.conv_last.out_channels
-    target, contrast = (value if value in (None, RUNNER_UP) else resolve_class(value, class_names, num_classes)
-                        for value in (args.target, args.contrast))
-    if target is not None and target == contrast:
-        raise UserError(f'"why {args.target} and not {args.contrast}" is zero everywhere: they are one class')
-    album = Album(args.output, run.args.score_map_process, class_names)
-    images = OwnImages(paths, run.transform(), class_names)
-    manifest = draw_all(run, images, names, album, class_chooser(target, contrast))
-    for entry in manifest['images'][:20]:
-        print(f'{entry["image"]}: {entry["class_name"]}, p = {entry["probability"]:.3f}, '
-              f'{album.folder / entry["overlay"]}')
-    print(f'{len(paths)} images: {album.folder / "manifest.json"}')
+    target, contrast = chosen_classes(args, class_names, num_classes)
+    contrast_method = None if contrast is None else args.contrast_method
+    images, count = OwnImages(paths, run.transform(), class_names), args.top_k if 'html' in args.format else 1
+    explainer = Explainer(run, images, processes, class_chooser(target, contrast, count), contrast_method, count)
+    path = run.checkpoint.path
+    title = f'{run.args.attribution_method}, {run.args.architecture}, weights of ' + (
+        path.parent.name if path.name == weights.FILE else path.name)
+    album = Album(args.output, class_names, processes, contrast_method, args.overlay, args.picture_size, args.format,
+                  title)
+    report(draw_all(run, images, names, album, explainer), album, contrast)
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ import torch
 import util
 from util import UserError
 from wsol.attribution import attribution_maps
+from wsol.contrast import contrast_maps
 from wsol.query import PROCESSES
 
 
@@ -33,23 +34,32 @@ class MapSource:
     def __init__(self, images, model=None, precision='float32'):
         self.images, self.model, self.precision = images, model, precision
 
-    def __call__(self, images, indices, classes):
+    def __call__(self, images, indices, classes, activations=None):
         """images (B,3,S,S) on the network's device; indices (B,) into the data set; classes (B,K), or a function of the
-        probabilities (B,C) that gives them. Returns a MapBatch. Raises UserError for a map that is not finite."""
+        probabilities (B,C) that gives them; activations: the network's forward, where it is done already. Returns a
+        MapBatch. Raises UserError for a map that is not finite."""
         with util.autocast(self.precision, images.device):
-            batch = self.compute(images, indices, classes)
+            batch = self.compute(images, indices, classes, activations or self.forward(images))
         for index, maps in zip(indices.tolist(), batch.maps, strict=True):
             if not maps.isfinite().all():
                 raise UserError(f'the map of {self.images.image_id(index)} holds values that are infinite or no '
                                 'number; a network that has diverged gives such maps, or maps made elsewhere have them')
         return batch
 
-    def compute(self, images, indices, classes):
-        raise TypeError(f'{type(self).__name__} has no maps')
+    def forward(self, images):
+        """The Activations of images, which several sources may share; None without a network."""
+        if self.model is None:
+            return None
+        with torch.no_grad(), util.autocast(self.precision, images.device):
+            return self.model.activations(images)
 
     def probabilities(self, activations):
-        """(B,C)."""
-        return self.model.class_scores(activations).softmax(1)
+        """(B,C); None without a network."""
+        with torch.no_grad():
+            return None if activations is None else self.model.class_scores(activations).softmax(1)
+
+    def compute(self, images, indices, classes, activations):
+        raise TypeError(f'{type(self).__name__} has no maps')
 
 
 class NetworkMaps(MapSource):
@@ -64,24 +74,35 @@ class NetworkMaps(MapSource):
         self.process, self.seed, self.options = process, seed, options
         self.per_class = PROCESSES[process].per_class
 
-    def compute(self, images, indices, classes):
-        with torch.no_grad():
-            activations = self.model.activations(images)
-            probs = self.probabilities(activations)
+    def compute(self, images, indices, classes, activations):
+        probs = self.probabilities(activations)
         classes = classes(probs) if callable(classes) else classes
         maps = attribution_maps(self.model, images, classes, self.process, seeds=util.image_seeds(self.seed, indices),
                                 activations=activations, **self.options)
         return MapBatch(probs, classes, maps)
 
 
+class ContrastMaps(MapSource):
+    """A network's maps by a contrast method, a key of CONTRASTS: why the first of two classes and not the second.
+    classes (B,2) -> maps (B,1,h,w)."""
+
+    def __init__(self, images, model, method, precision='float32', seed=0, settings=None):
+        super().__init__(images, model, precision)
+        self.method, self.seed, self.settings = method, seed, settings
+
+    def compute(self, images, indices, classes, activations):
+        probs = self.probabilities(activations)
+        classes = classes(probs) if callable(classes) else classes
+        maps = contrast_maps(self.model, images, classes[:, 0], classes[:, 1], self.method,
+                             util.image_seeds(self.seed, indices), self.settings, activations)
+        return MapBatch(probs, classes, maps[:, None])
+
+
 class ReadMaps(MapSource):
     """Maps that are looked up by image and class; the probabilities are a network's, if there is one."""
 
-    def compute(self, images, indices, classes):
-        probs = None
-        if self.model is not None:
-            with torch.no_grad():
-                probs = self.probabilities(self.model.activations(images))
+    def compute(self, images, indices, classes, activations):
+        probs = self.probabilities(activations)
         classes = classes(probs) if callable(classes) else classes
         maps = [self.read(index, row, images.shape[-1]).to(images.device)
                 for index, row in zip(indices.tolist(), classes.tolist(), strict=True)]

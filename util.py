@@ -54,11 +54,14 @@ def image_seeds(seed, indices):
 
 
 def pick_device(name='auto'):
-    """'auto' -> CUDA, else Apple's MPS, else the CPU."""
+    """'auto' -> CUDA, else Apple's MPS, else the CPU. 'cuda:1' -> the second GPU."""
     usable = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
     name = next(kind for kind, there in usable.items() if there) if name == 'auto' else name
-    if not usable[name]:
+    kind, _, number = name.partition(':')
+    if not usable[kind]:
         raise UserError(f'--device={name}: this machine or this build of torch has none; use --device=auto')
+    if number and int(number) >= torch.cuda.device_count():
+        raise UserError(f'--device={name}: torch sees {torch.cuda.device_count()} GPUs here, numbered from cuda:0')
     return torch.device(name)
 
 

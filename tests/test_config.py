@@ -93,7 +93,8 @@ def test_help_explains_what_is_read_and_then_names_the_rest(name, capsys):
         assert all(word in re.sub(r'\W', '', said[flag]) for word in words), flag
         default = ALL_FLAGS[flag].default
         if default is not None:
-            assert re.sub(r'\s', '', f'(default: {default})') in re.sub(r'\s', '', said[flag]), flag
+            shown = ','.join(default) if ALL_FLAGS[flag].several else default
+            assert re.sub(r'\s', '', f'(default: {shown})') in re.sub(r'\s', '', said[flag]), flag
     named = re.findall(r'--(\w+)', accepted)
     assert named == [flag.name for flags in config.FLAGS.values() for flag in flags if name not in flag.readers and flag.shared]
     assert not set(named) & set(said)
@@ -110,7 +111,8 @@ def test_all_scripts_take_one_command_line():
             values[flag.name] = value
     for name in SCRIPTS:
         args = config.parse(name, argv=line)
-        assert {key: args[key] for key in values} == values and args.given == sorted(values)
+        expected = {key: (value,) if name in ALL_FLAGS[key].several else value for key, value in values.items()}
+        assert {key: args[key] for key in values} == expected and args.given == sorted(values)
         assert config.parse(name, argv=[]).given == []
 
 
@@ -123,6 +125,24 @@ def test_all_scripts_take_one_command_line():
 ])
 def test_unknown_flags_and_values_are_answered_with_the_nearest(script, name, flag, words):
     refused(script(name, *(['photo.jpg'] if name == 'inference' else []), flag), *words)
+
+
+@pytest.mark.parametrize('text, expected', [('jointll', ('jointll',)), ('jointll, vanilla,jointll', ('jointll', 'vanilla'))])
+def test_inference_takes_several_methods_and_the_evaluations_one(script, text, expected):
+    flag = f'--score_map_process={text}'
+    assert config.parse('inference', argv=[flag]).score_map_process == expected
+    if ',' in text:
+        refused(script('eval_wsol', flag), '--score_map_process', 'is not one of')
+        refused(script('inference', 'a.jpg', '--score_map_process=jointll,vanila'), '"vanila"', 'did you mean vanilla?')
+
+
+@pytest.mark.parametrize('text, taken', [('auto', True), ('cuda', True), ('cuda:1', True), ('cuda:', False), ('cuda:x', False), ('cpu:1', False), ('gpu', False)])
+def test_devices_are_named_with_their_number(text, taken):
+    if taken:
+        assert config.parse('main', argv=[f'--device={text}']).device == text
+    else:
+        with pytest.raises(UserError, match='is not one of auto, cuda'):
+            config.parse('main', argv=[f'--device={text}'])
 
 
 def test_flags_of_pictures_are_inferences_alone(script):

@@ -63,7 +63,7 @@ def test_a_superclass_file_groups_the_classes(script, folder, tmp_path):
     for process, flags in (('saliency', []), ('jointll-superclass', ['--superclass_file=all.yaml'])):
         code, _, err = script('inference', photo, f'--score_map_process={process}', *flags, '--output=out')
         assert code == 0, err
-        maps.append(np.load(tmp_path / f'out/0.jpg.{process}.npy'))
+        maps.append(np.load(tmp_path / f'out/0_{process}.npy'))
     np.testing.assert_allclose(*maps, rtol=1e-5)
     assert maps[0].sum() == pytest.approx(1, rel=1e-5)
 

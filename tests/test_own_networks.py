@@ -165,8 +165,8 @@ def test_real_weights_recognise_real_birds(script, lite0, tmp_path):
     assert sum(entry['class_name'] == 'albatross' for entry in entries) >= 6
     network = timm.create_model('tf_efficientnet_lite0')
     network.load_state_dict(torch.load(lite0, weights_only=True))
-    assert np.load(tmp_path / 'maps' / entries[0]['map']).shape == (7, 7)  # its own stride
-    assert entries[0]['contrast_class_name'] == 'goldfinch'
+    assert np.load(tmp_path / 'maps' / entries[0]['maps']['vanilla']).shape == (7, 7)  # its own stride
+    assert entries[0]['contrast']['class_name'] == 'goldfinch'
 
 
 def test_a_backbone_starts_from_a_file(lite0):

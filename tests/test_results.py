@@ -86,7 +86,7 @@ def test_inferences_default_is_the_heads_too(script, tiny_birds, save, tmp_path,
     assert code == 0, err
     assert f'maps: {method}_{process}' in out
     manifest = json.loads((tmp_path / 'out/manifest.json').read_text())
-    assert manifest['process'] == process == manifest['settings']['score_map_process']
+    assert list(manifest['methods']) == [process] == manifest['settings']['score_map_process']
     entry, = manifest['images']
     model, checkpoint = weights.load_model(save / method)
     assert manifest['weights_sha256'] == checkpoint.sha256
@@ -97,7 +97,7 @@ def test_inferences_default_is_the_heads_too(script, tiny_birds, save, tmp_path,
         expected = logits[entry['class']]
         if process == 'jointll':
             expected = logits.softmax(0)[entry['class']] * model.activations(images[index][0][None]).prior[0]
-    np.testing.assert_allclose(np.load(tmp_path / 'out' / entry['map']), expected, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(np.load(tmp_path / 'out' / entry['maps'][process]), expected, rtol=1e-4, atol=1e-7)
 
 
 # --- what a result says of itself, and where it goes --------------------------------------------------------------
@@ -340,7 +340,7 @@ def test_the_published_record_is_the_published_network(script, tiny_birds, tmp_p
     code, out, err = script('inference', photo, '--load_checkpoint=CALM_EM-CUB', '--output=out', '--device=cpu')
     assert code == 0 and 'maps: CALM_EM_jointll' in out, err
     entry, = json.loads((tmp_path / 'out/manifest.json').read_text())['images']
-    values = np.load(tmp_path / 'out' / entry['map'])
+    values = np.load(tmp_path / 'out' / entry['maps']['jointll'])
     assert values.shape == (28, 28) and values.sum() == pytest.approx(entry['probability'], rel=1e-4)
     assert entry['class_name'] == f'class {entry["class"]}'
 

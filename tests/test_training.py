@@ -383,7 +383,7 @@ def test_bfloat16_evaluates_nearly_the_same(script, tiny_birds, save, tmp_path, 
         assert results[-1]['settings']['precision'] == precision
         code, _, err = script('inference', photo, *flags, '--target=3', f'--output={precision}')
         assert code == 0, err
-        maps.append(np.load(tmp_path / precision / f'{photo.name}.jointll.npy'))
+        maps.append(np.load(tmp_path / precision / f'{photo.stem}_jointll.npy'))
         assert maps[-1].dtype == np.float32
     for name in ('MaxBoxAccV2', 'MaxBoxAcc'):
         assert results[0]['results'][name]['oracle'] == pytest.approx(results[1]['results'][name]['oracle'], abs=6)  # % of 36
