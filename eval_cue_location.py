@@ -94,7 +94,7 @@ def fill_histograms(loader, source, device, norm_type, edges):
     differing = np.zeros((len(pairs), 256), bool)  # pair, part -> does it differ?
     for number, pair in enumerate(pairs):
         differing[number, list(pair.parts)] = True
-    differing = torch.from_numpy(differing)
+    differing = torch.from_numpy(differing).to(device)
     bins = len(edges) + 1
     counts, evaluations = {}, np.zeros(len(pairs), np.int64)
     for images, _, indices, partition, object_mask, exact in util.progress(loader, 'cue localization', 'batch'):
@@ -102,22 +102,23 @@ def fill_histograms(loader, source, device, norm_type, edges):
         width = max(map(len, asked))
         classes = torch.tensor([row + row[:1] * (width - len(row)) for row in asked])  # (B,K), padded
         maps = source(util.to_device(images, device), indices, classes.to(device)).maps  # B of (K,h,w)
+        partition, object_mask, exact = (truth.flatten(1).to(device) for truth in (partition, object_mask, exact))
         for row, index in enumerate(indices.tolist()):
             numbers = cues.pairs[index]
             differences = signed_differences(maps[row], asked[row], [pairs[n] for n in numbers], source.per_class)
-            truths = {'parts': partition[row].flatten().long()}
+            truths = {'parts': partition[row].long()}  # (S*S,)
             if exact.numel():
-                truths['exact'] = exact[row].flatten().long()
+                truths['exact'] = exact[row].long()
             for start in range(0, len(numbers), CHUNK):
-                chosen = torch.tensor(numbers[start:start + CHUNK])
+                chosen = numbers[start:start + CHUNK]
                 scores = cue_scores(differences[start:start + CHUNK], images.shape[2:], norm_type)  # (E,S,S)
-                binned = metrics.bin_scores(scores, edges).flatten(1)  # (E,S*S)
+                binned, rows = metrics.bin_scores(scores, edges).flatten(1), torch.arange(len(chosen), device=device)
                 for name, parts in truths.items():
                     truth = differing[chosen][:, parts]  # (E,S*S)
                     if name == 'parts':
-                        truth &= object_mask[row].flatten()
-                    filled = metrics.count_scores(binned, truth, bins, chosen, len(pairs))
-                    counts[name] = counts.get(name, 0) + filled
+                        truth &= object_mask[row]
+                    counts.setdefault(name, np.zeros((len(pairs), 2, bins), np.int64))
+                    counts[name][chosen] += metrics.count_scores(binned, truth, bins, rows, len(chosen))
             evaluations[numbers] += 1
     return counts, evaluations
 

@@ -28,6 +28,7 @@ from image_files import eval_transform
 from map_sources import FolderMaps, NetworkMaps, ObjectMasks
 from util import UserError
 from wsol._torchvision import torchvision
+from wsol.folding import fold_batchnorm
 from wsol.heads import CALM
 from wsol.networks import check_image_size
 from wsol.query import PROCESSES, SamplingSettings, check_process
@@ -151,6 +152,8 @@ def open_evaluation(args, script, needs_model=True, needs_data=True):
             data.annotations()
         elif args.scoremap_root is None:
             check_process(args.score_map_process, type(model))
+    if model is not None and _only_runs_forward(args, script):
+        fold_batchnorm(model, args.crop_size)
     if script in config.RUNS:
         args.precision = util.pick_precision(args.precision, device)
         args.workers = util.pick_workers(args.workers, 'workers' in args.given)
@@ -171,6 +174,13 @@ def _find_network(args, script):
     own = weights.experiment_folder(args.save_root, args.experiment_name)
     path = weights.find_checkpoint(args.load_checkpoint, args.save_root, own)
     return weights.open_network(path, args.architecture)
+
+
+def _only_runs_forward(args, script):
+    """Whether a script asks its network for forwards alone: no gradient, no other network made of it."""
+    maps = PROCESSES.get(args.score_map_process)  # None: maps that no network makes
+    return script == 'main' or script in config.EVALUATIONS and (
+        args.scoremap_root is not None or maps is None or maps.one_forward)
 
 
 def _with_defaults(args, model, script):

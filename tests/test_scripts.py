@@ -53,9 +53,15 @@ def average_precision(counts):
     return 100 * area
 
 
+def test_cue_location_sends_each_image_through_the_network_once_whatever_its_pairs(script, tiny_birds, save, forwards):
+    code, _, err = script('eval_cue_location', *tiny_birds, '--experiment_name=CALM_EM')
+    result = read_result(save / 'CALM_EM', 'cue_location')
+    assert code == 0 and sum(forwards) == result['evaluated_images'] < result['evaluations'], err
+
+
 @pytest.mark.parametrize('method, process, norm, thresholds', [
     ('CAM', 'vanilla', 'minmax', 'even'), ('CALM_EM', 'jointll', 'clipping', 'log')])
-def test_cue_location_agrees_with_a_naive_loop(script, tiny_birds, save, method, process, norm, thresholds):
+def test_cue_location_agrees_with_a_naive_loop(script, tiny_birds, save, method, process, norm, thresholds, unfolded):
     code, out, err = script('eval_cue_location', *tiny_birds, f'--experiment_name={method}', '--batch_size=1')
     assert code == 0, err
     assert 'exact part masks, each pair alone' in out and 'the paper' not in out

@@ -370,7 +370,7 @@ def test_auto_evaluates_in_float32(script, tiny_birds, save, dtypes, monkeypatch
     assert dtypes == {torch.float32} and read_result(save / 'CALM_EM', 'wsol')['settings']['precision'] == 'float32'
 
 
-def test_bfloat16_evaluates_nearly_the_same(script, tiny_birds, save, tmp_path, dtypes):
+def test_bfloat16_evaluates_nearly_the_same(script, tiny_birds, save, tmp_path, dtypes, unfolded):
     photo = sorted((roots_of(tiny_birds)[0] / 'ToyBirds/images').rglob('*_test_*.jpg'))[5]
     results, maps = [], []
     for precision in ('float32', 'bfloat16'):
