@@ -198,6 +198,8 @@ FLAGS = {
              'conv_last', MAIN, kept=True),
     ),
     'training': (
+        Flag('freeze', False, boolean, 'train the head alone, on features that are computed once; no augmentation but '
+             'mirroring', MAIN, kept=True, recorded=True),
         Flag('epochs', 40, COUNT, 'passes over the training set', MAIN),
         Flag('batch_size', 64, COUNT, 'images a step, of all processes together', RUNS, kept=True, recorded=True),
         Flag('accumulate', 1, COUNT, "take a step's images in so many parts, where the device has no memory for all at "
