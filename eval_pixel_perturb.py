@@ -54,6 +54,18 @@ def summarise(top, random, seed):
     return records
 
 
+def digits(outcomes):
+    """(N,) bool -> '0110...', an image each, in their order."""
+    return ''.join(map(str, outcomes.astype(int)))
+
+
+def outcomes_by_image(intact, top, random):
+    """Which images are classified correctly, as digits: what a comparison with another network needs."""
+    percents = [str(round(100 * ratio)) for ratio in metrics.ERASE_RATIOS]
+    return {'intact': digits(intact), **{name: dict(zip(percents, map(digits, after.T), strict=True))
+                                         for name, after in (('top', top), ('random', random))}}
+
+
 def main():
     run = evaluation.open_evaluation(config.parse('eval_pixel_perturb', __doc__), 'eval_pixel_perturb')
     images = run.open_split('test')
@@ -67,8 +79,8 @@ def main():
     print(f'\n{name}, on {len(images)} test images of {run.data.name}; accuracy {accuracy:.1f} %. R_k: lower is better')
     print(util.table(['erased', 'correct, top', 'correct, random', 'R_k', '95 % of the images'], rows))
     result = run.result_file('pixel_perturb', images, 'test', name)
-    figures.save(figures.ratio_curve({name: records}), result.figure())
-    result.write({'accuracy': accuracy, 'ratios': records})
+    figures.save(figures.ratio_curve(run.title(), {name: records}), result.figure())
+    result.write({'accuracy': accuracy, 'ratios': records, 'outcomes': outcomes_by_image(intact, top, random)})
 
 
 if __name__ == '__main__':
