@@ -287,7 +287,6 @@ class Batches(Sampler):
     """
 
     def __init__(self, length, batch_size):
-        self.batch_size = batch_size
         self.batches = [range(start, min(start + batch_size, length)) for start in range(0, length, batch_size)]
         self.batches = self.batches[processes.rank()::processes.size()]
 

@@ -184,7 +184,7 @@ def main():
     util.say(f'\n{name}, {data.name}: {sizes["val"]} val and {sizes["test"]} test images')
     util.say(util.table(['%', 'val', 'test', 'test, oracle', 'threshold'], rows))
     result = run.result_file('wsol', images['test'], 'test', name, args.norm_type)
-    figures.save(curves_figure(f'{name}, {data.name}', by_split['test']), result.figure())
+    figures.save(curves_figure(run.title(), by_split['test']), result.figure())
     result.write({'images_by_split': sizes, 'results': results})
 
 

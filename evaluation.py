@@ -87,6 +87,10 @@ class Evaluation:
             return f'maps-{folder.name}-{zlib.crc32(bytes(folder)):08x}'
         return f'{self.args.attribution_method}_{self.args.score_map_process}'
 
+    def title(self):
+        """Of figures: the experiment, the maps, the data set."""
+        return f'{self.results_folder().name}: {self.maps_name()}, {self.data.label}'
+
     def result_file(self, metric, images, split='test', *more):
         """The ResultFile of a metric. images: what it was measured on. more: further parts of its name."""
         settings = config.recorded_settings(self.args, self.script)
