@@ -48,6 +48,9 @@ class Sample:
     above: np.ndarray
     below: np.ndarray
 
+    def value(self):
+        return float(_ratio(np.nansum(self.above), self.below[np.isfinite(self.above)].sum()))
+
     def interval(self):
         """(low, high) over the units drawn again."""
         there = np.isfinite(self.above)
