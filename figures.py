@@ -71,3 +71,22 @@ def accuracy_curves(title, thresholds, curves):
         axes.plot(thresholds, values, label=name, linestyle='-' if 'V2' in name else '--')
     axes.legend(fontsize=7)
     return figure
+
+
+def training_curves(title, log):
+    """Loss, accuracies and learning rate over the epochs. log: the lines of log.jsonl."""
+    figure = Figure(figsize=(5, 6), dpi=110)
+    figure.subplots_adjust(0.16, 0.08, 0.97, 0.94)  # a layout that is worked out takes longer than a small epoch
+    figure.suptitle(title)
+    panels = (('loss', {'train': 'train_loss'}), ('accuracy, %', {'train': 'train_accuracy', 'val': 'val_accuracy'}),
+              ('learning rate', {'at the start of the epoch': 'lr'}))
+    epochs = [line['epoch'] for line in log]
+    for axes, (label, curves) in zip(figure.subplots(len(panels), sharex=True), panels, strict=True):
+        axes.set_prop_cycle(color=COLOURS)
+        for name, key in curves.items():
+            axes.plot(epochs, [line[key] for line in log], marker='.', label=name)
+        axes.set(ylabel=label)
+        axes.legend(fontsize=7)
+    axes.set(xlabel='epoch', xlim=(0.5, epochs[-1] + 0.5))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure

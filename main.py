@@ -2,7 +2,7 @@
 
 Source: Kim et al., ICCV 2021, and its published training code.
 Result: save/<experiment_name>/ with last_checkpoint.pth.tar (network, optimiser, settings; a run
-that was interrupted goes on from it), log.jsonl (a line per epoch) and results.json.
+that was interrupted goes on from it), log.jsonl (a line per epoch), training.png (its curves) and results.json.
 
     python main.py --experiment_name=calm_em --architecture=resnet50 --attribution_method=CALM_EM \\
         --dataset=CUB --use_bn=True --large_feature_map=True
@@ -23,6 +23,7 @@ import util
 import weights
 from dataset import open_dataset
 from image_files import eval_transform, train_transform
+from training_log import TrainingLog
 from util import UserError
 from wsol import build_model, parameter_groups
 from wsol.networks import check_image_size, normalisation
@@ -53,6 +54,7 @@ class Training:
     device: torch.device
     precision: str
     record: dict            # what a checkpoint says of the network beside its weights
+    shown: TrainingLog      # what the user sees of it
     done: int = 0           # finished epochs
     log: list = field(default_factory=list)  # a line for each of them
 
@@ -67,6 +69,7 @@ class Training:
             self.done = epoch + 1
             self.log.append(line)
             util.write_json_lines(folder / 'log.jsonl', self.log)
+            self.shown.show(self.log)
 
     def train_epoch(self, loader, epoch):
         """One pass over the training set. epoch: 0-based. Returns {'loss', 'accuracy', 'images_per_second'}.
@@ -204,7 +207,7 @@ def initial_network(args, data, before, starts_from, folder, device):
     return model
 
 
-def make_training(args, model, images, device):
+def make_training(args, model, images, device, folder):
     """The Training that the flags ask for."""
     groups = parameter_groups(model, args.architecture, args.lr, args.lr_classifier_ratio, args.is_different_checkpoint)
     optimiser = torch.optim.SGD(groups, momentum=args.momentum, nesterov=args.momentum > 0,
@@ -214,7 +217,8 @@ def make_training(args, model, images, device):
     network = config.network_settings(args) | {'num_classes': model.conv_last.out_channels}
     record = {'architecture': args.architecture, 'model': network, 'args': dict(args),
               'class_names': list(images['train'].class_names), 'normalisation': normalisation(args.architecture)}
-    return Training(model, optimiser, factor_at, args.epochs, args.seed, device, args.precision, record)
+    shown = TrainingLog(folder, args.epochs, args.tensorboard)
+    return Training(model, optimiser, factor_at, args.epochs, args.seed, device, args.precision, record, shown)
 
 
 def main():
@@ -240,7 +244,7 @@ def main():
     images = open_images(args, data)
     util.seed_everything(args.seed)
     model = initial_network(args, data, before, starts_from, folder, device)
-    training = make_training(args, model, images, device)
+    training = make_training(args, model, images, device, folder)
     util.make_folder(folder)  # one that cannot be written is known before the first epoch
     if before:
         training.resume(before, util.read_json_lines(folder / 'log.jsonl'))

@@ -196,7 +196,7 @@ def test_a_training_step_never_waits_for_the_device(far_away, monkeypatch, metho
     monkeypatch.setattr(util, 'look_at', lambda sums: looks.append(sums) or [2.0, 1.0])
     model = small_network(method, prior)
     optimiser = torch.optim.SGD([{'params': model.parameters(), 'initial_lr': 0.1}], lr=0.1, momentum=0.9, nesterov=True)
-    training = main.Training(model, optimiser, lambda _: 1.0, 1, 0, FAR, 'bfloat16', {})
+    training = main.Training(model, optimiser, lambda _: 1.0, 1, 0, FAR, 'bfloat16', {}, None)
     batch = torch.zeros(2, 3, 8, 8, device=FAR), torch.zeros(2, dtype=torch.int64, device=FAR), torch.arange(2)
 
     class Batches(list):
