@@ -213,6 +213,8 @@ FLAGS = {
         _training('lr_decay_frequency', 30, COUNT, 'step: times 0.1 at the start of every epoch this divides'),
         _training('momentum', 0.9, number(float, 0, True, 1), "Nesterov's"),
         _training('weight_decay', 1e-4, RATE, 'L2'),
+        Flag('tensorboard', False, boolean, "write each epoch's line for TensorBoard too, in the experiment's folder "
+             '(an optional package)', MAIN),
     ),
     'maps and metrics': (
         _maps('score_map_process', None, choice((*PROCESS_NAMES, OBJECT_MASK)), 'the attribution method (default: '
