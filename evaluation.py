@@ -226,6 +226,16 @@ class ResultFile:
         print(f'{self.path}{replaced}')
 
 
+def digits(outcomes):
+    """(N,) bool -> '0110...': how a result holds an outcome of every image, in their order."""
+    return ''.join(map(str, np.asarray(outcomes, int)))
+
+
+def from_digits(text):
+    """'0110...' -> (N,) float."""
+    return np.array(list(text), float)
+
+
 def read_result(path):
     """A result's content; {} where there is none that can be read."""
     try:

@@ -203,7 +203,8 @@ def test_every_column_and_flag_has_a_sentence():
 
 
 def test_the_papers_figures_are_the_documents():
-    """The README's table and the module say the same."""
-    rows = re.findall(r'^\| ([\w ]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$', Path(ROOT / 'README.md').read_text(), re.M)
+    """The table of the README or of a page of the docs says the same as the module."""
+    text = '\n'.join(path.read_text() for path in (ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))))
+    rows = re.findall(r'^\| ([\w ]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$', text, re.M)
     assert {name: tuple(map(float, values)) for name, *values in rows} == {
         name: paper.PXAP[method] for method, name in paper.METHODS.items()}
