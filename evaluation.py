@@ -298,6 +298,16 @@ def command_line():
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
+def digits(outcomes):
+    """(N,) bool -> '0110...': how a result holds an outcome of every image, in their order."""
+    return ''.join(map(str, np.asarray(outcomes, int)))
+
+
+def from_digits(text):
+    """'0110...' -> (N,) float."""
+    return np.array(list(text), float)
+
+
 def read_result(path):
     """A result's content, with its settings; both {} where there is nothing that can be read."""
     content = util.read_json(path)

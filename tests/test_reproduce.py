@@ -91,7 +91,7 @@ def test_toybirds_from_nothing_to_the_papers_tables(script, at_home, tmp_path, m
         erased = [experiments.result(root / f'seed{seed}' / head, 'pixel_perturb', process)['ratios'][0] for seed in (0, 1)]
         top, random = (sum(record[f'correct_{side}'] for record in erased) for side in ('top', 'random'))
         assert float(cells['Remove-and-classify', name, 'R_10']['value']) == pytest.approx(top / random)
-    assert cells['Cue', 'CAM', 'verdict on corrected']['value'] == 'the reference'
+    assert cells['Cue', 'CAM', 'verdict']['value'] == 'the reference'
     assert 'the paper is of CUB' in out and (root / 'ratios.png').stat().st_size > 5000
     assert (root / 'tables.tex').is_file() and (root / 'tables.md').is_file()
     before = len(at_home)
@@ -115,6 +115,9 @@ def test_verdicts():
     assert reproduce.order_verdict(mixed, cam, 'corrected mean') == 'undecided: CAM lies within the interval'
     var_grad = found(('CAM', 'var_grad'), [1, 2, 3, 4])
     assert reproduce.order_verdict(var_grad, cam, 'corrected mean') == 'as in the paper: below CAM'
+    var_grad.columns['published mean'] = [reports.Measured(21), reports.Measured(23)]  # of two seeds; the paper has 21.4
+    assert reproduce.verdict('CUB', var_grad, cam) == '+0.6 from the paper; as in the paper: below CAM'
+    assert reproduce.verdict('ToyBirds', var_grad, None) == 'CAM is not measured'
 
 
 @pytest.mark.parametrize('right, verdict', [(718, 'as published, within the interval'), (600, '-11.8')])
