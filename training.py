@@ -6,6 +6,7 @@ batch; their gradients are summed so that the update is that of the whole batch.
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -54,6 +55,8 @@ def shared_loss(model, device, some_unused=False):
     parameters may have no part in it."""
     if processes.size() == 1:
         return Loss(model)
+    # of 1x1 convolutions, whose layout in memory has two names
+    warnings.filterwarnings('ignore', 'Grad strides do not match bucket view strides')
     return DistributedDataParallel(Loss(model), [device] if device.type == 'cuda' else None,
                                    find_unused_parameters=some_unused)
 
