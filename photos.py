@@ -4,15 +4,15 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
 
+from data_loaders import Images
 from image_files import SUFFIXES, images_below, open_upright
 from util import UserError
 
 LARGEST = 4096  # a larger photo is made this large before the network's square is cut from it: memory, and speed
 
 
-class OwnImages(Dataset):
+class OwnImages(Images):
     """The user's image files, upright, of any size and mode. Item -> (image (3,S,S), -1, index)."""
 
     def __init__(self, paths, transform, class_names=()):
@@ -24,8 +24,8 @@ class OwnImages(Dataset):
     def image_id(self, index):
         return str(self.paths[index])
 
-    def __getitem__(self, index):
-        return self.transform(open_upright(self.paths[index], LARGEST)), -1, index
+    def read(self, index):
+        return self.transform.resize(open_upright(self.paths[index], LARGEST)), -1, index
 
 
 def find_images(inputs, output):

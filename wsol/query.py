@@ -99,6 +99,14 @@ class Query:
         return self.superclasses.sum(1).to(self.images)[self.asked][..., None, None]
 
 
+def image_by_image(function):
+    """Make a method of one image (query, i) -> (K,h,w) a method of a batch: memory does not grow with it."""
+    def batch(query):
+        return torch.stack([function(query.single(index)) for index in range(len(query.images))])
+    batch.__doc__ = function.__doc__
+    return batch
+
+
 def full_precision(tensor):
     """Sums of maps are not the backbone's: no autocast may round them."""
     return torch.autocast(tensor.device.type, enabled=False)
