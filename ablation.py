@@ -5,17 +5,16 @@ gradient), EM or marginal likelihood, the start (random weights or a CAM classif
 stage at which ResNet-18 ends (receptive field 43, 99 or, at layer4, 339 of 112 pixels).
 Result: save/ablation/table.txt, mean and standard deviation over the seeds. About an hour a seed on 2 cores.
 
-    python ablation.py [number of seeds, default 3]
+    python ablation.py 3
 """
-import sys
 from pathlib import Path
 
 import numpy as np
 
+import config
 import evaluation
 import util
 from demo import FINE_TUNE, FROM_RANDOM, PRECISION, TRAIN, result, run
-from util import UserError
 
 FOLDER = Path('save/ablation')
 START = [flag for flag in FINE_TUNE if not flag.startswith('--load')]
@@ -60,10 +59,9 @@ def measure(seed, row, method, stage, from_cam, *flags):
 
 
 def main():
-    try:
-        seeds = range(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
-    except ValueError:
-        raise UserError(f'the number of seeds should be an integer, not "{sys.argv[1]}"') from None
+    parser = config.plain_parser(__doc__)
+    parser.add_argument('seeds', nargs='?', type=config.COUNT, default=3, help='number of seeds (default: 3)')
+    seeds = range(parser.parse_args().seeds)
     rows = []
     for name, settings in ROWS.items():
         values = np.array([measure(seed, name, *settings) for seed in seeds], float)  # (seeds,7)
@@ -72,8 +70,8 @@ def main():
                              for mean, spread in zip(values.mean(0), deviation, strict=True))])
         text = util.table(['', 'accuracy', 'maps: PxAP 1', '2', '3', 'prior: PxAP 1', '2', '3'], rows)
         util.write_lines(FOLDER / 'table.txt', [text])
-    print(f'\nToyBirds, ResNet-18, {len(seeds)} seeds: mean ± standard deviation. PxAP in % against the exact part\n'
-          f'masks, each pair alone, underflow counted.\n\n{text}\n\n{FOLDER / "table.txt"}')
+    util.say(f'\nToyBirds, ResNet-18, {len(seeds)} seeds: mean ± standard deviation. PxAP in % against the exact part\n'
+             f'masks, each pair alone, underflow counted.\n\n{text}\n\n{FOLDER / "table.txt"}')
 
 
 if __name__ == '__main__':

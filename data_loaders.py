@@ -20,6 +20,7 @@ import torch
 import yaml
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+import processes
 from image_files import SUFFIXES, images_below, is_hidden, open_image, opening_images
 from util import UserError, make_folder, progress, to_device, usable_cores, warn, write_atomically
 from wsol import lists, superclasses
@@ -222,9 +223,12 @@ def names_of_folders(image_ids, labels, num_classes):
 def read_superclass_file(path, num_classes):
     """A YAML file of `label: [labels]`, numbers from 0; labels left out stay alone. Returns (C,C) bool."""
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise OSError('no regular file')
         content = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f'{path} cannot be read as YAML: {" ".join(str(error).split())[:200]}') from error
+    except Exception as error:  # tags and nesting make PyYAML raise many kinds
+        reason = ' '.join(str(error).split())[:200]
+        raise UserError(f'{path} cannot be read as YAML: {type(error).__name__} {reason}') from error
     if not isinstance(content, dict):
         raise UserError(f'{path}: expected lines "label: [labels]", found a {type(content).__name__}')
     for label, group in content.items():
@@ -335,30 +339,59 @@ class ImageDataset(Images):
         return ImageDataset(self.image_ids[kept], self.labels[kept], self.folder, self.transform, self.class_names)
 
 
-class SeededSampler(Sampler):
-    """Shuffled (index, seed) pairs that depend on the seed and the epoch alone.
+class Batches(Sampler):
+    """The indices of whole batches in order, of which every process of the run has its own.
 
-    So a run is the same with any number of workers, and a resumed run goes on as if uninterrupted.
+    Each batch holds the images that it holds where one process has them all: the network gives them the same figures.
     """
 
-    def __init__(self, length, seed):
-        self.length, self.seed, self.epoch = length, seed, 0
+    def __init__(self, length, batch_size):
+        self.batches = [range(start, min(start + batch_size, length)) for start in range(0, length, batch_size)]
+        self.batches = self.batches[processes.rank()::processes.size()]
 
     def __len__(self):
-        return self.length
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+class SeededBatches(Sampler):
+    """Shuffled batches of (index, seed) pairs that depend on the seed, the epoch and the step alone; of each batch, the
+    share of this process.
+
+    So a run is the same with any number of workers, and a resumed run goes on at any step as if uninterrupted. A
+    process without a share has the batch's first image, to be given no weight: it must take part in the step.
+    """
+
+    def __init__(self, length, batch_size, seed):
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.epoch, self.start = 0, 0  # where the next iteration begins
+
+    def __len__(self):
+        """The steps of a whole epoch."""
+        return -(-self.length // self.batch_size)
+
+    def counts(self, step):
+        """The number of images in a step's batch: in this process's share of it, and in all."""
+        total = min(self.batch_size, self.length - step * self.batch_size)
+        return len(range(processes.rank(), total, processes.size())), total
 
     def __iter__(self):
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
         order = torch.randperm(self.length, generator=generator).tolist()
         seeds = torch.randint(2**62, (self.length,), generator=generator).tolist()
-        return zip(order, seeds, strict=True)
+        for start in range(self.start * self.batch_size, self.length, self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            batch = list(zip(order[rows], seeds[rows], strict=True))
+            yield batch[processes.rank()::processes.size()] or batch[:1]
 
 
-class Batches(DataLoader):
+class Loader(DataLoader):
     """A loader whose images arrive on the device, normalised there."""
 
-    def __init__(self, images, *args, device, **options):
-        super().__init__(images, *args, **options)
+    def __init__(self, images, device, **options):
+        super().__init__(images, **options)
         self.device = device
 
     def __iter__(self):
@@ -367,13 +400,20 @@ class Batches(DataLoader):
 
 
 def make_loader(images, batch_size, workers, device, sampler=None):
-    """Batches (images (B,3,S,S) on the device, labels (B,), indices (B,)) of Images, in order unless a sampler says
-    otherwise.
+    """Batches (images (B,3,S,S) on the device, labels (B,), indices (B,)) of Images, in order unless a SeededBatches
+    says otherwise; of several processes each has some.
 
     workers: loader processes, at most one per image.
     """
     workers = min(workers, len(images))
     # a generator of its own: an iterator draws a number when it starts, and none may come from the network's state
-    return Batches(images, batch_size, device=device, sampler=sampler, num_workers=workers,
-                   pin_memory=device.type == 'cuda', persistent_workers=workers > 0 and sampler is not None,
-                   generator=torch.Generator())
+    return Loader(images, device=device, batch_sampler=sampler or Batches(len(images), batch_size), num_workers=workers,
+                  pin_memory=device.type == 'cuda', persistent_workers=workers > 0 and sampler is not None,
+                  generator=torch.Generator())
+
+
+def in_order(loader, values):
+    """The values of this process's images (n,...), in the order of its loader -> those of all images (N,...)."""
+    rows = [row for batch in loader.batch_sampler for row in batch]
+    order = np.concatenate([np.array(own, np.int64) for own in processes.gather(rows)])
+    return np.concatenate(processes.gather(values))[order.argsort()]

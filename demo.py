@@ -7,18 +7,17 @@ experiment folder each for `start`, `CAM` and `CALM_EM` below save/demo.
 
     make demo
 """
-import argparse
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+import config
 import evaluation
 import figures
 import pictures
+import processes
 import util
 import weights
 from dataset import open_dataset
@@ -56,8 +55,8 @@ PICTURED = (('007.Toy_B3', '005.Toy_B1'), ('002.Toy_A2', '004.Toy_A4'), ('011.To
 def run(folder, script, *flags):
     """Run one of the project's scripts as a user would, and show how."""
     command = [script, *flags, f'--save_root={folder}']
-    print('\n$ python ' + ' '.join(command), flush=True)
-    code = subprocess.run([sys.executable, *command], check=False).returncode
+    util.say('\n$ python ' + ' '.join(command))
+    code = processes.call(command)
     if code:
         raise UserError(f'{script} ended with exit code {code}; see above')
 
@@ -120,7 +119,7 @@ def method_panels(name, model, image, labels, picture, cue):
 
 
 def main():
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    config.plain_parser(__doc__).parse_args()
     for experiment, flags in TRAININGS.items():
         run(FOLDER, 'main.py', f'--experiment_name={experiment}', *TRAIN, '--last_stage=layer2', '--seed=0', *flags)
     for experiment, process in MEASURED.values():
@@ -129,12 +128,12 @@ def main():
     figures.save(contact_sheet(), FOLDER / 'contact_sheet.png')
     text = table()
     util.write_lines(FOLDER / 'table.txt', [text])
-    print('\nToyBirds, 360 test images. PxAP in %, by the number of differing parts (1, 2, 3), higher is better.\n'
-          'published: nearest part point, running over the pairs, underflow dropped; per pair: underflow counted;\n'
-          'exact: the same against the exact part masks. R_k: correct after erasing the top k % / after random\n'
-          'erasure, lower is better.\n')
-    print(text)
-    print(f'\n{FOLDER / "table.txt"}, {FOLDER / "contact_sheet.png"}')
+    util.say('\nToyBirds, 360 test images. PxAP in %, by the number of differing parts (1, 2, 3), higher is better.\n'
+             'published: nearest part point, running over the pairs, underflow dropped; per pair: underflow counted;\n'
+             'exact: the same against the exact part masks. R_k: correct after erasing the top k % / after random\n'
+             'erasure, lower is better.\n')
+    util.say(text)
+    util.say(f'\n{FOLDER / "table.txt"}, {FOLDER / "contact_sheet.png"}')
 
 
 if __name__ == '__main__':

@@ -4,7 +4,7 @@ Source: Kim et al., ICCV 2021, section 5 and its published code. For every test 
 a pair, map_A - map_B is resized to the image, made absolute, and scored as a detector of the differing
 parts' pixels, by pixel average precision (PxAP). Data in CUB's layout. The published code adds pair after
 pair to the same histograms and drops scores under the first threshold; both are kept, and reported beside
-the corrected figures.
+the corrected figures, with the share of the pixels that are dropped.
 Result: save/<experiment_name>/cue_location_<data set>_<method>_<process>_<norm>_<thresholds>.<images and
 weights>.json and .png.
 
@@ -16,20 +16,19 @@ import torch
 import config
 import evaluation
 import figures
+import paper
+import processes
 import util
 from data_loaders import Images
 from util import UserError
 from wsol import metrics
 from wsol.cub import UNION_PARTS
 
-# Kim et al. 2021, table 2: PxAP for 1, 2, 3 differing parts and over all pairs (CUB, ResNet-50)
-PAPER = {
-    ('CAM', 'vanilla'): (24.1, 28.3, 32.2, 29.6), ('CALM_ML', 'jointll'): (23.6, 26.7, 28.8, 27.3),
-    ('CALM_EM', 'jointll'): (30.4, 33.3, 36.3, 34.3), ('CAM', 'backprop'): (10.0, 13.7, 15.3, 13.9),
-    ('CAM', 'input_grad'): (10.0, 13.7, 15.3, 13.9), ('CAM', 'integrated_grad'): (12.0, 15.1, 17.3, 15.7),
-    ('CAM', 'smooth_grad'): (11.8, 15.5, 18.6, 16.5), ('CAM', 'var_grad'): (16.7, 21.1, 23.1, 21.4),
-}
-PROTOCOLS = {'published': 'running over the pairs', 'per_pair': 'each pair alone'}
+TRUTHS = {'parts': '', 'exact': 'exact part masks, '}
+ROWS = {  # protocol and underflow -> how the table calls them
+    ('published', 'dropped'): 'published protocol', ('published', 'counted'): 'published protocol, all pixels counted',
+    ('per_pair', 'dropped'): 'each pair alone, lowest pixels dropped',
+    ('per_pair', 'counted'): 'each pair alone, all pixels counted'}
 CHUNK = 64  # (image, pair) evaluations scored at a time: bounds the memory
 
 
@@ -122,6 +121,13 @@ def fill_histograms(loader, source, device, norm_type, edges):
     return counts, evaluations
 
 
+def over_all(counts, evaluations):
+    """The histograms and numbers of evaluations of all processes together. The first has some of each truth."""
+    of_each = processes.gather((counts, evaluations))
+    counts = {name: sum(own[name] for own, _ in of_each if name in own) for name in of_each[0][0]}
+    return counts, sum(own for _, own in of_each)
+
+
 def summarise(counts, pairs, evaluations):
     """PxAP by protocol, with the underflow dropped as published and counted.
 
@@ -146,29 +152,37 @@ def summarise(counts, pairs, evaluations):
     return summary, values
 
 
-def pair_records(pairs, evaluations, per_pair):
-    """What the result file says of each measured pair."""
-    records = []
+def dropped_shares(counts):
+    """{'true', 'false'}: the percent of true and of false pixels under the lowest threshold. counts: (P,2,bins)."""
+    below, total = counts[..., 0].sum(0), counts.sum((0, 2))
+    return {name: 100 * float(below[side] / total[side]) if total[side] else None
+            for name, side in (('true', 1), ('false', 0))}
+
+
+def pair_records(pairs, evaluations, per_pair, counts):
+    """What the result file says of each measured pair. counts: (P,2,bins), whose precision by recall it keeps."""
+    records, precision = [], metrics.precision_at_recall(counts)
     for index in np.flatnonzero(evaluations):
         pair = pairs[index]
         values = {f'{truth}_{protocol}_underflow_{underflow}': float(pxap[index]) if np.isfinite(pxap[index]) else None
                   for truth, by in per_pair.items() for (protocol, underflow), pxap in by.items()}
         records.append({'classes': [pair.first + 1, pair.second + 1], 'images': int(evaluations[index]),
-                        'parts': [UNION_PARTS[part] for part in pair.parts], **values})
+                        'parts': [UNION_PARTS[part] for part in pair.parts], **values,
+                        'precision': ' '.join(f'{100 * value:.1f}' for value in precision[index])})
     return records
 
 
-def report(summaries, paper):
-    """The table on the screen. paper: the published row, or None."""
-    keys = ('1', '2', '3', 'mean')
-    truths = {'parts': 'nearest part point', 'exact': 'exact part masks'}
-    rows = [[f'{truths[truth]}, {PROTOCOLS[protocol]}, underflow {underflow}', *(values[key] for key in keys),
-             values['pairs']]
-            for truth, summary in summaries.items()
-            for protocol, by in summary.items() for underflow, values in by.items()]
-    if paper:
-        rows.append(['the paper (CUB, ResNet-50)', *paper, 191])
-    print(util.table(['PxAP, %, by differing parts', *keys, 'pairs'], rows))
+def report(summaries, dropped, published):
+    """The table on the screen. dropped: {truth: dropped_shares}. published: the paper's row, or None."""
+    rows = []
+    for truth, summary in summaries.items():
+        for (protocol, underflow), name in ROWS.items():
+            values = summary[protocol][underflow]
+            shares = dropped[truth].values() if underflow == 'dropped' else ('-', '-')
+            rows.append([TRUTHS[truth] + name, *(values[key] for key in paper.KEYS), values['pairs'], *shares])
+    if published:
+        rows.append(['the paper (CUB, ResNet-50)', *published, sum(paper.PAIRS), '-', '-'])
+    util.say(util.table(['PxAP, %, by differing parts', *paper.KEYS, 'pairs', 'dropped: true, %', 'false, %'], rows))
 
 
 def keep_pairs_with_images(annotations, labels):
@@ -202,24 +216,29 @@ def main():
     cues = open_cues(run.data, images)
     pairs, number = cues.annotations.pairs, np.array([len(pair.parts) for pair in cues.annotations.pairs])
     source = run.map_source(images, 'test', cues.asked_classes, cues.rows)
-    counts, evaluations = fill_histograms(run.loader(cues), source, run.device, args.norm_type,
-                                          metrics.bin_edges(args.threshold_type, args.cam_curve_interval))
+    edges = metrics.bin_edges(args.threshold_type, args.cam_curve_interval)
+    counts, evaluations = over_all(*fill_histograms(run.loader(cues), source, run.device, args.norm_type, edges))
+    if not processes.is_first():
+        return
     summaries, per_pair = {}, {}
     for truth, histogram in counts.items():
         summaries[truth], per_pair[truth] = summarise(histogram, pairs, evaluations)
+    dropped = {truth: dropped_shares(histogram) for truth, histogram in counts.items()}
 
     by_number = ', '.join(f'{(evaluations[number == k] > 0).sum()} with {k}' for k in (1, 2, 3))
-    print(f'\n{run.maps_name()}, {run.data.name}: {evaluations.sum()} (image, pair) evaluations of {len(cues)} images; '
-          f'pairs: {by_number} differing parts')
+    util.say(f'\n{run.maps_name()}, {run.data.name}: {evaluations.sum()} (image, pair) evaluations of {len(cues)} '
+             f'images; pairs: {by_number} differing parts')
     is_published = run.data.name == 'CUB' and args.scoremap_root is None
-    report(summaries, PAPER.get((args.attribution_method, args.score_map_process)) if is_published else None)
+    method = args.attribution_method, args.score_map_process
+    report(summaries, dropped, paper.PXAP.get(method) if is_published else None)
     result = run.result_file('cue_location', images, 'test', run.maps_name(), args.norm_type, args.threshold_type)
     histogram = counts.get('exact', counts['parts'])
     curves = {f'{k} differing part{"s" * (k > 1)}': metrics.precision_recall(histogram[number == k].sum(0))
               for k in (1, 2, 3) if evaluations[number == k].any()}
-    figures.save(figures.precision_recall_curves(f'{run.maps_name()}, {run.data.name}', curves), result.figure())
+    figures.save(figures.precision_recall_curves(run.title(), curves), result.figure())
     result.write({'evaluated_images': len(cues), 'evaluations': int(evaluations.sum()), 'pxap': summaries,
-                  'pairs': pair_records(pairs, evaluations, per_pair)})
+                  'dropped': dropped, 'recalls': ' '.join(f'{100 * recall:.0f}' for recall in metrics.RECALLS),
+                  'pairs': pair_records(pairs, evaluations, per_pair, histogram)})
 
 
 if __name__ == '__main__':

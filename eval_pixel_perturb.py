@@ -15,21 +15,22 @@ import torch
 import config
 import evaluation
 import figures
+import processes
 import util
+from data_loaders import in_order
 from wsol import metrics
 
 
 @torch.inference_mode()
-def classify_erased(model, loader, source, device, seed, precision):
-    """Correct or not, image by image: (N,) intact, (N,5) after top-k and (N,5) after random erasure.
+def classify_erased(model, loader, source, device, seed, precision, at_a_time):
+    """Correct or not, image by image of the loader: (N,) intact, (N,5) after top-k and (N,5) after random erasure.
 
     source: a MapSource with the model's probabilities. seed: of the random pixels and of the order among ties.
-    Erased images are classified in batches of the loader's size, whatever their k.
+    at_a_time: erased images are classified in batches of this size, whatever their k.
     """
-    results, at_a_time = [], 1
+    results = [np.empty((0, 1 + 2 * len(metrics.ERASE_RATIOS)), bool)]  # of several processes, one may have no batch
     for images, labels, indices in util.progress(loader, 'remove-and-classify', 'batch'):
         images, labels = util.to_device(images, device), util.to_device(labels, device)
-        at_a_time = max(at_a_time, len(images))
         probs, _, maps = source(images, indices, labels[:, None])
         # ranks need no normalisation, and clipping would make ties: --norm_type has no use here
         maps = torch.cat([metrics.resize(one, images.shape[2:]) for one in maps])  # B of (1,h,w) -> (B,S,S)
@@ -61,21 +62,38 @@ def summarise(top, random, seed):
     return records
 
 
+def digits(outcomes):
+    """(N,) bool -> '0110...', an image each, in their order."""
+    return ''.join(map(str, outcomes.astype(int)))
+
+
+def outcomes_by_image(intact, top, random):
+    """Which images are classified correctly, as digits: what a comparison with another network needs."""
+    percents = [str(round(100 * ratio)) for ratio in metrics.ERASE_RATIOS]
+    return {'intact': digits(intact), **{name: dict(zip(percents, map(digits, after.T), strict=True))
+                                         for name, after in (('top', top), ('random', random))}}
+
+
 def main():
     run = evaluation.open_evaluation(config.parse('eval_pixel_perturb', __doc__), 'eval_pixel_perturb')
     images = run.open_split('test')
     source, name = run.map_source(images, 'test'), run.maps_name()
-    intact, top, random = classify_erased(run.model, run.loader(images), source, run.device, run.args.seed,
-                                          run.args.precision)
+    loader = run.loader(images)
+    measured = classify_erased(run.model, loader, source, run.device, run.args.seed, run.args.precision,
+                               run.args.batch_size)
+    intact, top, random = (in_order(loader, own) for own in measured)
+    if not processes.is_first():
+        return
     accuracy, records = 100 * float(intact.mean()), summarise(top, random, run.args.seed)
     rows = [[f'{r["erased_percent"]} %', r['correct_top'], r['correct_random'],
              '-' if r['R'] is None else f'{r["R"]:.3f}',
              '-' if r['R'] is None else f'{r["R_low"]:.3f} .. {r["R_high"]:.3f}'] for r in records]
-    print(f'\n{name}, on {len(images)} test images of {run.data.name}; accuracy {accuracy:.1f} %. R_k: lower is better')
-    print(util.table(['erased', 'correct, top', 'correct, random', 'R_k', '95 % of the images'], rows))
+    util.say(f'\n{name}, on {len(images)} test images of {run.data.name}; accuracy {accuracy:.1f} %. R_k: lower is '
+             'better')
+    util.say(util.table(['erased', 'correct, top', 'correct, random', 'R_k', '95 % of the images'], rows))
     result = run.result_file('pixel_perturb', images, 'test', name)
-    figures.save(figures.ratio_curve({name: records}), result.figure())
-    result.write({'accuracy': accuracy, 'ratios': records})
+    figures.save(figures.ratio_curve(run.title(), {name: records}), result.figure())
+    result.write({'accuracy': accuracy, 'ratios': records, 'outcomes': outcomes_by_image(intact, top, random)})
 
 
 if __name__ == '__main__':

@@ -6,9 +6,11 @@ weights, the settings and the versions. Its file's name tells apart results of o
 import hashlib
 import json
 import platform
+import subprocess
 import sys
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from munch import Munch
 from torch import nn
 
 import config
+import processes
 import util
 import weights
 from data_loaders import DataSet, find_dataset, make_loader
@@ -55,7 +58,9 @@ class Evaluation:
         return images
 
     def loader(self, images):
-        """Batches of a data set of images, in order."""
+        """Batches of a data set of images, in order; looks first whether what is measured on them can be written."""
+        if processes.is_first():
+            util.check_writable(self.results_folder())
         return make_loader(images, self.args.batch_size, self.args.workers, self.device)
 
     def map_source(self, images, split, classes_of=None, rows=None):
@@ -85,17 +90,24 @@ class Evaluation:
             return f'maps-{folder.name}-{zlib.crc32(bytes(folder)):08x}'
         return f'{self.args.attribution_method}_{self.args.score_map_process}'
 
+    def title(self):
+        """Of figures: the experiment, the maps, the data set."""
+        return f'{self.results_folder().name}: {self.maps_name()}, {self.data.label}'
+
     def result_file(self, metric, images, split='test', *more):
         """The ResultFile of a metric. images: what it was measured on. more: further parts of its name."""
         settings = config.recorded_settings(self.args, self.script)
         about = identity(metric, self.data, split, images, self.checkpoint, settings)
         key = hashlib.sha256(f'{about["images_sha256"]} {about["weights_sha256"]}'.encode()).hexdigest()[:8]
-        return ResultFile(self.results_folder() / ('_'.join([metric, self.data.label, *more]) + f'.{key}.json'), about)
+        return ResultFile(self.results_folder() / ('_'.join([metric, self.data.label, *more]) + f'.{key}.json'), about,
+                          self.device)
 
     def results_folder(self):
-        """--experiment_name's folder; where that is not said, the checkpoint's experiment, or a folder named like the
-        published weight."""
+        """--output of pictures, else --experiment_name's folder; where that is not said, the checkpoint's experiment,
+        or a folder named like the published weight."""
         args, checkpoint = self.args, self.checkpoint
+        if self.script == 'inference':
+            return Path(args.output)
         if checkpoint is not None and 'experiment_name' not in args.given:
             if checkpoint.name:
                 return Path(args.save_root) / checkpoint.name
@@ -130,6 +142,7 @@ def open_evaluation(args, script, needs_model=True, needs_data=True):
     needs_data: else the data set only gives names and superclasses, as for a user's own photos.
     """
     device, checkpoint, model = util.pick_device(args.device), None, None
+    processes.join(device)
     if needs_model or args.scoremap_root is None or args.load_checkpoint is not None:
         checkpoint = _find_network(args, script)
         args = config.adopt(args, checkpoint.path, checkpoint.known, checkpoint.network)
@@ -155,7 +168,7 @@ def open_evaluation(args, script, needs_model=True, needs_data=True):
         util.seed_everything(args.seed)
     run = Evaluation(script, args, device, data, checkpoint, model)
     if script in config.MAPS:
-        print(run.describe())
+        util.say(run.describe())
     return run
 
 
@@ -206,7 +219,32 @@ def _with_defaults(args, model, script):
 def versions():
     """What a result depends on beyond its settings."""
     return {'python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__,
-            'numpy': np.__version__}
+            'numpy': np.__version__, 'commit': commit()}
+
+
+@lru_cache
+def commit():
+    """The git commit of this code, with -dirty where files differ from it; None where there is none."""
+    describe = ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
+    try:
+        return subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True,
+                              check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def machine(device):
+    """What computed. The number of threads can move the last digits: sums are taken in another order."""
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else _processor()
+    return {'device': f'{device.type}: {name}', 'threads': torch.get_num_threads()}
+
+
+def _processor():
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        return next(line.split(':')[1].strip() for line in lines if line.startswith('model name'))
+    except (OSError, StopIteration):  # macOS, and processors that give no name there
+        return platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True)
@@ -214,6 +252,7 @@ class ResultFile:
     """One JSON file of results; figures go beside it under the same name."""
     path: Path
     identity: dict
+    device: torch.device
 
     def figure(self):
         """The path of its figure."""
@@ -222,9 +261,9 @@ class ResultFile:
     def write(self, measured, quiet=False):
         """Write what was measured with what it was measured on. An earlier result of this name is of the same weights
         and images: what differs in its settings is said. quiet: of a result that is not complete yet."""
-        command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-        content = {**self.identity, **measured, 'versions': versions(), 'command': command}
-        before = read_result(self.path).get('settings', {})
+        content = {**self.identity, **measured, 'versions': versions(), 'machine': machine(self.device),
+                   'command': command_line()}
+        before = read_result(self.path)['settings']
         now = json.loads(json.dumps(self.identity['settings']))  # as a file has them: lists, no tuples
         changed = [f'{name} was {before.get(name)}, is {value}' for name, value in now.items()
                    if before and before.get(name) != value]
@@ -232,23 +271,26 @@ class ResultFile:
         if quiet:
             return
         replaced = f' replaces an earlier result ({"; ".join(changed)})' if changed else ''
-        print(f'{self.path}{replaced}')
+        util.say(f'{self.path}{replaced}')
+
+
+def command_line():
+    """The command that this process was started by."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
 def read_result(path):
-    """A result's content; {} where there is none that can be read."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    """A result's content, with its settings; both {} where there is nothing that can be read."""
+    content = util.read_json(path)
+    content = content if isinstance(content, dict) else {}
+    settings = content.get('settings')
+    return content | {'settings': settings if isinstance(settings, dict) else {}}
 
 
 def find_result(folder, metric, process, weights_sha256):
     """The latest result of a metric and an attribution method for these weights, in an experiment's folder."""
     for path in sorted(Path(folder).glob(f'{metric}_*.json'), key=lambda path: -path.stat().st_mtime_ns):
         content = read_result(path)
-        settings = content.get('settings', {})
-        if content.get('weights_sha256') == weights_sha256 and settings.get('score_map_process') == process:
+        if content.get('weights_sha256') == weights_sha256 and content['settings'].get('score_map_process') == process:
             return content
     raise UserError(f'{folder} holds no result of {metric} with --score_map_process={process} for these weights')

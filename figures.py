@@ -19,10 +19,10 @@ def _curve_axes(**labels):
     return figure, axes
 
 
-def ratio_curve(curves):
+def ratio_curve(title, curves):
     """R_k over k. curves: {name: records of eval_pixel_perturb}; R_0 = R_100 = 1 by definition."""
-    figure, axes = _curve_axes(xlabel='erased pixels, %', ylabel='correct: top-k / random',
-                               title='Remove-and-classify (lower is better)')
+    figure, axes = _curve_axes(xlabel='erased pixels, %', ylabel='correct: top-k / random (lower is better)',
+                               title=title)
     axes.axhline(1, color='0.6', linewidth=1, linestyle=':')
     for name, records in curves.items():
         percent = [0, *(record['erased_percent'] for record in records), 100]

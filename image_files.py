@@ -2,16 +2,19 @@
 
 Source: the published transforms (Kim et al., ICCV 2021). All files are decoded by PIL.
 """
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+import processes
 from util import UserError, progress, usable_cores, warn
 from wsol._torchvision import torchvision  # noqa: F401  must precede its transforms
 from wsol.networks import IMAGENET
@@ -21,7 +24,9 @@ from torchvision.transforms import v2  # isort: skip
 SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.ppm', '.pgm'}
 SCALABLE = ('L', 'RGB', 'RGBA', 'CMYK', 'YCbCr')  # the modes in which an image can be made smaller
 ORIENTATION = 0x0112  # EXIF's tag
-Image.MAX_IMAGE_PIXELS = 200_000_000  # phones take such photos; PIL warns above this, and refuses twice as many
+# phones take such photos; what PIL would warn of is refused, by the size in the header, before it is decoded
+Image.MAX_IMAGE_PIXELS = 200_000_000
+warnings.filterwarnings('error', category=Image.DecompressionBombWarning)
 
 
 def is_hidden(name):
@@ -32,7 +37,11 @@ def is_hidden(name):
 def images_below(root):
     """The ids of the image files below a folder: their paths relative to it, in order."""
     found = (path.relative_to(root) for path in root.rglob('*') if path.suffix.lower() in SUFFIXES)
-    return sorted(str(path) for path in found if not any(map(is_hidden, path.parts)))
+    ids = sorted(str(path) for path in found if not any(map(is_hidden, path.parts)))
+    odd = next((image_id for image_id in ids if image_id != image_id.encode(errors='replace').decode()), None)
+    if odd is not None:
+        raise UserError(f'{str(root / odd)!r}: the name of this file is not UTF-8; rename it')
+    return ids
 
 
 def open_upright(path, longest=None):
@@ -83,11 +92,16 @@ def _to_8_bits(image):
 def open_image(path, convert=lambda image: image.convert('RGB')):
     """An image file as RGB, decoded by PIL; as published, EXIF is not looked at. Raises UserError naming the file."""
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise OSError('no regular file')  # a pipe would be waited for
         with Image.open(path) as image:
             return convert(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except MemoryError:  # no fault of the file's
+        raise
+    except Exception as error:  # damaged files make PIL raise many kinds
         reason = 'no such file' if isinstance(error, FileNotFoundError) else f'{type(error).__name__}: {error}'
-        raise UserError(f'the image {path} does not open ({reason}); replace it, or leave it out') from error
+        raise UserError(f'the image {path} does not open ({reason}); replace it, or leave it out by '
+                        '--skip_broken') from error
 
 
 def broken_images(paths):
@@ -109,8 +123,12 @@ def broken_images(paths):
 
 
 def opening_images(paths, name):
-    """The indices of the image files that open; says how many do not. Raises UserError where none does."""
-    broken = broken_images(paths)
+    """The indices of the image files that open; says how many do not. Raises UserError where none does. Of several
+    processes each opens some."""
+    first, every = processes.rank(), processes.size()
+    own = broken_images(paths[first::every])
+    broken = dict(sorted((first + every * index, reason) for first, found in enumerate(processes.gather(own))
+                         for index, reason in found.items()))
     if broken and len(broken) == len(paths):
         raise UserError(f'none of the {len(paths)} images of {name} opens; the first: {broken[0]}')
     if broken:

@@ -166,13 +166,11 @@ class FolderMaps(ReadMaps):
 def open_map(path, read=True):
     """The map (h,w) in a .npy file, as float32. read=False: its header alone is read. Raises UserError."""
     try:
-        if read:
-            with open(path, 'rb') as file:
-                values = np.lib.format.read_array(file, allow_pickle=False)
-        else:
-            values = np.lib.format.open_memmap(path, mode='r')
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        raise UserError(f'{path} is no score map: {error}') from error
+        values = np.lib.format.open_memmap(path, mode='r')  # no memory is taken for what the header promises
+        if values.offset + values.nbytes != path.stat().st_size:
+            raise ValueError(f'its header promises {values.nbytes:,} bytes of numbers, and it has others')
+    except Exception as error:  # a header is an expression of Python's, and fails in as many ways
+        raise UserError(f'{path} is no score map: {" ".join(str(error).split())[:200]}') from error
     if values.dtype.kind not in 'biuf' or values.ndim != 2 or not values.size:
         raise UserError(f'{path} is no score map: it should be a two-dimensional array of real numbers, it is '
                         f'{values.dtype} of shape {values.shape}')

@@ -11,7 +11,7 @@ from PIL import Image
 
 import data_loaders
 import image_files
-from data_loaders import DATASETS, ImageDataset, SeededSampler, find_dataset, make_loader
+from data_loaders import DATASETS, ImageDataset, SeededBatches, find_dataset, make_loader
 from util import UserError
 from wsol.lists import read_boxes, read_columns, read_labels, read_mask_paths
 
@@ -153,7 +153,7 @@ def test_the_flip_and_the_offsets_of_two_images_are_drawn_apart(tmp_path):
 
 
 def drawn(dataset, seed, epoch, workers):
-    sampler = SeededSampler(len(dataset), seed)
+    sampler = SeededBatches(len(dataset), 4, seed)
     sampler.epoch = epoch
     loader = make_loader(dataset, 4, workers, torch.device('cpu'), sampler)
     images, _, indices = (torch.cat(column) for column in zip(*loader, strict=True))
@@ -253,10 +253,10 @@ def test_the_draws_of_an_image_leave_the_global_state_alone(tmp_path):
 
 def test_the_epoch_an_image_is_drawn_in_does_not_repeat_its_crops():
     """Over 50 epochs the seeds of one image, and of all, are all different."""
-    sampler, seeds = SeededSampler(20, 3), []
+    sampler, seeds = SeededBatches(20, 6, 3), []
     for epoch in range(50):
         sampler.epoch = epoch
-        order, own = zip(*sampler, strict=True)
+        order, own = zip(*(pair for batch in sampler for pair in batch), strict=True)
         assert sorted(order) == list(range(20))
         seeds += own
     assert len(set(seeds)) == 1000

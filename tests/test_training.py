@@ -10,7 +10,7 @@ import torch
 from conftest import OWN_FLAGS, SMALL, open_birds, paint_folder, read_result, refused, roots_of, without
 from torch import nn
 
-import main
+import training
 import util
 import weights
 from data_loaders import ImageDataset
@@ -48,14 +48,14 @@ def test_step_divides_by_ten_at_the_start_of_every_so_manieth_epoch():
         for number in range(1, 91):
             expected = 0.1 ** sum(number >= start for start in range(frequency, 91, frequency))
             for within in (0, 0.5, 0.99):
-                factor = main.lr_factor(number - 1 + within, 'step', 90, frequency)
+                factor = training.lr_factor(number - 1 + within, 'step', 90, frequency)
                 assert factor == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize('epochs', [1, 7, 40])
 def test_one_cycle_rises_for_three_tenths_and_falls_to_nothing(epochs):
     def factor(share):
-        return main.lr_factor(share * epochs, 'one_cycle', epochs, None)
+        return training.lr_factor(share * epochs, 'one_cycle', epochs, None)
     for share in np.linspace(0, 0.3, 31):
         assert factor(share) == pytest.approx(share / 0.3, abs=1e-9)  # a straight line
     for turned in np.linspace(0, math.pi, 31):
@@ -201,13 +201,13 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(script, pets, t
     """Stopped after the first epoch, and after the second, of three; dropout draws what it would have drawn."""
     base = [*without(pets, 'workers'), *schedule, f'--workers={workers}', '--epochs=3', '--attribution_method=CALM_EM']
     assert script('main', *base, '--experiment_name=straight')[0] == 0
-    save_checkpoint = weights.save_checkpoint
+    save = training.Keeper.save
 
-    def save_and_stop(*inputs, **content):
-        save_checkpoint(*inputs, **content)
+    def save_and_stop(*inputs, **options):
+        save(*inputs, **options)
         raise KeyboardInterrupt
     with monkeypatch.context() as patched:
-        patched.setattr(weights, 'save_checkpoint', save_and_stop)
+        patched.setattr(training.Keeper, 'save', save_and_stop)
         for _ in range(2):
             assert script('main', *base, '--experiment_name=resumed')[0] == 130
     code, out, err = script('main', *base, '--experiment_name=resumed')
