@@ -305,7 +305,7 @@ class ImageDataset(Images):
         size = self.transform.resize_size
         path = Path(folder) / f'{name}_{size}.{self.fingerprint()[:16]}.pixels'
         total = len(self) * 3 * size**2
-        if not path.is_file() or path.stat().st_size != total:
+        if processes.is_first() and (not path.is_file() or path.stat().st_size != total):
             make_folder(path.parent)
             free = shutil.disk_usage(path.parent).free
             print(f'{path}: {len(self)} images of {size}x{size} pixels will take {total / 1e9:.2f} GB')
@@ -313,6 +313,7 @@ class ImageDataset(Images):
                 raise UserError(f'{path.parent} has {free / 1e9:.2f} GB free; leave --cache out, or name another '
                                 '--save_root')
             write_atomically(path, self._write_resized)
+        processes.gather(None)  # the others wait until it is there
         self.cache = path
         return self
 
@@ -388,15 +389,16 @@ class SeededBatches(Sampler):
 
 
 class Loader(DataLoader):
-    """A loader whose images arrive on the device, normalised there."""
+    """A loader whose batches arrive on the device; Images are normalised there."""
 
     def __init__(self, images, device, **options):
         super().__init__(images, **options)
         self.device = device
 
     def __iter__(self):
-        for pixels, *more in super().__iter__():
-            yield self.dataset.transform.normalise(to_device(pixels, self.device)), *more
+        for values, *more in super().__iter__():
+            values = to_device(values, self.device)
+            yield self.dataset.transform.normalise(values) if isinstance(self.dataset, Images) else values, *more
 
 
 def make_loader(images, batch_size, workers, device, sampler=None):

@@ -72,7 +72,8 @@ def _noisy_magnitudes(query):
     As published, the noise's deviation is the image's range / smooth_grad_sigma. Each image has its
     own generator: the noise depends on its seed, not on the batch.
     """
-    image, generator = query.images[0], torch.Generator().manual_seed(int(query.seeds))
+    seed, = query.seeds
+    image, generator = query.images[0], torch.Generator().manual_seed(seed)
     sigma = (image.amax() - image.amin()) / query.settings.smooth_grad_sigma
     copies = (image + torch.randn(image.shape, generator=generator).to(image) * sigma
               for _ in range(query.settings.smooth_grad_nr_iter))
