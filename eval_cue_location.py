@@ -12,7 +12,6 @@ weights>.json and .png.
 """
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 import config
 import evaluation
@@ -20,6 +19,7 @@ import figures
 import paper
 import processes
 import util
+from data_loaders import Images
 from util import UserError
 from wsol import metrics
 from wsol.cub import UNION_PARTS
@@ -32,7 +32,7 @@ ROWS = {  # protocol and underflow -> how the table calls them
 CHUNK = 64  # (image, pair) evaluations scored at a time: bounds the memory
 
 
-class CueImages(Dataset):
+class CueImages(Images):
     """The test images that some pair evaluates, with their partitions and masks.
 
     Item -> image (3,S,S), label, index, partition (S,S) uint8, object mask (S,S) bool,
@@ -40,7 +40,7 @@ class CueImages(Dataset):
     """
 
     def __init__(self, images, annotations):
-        self.images, self.annotations = images, annotations
+        self.images, self.annotations, self.transform = images, annotations, images.transform
         self.pairs = [annotations.evaluated(images.image_id(index), label) for index, label in enumerate(images.labels)]
         self.rows = [index for index, pairs in enumerate(self.pairs) if pairs]
 
@@ -53,8 +53,8 @@ class CueImages(Dataset):
         pairs = (self.annotations.pairs[pair] for pair in self.pairs[index])
         return [own, *sorted({cls for pair in pairs for cls in pair[:2]} - {own})]
 
-    def __getitem__(self, row):
-        image, label, index = self.images[self.rows[row]]
+    def read(self, row):
+        image, label, index = self.images.read(self.rows[row])
         image_id, size = self.images.image_id(index), image.shape[-1]
         truth = self.annotations.true_parts(image_id, size)
         return (image, label, index, self.annotations.partition(image_id, size),

@@ -53,7 +53,10 @@ class Evaluation:
     def open_split(self, split):
         """The ImageDataset of a split, as evaluations see it."""
         images = self.data.open_split(split, self.transform())
-        return images.without_broken(split) if self.args.skip_broken else images
+        images = images.without_broken(split) if self.args.skip_broken else images
+        if self.args.cache:
+            images = images.cached(Path(self.args.save_root) / 'cache', f'{self.data.label}_{split}')
+        return images
 
     def loader(self, images):
         """Batches of a data set of images, in order; looks first whether what is measured on them can be written."""

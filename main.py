@@ -10,6 +10,7 @@ training.png (its curves) and results.json.
 """
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -89,7 +90,12 @@ def open_images(args, data):
         transforms['train'] = train_transform(args.resize_size, args.crop_size, statistics)
     images = {split: data.open_split(split, transform, args.proxy_training_set and split == 'train')
               for split, transform in transforms.items()}
-    return {split: own.without_broken(split) for split, own in images.items()} if args.skip_broken else images
+    if args.skip_broken:
+        images = {split: own.without_broken(split) for split, own in images.items()}
+    if args.cache:
+        folder = Path(args.save_root) / 'cache'
+        images = {split: own.cached(folder, f'{data.label}_{split}') for split, own in images.items()}
+    return images
 
 
 def initial_network(args, data, before, starts_from, folder, device):
