@@ -4,7 +4,7 @@ Source: Kim et al., ICCV 2021, section 5 and its published code. For every test 
 a pair, map_A - map_B is resized to the image, made absolute, and scored as a detector of the differing
 parts' pixels, by pixel average precision (PxAP). Data in CUB's layout. The published code adds pair after
 pair to the same histograms and drops scores under the first threshold; both are kept, and reported beside
-the corrected figures.
+the corrected figures, with the share of the pixels that are dropped.
 Result: save/<experiment_name>/cue_location_<data set>_<method>_<process>_<norm>_<thresholds>.<images and
 weights>.json and .png.
 
@@ -12,29 +12,27 @@ weights>.json and .png.
 """
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 import config
 import evaluation
 import figures
+import paper
 import processes
 import util
+from data_loaders import Images
 from util import UserError
 from wsol import metrics
 from wsol.cub import UNION_PARTS
 
-# Kim et al. 2021, table 2: PxAP for 1, 2, 3 differing parts and over all pairs (CUB, ResNet-50)
-PAPER = {
-    ('CAM', 'vanilla'): (24.1, 28.3, 32.2, 29.6), ('CALM_ML', 'jointll'): (23.6, 26.7, 28.8, 27.3),
-    ('CALM_EM', 'jointll'): (30.4, 33.3, 36.3, 34.3), ('CAM', 'backprop'): (10.0, 13.7, 15.3, 13.9),
-    ('CAM', 'input_grad'): (10.0, 13.7, 15.3, 13.9), ('CAM', 'integrated_grad'): (12.0, 15.1, 17.3, 15.7),
-    ('CAM', 'smooth_grad'): (11.8, 15.5, 18.6, 16.5), ('CAM', 'var_grad'): (16.7, 21.1, 23.1, 21.4),
-}
-PROTOCOLS = {'published': 'running over the pairs', 'per_pair': 'each pair alone'}
+TRUTHS = {'parts': '', 'exact': 'exact part masks, '}
+ROWS = {  # protocol and underflow -> how the table calls them
+    ('published', 'dropped'): 'published protocol', ('published', 'counted'): 'published protocol, all pixels counted',
+    ('per_pair', 'dropped'): 'each pair alone, lowest pixels dropped',
+    ('per_pair', 'counted'): 'each pair alone, all pixels counted'}
 CHUNK = 64  # (image, pair) evaluations scored at a time: bounds the memory
 
 
-class CueImages(Dataset):
+class CueImages(Images):
     """The test images that some pair evaluates, with their partitions and masks.
 
     Item -> image (3,S,S), label, index, partition (S,S) uint8, object mask (S,S) bool,
@@ -42,7 +40,7 @@ class CueImages(Dataset):
     """
 
     def __init__(self, images, annotations):
-        self.images, self.annotations = images, annotations
+        self.images, self.annotations, self.transform = images, annotations, images.transform
         self.pairs = [annotations.evaluated(images.image_id(index), label) for index, label in enumerate(images.labels)]
         self.rows = [index for index, pairs in enumerate(self.pairs) if pairs]
 
@@ -55,8 +53,8 @@ class CueImages(Dataset):
         pairs = (self.annotations.pairs[pair] for pair in self.pairs[index])
         return [own, *sorted({cls for pair in pairs for cls in pair[:2]} - {own})]
 
-    def __getitem__(self, row):
-        image, label, index = self.images[self.rows[row]]
+    def read(self, row):
+        image, label, index = self.images.read(self.rows[row])
         image_id, size = self.images.image_id(index), image.shape[-1]
         truth = self.annotations.true_parts(image_id, size)
         return (image, label, index, self.annotations.partition(image_id, size),
@@ -74,20 +72,51 @@ def signed_differences(maps, classes, pairs, per_class):
     return first - second if per_class else first
 
 
-def cue_scores(differences, size, norm_type):
+def signed_contrasts(source, images, indices, pairs):
+    """The maps (E,h,w) of a contrast method for the class pairs of each image of a batch, from one forward."""
+    activations, found = source.forward(images), [[] for _ in pairs]
+    for number in range(max(map(len, pairs))):
+        rows = [row for row, own in enumerate(pairs) if number < len(own)]
+        classes = torch.tensor([pairs[row][number][:2] for row in rows], device=images.device)
+        own = type(activations)(*(None if values is None else values[rows] for values in activations))
+        for row, maps in zip(rows, source(images[rows], indices[rows], classes, own).maps, strict=True):
+            found[row].append(maps[0])
+    return [torch.stack(own) for own in found]
+
+
+def signed_maps(source, images, indices, cues):
+    """For each image of a batch the signed maps (E,h,w) of "why A and not B", a map for each of its class pairs."""
+    pairs = [[cues.annotations.pairs[number] for number in cues.pairs[index]] for index in indices.tolist()]
+    if source.per_pair:
+        return signed_contrasts(source, images, indices, pairs)
+    asked = [cues.asked_classes(index) for index in indices.tolist()]
+    width = max(map(len, asked))
+    classes = torch.tensor([row + row[:1] * (width - len(row)) for row in asked], device=images.device)  # (B,K), padded
+    maps = source(images, indices, classes).maps  # B of (K,h,w)
+    return [signed_differences(*of_image, source.per_class) for of_image in zip(maps, asked, pairs, strict=True)]
+
+
+def cue_scores(differences, size, norm_type, drop_lowest=0.0):
     """Scores in 0..1 from the signed maps A - B: (E,h,w) -> (E,*size).
 
-    In the published order: resized, then made absolute, then normalised.
+    In the published order: resized, then made absolute, then normalised. drop_lowest: the percentage of each map's
+    pixels, the lowest, that get the score 0.
     """
-    return metrics.normalise(metrics.resize(differences, size).abs(), norm_type)
+    scores = metrics.normalise(metrics.resize(differences, size).abs(), norm_type)
+    if drop_lowest:
+        flat = scores.flatten(1)
+        lowest = flat.argsort(dim=1, stable=True)[:, :round(drop_lowest / 100 * flat.shape[1])]
+        scores = flat.scatter(1, lowest, 0.0).view_as(scores)
+    return scores
 
 
 @torch.inference_mode()
-def fill_histograms(loader, source, device, norm_type, edges):
+def fill_histograms(loader, source, device, norm_type, edges, drop_lowest=0.0):
     """One pass over the images, filling all pairs' histograms.
 
-    source: a MapSource. edges: of the histograms' bins. Returns {truth: (P,2,bins) int64} for the truths 'parts' (the
-    published one: nearest part point within the bird) and, where known, 'exact'; and (P,) images per pair.
+    source: a MapSource. edges: of the histograms' bins. drop_lowest: of cue_scores. Returns {truth: (P,2,bins) int64}
+    for the truths 'parts' (the published one: nearest part point within the bird) and, where known, 'exact'; and (P,)
+    images per pair.
     """
     cues = loader.dataset
     pairs = cues.annotations.pairs
@@ -98,20 +127,17 @@ def fill_histograms(loader, source, device, norm_type, edges):
     bins = len(edges) + 1
     counts, evaluations = {}, np.zeros(len(pairs), np.int64)
     for images, _, indices, partition, object_mask, exact in util.progress(loader, 'cue localization', 'batch'):
-        asked = [cues.asked_classes(index) for index in indices.tolist()]
-        width = max(map(len, asked))
-        classes = torch.tensor([row + row[:1] * (width - len(row)) for row in asked])  # (B,K), padded
-        maps = source(util.to_device(images, device), indices, classes.to(device)).maps  # B of (K,h,w)
+        differences = signed_maps(source, util.to_device(images, device), indices, cues)  # B of (E,h,w)
         partition, object_mask, exact = (truth.flatten(1).to(device) for truth in (partition, object_mask, exact))
         for row, index in enumerate(indices.tolist()):
             numbers = cues.pairs[index]
-            differences = signed_differences(maps[row], asked[row], [pairs[n] for n in numbers], source.per_class)
             truths = {'parts': partition[row].long()}  # (S*S,)
             if exact.numel():
                 truths['exact'] = exact[row].long()
             for start in range(0, len(numbers), CHUNK):
                 chosen = numbers[start:start + CHUNK]
-                scores = cue_scores(differences[start:start + CHUNK], images.shape[2:], norm_type)  # (E,S,S)
+                own = differences[row][start:start + CHUNK]
+                scores = cue_scores(own, images.shape[2:], norm_type, drop_lowest)  # (E,S,S)
                 binned, rows = metrics.bin_scores(scores, edges).flatten(1), torch.arange(len(chosen), device=device)
                 for name, parts in truths.items():
                     truth = differing[chosen][:, parts]  # (E,S*S)
@@ -154,29 +180,37 @@ def summarise(counts, pairs, evaluations):
     return summary, values
 
 
-def pair_records(pairs, evaluations, per_pair):
-    """What the result file says of each measured pair."""
-    records = []
+def dropped_shares(counts):
+    """{'true', 'false'}: the percent of true and of false pixels under the lowest threshold. counts: (P,2,bins)."""
+    below, total = counts[..., 0].sum(0), counts.sum((0, 2))
+    return {name: 100 * float(below[side] / total[side]) if total[side] else None
+            for name, side in (('true', 1), ('false', 0))}
+
+
+def pair_records(pairs, evaluations, per_pair, counts):
+    """What the result file says of each measured pair. counts: (P,2,bins), whose precision by recall it keeps."""
+    records, precision = [], metrics.precision_at_recall(counts)
     for index in np.flatnonzero(evaluations):
         pair = pairs[index]
         values = {f'{truth}_{protocol}_underflow_{underflow}': float(pxap[index]) if np.isfinite(pxap[index]) else None
                   for truth, by in per_pair.items() for (protocol, underflow), pxap in by.items()}
         records.append({'classes': [pair.first + 1, pair.second + 1], 'images': int(evaluations[index]),
-                        'parts': [UNION_PARTS[part] for part in pair.parts], **values})
+                        'parts': [UNION_PARTS[part] for part in pair.parts], **values,
+                        'precision': ' '.join(f'{100 * value:.1f}' for value in precision[index])})
     return records
 
 
-def report(summaries, paper):
-    """The table on the screen. paper: the published row, or None."""
-    keys = ('1', '2', '3', 'mean')
-    truths = {'parts': 'nearest part point', 'exact': 'exact part masks'}
-    rows = [[f'{truths[truth]}, {PROTOCOLS[protocol]}, underflow {underflow}', *(values[key] for key in keys),
-             values['pairs']]
-            for truth, summary in summaries.items()
-            for protocol, by in summary.items() for underflow, values in by.items()]
-    if paper:
-        rows.append(['the paper (CUB, ResNet-50)', *paper, 191])
-    util.say(util.table(['PxAP, %, by differing parts', *keys, 'pairs'], rows))
+def report(summaries, dropped, published):
+    """The table on the screen. dropped: {truth: dropped_shares}. published: the paper's row, or None."""
+    rows = []
+    for truth, summary in summaries.items():
+        for (protocol, underflow), name in ROWS.items():
+            values = summary[protocol][underflow]
+            shares = dropped[truth].values() if underflow == 'dropped' else ('-', '-')
+            rows.append([TRUTHS[truth] + name, *(values[key] for key in paper.KEYS), values['pairs'], *shares])
+    if published:
+        rows.append(['the paper (CUB, ResNet-50)', *published, sum(paper.PAIRS), '-', '-'])
+    util.say(util.table(['PxAP, %, by differing parts', *paper.KEYS, 'pairs', 'dropped: true, %', 'false, %'], rows))
 
 
 def keep_pairs_with_images(annotations, labels):
@@ -211,25 +245,31 @@ def main():
     pairs, number = cues.annotations.pairs, np.array([len(pair.parts) for pair in cues.annotations.pairs])
     source = run.map_source(images, 'test', cues.asked_classes, cues.rows)
     edges = metrics.bin_edges(args.threshold_type, args.cam_curve_interval)
-    counts, evaluations = over_all(*fill_histograms(run.loader(cues), source, run.device, args.norm_type, edges))
+    counts, evaluations = over_all(*fill_histograms(run.loader(cues), source, run.device, args.norm_type, edges,
+                                                    args.drop_lowest))
     if not processes.is_first():
         return
     summaries, per_pair = {}, {}
     for truth, histogram in counts.items():
         summaries[truth], per_pair[truth] = summarise(histogram, pairs, evaluations)
+    dropped = {truth: dropped_shares(histogram) for truth, histogram in counts.items()}
 
     by_number = ', '.join(f'{(evaluations[number == k] > 0).sum()} with {k}' for k in (1, 2, 3))
     util.say(f'\n{run.maps_name()}, {run.data.name}: {evaluations.sum()} (image, pair) evaluations of {len(cues)} '
              f'images; pairs: {by_number} differing parts')
-    is_published = run.data.name == 'CUB' and args.scoremap_root is None
-    report(summaries, PAPER.get((args.attribution_method, args.score_map_process)) if is_published else None)
-    result = run.result_file('cue_location', images, 'test', run.maps_name(), args.norm_type, args.threshold_type)
+    is_published = run.data.name == 'CUB' and args.scoremap_root is None and not args.drop_lowest
+    method = args.attribution_method, args.score_map_process
+    report(summaries, dropped, paper.PXAP.get(method) if is_published else None)
+    dropping = [f'lowest{args.drop_lowest:g}dropped'] if args.drop_lowest else []
+    result = run.result_file('cue_location', images, 'test', run.maps_name(), args.norm_type, args.threshold_type,
+                             *dropping)
     histogram = counts.get('exact', counts['parts'])
     curves = {f'{k} differing part{"s" * (k > 1)}': metrics.precision_recall(histogram[number == k].sum(0))
               for k in (1, 2, 3) if evaluations[number == k].any()}
-    figures.save(figures.precision_recall_curves(f'{run.maps_name()}, {run.data.name}', curves), result.figure())
+    figures.save(figures.precision_recall_curves(run.title(), curves), result.figure())
     result.write({'evaluated_images': len(cues), 'evaluations': int(evaluations.sum()), 'pxap': summaries,
-                  'pairs': pair_records(pairs, evaluations, per_pair)})
+                  'dropped': dropped, 'recalls': ' '.join(f'{100 * recall:.0f}' for recall in metrics.RECALLS),
+                  'pairs': pair_records(pairs, evaluations, per_pair, histogram)})
 
 
 if __name__ == '__main__':

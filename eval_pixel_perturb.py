@@ -22,14 +22,13 @@ from wsol import metrics
 
 
 @torch.inference_mode()
-def classify_erased(model, loader, source, device, seed, precision):
+def classify_erased(model, loader, source, device, seed, precision, at_a_time):
     """Correct or not, image by image of the loader: (N,) intact, (N,5) after top-k and (N,5) after random erasure.
 
     source: a MapSource with the model's probabilities. seed: of the random pixels and of the order among ties.
-    Erased images are classified in batches of the loader's size, whatever their k.
+    at_a_time: erased images are classified in batches of this size, whatever their k.
     """
     results = [np.empty((0, 1 + 2 * len(metrics.ERASE_RATIOS)), bool)]  # of several processes, one may have no batch
-    at_a_time = loader.batch_sampler.batch_size
     for images, labels, indices in util.progress(loader, 'remove-and-classify', 'batch'):
         images, labels = util.to_device(images, device), util.to_device(labels, device)
         probs, _, maps = source(images, indices, labels[:, None])
@@ -63,12 +62,21 @@ def summarise(top, random, seed):
     return records
 
 
+def outcomes_by_image(intact, top, random):
+    """Which images are classified correctly, as digits: what a comparison with another network needs."""
+    percents = [str(round(100 * ratio)) for ratio in metrics.ERASE_RATIOS]
+    return {'intact': evaluation.digits(intact), **{
+        name: dict(zip(percents, map(evaluation.digits, after.T), strict=True))
+        for name, after in (('top', top), ('random', random))}}
+
+
 def main():
     run = evaluation.open_evaluation(config.parse('eval_pixel_perturb', __doc__), 'eval_pixel_perturb')
     images = run.open_split('test')
     source, name = run.map_source(images, 'test'), run.maps_name()
     loader = run.loader(images)
-    measured = classify_erased(run.model, loader, source, run.device, run.args.seed, run.args.precision)
+    measured = classify_erased(run.model, loader, source, run.device, run.args.seed, run.args.precision,
+                               run.args.batch_size)
     intact, top, random = (in_order(loader, own) for own in measured)
     if not processes.is_first():
         return
@@ -80,8 +88,8 @@ def main():
              'better')
     util.say(util.table(['erased', 'correct, top', 'correct, random', 'R_k', '95 % of the images'], rows))
     result = run.result_file('pixel_perturb', images, 'test', name)
-    figures.save(figures.ratio_curve({name: records}), result.figure())
-    result.write({'accuracy': accuracy, 'ratios': records})
+    figures.save(figures.ratio_curve(run.title(), {name: records}), result.figure())
+    result.write({'accuracy': accuracy, 'ratios': records, 'outcomes': outcomes_by_image(intact, top, random)})
 
 
 if __name__ == '__main__':

@@ -2,14 +2,15 @@
 
 Source: Kim et al., ICCV 2021, and its published training code.
 Result: save/<experiment_name>/ with last_checkpoint.pth.tar (network, optimiser, settings; a run
-that was interrupted goes on from it), the one before it, the best by accuracy on val, log.jsonl (a line per epoch) and
-results.json.
+that was interrupted goes on from it), the one before it, the best by accuracy on val, log.jsonl (a line per epoch),
+training.png (its curves) and results.json.
 
     python main.py --experiment_name=calm_em --architecture=resnet50 --attribution_method=CALM_EM \\
         --dataset=CUB --use_bn=True --large_feature_map=True
 """
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ import checkpoint_files
 import config
 import data_loaders
 import evaluation
+import frozen
 import leases
 import processes
 import util
@@ -25,6 +27,7 @@ import weights
 from dataset import open_dataset
 from image_files import eval_transform, train_transform
 from training import Keeper, Training, lr_factor, shared_loss, top1_accuracy
+from training_log import TrainingLog
 from util import UserError
 from wsol import build_model, parameter_groups
 from wsol.networks import check_image_size, normalisation
@@ -83,10 +86,16 @@ def open_images(args, data):
     after the last."""
     statistics = normalisation(args.architecture)
     transforms = dict.fromkeys(data_loaders.SPLITS, eval_transform(args.crop_size, statistics))
-    transforms['train'] = train_transform(args.resize_size, args.crop_size, statistics)
+    if not args.freeze:
+        transforms['train'] = train_transform(args.resize_size, args.crop_size, statistics)
     images = {split: data.open_split(split, transform, args.proxy_training_set and split == 'train')
               for split, transform in transforms.items()}
-    return {split: own.without_broken(split) for split, own in images.items()} if args.skip_broken else images
+    if args.skip_broken:
+        images = {split: own.without_broken(split) for split, own in images.items()}
+    if args.cache:
+        folder = Path(args.save_root) / 'cache'
+        images = {split: own.cached(folder, f'{data.label}_{split}') for split, own in images.items()}
+    return images
 
 
 def initial_network(args, data, before, starts_from, folder, device):
@@ -139,10 +148,11 @@ def make_training(args, model, images, device, folder, lease, stop):
     record = {'architecture': args.architecture, 'model': network, 'args': dict(args),
               'class_names': list(images['train'].class_names), 'normalisation': normalisation(args.architecture),
               'command': evaluation.command_line()}
+    shown = TrainingLog(folder, args.epochs, args.tensorboard)
     # timm's networks have layers beyond their last map
     loss = shared_loss(model, device, some_unused=args.architecture.startswith('timm/'))
     return Training(model, loss, optimiser, factor_at, args.epochs, args.seed, device, args.precision, args.accumulate,
-                    Keeper(folder, args.checkpoint_minutes, record, lease), stop)
+                    Keeper(folder, args.checkpoint_minutes, record, lease, shown), stop)
 
 
 def size_of_checkpoint(model):
@@ -153,6 +163,8 @@ def size_of_checkpoint(model):
 def train(args, device, stop, folder, lease):
     """Train as the flags ask, going on where the experiment has been, and test the network's accuracy."""
     starts_from = args.use_load_checkpoint if 'use_load_checkpoint' in args.given else args.load_checkpoint is not None
+    if args.freeze:
+        frozen.check_freezable(args.architecture)
     if args.is_different_checkpoint and not starts_from:
         raise UserError('--is_different_checkpoint fine-tunes from a checkpoint: name it with --load_checkpoint')
     before = checkpoint_to_go_on_from(folder, args)
@@ -171,7 +183,10 @@ def train(args, device, stop, folder, lease):
     images = open_images(args, data)
     util.seed_everything(args.seed)
     model = initial_network(args, data, before, starts_from, folder, device)
-    training = make_training(args, model, images, device, folder, lease, stop)
+    learner, seen = model, images
+    if args.freeze:
+        learner, seen = frozen.head_of(model), frozen.extract_all(model, images, folder, args, device)
+    training = make_training(args, learner, images, device, folder, lease, stop)
     if processes.is_first():
         util.check_writable(folder, size_of_checkpoint(model))
     if before:
@@ -181,9 +196,12 @@ def train(args, device, stop, folder, lease):
     if checkpoint_files.latest(folder) is None:
         training.keeper.write_log([])  # from here on the folder says that a training has begun
     sampler = data_loaders.SeededBatches(len(images['train']), args.batch_size, args.seed)
-    loaders = {split: data_loaders.make_loader(own, args.batch_size, args.workers, device,
-                                               sampler if split == 'train' else None) for split, own in images.items()}
+    loaders = {split: data_loaders.make_loader(own, args.batch_size, 0 if args.freeze else args.workers, device,
+                                               sampler if split == 'train' else None) for split, own in seen.items()}
     training.run(loaders)
+    if args.freeze:
+        loaders = {split: data_loaders.make_loader(images[split], args.batch_size, args.workers, device)
+                   for split in ('val', 'test')}
     measured = accuracies(model, loaders, device, evaluates_in)
     if processes.is_first():
         report(measured, args)

@@ -22,7 +22,7 @@ README, ATTRIBUTION, DATA, TROUBLE = (TEXTS[Path(name)] for name in (
     'README.md', 'docs/attribution.md', 'docs/data.md', 'docs/troubleshooting.md'))
 EVERYTHING = '\n'.join(TEXTS.values())
 # scripts whose flags are not in config's table -> the module that has their make_parser
-OWN_PARSERS = ('search', 'compare', 'reproduce', 'demo', 'ablation')
+OWN_PARSERS = ('search', 'compare', 'reproduce', 'demo', 'ablation', 'bench')
 
 
 def test_the_front_page_is_short():
@@ -61,7 +61,7 @@ def test_the_cost_column(monkeypatch):
         counts['F'] += len(output)
 
     def count_backward(*args, **options):
-        counts['B'] += 1
+        counts['B'] += len(args[1])
         return backward(*args, **options)
     model.conv1.register_forward_hook(count_forward)
     monkeypatch.setattr(torch.autograd, 'grad', count_backward)
@@ -89,7 +89,7 @@ def test_every_flag_exists():
     """A flag that a page names is one of the table, of a script's own, or of a tool; a value that it gives parses."""
     own = {action.dest for parser in parsers().values() for action in parser._actions}
     tools = {'archive', 'nproc_per_node', 'nnodes', 'rdzv_endpoint', 'rdzv_backend', 'node_rank', 'data_root',
-             'metadata_root'}
+             'metadata_root', 'logdir'}
     named = set(re.findall(r'--([a-z]\w+)', re.sub(r'^    (?:#SBATCH|srun).*$', '', EVERYTHING, flags=re.M)))
     assert len(named) > 40
     assert named - tools <= own

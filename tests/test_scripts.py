@@ -286,12 +286,12 @@ def test_the_published_long_form_is_accepted_after_the_short_one(script, tiny_bi
 
 def test_workers_are_at_most_one_for_each_usable_core(script, tiny_birds, save, monkeypatch, tmp_path):
     """And not as many as torch has threads, which OMP_NUM_THREADS=1 makes one."""
-    asked, loader = [], data_loaders.DataLoader
+    asked, loader = [], data_loaders.Loader
 
     def record(*inputs, num_workers, persistent_workers, **options):
         asked.append(num_workers)
         return loader(*inputs, num_workers=0, **options)
-    monkeypatch.setattr(data_loaders, 'DataLoader', record)
+    monkeypatch.setattr(data_loaders, 'Loader', record)
     monkeypatch.setattr(util.os, 'sched_getaffinity', lambda _: {3, 5}, raising=False)
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     flags = [*without(tiny_birds, 'workers'), '--experiment_name=CAM']

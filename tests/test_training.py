@@ -399,13 +399,13 @@ def test_the_proxy_training_set_is_what_is_trained_on(script, tiny_birds, tmp_pa
     flags = [*without(tiny_birds, 'metadata_root'), *SMALL, f'--metadata_root={tmp_path / "meta"}', '--epochs=2']
     refused(script('main', *flags, '--proxy_training_set'), 'image_ids_proxy.txt is not there')
     (folder / 'image_ids_proxy.txt').write_text('\n'.join(listed) + '\n')
-    seen, get = [], ImageDataset.__getitem__
+    seen, get = [], ImageDataset.read
 
     def record(images, key):
         if isinstance(key, tuple):  # (index, seed): an image that is trained on
             seen.append((images.image_id(key[0]), int(images.labels[key[0]])))
         return get(images, key)
-    monkeypatch.setattr(ImageDataset, '__getitem__', record)
+    monkeypatch.setattr(ImageDataset, 'read', record)
     code, _, err = script('main', *flags, '--proxy_training_set=True')
     assert code == 0, err
     # twice each, in two orders, with the labels of their own lines
@@ -413,6 +413,22 @@ def test_the_proxy_training_set_is_what_is_trained_on(script, tiny_birds, tmp_pa
     assert seen[:len(listed)] != seen[len(listed):]
     assert content_of(tmp_path / 'save/result')['args']['proxy_training_set'] is True
     refused(script('main', *flags, '--epochs=3'), 'proxy_training_set was True, is False')
+
+
+def test_a_training_from_the_cache_is_the_same_training(script, pets, tmp_path):
+    seen = []
+    for name, flags in (('plain', []), ('cached', ['--cache'])):
+        code, out, err = script('main', *pets, f'--experiment_name={name}', *flags)
+        assert code == 0 and out.count('pixels will take') == 3 * bool(flags), err
+        lines = [json.loads(line) for line in (tmp_path / 'save' / name / 'log.jsonl').read_text().splitlines()]
+        for line in lines:
+            del line['train_images_per_second']
+        seen.append((lines, json.loads((tmp_path / 'save' / name / 'results.json').read_text())['weights_sha256']))
+    assert seen[0] == seen[1]
+    kept = sorted(path.name.split('.')[0] for path in (tmp_path / 'save/cache').iterdir())
+    assert [name.rsplit('_', 2)[1:] for name in kept] == [['test', '32'], ['train', '36'], ['val', '32']]
+    code, out, err = script('main', *pets, '--experiment_name=cached', '--is_train=False', '--cache')
+    assert code == 0 and 'pixels will take' not in out, err  # the test images are those of the training's cache
 
 
 def test_the_softplus_prior_is_recorded_and_used(script, pets, tmp_path):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 ERASE_RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
+RECALLS = np.arange(1, 21) / 20
 
 # --- maps: resize, normalise -----------------------------------------------------------------
 
@@ -108,6 +109,14 @@ def pixel_average_precision(counts, underflow=True):
     return 100 * (np.where(growth == 0, 0, precision) * growth).sum(-1)
 
 
+def precision_at_recall(counts, recalls=RECALLS):
+    """Precision at the highest threshold that reaches each recall, all pixels counted: (...,2,num_bins) -> (...,R); NaN
+    where nothing is true."""
+    precision, recall = precision_recall(counts)
+    first = (recall[..., None, :] >= np.asarray(recalls)[:, None] - 1e-12).argmax(-1)  # (...,R)
+    return np.where(np.isfinite(recall[..., -1:]), np.take_along_axis(precision, first, -1), np.nan)
+
+
 # --- remove-and-classify --------------------------------------------------------------------------
 
 def ranks(maps, generators):
@@ -132,19 +141,33 @@ def erase(images, rank, ratio):
     return images * kept.view(len(images), 1, *images.shape[2:]).to(images)
 
 
+def resampled_sums(values, seed, draws=2000):
+    """Sums over units drawn again with replacement: (U,K) numbers of U units -> (draws,K).
+
+    The columns of one draw are sums over the same units: what is computed from two of them is paired. Units that are
+    alike are one kind, so that U units drawn again are one draw of a multinomial: memory grows with the kinds alone.
+    """
+    kinds, numbers = np.unique(values, axis=0, return_counts=True)
+    return np.random.default_rng(seed).multinomial(len(values), numbers / len(values), size=draws) @ kinds
+
+
+def interval(draws, level=0.95):
+    """The percentile interval (low, high) of a statistic's draws (draws,), those without a value left out; None, None
+    where none has one."""
+    draws = draws[np.isfinite(draws)]
+    if not len(draws):
+        return None, None
+    return tuple(float(value) for value in np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]))
+
+
 def bootstrap_ratio(numerator, denominator, seed, draws=2000, level=0.95):
     """Interval of sum(numerator) / sum(denominator) over images drawn again with replacement.
 
     numerator, denominator: (N,) bool of the same images, the second not all False. Returns (low, high), the percentile
-    interval of the draws that have a ratio. An image is one of four kinds, so that N images drawn again are one draw
-    of a multinomial with four outcomes: memory does not grow with N.
+    interval of the draws that have a ratio.
     """
-    kinds = np.bincount(2 * np.asarray(numerator, np.int64) + np.asarray(denominator, np.int64), minlength=4)
-    _, only_below, only_above, both = np.random.default_rng(seed).multinomial(
-        len(numerator), kinds / len(numerator), size=draws).T  # (draws,) each
-    above, below = only_above + both, only_below + both
-    low, high = np.quantile(above[below > 0] / below[below > 0], [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    above, below = resampled_sums(np.stack([numerator, denominator], 1).astype(np.int64), seed, draws).T
+    return interval(above[below > 0] / below[below > 0], level)
 
 
 def bootstrap_ratio_of_sums(numerator, denominator, seed, draws=2000, level=0.95):
