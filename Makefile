@@ -1,5 +1,6 @@
 # make demo    set up .venv, train CAM and CALM_EM on painted birds, measure and picture both
 # make test    set up .venv, run all tests
+# make soak    set up .venv, try faults by the hundred: a table of what survived (5 minutes)
 # make lint    set up .venv, run the linter
 # make setup   set up .venv
 # make docs    set up .venv, build the pages of docs/ as a site in site/
@@ -7,7 +8,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint docs setup setup-test clean
+.PHONY: help demo test soak lint docs setup setup-test clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -17,6 +18,9 @@ demo: setup
 
 test: setup-test
 	@$(BIN)/python -m pytest
+
+soak: setup-test
+	@$(BIN)/python tests/soak.py
 
 lint: setup-test
 	@$(BIN)/python -m ruff check .

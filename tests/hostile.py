@@ -191,7 +191,9 @@ def _picture(folder, name, **options):
 
 @parser
 def jpeg(folder):
-    return _picture(folder, 'photo.jpg', exif=Image.Exif().tobytes() + b'')
+    turned = Image.Exif()
+    turned[image_files.ORIENTATION] = 6
+    return _picture(folder, 'photo.jpg', exif=turned)
 
 
 @parser
