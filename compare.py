@@ -166,7 +166,7 @@ def make_tables(rows, published):
                 lines.append([f'{row.name} − {rows[0].name}', *cells])
         if own:
             tables.append(reports.Table(title, ['', *own.values()], lines))
-    return tables
+    return tables + reports.over_networks(rows)
 
 
 def _cell(row, column, plain=False):
@@ -179,9 +179,10 @@ def _cell(row, column, plain=False):
 def notes(rows):
     """What a reader should know of the differences, in sentences."""
     first, said = rows[0], []
-    for row in rows[1:]:
-        if row.about['images_sha256'] != first.about['images_sha256']:
-            said.append(f'{row.name} was measured on other images than {first.name}: no difference is given.')
+    others = [row.name for row in rows[1:] if row.about['images_sha256'] != first.about['images_sha256']]
+    if others:
+        more = f' and {len(others) - 1} more' if others[1:] else ''
+        said.append(f'{others[0]}{more}, measured on other images than {first.name}: no difference is given.')
     for row in rows:
         if 'pixel_perturb' in row.results and 'outcomes' not in row.results['pixel_perturb']:
             said.append(f'{row.name} was measured before outcomes by image were kept: run eval_pixel_perturb.py again '

@@ -6,6 +6,7 @@ Differences are paired: both networks are measured on the same images (by their 
 import csv
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,8 @@ PXAP = {  # topic -> truth, protocol, underflow: where a result has its figures
     'published': ('parts', 'published', 'dropped'), 'corrected': ('parts', 'per_pair', 'counted'),
     'exact': ('exact', 'per_pair', 'counted')}
 WSOL = {'MaxBoxAccV2': 'MaxBoxAccV2', 'MaxBoxAcc': 'MaxBoxAcc', 'Top-1 Loc': 'Top-1 Loc', 'mask PxAP': 'PxAP'}
-INTERVENTIONS = {'rank corr.': 'rank', 'mass on cue': 'share', 'sign': 'sign', 'slope': 'slope', 'error': 'error'}
+INTERVENTIONS = {'PxAP exact': 'pxap', 'rank corr.': 'rank', 'mass on cue': 'share', 'sign': 'sign', 'slope': 'slope',
+                 'error': 'error'}
 TOPICS = {  # title -> {column: its name within the table}
     'Accuracy, %': {'accuracy': 'accuracy'},
     **{title: {f'{topic} {key}': key for key in paper.KEYS} for topic, title in (
@@ -169,6 +171,27 @@ class Table(NamedTuple):
 
     def texts(self):
         return [['-' if cell is None else str(cell) for cell in row] for row in [self.header, *self.rows]]
+
+
+def over_networks(rows):
+    """[Table] of the mean and standard deviation over networks of one name, as trained with several seeds; [] where no
+    two have one. rows: compare.py's."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(f'{Path(row.experiment).name}: {row.method}', []).append(row)
+    groups = {name: own for name, own in groups.items() if len(own) > 1}
+    columns = [column for topic in TOPICS.values() for column in topic
+               if any(column in row.columns for own in groups.values() for row in own)]
+
+    def cell(own, column):
+        values = [row.columns[column].value for row in own if column in row.columns]
+        if len(values) < len(own) or None in values:
+            return None
+        decimals = DECIMALS.get(column, 1)
+        return f'{np.mean(values):.{decimals}f} ± {np.std(values, ddof=1):.{decimals}f}'
+    lines = [[name, str(len(own)), *(cell(own, column) for column in columns)] for name, own in groups.items()]
+    title = 'Mean ± standard deviation over networks of one name'
+    return [Table(title, ['', 'networks', *columns], lines)] if lines else []
 
 
 def as_text(tables):

@@ -145,7 +145,7 @@ def test_other_images_are_not_compared(script, measured, tmp_path):
         path.write_text(json.dumps(json.loads(path.read_text()) | {'images_sha256': 'others'}))
     (measured / 'CALM_EM/results.json').unlink()
     code, out, _ = script('compare', 'save/CAM', 'save/CALM_EM', '--format=csv')
-    assert code == 0 and 'CALM_EM was measured on other images than CAM: no difference is given.' in out
+    assert code == 0 and 'measured on other images than CAM: no difference is given.' in out
     assert '−' not in (tmp_path / 'comparison/table.csv').read_text()
 
 
@@ -207,3 +207,17 @@ def test_the_papers_figures_are_the_documents():
     rows = re.findall(r'^\| ([\w ]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$', (ROOT / 'docs/protocols.md').read_text(), re.M)
     assert {name: tuple(map(float, values)) for name, *values in rows} == {
         name: paper.PXAP[method] for method, name in paper.METHODS.items()}
+
+
+def test_networks_of_one_name_have_a_mean_and_a_deviation():
+    def row(experiment, method, accuracy, **columns):
+        values = {'accuracy': accuracy, **columns}
+        return compare.Row(experiment, method, {}, {name: reports.Measured(value) for name, value in values.items()})
+    rows = [row('save/seed0/CAM', 'CAM', 90.0), row('save/seed1/CAM', 'CAM', 94.0), row('save/seed0/EM', 'CALM_EM', 50.0),
+            row('save/seed1/EM', 'CALM_EM', 51.0, R_10=0.5), row('save/seed0/alone', 'CAM', 1.0)]
+    (table,) = reports.over_networks(rows)
+    assert table.header == ['', 'networks', 'accuracy', 'R_10']
+    deviations = [np.std([90, 94], ddof=1), np.std([50, 51], ddof=1)]
+    assert table.rows == [['CAM: CAM', '2', f'92.0 ± {deviations[0]:.1f}', None],
+                          ['EM: CALM_EM', '2', f'50.5 ± {deviations[1]:.1f}', None]]
+    assert reports.over_networks(rows[::2]) == []
