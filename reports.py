@@ -174,14 +174,12 @@ class Table(NamedTuple):
 
 
 def over_networks(rows):
-    """[Table] of the mean and standard deviation over networks of one name, as trained with several seeds; [] where no
-    two have one. rows: compare.py's."""
+    """[Table], topic by topic, of mean and standard deviation over networks of one name, as trained with several seeds;
+    [] where no two have one. rows: compare.py's."""
     groups = {}
     for row in rows:
         groups.setdefault(f'{Path(row.experiment).name}: {row.method}', []).append(row)
     groups = {name: own for name, own in groups.items() if len(own) > 1}
-    columns = [column for topic in TOPICS.values() for column in topic
-               if any(column in row.columns for own in groups.values() for row in own)]
 
     def cell(own, column):
         values = [row.columns[column].value for row in own if column in row.columns]
@@ -189,9 +187,13 @@ def over_networks(rows):
             return None
         decimals = DECIMALS.get(column, 1)
         return f'{np.mean(values):.{decimals}f} ± {np.std(values, ddof=1):.{decimals}f}'
-    lines = [[name, str(len(own)), *(cell(own, column) for column in columns)] for name, own in groups.items()]
-    title = 'Mean ± standard deviation over networks of one name'
-    return [Table(title, ['', 'networks', *columns], lines)] if lines else []
+    tables = []
+    for title, columns in TOPICS.items():
+        lines = [[name, str(len(own)), *(cell(own, column) for column in columns)] for name, own in groups.items()]
+        lines = [line for line in lines if any(line[2:])]
+        if lines:
+            tables.append(Table(f'{title}; mean ± standard deviation', ['', 'networks', *columns.values()], lines))
+    return tables
 
 
 def as_text(tables):
