@@ -1,10 +1,16 @@
-# make demo   set up .venv, train CAM and CALM_EM on painted birds, measure and picture both
-# make test   set up .venv, run all tests
-# make lint   the linter alone
+# make demo    set up .venv, train CAM and CALM_EM on painted birds, measure and picture both
+# make test    set up .venv, run all tests
+# make lint    set up .venv, run the linter
+# make setup   set up .venv
+# make docs    set up .venv, build the pages of docs/ as a site in site/
+# make clean   remove .venv and what tools left
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint setup setup-test clean
+.PHONY: help demo test lint docs setup setup-test clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 demo: setup
 	@$(BIN)/python demo.py
@@ -14,6 +20,9 @@ test: setup-test
 
 lint: setup-test
 	@$(BIN)/python -m ruff check .
+
+docs: .venv/.installed-docs
+	@$(BIN)/python -m mkdocs build --quiet
 
 setup: .venv/.installed
 setup-test: .venv/.installed-test
@@ -33,5 +42,10 @@ setup-test: .venv/.installed-test
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	@touch $@
 
+.venv/.installed-docs: requirements-docs.txt .venv/.installed
+	@echo "adding requirements-docs.txt to .venv"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@touch $@
+
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv site .pytest_cache .ruff_cache .hypothesis

@@ -9,7 +9,6 @@ done already is not run again.
     python ablation.py 3
     python ablation.py 1 --rows CAM "CALM_EM, relu"
 """
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +57,7 @@ def measure(seed, row, method, stage, from_cam, *flags):
 
 
 def main():
-    parser = config.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = config.plain_parser(__doc__)
     parser.add_argument('seeds', nargs='?', type=config.COUNT, default=3, metavar='SEEDS',
                         help='number of seeds (default: 3)')
     parser.add_argument('--rows', nargs='+', type=config.choice(tuple(ROWS)), default=tuple(ROWS), metavar='ROW',
@@ -72,8 +71,8 @@ def main():
                              for mean, spread in zip(values.mean(0), deviation, strict=True))])
         text = util.table(['', 'accuracy', 'maps: PxAP 1', '2', '3', 'prior: PxAP 1', '2', '3'], rows)
         util.write_lines(FOLDER / 'table.txt', [text])
-    print(f'\nToyBirds, ResNet-18, {len(seeds)} seeds: mean ± standard deviation. PxAP in % against the exact part\n'
-          f'masks, each pair alone, underflow counted.\n\n{text}\n\n{FOLDER / "table.txt"}')
+    util.say(f'\nToyBirds, ResNet-18, {len(seeds)} seeds: mean ± standard deviation. PxAP in % against the exact part\n'
+             f'masks, each pair alone, underflow counted.\n\n{text}\n\n{FOLDER / "table.txt"}')
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ import numpy as np
 import figures
 import map_labels
 import pictures
+import processes
 import util
 from gallery import Gallery
 from image_files import upright_size
@@ -45,15 +46,15 @@ class Contrast(NamedTuple):
 class Album:
     """The pictures, raw maps and page of a folder.
 
-    names: of the classes. processes: the attribution methods, in order. contrast_method: of config's table; None
+    names: of the classes. methods: the attribution methods, in order. contrast_method: of config's table; None
     without a contrast. overlay, picture_size, formats: the flags of these names. title: of the page.
     """
 
-    def __init__(self, folder, names, processes, contrast_method=None, overlay='blend', picture_size=1024,
+    def __init__(self, folder, names, methods, contrast_method=None, overlay='blend', picture_size=1024,
                  formats=('png',), title=''):
-        self.folder, self.names, self.processes = Path(folder), names, processes
+        self.folder, self.names, self.processes = Path(folder), names, methods
         self.overlay, self.picture_size, self.formats = overlay, picture_size, formats
-        self.differences = [name for name in processes if contrast_method == DIFFERENCE and PROCESSES[name].per_class]
+        self.differences = [name for name in methods if contrast_method == DIFFERENCE and PROCESSES[name].per_class]
         self.pair = None if contrast_method == DIFFERENCE else contrast_method
         self.gallery = Gallery(title, self._methods(), bool(self.differences))
         self.reduced = []  # photos that are drawn smaller than they are, and how
@@ -91,6 +92,14 @@ class Album:
             maps = [photo.maps[name][:None if PROCESSES[name].per_class else 1] for name in self.processes]
             self.gallery.add(photo.name, picture, classes, maps + ([photo.pair[None]] if self.pair else []))
         return entry
+
+    def share(self, indices):
+        """Add what the other processes have put on the page. indices: the numbers of the photos added here, in order;
+        the page has all in the order of theirs."""
+        of_all = processes.gather((indices, self.gallery.images, self.reduced))
+        photos = {index: photo for own, shown, _ in of_all for index, photo in zip(own, shown, strict=bool(shown))}
+        self.gallery.images = [photos[index] for index in sorted(photos)]
+        self.reduced = [text for *_, reduced in of_all for text in reduced]
 
     def _contrasts(self, photo):
         """The Contrasts of a photo."""

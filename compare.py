@@ -7,7 +7,6 @@ Result: <output>/table.md, table.csv, table.tex, and the curves ratios.png and p
 
     python compare.py save/demo/CAM save/demo/CALM_EM
 """
-import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,8 +39,7 @@ class Row:
 
 
 def make_parser():
-    parser = config.Parser(description=__doc__, allow_abbrev=False,
-                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = config.plain_parser(__doc__)
     parser.add_argument('folders', nargs='+', metavar='FOLDER', help="an experiment's folder, as save/calm_em; the "
                         'others are compared with the first one')
     parser.add_argument('--paper', action='store_true', help="add the paper's rows (CUB, ResNet-50)")
@@ -175,7 +173,7 @@ def make_tables(rows, published):
                 lines.append([f'{row.name} − {rows[0].name}', *cells])
         if own:
             tables.append(reports.Table(title, ['', *own.values()], lines))
-    return tables
+    return tables + reports.over_networks(rows)
 
 
 def _cell(row, column, plain=False):
@@ -188,9 +186,10 @@ def _cell(row, column, plain=False):
 def notes(rows):
     """What a reader should know of the differences, in sentences."""
     first, said = rows[0], []
-    for row in rows[1:]:
-        if row.about['images_sha256'] != first.about['images_sha256']:
-            said.append(f'{row.name} was measured on other images than {first.name}: no difference is given.')
+    others = [row.name for row in rows[1:] if row.about['images_sha256'] != first.about['images_sha256']]
+    if others:
+        more = f' and {len(others) - 1} more' if others[1:] else ''
+        said.append(f'{others[0]}{more}, measured on other images than {first.name}: no difference is given.')
     for row in rows:
         if 'pixel_perturb' in row.results and 'outcomes' not in row.results['pixel_perturb']:
             said.append(f'{row.name} was measured before outcomes by image were kept: run eval_pixel_perturb.py again '
@@ -222,12 +221,12 @@ def main():
     rows = [row for folder, name in zip(folders, names, strict=True) for row in rows_of(folder, str(name))]
     name_rows(rows)
     tables, folder = make_tables(rows, paper_rows() if args.paper else []), Path(args.output)
-    print(f'\n{reports.as_text(tables[1:])}\nSquare brackets hold 95 % intervals. docs/comparing.md explains every '
-          'column.')
+    util.say(f'\n{reports.as_text(tables[1:])}\nSquare brackets hold 95 % intervals. docs/comparing.md explains every '
+             'column.')
     for sentence in notes(rows):
-        print(sentence)
+        util.say(sentence)
     written = reports.write_tables(folder / 'table', tables, args.format)
-    print('\n' + ', '.join(map(str, [*written, *draw(rows, folder)])))
+    util.say('\n' + ', '.join(map(str, [*written, *draw(rows, folder)])))
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from munch import Munch
 
+import util
 from data_loaders import DATASETS, canonical_name
 from util import UserError
 from wsol import ARCHITECTURE_NAMES, ARCHITECTURES, HEADS, PROCESSES
@@ -70,7 +71,7 @@ def device_name(text):
 def percentages(text):
     """30,50,70 -> (30, 50, 70)."""
     values = text.replace(',', ' ').split()
-    if not values or not all(value.isdecimal() and 0 < int(value) <= 100 for value in values):
+    if not values or not all(value.isdecimal() and len(value) < 4 and 0 < int(value) <= 100 for value in values):
         raise argparse.ArgumentTypeError(f'"{text}" is not a list of percentages such as 30,50,70')
     return tuple(map(int, values))
 
@@ -106,7 +107,7 @@ OVERLAYS = {'blend': "the map's colours over the photo in grey", 'mask': 'the ph
             'outline': 'lines of equal value over the photo', 'map': 'the map alone'}  # how pictures show a map
 OBJECT_MASK = 'object_mask'  # the object's segmentation as a map: a control that no model computes
 PROCESS_NAMES = tuple(sorted(PROCESSES, key=lambda name: not PROCESSES[name].one_forward))
-COUNT, SIZE = number(int, 1), number(int, 1)
+COUNT, SIZE = number(int, 1), number(int, 1, True, 10_001)
 RATE, NATURAL, SEED = number(float, 0), number(int, 0), number(int, 0, True, 2**32)
 METHOD_ALIASES = {'CALM-EM': 'CALM_EM', 'CALM-ML': 'CALM_ML'}
 
@@ -172,6 +173,8 @@ FLAGS = {
         Flag('mask_root', 'dataset/', str, "where OpenImages' masks are, below OpenImages/", WSOL, recorded=True),
         Flag('skip_broken', False, boolean, 'leave images out that do not open, and say how many', RUNS, kept=True,
              recorded=True),
+        Flag('cache', False, boolean, 'keep the resized images in one file per split below save_root/cache/, so that '
+             'nothing is decoded again; the size is told before', ('main', *EVALUATIONS)),
         Flag('proxy_training_set', False, boolean, 'train on image_ids_proxy.txt', MAIN, kept=True),
         Flag('resize_size', 256, SIZE, 'training images are resized to this square', MAIN, kept=True),
         Flag('crop_size', 224, SIZE, 'then cropped to this; evaluation images are resized to it', kept=True,
@@ -197,8 +200,14 @@ FLAGS = {
              'conv_last', MAIN, kept=True),
     ),
     'training': (
+        Flag('freeze', False, boolean, 'train the head alone, on features that are computed once; no augmentation but '
+             'mirroring', MAIN, kept=True, recorded=True),
         Flag('epochs', 40, COUNT, 'passes over the training set', MAIN),
-        Flag('batch_size', 64, COUNT, 'images a step', RUNS, kept=True, recorded=True),
+        Flag('batch_size', 64, COUNT, 'images a step, of all processes together', RUNS, kept=True, recorded=True),
+        Flag('accumulate', 1, COUNT, "take a step's images in so many parts, where the device has no memory for all at "
+             'once: the same update, but for what BatchNorm sees', MAIN),
+        Flag('sync_bn', False, boolean, 'BatchNorm over the images of all processes (GPUs)', MAIN),
+        Flag('checkpoint_minutes', 10.0, RATE, 'save within an epoch, so long after the last save', MAIN),
         _training('lr', 0.01, RATE, 'learning rate of the backbone'),
         _training('lr_classifier_ratio', 10.0, RATE, 'the other layers learn this much faster'),
         _training('lr_schedule', 'step', choice(('step', 'one_cycle')), 'step: as published; one_cycle: up, then down '
@@ -224,7 +233,10 @@ FLAGS = {
               (*MAPS, *INTERVENTIONS)),
         Flag('contrast_method', None, choice(('difference', *CONTRASTS)), 'how class A is contrasted with class B: '
              'difference, of the maps of A and of B (default; eval_interventions.py measures all), or, of both classes '
-             f'at once: {", ".join(CONTRASTS)}', (*INTERVENTIONS, *INFERENCE), recorded=True, shared=False),
+             f'at once: {", ".join(CONTRASTS)}', (*CUE, *INTERVENTIONS, *INFERENCE), recorded=True, shared=False,
+             several=INTERVENTIONS),
+        Flag('drop_lowest', 0.0, number(float, 0, True, 100), 'percentage of the pixels of each map, the lowest, that '
+             'get the score 0: log thresholds then count them nowhere', CUE, recorded=True, shared=False),
         _maps('norm_type', None, choice(tuple(NORM_TYPES)), 'max, minmax, or clipping: as it is, cut to 0..1 '
               "(default: clipping for maps that are CALM's probabilities, but in eval_wsol; minmax for all others)",
               (*CUE, *WSOL)),
@@ -263,7 +275,10 @@ class Joined(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line."""
+    """argparse whose errors are one line, and whose help is printed once."""
+
+    def _print_message(self, message, file=None):
+        util.say(message.rstrip('\n'))
 
     def error(self, message):
         unknown = message.removeprefix('unrecognized arguments: ')
@@ -291,10 +306,14 @@ def _add(group, flag, text, script):
     group.add_argument(*names, dest=flag.name, default=argparse.SUPPRESS, help=text, **options)
 
 
+def plain_parser(description):
+    """A parser whose help is a script's own description."""
+    return Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 def make_parser(script, description):
     """The parser of one of SCRIPTS. Its help shows what the script reads, then names what it only accepts."""
-    parser = Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-    accepted = []
+    parser, accepted = plain_parser(description), []
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
         for flag in flags:
@@ -323,6 +342,20 @@ def parse(script, description='', argv=None, parser=None):
 
 
 # --- the flags and a checkpoint -------------------------------------------------------------------------
+
+
+def problem_of(name, value):
+    """What is wrong with a setting that a checkpoint carries, by the flag's own parser; None if nothing is."""
+    flag = ALL_FLAGS.get(name)
+    if flag is None:
+        return 'no flag has this name'
+    if value is None and flag.default is None:
+        return None
+    try:
+        parsed = flag.parse(','.join(map(str, value)) if isinstance(value, tuple) else str(value))
+    except argparse.ArgumentTypeError as error:
+        return str(error)
+    return None if type(parsed) is type(value) and parsed == value else f'{value!r} is no value of its kind'
 
 
 def network_settings(args):

@@ -6,9 +6,13 @@ set and paints it where it is one that is painted.
 """
 import difflib
 import hashlib
+import math
+import shutil
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +20,9 @@ import torch
 import yaml
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+import processes
 from image_files import SUFFIXES, images_below, is_hidden, open_image, opening_images
-from util import UserError, warn
+from util import UserError, make_folder, progress, to_device, usable_cores, warn, write_atomically
 from wsol import lists, superclasses
 from wsol.cub import CueAnnotations
 
@@ -95,7 +100,7 @@ class DataSet:
         return lists.read_labels(lists_folder, self.num_classes, proxy)
 
     def open_split(self, split, transform, proxy=False):
-        """The ImageDataset of a split. transform: PIL image -> (3,S,S). proxy: only what image_ids_proxy.txt lists."""
+        """The ImageDataset of a split. transform: a Transform. proxy: only what image_ids_proxy.txt lists."""
         image_ids, labels = self.list_images(split, proxy)
         names = self.class_names or names_of_folders(image_ids, labels, self.num_classes)
         return ImageDataset(image_ids, labels, self.image_folders[split], transform, names)
@@ -218,9 +223,12 @@ def names_of_folders(image_ids, labels, num_classes):
 def read_superclass_file(path, num_classes):
     """A YAML file of `label: [labels]`, numbers from 0; labels left out stay alone. Returns (C,C) bool."""
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise OSError('no regular file')
         content = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f'{path} cannot be read as YAML: {" ".join(str(error).split())[:200]}') from error
+    except Exception as error:  # tags and nesting make PyYAML raise many kinds
+        reason = ' '.join(str(error).split())[:200]
+        raise UserError(f'{path} cannot be read as YAML: {type(error).__name__} {reason}') from error
     if not isinstance(content, dict):
         raise UserError(f'{path}: expected lines "label: [labels]", found a {type(content).__name__}')
     for label, group in content.items():
@@ -236,15 +244,34 @@ def read_superclass_file(path, num_classes):
 # --- images and loaders -------------------------------------------------------------------------------
 
 
-class ImageDataset(Dataset):
-    """One split. Item i -> (image (3,S,S) float32, label, i); item (i, seed) transforms with that seed.
+class Images(Dataset):
+    """The base of what loaders batch. Item -> (image (3,S,S) float32, label, index, ...).
+
+    transform: a Transform, of the images that `read` gives.
+    """
+
+    def read(self, key):
+        """An item with its image in bytes, (3,S,S) uint8."""
+        raise TypeError(f'{type(self).__name__} reads no images')
+
+    def __getitem__(self, key):
+        image, *more = self.read(key)
+        return self.transform.normalise(image), *more
+
+    def __getitems__(self, keys):
+        """What a loader asks for, in the place of single items: bytes, which it normalises on the device."""
+        return [self.read(key) for key in keys]
+
+
+class ImageDataset(Images):
+    """One split. Item i -> (image (3,S,S) float32, label, i); item (i, seed) crops with that seed.
 
     Attributes: image_ids (N,) bytes, labels (N,) int64, folder (where the ids start), class_names.
     """
 
     def __init__(self, image_ids, labels, folder, transform, class_names=()):
         self.image_ids, self.labels, self.folder = image_ids, labels, Path(folder)
-        self.transform, self.class_names = transform, class_names
+        self.transform, self.class_names, self.cache = transform, class_names, None
 
     def __len__(self):
         return len(self.image_ids)
@@ -252,14 +279,51 @@ class ImageDataset(Dataset):
     def image_id(self, index):
         return self.image_ids[index].decode()
 
-    def __getitem__(self, key):
+    def read(self, key):
         index, seed = key if isinstance(key, tuple) else (key, None)
-        image = open_image(self.folder / self.image_id(index))
+        pixels, label = self.resized(index), int(self.labels[index])
         if seed is None:
-            return self.transform(image), int(self.labels[index]), index
+            return self.transform.crop(pixels), label, index
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self.transform(image), int(self.labels[index]), index
+            return self.transform.crop(pixels), label, index
+
+    def resized(self, index):
+        """(3,R,R) uint8: an image before it is cropped, from the cache or the file."""
+        if self.cache is None:
+            return self.transform.resize(open_image(self.folder / self.image_id(index)))
+        shape = (3, self.transform.resize_size, self.transform.resize_size)
+        stored = np.memmap(self.cache, np.uint8, 'r', index * math.prod(shape), shape)
+        return torch.from_numpy(np.array(stored))
+
+    def cached(self, folder, name):
+        """Itself, with all resized images in one file below folder, from where workers and processes map them into
+        their memory. It is made where it is missing. name: of data set and split. Raises UserError.
+
+        The file's name holds the fingerprint of the images, and their size: other images have another file.
+        """
+        size = self.transform.resize_size
+        path = Path(folder) / f'{name}_{size}.{self.fingerprint()[:16]}.pixels'
+        total = len(self) * 3 * size**2
+        if processes.is_first() and (not path.is_file() or path.stat().st_size != total):
+            make_folder(path.parent)
+            free = shutil.disk_usage(path.parent).free
+            print(f'{path}: {len(self)} images of {size}x{size} pixels will take {total / 1e9:.2f} GB')
+            if total > free:
+                raise UserError(f'{path.parent} has {free / 1e9:.2f} GB free; leave --cache out, or name another '
+                                '--save_root')
+            write_atomically(path, self._write_resized)
+        processes.gather(None)  # the others wait until it is there
+        self.cache = path
+        return self
+
+    def _write_resized(self, path):
+        with ThreadPoolExecutor(usable_cores()) as pool, open(path, 'wb') as file:
+            # a pool queues all it is given at once: parts keep the memory small
+            parts = (range(start, min(start + 256, len(self))) for start in range(0, len(self), 256))
+            resized = chain.from_iterable(pool.map(self.resized, part) for part in parts)
+            for pixels in progress(resized, 'resizing images', 'image', total=len(self)):
+                file.write(pixels.numpy().tobytes())
 
     def fingerprint(self):
         """A SHA-256 of the ids, labels and sizes of the files: which images these are."""
@@ -276,31 +340,82 @@ class ImageDataset(Dataset):
         return ImageDataset(self.image_ids[kept], self.labels[kept], self.folder, self.transform, self.class_names)
 
 
-class SeededSampler(Sampler):
-    """Shuffled (index, seed) pairs that depend on the seed and the epoch alone.
+class Batches(Sampler):
+    """The indices of whole batches in order, of which every process of the run has its own.
 
-    So a run is the same with any number of workers, and a resumed run goes on as if uninterrupted.
+    Each batch holds the images that it holds where one process has them all: the network gives them the same figures.
     """
 
-    def __init__(self, length, seed):
-        self.length, self.seed, self.epoch = length, seed, 0
+    def __init__(self, length, batch_size):
+        self.batches = [range(start, min(start + batch_size, length)) for start in range(0, length, batch_size)]
+        self.batches = self.batches[processes.rank()::processes.size()]
 
     def __len__(self):
-        return self.length
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+class SeededBatches(Sampler):
+    """Shuffled batches of (index, seed) pairs that depend on the seed, the epoch and the step alone; of each batch, the
+    share of this process.
+
+    So a run is the same with any number of workers, and a resumed run goes on at any step as if uninterrupted. A
+    process without a share has the batch's first image, to be given no weight: it must take part in the step.
+    """
+
+    def __init__(self, length, batch_size, seed):
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.epoch, self.start = 0, 0  # where the next iteration begins
+
+    def __len__(self):
+        """The steps of a whole epoch."""
+        return -(-self.length // self.batch_size)
+
+    def counts(self, step):
+        """The number of images in a step's batch: in this process's share of it, and in all."""
+        total = min(self.batch_size, self.length - step * self.batch_size)
+        return len(range(processes.rank(), total, processes.size())), total
 
     def __iter__(self):
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
         order = torch.randperm(self.length, generator=generator).tolist()
         seeds = torch.randint(2**62, (self.length,), generator=generator).tolist()
-        return zip(order, seeds, strict=True)
+        for start in range(self.start * self.batch_size, self.length, self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            batch = list(zip(order[rows], seeds[rows], strict=True))
+            yield batch[processes.rank()::processes.size()] or batch[:1]
+
+
+class Loader(DataLoader):
+    """A loader whose batches arrive on the device; Images are normalised there."""
+
+    def __init__(self, images, device, **options):
+        super().__init__(images, **options)
+        self.device = device
+
+    def __iter__(self):
+        for values, *more in super().__iter__():
+            values = to_device(values, self.device)
+            yield self.dataset.transform.normalise(values) if isinstance(self.dataset, Images) else values, *more
 
 
 def make_loader(images, batch_size, workers, device, sampler=None):
-    """Batches (images (B,3,S,S), labels (B,), indices (B,)) of a data set, in order unless a sampler says otherwise.
+    """Batches (images (B,3,S,S) on the device, labels (B,), indices (B,)) of Images, in order unless a SeededBatches
+    says otherwise; of several processes each has some.
 
     workers: loader processes, at most one per image.
     """
     workers = min(workers, len(images))
     # a generator of its own: an iterator draws a number when it starts, and none may come from the network's state
-    return DataLoader(images, batch_size, sampler=sampler, num_workers=workers, pin_memory=device.type == 'cuda',
-                      persistent_workers=workers > 0 and sampler is not None, generator=torch.Generator())
+    return Loader(images, device=device, batch_sampler=sampler or Batches(len(images), batch_size), num_workers=workers,
+                  pin_memory=device.type == 'cuda', persistent_workers=workers > 0 and sampler is not None,
+                  generator=torch.Generator())
+
+
+def in_order(loader, values):
+    """The values of this process's images (n,...), in the order of its loader -> those of all images (N,...)."""
+    rows = [row for batch in loader.batch_sampler for row in batch]
+    order = np.concatenate([np.array(own, np.int64) for own in processes.gather(rows)])
+    return np.concatenate(processes.gather(values))[order.argsort()]

@@ -7,7 +7,6 @@ experiment folder each for `start`, `CAM` and `CALM_EM` below save/demo.
 
     make demo
 """
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +96,7 @@ def method_panels(name, model, image, labels, picture, cue):
 
 
 def main():
-    config.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    config.plain_parser(__doc__).parse_args()
     for experiment, flags in TRAININGS.items():
         train(FOLDER, experiment, *TRAIN, '--last_stage=layer2', '--seed=0', *flags)
     for experiment, process in MEASURED.values():
@@ -106,12 +105,12 @@ def main():
     figures.save(contact_sheet(), FOLDER / 'contact_sheet.png')
     text = table()
     util.write_lines(FOLDER / 'table.txt', [text])
-    print('\nToyBirds, 360 test images. PxAP in %, by the number of differing parts (1, 2, 3), higher is better.\n'
-          'published: nearest part point, running over the pairs, underflow dropped; per pair: underflow counted;\n'
-          'exact: the same against the exact part masks. R_k: correct after erasing the top k % / after random\n'
-          'erasure, lower is better.\n')
-    print(text)
-    print(f'\n{FOLDER / "table.txt"}, {FOLDER / "contact_sheet.png"}')
+    util.say('\nToyBirds, 360 test images. PxAP in %, by the number of differing parts (1, 2, 3), higher is better.\n'
+             'published: nearest part point, running over the pairs, underflow dropped; per pair: underflow counted;\n'
+             'exact: the same against the exact part masks. R_k: correct after erasing the top k % / after random\n'
+             'erasure, lower is better.\n')
+    util.say(text)
+    util.say(f'\n{FOLDER / "table.txt"}, {FOLDER / "contact_sheet.png"}')
 
 
 if __name__ == '__main__':

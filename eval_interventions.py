@@ -16,6 +16,7 @@ import torch
 
 import config
 import evaluation
+import processes
 import util
 from dataset.toybirds import Repainter, class_colours
 from image_files import as_image
@@ -69,13 +70,14 @@ def ask(images, annotations, size):
 
 @torch.no_grad()
 def true_effects(model, images, questions, repainter, device):
-    """The Effects, by repainting: one forward for each picture."""
+    """The Effects, by repainting: one forward for each picture. Each process repaints some of the images."""
     colours, by_image = [own for _, own in class_colours()], {}
     for number, question in enumerate(questions):
         by_image.setdefault(question.index, []).append(number)
     log_odds, probability = (np.zeros((len(questions), len(REGIONS))) for _ in range(2))
     all_parts, is_right, turns = np.zeros(len(questions)), *(np.zeros(len(questions), bool) for _ in range(2))
-    for index, numbers in util.progress(by_image.items(), 'repainting', 'image'):
+    own = list(by_image.items())[processes.rank()::processes.size()]
+    for index, numbers in util.progress(own, 'repainting', 'image'):
         image_id = images.image_id(index)
         pictures, places = [repainter.paint(image_id), repainter.paint(image_id, background=1)], {}
         for number in numbers:
@@ -96,7 +98,8 @@ def true_effects(model, images, questions, repainter, device):
             after = places[number, 'all']
             all_parts[number] = odds[0] - odds[after]
             is_right[number], turns[number] = scores[0].argmax() == first, scores[after].argmax() == second
-    return Effects(log_odds, probability, all_parts, is_right, turns)
+    effects = processes.gather((log_odds, probability, all_parts, is_right, turns))  # zero where another has measured
+    return Effects(*(sum(own).astype(own[0].dtype) for own in zip(*effects, strict=True)))
 
 
 def region_masses(maps, regions):
@@ -122,11 +125,12 @@ def contrast_sources(run, head):
         def maps(images, indices, first, second):
             return contrast_maps(model, images, first, second, name, util.image_seeds(run.args.seed, indices), settings)
         return maps
-    asked = run.args.contrast_method
-    names = [name for name, entry in CONTRASTS.items() if issubclass(head, entry.head) and asked in (None, name)]
-    names.sort(key=is_slow)  # the cheap ones first
-    if asked and not names:
-        raise UserError(f'{head.__name__} does not define --contrast_method={asked}')
+    defined = [name for name, entry in CONTRASTS.items() if issubclass(head, entry.head)]
+    asked = run.args.contrast_method or defined
+    unknown = [name for name in asked if name not in defined]
+    if unknown:
+        raise UserError(f'{head.__name__} does not define --contrast_method={unknown[0]}')
+    names = sorted(asked, key=is_slow)  # the cheap ones first
     return {name: source(run.model, name) for name in names} | control_sources(run, source)
 
 
@@ -185,10 +189,12 @@ def held_against(signed, absolute, questions, effects, unit, present):
 
 @torch.no_grad()
 def measure(run, images, questions, regions, source, name):
-    """One pass over the questions. Returns the masses, two (Q,8), and the histograms (P,2,bins) of cue localization."""
+    """One pass over the questions, of which each process takes some batches. Returns the masses, two (Q,8), and the
+    histograms (P,2,bins) of cue localization."""
     edges, pairs = metrics.bin_edges('even', run.args.cam_curve_interval), 1 + max(q.pair for q in questions)
-    signed, absolute, counts = [], [], 0
-    for start in util.progress(range(0, len(questions), run.args.batch_size), name, 'batch'):
+    signed, absolute = np.zeros((2, len(questions), len(REGIONS)))
+    counts, starts = 0, range(0, len(questions), run.args.batch_size)[processes.rank()::processes.size()]
+    for start in util.progress(starts, name, 'batch'):
         part = questions[start:start + run.args.batch_size]
         indices = torch.tensor([question.index for question in part])
         batch = util.to_device(torch.stack([images[index][0] for index in indices.tolist()]), run.device)
@@ -198,14 +204,14 @@ def measure(run, images, questions, regions, source, name):
         if not maps.isfinite().all():
             raise UserError(f'{name} gives maps with values that are infinite or no number')
         own = regions[indices.numpy()]
-        for masses, found in zip((signed, absolute), region_masses(maps, own), strict=True):
-            masses.append(found)
+        rows = slice(start, start + len(part))
+        signed[rows], absolute[rows] = region_masses(maps, own)
         scores = metrics.normalise(metrics.resize(maps, own.shape[1:]).abs(), 'minmax')
         truth = torch.stack([torch.isin(torch.from_numpy(mask), torch.tensor(question.parts, dtype=torch.uint8))
                              for mask, question in zip(own, part, strict=True)])
         binned, rows = metrics.bin_scores(scores, edges).flatten(1), torch.tensor([question.pair for question in part])
         counts = counts + metrics.count_scores(binned, truth.flatten(1), len(edges) + 1, rows, pairs)
-    return np.concatenate(signed), np.concatenate(absolute), counts
+    return [sum(own) for own in zip(*processes.gather((signed, absolute, counts)), strict=True)]
 
 
 def summarise(figures, questions, pxap, seed):
@@ -251,15 +257,18 @@ def main():
         figures = held_against(signed, absolute, asked, effect, unit, present[rows])
         content['methods'][name] = {'questions': len(asked), 'unit': unit,
                                     **summarise(figures, asked, float(np.nanmean(value)), seed)}
-        result.write(content, quiet=True)
+        if processes.is_first():
+            result.write(content, quiet=True)
+    if not processes.is_first():
+        return
     facts = content['network']
-    print(f'\n{run.args.attribution_method}, {len(questions)} questions, {facts["accuracy"]:.1f} % on images that the '
-          f'network gets right; of these {facts["turns"][0]:.1f} % turn with all differing parts')
+    util.say(f'\n{run.args.attribution_method}, {len(questions)} questions, {facts["accuracy"]:.1f} % on images that '
+             f'the network gets right; of these {facts["turns"][0]:.1f} % turn with all differing parts')
     table = []
     for name, own in content['methods'].items():
         values = [own.get(key, [None])[0] for key in COLUMNS]
         table.append([name, *(None if value is None else f'{value:.2f}' for value in values), own['questions']])
-    print(util.table(['why A and not B', *COLUMNS.values(), 'questions'], table))
+    util.say(util.table(['why A and not B', *COLUMNS.values(), 'questions'], table))
     result.write(content)
 
 

@@ -7,39 +7,47 @@ Result: save/<experiment_name>/pixel_perturb_<data set>_<method>_<process>.<imag
 
     python eval_pixel_perturb.py --experiment_name=calm_em
 """
+import itertools
+
 import numpy as np
 import torch
 
 import config
 import evaluation
 import figures
+import processes
 import util
+from data_loaders import in_order
 from wsol import metrics
 
 
 @torch.inference_mode()
-def classify_erased(model, loader, source, device, seed, precision):
-    """Correct or not, image by image: (N,) intact, (N,5) after top-k and (N,5) after random erasure.
+def classify_erased(model, loader, source, device, seed, precision, at_a_time):
+    """Correct or not, image by image of the loader: (N,) intact, (N,5) after top-k and (N,5) after random erasure.
 
     source: a MapSource with the model's probabilities. seed: of the random pixels and of the order among ties.
+    at_a_time: erased images are classified in batches of this size, whatever their k.
     """
-    def is_correct(images, labels):
-        with util.autocast(precision, device):
-            return (model(images).argmax(1) == labels).cpu().numpy()
-
-    intact, top, random = [], [], []
+    results = [np.empty((0, 1 + 2 * len(metrics.ERASE_RATIOS)), bool)]  # of several processes, one may have no batch
     for images, labels, indices in util.progress(loader, 'remove-and-classify', 'batch'):
         images, labels = util.to_device(images, device), util.to_device(labels, device)
         probs, _, maps = source(images, indices, labels[:, None])
-        intact.append((probs.argmax(1) == labels).cpu().numpy())
         # ranks need no normalisation, and clipping would make ties: --norm_type has no use here
         maps = torch.cat([metrics.resize(one, images.shape[2:]) for one in maps])  # B of (1,h,w) -> (B,S,S)
         generators = [torch.Generator().manual_seed(own) for own in util.image_seeds(seed, indices).tolist()]
-        for rank, results in zip(metrics.ranks(maps, generators), (top, random), strict=True):
-            rank = rank.to(device)
-            erased = [is_correct(metrics.erase(images, rank, ratio), labels) for ratio in metrics.ERASE_RATIOS]
-            results.append(np.stack(erased, axis=1))
-    return np.concatenate(intact), np.concatenate(top), np.concatenate(random)
+        ranks = metrics.ranks(maps, generators)
+        copies = list(itertools.product(ranks, metrics.ERASE_RATIOS, range(len(images))))
+        correct = [probs.argmax(1) == labels]
+        for start in range(0, len(copies), at_a_time):
+            orders, ratios, rows = zip(*copies[start:start + at_a_time], strict=True)
+            rank = torch.stack([order[row] for order, row in zip(orders, rows, strict=True)])
+            rows = list(rows)
+            with util.autocast(precision, device):
+                scores = model(metrics.erase(images[rows], rank, ratios))
+            correct.append(scores.argmax(1) == labels[rows])
+        results.append(torch.cat(correct).view(-1, len(images)).T.cpu().numpy())  # (B,11)
+    intact, top, random = np.split(np.concatenate(results), [1, 1 + len(metrics.ERASE_RATIOS)], axis=1)
+    return intact[:, 0], top, random
 
 
 def summarise(top, random, seed):
@@ -66,14 +74,19 @@ def main():
     run = evaluation.open_evaluation(config.parse('eval_pixel_perturb', __doc__), 'eval_pixel_perturb')
     images = run.open_split('test')
     source, name = run.map_source(images, 'test'), run.maps_name()
-    intact, top, random = classify_erased(run.model, run.loader(images), source, run.device, run.args.seed,
-                                          run.args.precision)
+    loader = run.loader(images)
+    measured = classify_erased(run.model, loader, source, run.device, run.args.seed, run.args.precision,
+                               run.args.batch_size)
+    intact, top, random = (in_order(loader, own) for own in measured)
+    if not processes.is_first():
+        return
     accuracy, records = 100 * float(intact.mean()), summarise(top, random, run.args.seed)
     rows = [[f'{r["erased_percent"]} %', r['correct_top'], r['correct_random'],
              '-' if r['R'] is None else f'{r["R"]:.3f}',
              '-' if r['R'] is None else f'{r["R_low"]:.3f} .. {r["R_high"]:.3f}'] for r in records]
-    print(f'\n{name}, on {len(images)} test images of {run.data.name}; accuracy {accuracy:.1f} %. R_k: lower is better')
-    print(util.table(['erased', 'correct, top', 'correct, random', 'R_k', '95 % of the images'], rows))
+    util.say(f'\n{name}, on {len(images)} test images of {run.data.name}; accuracy {accuracy:.1f} %. R_k: lower is '
+             'better')
+    util.say(util.table(['erased', 'correct, top', 'correct, random', 'R_k', '95 % of the images'], rows))
     result = run.result_file('pixel_perturb', images, 'test', name)
     figures.save(figures.ratio_curve(run.title(), {name: records}), result.figure())
     result.write({'accuracy': accuracy, 'ratios': records, 'outcomes': outcomes_by_image(intact, top, random)})

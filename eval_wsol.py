@@ -17,7 +17,9 @@ import torch
 import config
 import evaluation
 import figures
+import processes
 import util
+from image_files import open_image
 from util import UserError
 from wsol import metrics
 
@@ -31,11 +33,22 @@ def prepared(score_map, size, norm_type):
     return metrics.normalise(torch.from_numpy(np.ascontiguousarray(score_map)), norm_type).numpy()
 
 
-class BoxCounts:
+class Counts:
+    """The base: integers that add up, over images and over processes."""
+    summed = ()  # the names of those integers
+
+    def share(self):
+        """Add what the other processes have counted."""
+        for name in self.summed:
+            setattr(self, name, sum(processes.gather(getattr(self, name))))
+
+
+class BoxCounts(Counts):
     """MaxBoxAcc and its kin: how many images are found at each threshold, and whether each of them is.
 
     boxes: the lists.Boxes of the split. ious: the overlaps that count as found, in percent.
     """
+    summed = ('found', 'largest', 'largest_and_class', 'images', 'by_image')  # an image's row is zero elsewhere
 
     def __init__(self, boxes, size, norm_type, interval, ious):
         self.boxes, self.size, self.norm_type, self.ious = boxes, size, norm_type, np.array(ious) / 100
@@ -75,11 +88,12 @@ class BoxCounts:
         return {name: 100 * row / self.images for name, row in rows.items()}
 
 
-class MaskCounts:
+class MaskCounts(Counts):
     """Pixel average precision on masks; pixels to be ignored count nowhere.
 
     paths: [(the paths of an image's masks, the path of its ignore mask)].
     """
+    summed = ('counts', 'images')
 
     def __init__(self, paths, size, norm_type, interval):
         self.paths, self.size, self.norm_type = paths, size, norm_type
@@ -87,9 +101,10 @@ class MaskCounts:
         self.counts, self.images = np.zeros((2, len(self.edges) + 1), np.int64), 0
 
     def _mask(self, path):
-        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-        if image is None:
-            raise UserError(f'the mask {path} does not open; --mask_root names the folder above OpenImages/')
+        try:
+            image = open_image(path, lambda image: np.asarray(image.convert('L')))
+        except UserError as error:
+            raise UserError(f'{error}. It is a mask: --mask_root names the folder above OpenImages/') from error
         return cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_NEAREST) > 0
 
     def truth(self, index):
@@ -118,6 +133,7 @@ def localise(loader, source, counts, device):
             right = np.zeros(len(labels), bool) if probs is None else (probs.argmax(1) == labels).cpu().numpy()
             for measured, is_right in zip(pool.map(counts.measure, maps, indices.tolist()), right, strict=True):
                 counts.add(measured, is_right)
+    counts.share()
     return counts
 
 
@@ -170,13 +186,15 @@ def main():
     sources = {split: run.map_source(own, split) for split, own in images.items()}
     for split, own in images.items():
         localise(run.loader(own), sources[split], by_split[split], run.device)
+    if not processes.is_first():
+        return
     results = mask_results(by_split) if data.has_masks else box_results(by_split, run.model is not None)
 
     rows = [[key, own['val'], own['test'], own['oracle'],
              '-' if own['threshold'] is None else f'{own["threshold"]:.3f}'] for key, own in results.items()]
     sizes = {split: counts.images for split, counts in by_split.items()}
-    print(f'\n{name}, {data.name}: {sizes["val"]} val and {sizes["test"]} test images')
-    print(util.table(['%', 'val', 'test', 'test, oracle', 'threshold'], rows))
+    util.say(f'\n{name}, {data.name}: {sizes["val"]} val and {sizes["test"]} test images')
+    util.say(util.table(['%', 'val', 'test', 'test, oracle', 'threshold'], rows))
     result = run.result_file('wsol', images['test'], 'test', name, args.norm_type)
     figures.save(curves_figure(run.title(), by_split['test']), result.figure())
     outcomes = {} if data.has_masks else {'outcomes': by_split['test'].outcomes(results)}

@@ -6,9 +6,11 @@ weights, the settings and the versions. Its file's name tells apart results of o
 import hashlib
 import json
 import platform
+import subprocess
 import sys
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +19,17 @@ from munch import Munch
 from torch import nn
 
 import config
+import processes
 import util
 import weights
 from data_loaders import DataSet, find_dataset, make_loader
 from dataset import open_dataset
 from image_files import eval_transform
-from map_sources import FolderMaps, NetworkMaps, ObjectMasks
+from map_sources import ContrastMaps, FolderMaps, NetworkMaps, ObjectMasks
 from util import UserError
 from wsol._torchvision import torchvision
+from wsol.contrast import CONTRASTS, check_contrast
+from wsol.folding import fold_batchnorm
 from wsol.heads import CALM
 from wsol.networks import check_image_size
 from wsol.query import PROCESSES, SamplingSettings, check_process
@@ -48,10 +53,15 @@ class Evaluation:
     def open_split(self, split):
         """The ImageDataset of a split, as evaluations see it."""
         images = self.data.open_split(split, self.transform())
-        return images.without_broken(split) if self.args.skip_broken else images
+        images = images.without_broken(split) if self.args.skip_broken else images
+        if self.args.cache:
+            images = images.cached(Path(self.args.save_root) / 'cache', f'{self.data.label}_{split}')
+        return images
 
     def loader(self, images):
-        """Batches of a data set of images, in order."""
+        """Batches of a data set of images, in order; looks first whether what is measured on them can be written."""
+        if processes.is_first():
+            util.check_writable(self.results_folder())
         return make_loader(images, self.args.batch_size, self.args.workers, self.device)
 
     def map_source(self, images, split, classes_of=None, rows=None):
@@ -59,6 +69,9 @@ class Evaluation:
         args, options = self.args, {'model': self.model, 'precision': self.args.precision}
         if args.scoremap_root is not None:
             return FolderMaps(args.scoremap_root, split, images, classes_of, rows, **options)
+        if self.contrast_method():
+            return ContrastMaps(images, self.model, self.contrast_method(), args.precision, args.seed,
+                                sampling_settings(args))
         if args.score_map_process == config.OBJECT_MASK:
             return ObjectMasks(images, self.data.annotations(), **options)
         members = None
@@ -79,7 +92,11 @@ class Evaluation:
         if self.args.scoremap_root is not None:
             folder = Path(self.args.scoremap_root).resolve()
             return f'maps-{folder.name}-{zlib.crc32(bytes(folder)):08x}'
-        return f'{self.args.attribution_method}_{self.args.score_map_process}'
+        return f'{self.args.attribution_method}_{self.contrast_method() or self.args.score_map_process}'
+
+    def contrast_method(self):
+        """Of config's table, where a contrast method takes the place of an attribution method; else None."""
+        return contrast_in_place(self.args, self.script)
 
     def title(self):
         """Of figures: the experiment, the maps, the data set."""
@@ -90,12 +107,15 @@ class Evaluation:
         settings = config.recorded_settings(self.args, self.script)
         about = identity(metric, self.data, split, images, self.checkpoint, settings)
         key = hashlib.sha256(f'{about["images_sha256"]} {about["weights_sha256"]}'.encode()).hexdigest()[:8]
-        return ResultFile(self.results_folder() / ('_'.join([metric, self.data.label, *more]) + f'.{key}.json'), about)
+        return ResultFile(self.results_folder() / ('_'.join([metric, self.data.label, *more]) + f'.{key}.json'), about,
+                          self.device)
 
     def results_folder(self):
-        """--experiment_name's folder; where that is not said, the checkpoint's experiment, or a folder named like the
-        published weight."""
+        """--output of pictures, else --experiment_name's folder; where that is not said, the checkpoint's experiment,
+        or a folder named like the published weight."""
         args, checkpoint = self.args, self.checkpoint
+        if self.script == 'inference':
+            return Path(args.output)
         if checkpoint is not None and 'experiment_name' not in args.given:
             if checkpoint.name:
                 return Path(args.save_root) / checkpoint.name
@@ -103,6 +123,12 @@ class Evaluation:
             if folder.is_relative_to(root):
                 return Path(args.save_root) / folder.relative_to(root)
         return weights.experiment_folder(args.save_root, args.experiment_name)
+
+
+def contrast_in_place(args, script):
+    """The contrast method that cue localization measures in place of differences of maps; None where none is."""
+    asked = args.contrast_method if script == 'eval_cue_location' else None
+    return None if asked == 'difference' else asked
 
 
 def identity(metric, data, split, images, checkpoint, settings):
@@ -130,6 +156,7 @@ def open_evaluation(args, script, needs_model=True, needs_data=True):
     needs_data: else the data set only gives names and superclasses, as for a user's own photos.
     """
     device, checkpoint, model = util.pick_device(args.device), None, None
+    processes.join(device)
     if needs_model or args.scoremap_root is None or args.load_checkpoint is not None:
         checkpoint = _find_network(args, script)
         args = config.adopt(args, checkpoint.path, checkpoint.known, checkpoint.network)
@@ -142,10 +169,14 @@ def open_evaluation(args, script, needs_model=True, needs_data=True):
         check_image_size(model, args.crop_size)
     if script in config.MAPS:
         args = _with_defaults(args, model, script)
-        if args.score_map_process == config.OBJECT_MASK:
+        if contrast_in_place(args, script):
+            check_contrast(args.contrast_method, type(model))
+        elif args.score_map_process == config.OBJECT_MASK:
             data.annotations()
         elif args.scoremap_root is None:
             check_process(args.score_map_process, type(model))
+    if model is not None and _only_runs_forward(args, script):
+        fold_batchnorm(model, args.crop_size)
     if script in config.RUNS:
         args.precision = util.pick_precision(args.precision, device)
         args.workers = util.pick_workers(args.workers, 'workers' in args.given)
@@ -153,7 +184,7 @@ def open_evaluation(args, script, needs_model=True, needs_data=True):
         util.seed_everything(args.seed)
     run = Evaluation(script, args, device, data, checkpoint, model)
     if script in config.MAPS:
-        print(run.describe())
+        util.say(run.describe())
     return run
 
 
@@ -168,6 +199,15 @@ def _find_network(args, script):
     return weights.open_network(path, args.architecture)
 
 
+def _only_runs_forward(args, script):
+    """Whether a script asks its network for forwards alone: no gradient, no other network made of it."""
+    contrast = contrast_in_place(args, script)
+    # None: maps that no network makes, or that are read off the activations
+    maps = PROCESSES.get(contrast.removesuffix('-difference') if contrast else args.score_map_process)
+    return script == 'main' or script in config.EVALUATIONS and (
+        args.scoremap_root is not None or maps is None or maps.one_forward)
+
+
 def _with_defaults(args, model, script):
     """The attribution method and how its maps are normalised and binned, where the flags are silent: the paper's.
 
@@ -177,7 +217,11 @@ def _with_defaults(args, model, script):
     """
     args = Munch(args)
     gradients = args.score_map_method == 'backprop'  # how the published command line asks for them
-    if args.scoremap_root is None and args.score_map_process is None:
+    contrast = CONTRASTS.get(contrast_in_place(args, script))
+    if contrast and (args.score_map_process or args.scoremap_root or gradients):
+        raise UserError('--contrast_method makes one map of two classes, --score_map_process one of each; leave one of '
+                        'them out')
+    if args.scoremap_root is None and args.score_map_process is None and contrast is None:
         args.score_map_process = 'backprop' if gradients else model.own_maps
     if gradients and args.score_map_process == 'vanilla':
         args.score_map_process = 'backprop'
@@ -185,7 +229,7 @@ def _with_defaults(args, model, script):
     if gradients and process and process.one_forward:
         raise UserError(f'--score_map_method=backprop contradicts --score_map_process={args.score_map_process}, which '
                         'is read off the activations; leave one of them out')
-    probabilities = process is not None and process.head is CALM
+    probabilities = process.head is CALM if process else contrast is not None and contrast.unit == 'probability'
     args.norm_type = args.norm_type or ('clipping' if probabilities and script != 'eval_wsol' else 'minmax')
     args.threshold_type = args.threshold_type or ('log' if probabilities else 'even')
     return args
@@ -197,7 +241,32 @@ def _with_defaults(args, model, script):
 def versions():
     """What a result depends on beyond its settings."""
     return {'python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__,
-            'numpy': np.__version__}
+            'numpy': np.__version__, 'commit': commit()}
+
+
+@lru_cache
+def commit():
+    """The git commit of this code, with -dirty where files differ from it; None where there is none."""
+    describe = ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
+    try:
+        return subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True,
+                              check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def machine(device):
+    """What computed. The number of threads can move the last digits: sums are taken in another order."""
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else _processor()
+    return {'device': f'{device.type}: {name}', 'threads': torch.get_num_threads()}
+
+
+def _processor():
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        return next(line.split(':')[1].strip() for line in lines if line.startswith('model name'))
+    except (OSError, StopIteration):  # macOS, and processors that give no name there
+        return platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True)
@@ -205,6 +274,7 @@ class ResultFile:
     """One JSON file of results; figures go beside it under the same name."""
     path: Path
     identity: dict
+    device: torch.device
 
     def figure(self):
         """The path of its figure."""
@@ -213,9 +283,9 @@ class ResultFile:
     def write(self, measured, quiet=False):
         """Write what was measured with what it was measured on. An earlier result of this name is of the same weights
         and images: what differs in its settings is said. quiet: of a result that is not complete yet."""
-        command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-        content = {**self.identity, **measured, 'versions': versions(), 'command': command}
-        before = read_result(self.path).get('settings', {})
+        content = {**self.identity, **measured, 'versions': versions(), 'machine': machine(self.device),
+                   'command': command_line()}
+        before = read_result(self.path)['settings']
         now = json.loads(json.dumps(self.identity['settings']))  # as a file has them: lists, no tuples
         changed = [f'{name} was {before.get(name)}, is {value}' for name, value in now.items()
                    if before and before.get(name) != value]
@@ -223,7 +293,12 @@ class ResultFile:
         if quiet:
             return
         replaced = f' replaces an earlier result ({"; ".join(changed)})' if changed else ''
-        print(f'{self.path}{replaced}')
+        util.say(f'{self.path}{replaced}')
+
+
+def command_line():
+    """The command that this process was started by."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
 def digits(outcomes):
@@ -237,19 +312,17 @@ def from_digits(text):
 
 
 def read_result(path):
-    """A result's content; {} where there is none that can be read."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    """A result's content, with its settings; both {} where there is nothing that can be read."""
+    content = util.read_json(path)
+    content = content if isinstance(content, dict) else {}
+    settings = content.get('settings')
+    return content | {'settings': settings if isinstance(settings, dict) else {}}
 
 
 def find_result(folder, metric, process, weights_sha256):
     """The latest result of a metric and an attribution method for these weights, in an experiment's folder."""
     for path in sorted(Path(folder).glob(f'{metric}_*.json'), key=lambda path: -path.stat().st_mtime_ns):
         content = read_result(path)
-        settings = content.get('settings', {})
-        if content.get('weights_sha256') == weights_sha256 and settings.get('score_map_process') == process:
+        if content.get('weights_sha256') == weights_sha256 and content['settings'].get('score_map_process') == process:
             return content
     raise UserError(f'{folder} holds no result of {metric} with --score_map_process={process} for these weights')

@@ -3,12 +3,10 @@
 The settings on painted birds, which demo.py, ablation.py and reproduce.py share: all networks are alike, ResNet-18,
 started from one CAM classifier, as the paper's networks start from an ImageNet classifier.
 """
-import subprocess
-import sys
-
 import torch
 
 import evaluation
+import processes
 import util
 from util import UserError
 
@@ -23,8 +21,8 @@ FINE_TUNE = ['--is_different_checkpoint', '--epochs=15', '--lr=0.001']  # with -
 def run(folder, script, *flags):
     """Run one of the project's scripts as a user would, and show how."""
     command = [script, *flags, f'--save_root={folder}']
-    print('\n$ python ' + ' '.join(command), flush=True)
-    code = subprocess.run([sys.executable, *command], check=False).returncode
+    util.say('\n$ python ' + ' '.join(command))
+    code = processes.call(command)
     if code:
         raise UserError(f'{script} ended with exit code {code}; see above')
 

@@ -75,8 +75,8 @@ def main():
     run = evaluation.open_evaluation(args, 'export', needs_data=False)
     network = SelfExplaining(run.model.cpu().to(memory_format=torch.contiguous_format), run.checkpoint.normalisation)
     export(network.eval(), run.args.crop_size, path, describe(run))
-    print(f'{path}: images (B,3,{run.args.crop_size},{run.args.crop_size}), RGB in 0..1 -> probabilities '
-          f'(B,{run.model.conv_last.out_channels}) and maps ({run.model.own_maps})')
+    util.say(f'{path}: images (B,3,{run.args.crop_size},{run.args.crop_size}), RGB in 0..1 -> probabilities '
+             f'(B,{run.model.conv_last.out_channels}) and maps ({run.model.own_maps})')
 
 
 if __name__ == '__main__':

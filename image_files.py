@@ -2,13 +2,19 @@
 
 Source: the published transforms (Kim et al., ICCV 2021). All files are decoded by PIL.
 """
+import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+import processes
 from util import UserError, progress, usable_cores, warn
 from wsol._torchvision import torchvision  # noqa: F401  must precede its transforms
 from wsol.networks import IMAGENET
@@ -18,7 +24,9 @@ from torchvision.transforms import v2  # isort: skip
 SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.ppm', '.pgm'}
 SCALABLE = ('L', 'RGB', 'RGBA', 'CMYK', 'YCbCr')  # the modes in which an image can be made smaller
 ORIENTATION = 0x0112  # EXIF's tag
-Image.MAX_IMAGE_PIXELS = 200_000_000  # phones take such photos; PIL warns above this, and refuses twice as many
+# phones take such photos; what PIL would warn of is refused, by the size in the header, before it is decoded
+Image.MAX_IMAGE_PIXELS = 200_000_000
+warnings.filterwarnings('error', category=Image.DecompressionBombWarning)
 
 
 def is_hidden(name):
@@ -29,7 +37,11 @@ def is_hidden(name):
 def images_below(root):
     """The ids of the image files below a folder: their paths relative to it, in order."""
     found = (path.relative_to(root) for path in root.rglob('*') if path.suffix.lower() in SUFFIXES)
-    return sorted(str(path) for path in found if not any(map(is_hidden, path.parts)))
+    ids = sorted(str(path) for path in found if not any(map(is_hidden, path.parts)))
+    odd = next((image_id for image_id in ids if image_id != image_id.encode(errors='replace').decode()), None)
+    if odd is not None:
+        raise UserError(f'{str(root / odd)!r}: the name of this file is not UTF-8; rename it')
+    return ids
 
 
 def open_upright(path, longest=None):
@@ -80,11 +92,16 @@ def _to_8_bits(image):
 def open_image(path, convert=lambda image: image.convert('RGB')):
     """An image file as RGB, decoded by PIL; as published, EXIF is not looked at. Raises UserError naming the file."""
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise OSError('no regular file')  # a pipe would be waited for
         with Image.open(path) as image:
             return convert(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except MemoryError:  # no fault of the file's
+        raise
+    except Exception as error:  # damaged files make PIL raise many kinds
         reason = 'no such file' if isinstance(error, FileNotFoundError) else f'{type(error).__name__}: {error}'
-        raise UserError(f'the image {path} does not open ({reason}); replace it, or leave it out') from error
+        raise UserError(f'the image {path} does not open ({reason}); replace it, or leave it out by '
+                        '--skip_broken') from error
 
 
 def broken_images(paths):
@@ -106,8 +123,12 @@ def broken_images(paths):
 
 
 def opening_images(paths, name):
-    """The indices of the image files that open; says how many do not. Raises UserError where none does."""
-    broken = broken_images(paths)
+    """The indices of the image files that open; says how many do not. Raises UserError where none does. Of several
+    processes each opens some."""
+    first, every = processes.rank(), processes.size()
+    own = broken_images(paths[first::every])
+    broken = dict(sorted((first + every * index, reason) for first, found in enumerate(processes.gather(own))
+                         for index, reason in found.items()))
     if broken and len(broken) == len(paths):
         raise UserError(f'none of the {len(paths)} images of {name} opens; the first: {broken[0]}')
     if broken:
@@ -119,19 +140,45 @@ def opening_images(paths, name):
 # --- transforms ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Transform:
+    """What a network takes, of a photo: in a loader's worker bytes, a quarter of the memory, and numbers on the device.
+
+    resize_size: the side R of the square that photos are resized to. crop: (3,R,R) uint8 -> (3,S,S). normalisation: the
+    network's (mean, deviation).
+    """
+    resize_size: int
+    crop: Callable = v2.Identity()
+    normalisation: tuple = IMAGENET
+
+    def __call__(self, image):
+        """PIL image -> (3,S,S) float32."""
+        return self.normalise(self.crop(self.resize(image)))
+
+    def resize(self, image):
+        """PIL image -> (3,R,R) uint8: bilinear with anti-aliasing, in bytes at most one grey level from PIL's."""
+        return v2.functional.resize(v2.functional.pil_to_tensor(image), [self.resize_size] * 2, antialias=True)
+
+    def normalise(self, pixels):
+        """(...,3,S,S) uint8 -> float32, on its device."""
+        mean, deviation = _statistics(tuple(map(tuple, self.normalisation)), pixels.device)
+        return pixels.float().div_(255).sub_(mean).div_(deviation)
+
+
+@cache
+def _statistics(normalisation, device):
+    """Mean and deviation (3,1,1) on a device: sent there once, since sending makes the host wait for it."""
+    return [torch.tensor(values, device=device)[:, None, None] for values in normalisation]
+
+
 def train_transform(resize_size, crop_size, normalisation=IMAGENET):
     """Published: resize to a square, random crop, horizontal flip; the network's mean and deviation."""
-    return v2.Compose([v2.Resize((resize_size, resize_size)), v2.RandomCrop(crop_size), v2.RandomHorizontalFlip(),
-                       *_to_tensor(normalisation)])
+    return Transform(resize_size, v2.Compose([v2.RandomCrop(crop_size), v2.RandomHorizontalFlip()]), normalisation)
 
 
 def eval_transform(crop_size, normalisation=IMAGENET):
     """Published: resize to a square of the crop's size. normalisation: the network's (mean, deviation)."""
-    return v2.Compose([v2.Resize((crop_size, crop_size)), *_to_tensor(normalisation)])
-
-
-def _to_tensor(normalisation):
-    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*normalisation)]
+    return Transform(crop_size, normalisation=normalisation)
 
 
 def as_image(picture):

@@ -16,10 +16,11 @@ from munch import Munch
 import config
 import evaluation
 import map_labels
+import processes
 import util
 import weights
 from album import DIFFERENCE, Album, Explained
-from image_files import opening_images
+from image_files import broken_images, opening_images
 from map_sources import ContrastMaps
 from photos import OwnImages, find_images
 from util import UserError, warn
@@ -37,7 +38,7 @@ def resolve_class(text, names, num_classes):
     """A class by its exact name, by its number (from 0), or by a part of its name that no other has."""
     exact = [label for label, name in enumerate(names) if name == text]
     if text.isdecimal() and not exact:
-        if int(text) >= num_classes:
+        if len(text) > 9 or int(text) >= num_classes:
             raise UserError(f'class {text} is out of range, classes are 0 to {num_classes - 1}')
         return int(text)
     hits = exact or [label for label, name in enumerate(names) if text.lower() in name.lower()]
@@ -76,10 +77,10 @@ class Explainer:
     explained.
     """
 
-    def __init__(self, run, images, processes, choose, contrast_method=None, count=1):
+    def __init__(self, run, images, methods, choose, contrast_method=None, count=1):
         self.run, self.choose = run, choose
         self.sources = {name: replace(run, args=Munch(run.args, score_map_process=name)).map_source(images, 'test')
-                        for name in processes}
+                        for name in methods}
         self.pair = None
         if contrast_method not in (None, DIFFERENCE):
             self.pair = ContrastMaps(images, run.model, contrast_method, run.args.precision, run.args.seed,
@@ -107,23 +108,23 @@ def without_swallowed_photo(images, contrast):
     """--contrast photo.jpg: what is a file or a folder is an image, and the contrast is the runner-up. Returns both."""
     if contrast is None or contrast == RUNNER_UP or not Path(contrast).exists():
         return images, contrast
-    print(f'--contrast {contrast}: there is a file or folder of this name, so it is taken for images, and the contrast '
-          'is the runner-up; a class of this name is said by its number')
+    util.say(f'--contrast {contrast}: there is a file or folder of this name, so it is taken for images, and the '
+             'contrast is the runner-up; a class of this name is said by its number')
     return [*images, contrast], RUNNER_UP
 
 
 def refuse_what_would_be_ignored(args):
     """Raise UserError for flags that mean something else here than the user may think."""
-    processes = args.score_map_process or ()
-    if args.scoremap_root is not None or config.OBJECT_MASK in processes:
+    methods = args.score_map_process or ()
+    if args.scoremap_root is not None or config.OBJECT_MASK in methods:
         raise UserError(f'--scoremap_root and --score_map_process={config.OBJECT_MASK} are for the evaluations; here a '
                         'network gives the maps')
-    if args.score_map_method == 'backprop' and len(processes) > 1:
+    if args.score_map_method == 'backprop' and len(methods) > 1:
         raise UserError('--score_map_method=backprop says nothing of several methods; leave it out, and name backprop '
                         'among them')
-    if args.contrast is not None and args.contrast_method == DIFFERENCE and processes and not any(
-            PROCESSES[name].per_class for name in processes):
-        raise UserError(f'{processes[0]} gives one map for all classes: "why A and not B" would be zero everywhere; '
+    if args.contrast is not None and args.contrast_method == DIFFERENCE and methods and not any(
+            PROCESSES[name].per_class for name in methods):
+        raise UserError(f'{methods[0]} gives one map for all classes: "why A and not B" would be zero everywhere; '
                         'add a method such as jointll, or a --contrast_method')
 
 
@@ -131,13 +132,13 @@ def open_run(args):
     """The Evaluation and the attribution methods. Raises UserError for one that the head does not define."""
     asked = args.score_map_process or (None,)
     run = evaluation.open_evaluation(Munch(args, score_map_process=asked[0]), 'inference', needs_data=False)
-    processes = [run.args.score_map_process, *asked[1:]]
-    for name in processes[1:]:
+    methods = [run.args.score_map_process, *asked[1:]]
+    for name in methods[1:]:
         check_process(name, type(run.model))
-        print(replace(run, args=Munch(run.args, score_map_process=name)).describe())
+        util.say(replace(run, args=Munch(run.args, score_map_process=name)).describe())
     if args.contrast is not None and args.contrast_method != DIFFERENCE:
         check_contrast(args.contrast_method, type(run.model))
-    return run, processes
+    return run, methods
 
 
 def chosen_classes(args, names, num_classes):
@@ -152,31 +153,42 @@ def chosen_classes(args, names, num_classes):
 
 
 def draw_all(run, images, names, album, explainer):
-    """Explain every image and fill the album and its manifest, batch by batch. Returns the manifest."""
-    settings = config.recorded_settings(run.args, 'inference') | {'score_map_process': album.processes}
-    manifest = {**evaluation.checkpoint_identity(run.checkpoint), 'methods': {
-        name: map_labels.map_label(name) for name in album.processes}, 'images': [], 'settings': settings,
-        'versions': evaluation.versions()}
+    """Explain every image and fill the album, batch by batch. Returns {index: its entry in the manifest} of those that
+    open, whichever process has explained them."""
+    entries = {}
     with util.progress(None, ', '.join(album.processes), 'image', total=len(images)) as bar:
-        for batch, _, indices in run.loader(images):
+        for batch, opens, indices in run.loader(images):
             explained = explainer.explain(util.to_device(batch, run.device), indices)
-            for index, (probs, classes, maps, pair) in zip(indices.tolist(), explained, strict=True):
-                photo = Explained(names[index], images.paths[index], probs, classes, maps, pair)
-                manifest['images'].append(album.add(photo))
+            for index, is_open, own in zip(indices.tolist(), opens, explained, strict=True):
+                if is_open:
+                    entries[index] = album.add(Explained(names[index], images.paths[index], *own))
                 bar.update()
-            util.write_json(album.folder / 'manifest.json', manifest)
-    return manifest
+            if processes.is_first() and entries:
+                write_manifest(run, album, entries)
+    album.share(list(entries))
+    of_all = {index: entry for own in processes.gather(entries) for index, entry in own.items()}
+    return dict(sorted(of_all.items()))
 
 
-def report(manifest, album, contrast):
-    """Say what was found, where it is, and what is not as it was asked for."""
-    for entry in manifest['images'][:20]:
+def write_manifest(run, album, entries):
+    """What was explained, and how. entries: of draw_all."""
+    settings = config.recorded_settings(run.args, 'inference') | {'score_map_process': album.processes}
+    util.write_json(album.folder / 'manifest.json', {
+        **evaluation.checkpoint_identity(run.checkpoint), 'methods': {
+            name: map_labels.map_label(name) for name in album.processes}, 'images': list(entries.values()),
+        'settings': settings, 'versions': evaluation.versions(), 'machine': evaluation.machine(run.device)})
+
+
+def report(entries, album, contrast):
+    """Say what was found, where it is, and what is not as it was asked for. entries: of draw_all."""
+    entries = list(entries.values())
+    for entry in entries[:20]:
         where = f', {album.folder / entry["picture"]}' if 'picture' in entry else ''
-        print(f'{entry["image"]}: {entry["class_name"]}, p = {entry["probability"]:.3f}{where}')
+        util.say(f'{entry["image"]}: {entry["class_name"]}, p = {entry["probability"]:.3f}{where}')
     if album.reduced:
-        print(f'{len(album.reduced)} of {len(manifest["images"])} photos are drawn smaller than they are, as '
-              f'{album.reduced[0]}')
-    own = [entry for entry in manifest['images'] if contrast not in (None, RUNNER_UP)
+        util.say(f'{len(album.reduced)} of {len(entries)} photos are drawn smaller than they are, as '
+                 f'{album.reduced[0]}')
+    own = [entry for entry in entries if contrast not in (None, RUNNER_UP)
            and entry['contrast']['class'] != contrast]
     if own:
         warn(f'{len(own)} photos are predicted to be {album.class_name(contrast)} itself, as {own[0]["image"]}: their '
@@ -184,11 +196,19 @@ def report(manifest, album, contrast):
     if 'html' in album.formats:
         page = album.folder / 'gallery.html'
         size = album.gallery.write(page)
-        print(f'{page}: open it in a browser ({size / 1e6:.1f} MB)')
+        util.say(f'{page}: open it in a browser ({size / 1e6:.1f} MB)')
         if size > LARGE_PAGE:
             warn(f'browsers are slow with a page of {size / 1e6:.0f} MB: a smaller --picture_size or --top_k, or fewer '
                  'photos, make it smaller')
-    print(f'{len(manifest["images"])} images: {album.folder / "manifest.json"}')
+    util.say(f'{len(entries)} images: {album.folder / "manifest.json"}')
+
+
+def refuse_broken(paths, entries):
+    """Raise UserError, when all else is done, for images that do not open."""
+    broken = [path for index, path in enumerate(paths) if index not in entries]
+    if broken:
+        reason = next(iter(broken_images(broken[:1]).values()), f'{broken[0]} did not open')
+        raise UserError(f'{reason} ({len(broken)} of {len(paths)} images do not open; the others are explained)')
 
 
 def main():
@@ -204,21 +224,26 @@ def main():
         raise UserError('no images: name image files, or folders of images, before the flags')
     found = find_images(args.images, args.output)
     names, paths = list(found), list(found.values())
+    run, methods = open_run(args)
     if args.skip_broken:
         kept = opening_images(paths, 'yours')
         names, paths = [names[row] for row in kept], [paths[row] for row in kept]
-    run, processes = open_run(args)
     class_names, num_classes = run.checkpoint.class_names or [], run.model.conv_last.out_channels
     target, contrast = chosen_classes(args, class_names, num_classes)
     contrast_method = None if contrast is None else args.contrast_method
     images, count = OwnImages(paths, run.transform(), class_names), args.top_k if 'html' in args.format else 1
-    explainer = Explainer(run, images, processes, class_chooser(target, contrast, count), contrast_method, count)
+    explainer = Explainer(run, images, methods, class_chooser(target, contrast, count), contrast_method, count)
     path = run.checkpoint.path
     title = f'{run.args.attribution_method}, {run.args.architecture}, weights of ' + (
         path.parent.name if path.name == weights.FILE else path.name)
-    album = Album(args.output, class_names, processes, contrast_method, args.overlay, args.picture_size, args.format,
+    album = Album(args.output, class_names, methods, contrast_method, args.overlay, args.picture_size, args.format,
                   title)
-    report(draw_all(run, images, names, album, explainer), album, contrast)
+    entries = draw_all(run, images, names, album, explainer)
+    if processes.is_first():
+        if entries:
+            write_manifest(run, album, entries)
+            report(entries, album, contrast)
+        refuse_broken(paths, entries)
 
 
 if __name__ == '__main__':

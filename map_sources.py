@@ -30,6 +30,7 @@ class MapSource:
     images: the ImageDataset of the batches. model: the network that says the probabilities, None where there is none.
     """
     per_class = True  # whether the maps of two classes can differ
+    per_pair = False  # whether it answers for a pair of classes, with one signed map
 
     def __init__(self, images, model=None, precision='float32'):
         self.images, self.model, self.precision = images, model, precision
@@ -85,6 +86,7 @@ class NetworkMaps(MapSource):
 class ContrastMaps(MapSource):
     """A network's maps by a contrast method, a key of CONTRASTS: why the first of two classes and not the second.
     classes (B,2) -> maps (B,1,h,w)."""
+    per_pair = True
 
     def __init__(self, images, model, method, precision='float32', seed=0, settings=None):
         super().__init__(images, model, precision)
@@ -166,13 +168,11 @@ class FolderMaps(ReadMaps):
 def open_map(path, read=True):
     """The map (h,w) in a .npy file, as float32. read=False: its header alone is read. Raises UserError."""
     try:
-        if read:
-            with open(path, 'rb') as file:
-                values = np.lib.format.read_array(file, allow_pickle=False)
-        else:
-            values = np.lib.format.open_memmap(path, mode='r')
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        raise UserError(f'{path} is no score map: {error}') from error
+        values = np.lib.format.open_memmap(path, mode='r')  # no memory is taken for what the header promises
+        if values.offset + values.nbytes != path.stat().st_size:
+            raise ValueError(f'its header promises {values.nbytes:,} bytes of numbers, and it has others')
+    except Exception as error:  # a header is an expression of Python's, and fails in as many ways
+        raise UserError(f'{path} is no score map: {" ".join(str(error).split())[:200]}') from error
     if values.dtype.kind not in 'biuf' or values.ndim != 2 or not values.size:
         raise UserError(f'{path} is no score map: it should be a two-dimensional array of real numbers, it is '
                         f'{values.dtype} of shape {values.shape}')

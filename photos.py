@@ -4,16 +4,16 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
 
+from data_loaders import Images
 from image_files import SUFFIXES, images_below, open_upright
 from util import UserError
 
 LARGEST = 4096  # a larger photo is made this large before the network's square is cut from it: memory, and speed
 
 
-class OwnImages(Dataset):
-    """The user's image files, upright, of any size and mode. Item -> (image (3,S,S), -1, index)."""
+class OwnImages(Images):
+    """The user's image files, upright, of any size and mode. Item -> (image (3,S,S), whether it opens, index)."""
 
     def __init__(self, paths, transform, class_names=()):
         self.paths, self.transform, self.class_names = paths, transform, class_names
@@ -24,8 +24,11 @@ class OwnImages(Dataset):
     def image_id(self, index):
         return str(self.paths[index])
 
-    def __getitem__(self, index):
-        return self.transform(open_upright(self.paths[index], LARGEST)), -1, index
+    def read(self, index):
+        try:
+            return self.transform.resize(open_upright(self.paths[index], LARGEST)), True, index
+        except UserError:  # the others are explained all the same; inference.py says what is wrong with this one
+            return self.transform.resize(Image.new('RGB', (8, 8))), False, index
 
 
 def find_images(inputs, output):
@@ -33,6 +36,8 @@ def find_images(inputs, output):
 
     The name is the file's without its suffix, in a folder given as a whole with the folders on the way to it.
     """
+    if '' in inputs:
+        raise UserError('"" is no image and no folder; the folder you are in is .')
     found, output = {}, Path(output).resolve()  # path, resolved -> the path as given, the folder's name, the file's
     for given in map(Path, inputs):
         if given.is_dir():

@@ -10,7 +10,6 @@ Result: <save_root>/reproduce/<data set>/tables.md, tables.csv, tables.tex and r
     python reproduce.py --plan
     python reproduce.py --dataset=ToyBirds --seeds=3
 """
-import argparse
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,15 +49,15 @@ def plan_table(dataset, steps, args, flags):
 def print_plan(steps_by_dataset, args, flags):
     """The plan, what is missing, and how to get it."""
     tables = [plan_table(dataset, steps, args, flags) for dataset, steps in steps_by_dataset.items()]
-    print('\n' + reports.as_text(tables))
-    print(f'Hours are estimated from operation counts, for a GPU at {plan.SPEEDS["GPU"] / 1e12:g} and a CPU at '
-          f'{plan.SPEEDS["CPU"] / 1e12:g} tera-operations a second, both round figures; loading is not counted.')
+    util.say('\n' + reports.as_text(tables))
+    util.say(f'Hours are estimated from operation counts, for a GPU at {plan.SPEEDS["GPU"] / 1e12:g} and a CPU at '
+             f'{plan.SPEEDS["CPU"] / 1e12:g} tera-operations a second, both round figures; loading is not counted.')
     missing = {}
     for step in (step for steps in steps_by_dataset.values() for step in steps if not step.is_done()):
         for what, command in plan.lacks(step, args):
             missing.setdefault(command, {})[what] = None
     for command, what in missing.items():
-        print(f'missing: {", ".join(what)}. To get it: {command}')
+        util.say(f'missing: {", ".join(what)}. To get it: {command}')
 
 
 # --- the results --------------------------------------------------------------------------------------
@@ -180,7 +179,7 @@ def report(dataset, networks, root):
                                   accuracy_table(dataset, found)) if table.rows]
     written = reports.write_tables(root / dataset / 'tables', tables, reports.FORMATS)
     draw_ratios(dataset, found, root / dataset / 'ratios.png')
-    print(f'\n{reports.as_text(tables)}\n{", ".join(map(str, [*written, root / dataset / "ratios.png"]))}')
+    util.say(f'\n{reports.as_text(tables)}\n{", ".join(map(str, [*written, root / dataset / "ratios.png"]))}')
 
 
 # --- the command --------------------------------------------------------------------------------------
@@ -189,8 +188,7 @@ def report(dataset, networks, root):
 def make_parser():
     def names(text):
         return text if text == 'all' else config.choice(tuple(plan.IMAGES))(config.dataset_name(text))
-    parser = config.Parser(description=__doc__, allow_abbrev=False,
-                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = config.plain_parser(__doc__)
     parser.add_argument('--dataset', type=names, default='all', metavar='NAME',
                         help="CUB, ILSVRC, OpenImages, ToyBirds, or all: the paper's three (default: all)")
     parser.add_argument('--seeds', type=config.COUNT, default=None, metavar='N',
@@ -228,7 +226,7 @@ def main():
     for dataset, own in networks.items():
         report(dataset, own, root)
     if left:
-        print(f'\n{len(left)} steps wait for what is missing; the same command goes on with them')
+        util.say(f'\n{len(left)} steps wait for what is missing; the same command goes on with them')
     if failed:
         raise UserError(f'{len(failed)} steps failed: {"; ".join(failed)}')
 

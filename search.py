@@ -7,10 +7,7 @@ Result: save/<study>/study.db, trials.json, search.png, and the best trial as a 
 
     python search.py --study=cub_em --trials=30 --dataset=CUB --attribution_method=CALM_EM --large_feature_map
 """
-import argparse
 import shlex
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from matplotlib.figure import Figure
 import config
 import evaluation
 import figures
+import processes
 import util
 from util import UserError
 
@@ -26,8 +24,7 @@ HEARTBEAT = 60  # seconds without a sign after which a trial counts as lost, and
 
 
 def make_parser():
-    parser = config.Parser(description=__doc__, allow_abbrev=False,
-                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = config.plain_parser(__doc__)
     parser.add_argument('--study', default='search', metavar='NAME', help='folder below save_root (default: search)')
     parser.add_argument('--trials', type=config.COUNT, default=30, metavar='N', help='in all (default: 30)')
     parser.add_argument('--lr_low', type=config.RATE, default=1e-4, metavar='X', help='lowest rate (default: 1e-4)')
@@ -66,10 +63,10 @@ def run_trial(trial, args, flags, save_root):
     trial.set_user_attr('experiment', experiment)
     rate = trial.suggest_float('lr', args.lr_low, args.lr_high, log=True)
     command = command_of(flags, experiment, rate)
-    print('\n$ python ' + shlex.join(command), flush=True)
+    util.say('\n$ python ' + shlex.join(command))
     script = Path(__file__).with_name(command[0])
-    code = subprocess.run([sys.executable, script, *command[1:]], check=False).returncode
-    if code in (130, 143):
+    code = processes.call([script, *command[1:]])
+    if code in (130, 138, 143):
         raise KeyboardInterrupt
     if code and not (Path(save_root) / experiment).is_dir():  # it is made when all else is in order
         raise UserError(f'main.py ended with exit code {code} before it trained; see above')
@@ -115,10 +112,10 @@ def main():
     trials = sorted(finished(), key=lambda trial: -trial['val_accuracy'])
     rows = [[trial['experiment'], f'{trial["lr"]:.2e}', trial['val_accuracy'], trial['test_accuracy']]
             for trial in trials]
-    print('\n' + util.table(['trial, best first', 'lr', 'val, %', 'test, %'], rows))
+    util.say('\n' + util.table(['trial, best first', 'lr', 'val, %', 'test, %'], rows))
     best = trials[0]
-    print(f'\nthe best of {len(trials)} by val:\npython '
-          + shlex.join(command_of(flags, Path(best['experiment']).name, best['lr'])) + f'\n{folder / "trials.json"}')
+    util.say(f'\nthe best of {len(trials)} by val:\npython '
+             + shlex.join(command_of(flags, Path(best['experiment']).name, best['lr'])) + f'\n{folder / "trials.json"}')
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import figures
+import util
 from util import UserError
 
 DRAW_EVERY = 30  # seconds
@@ -27,9 +28,9 @@ class TrainingLog:
     def show(self, log):
         """Show the last line of the log. log: all lines, those before an interruption among them."""
         line = log[-1]
-        print(f'epoch {line["epoch"]}/{self.epochs}: loss {line["train_loss"]:.3f}, accuracy '
+        util.say(f'epoch {line["epoch"]}/{self.epochs}: loss {line["train_loss"]:.3f}, accuracy '
               f'{line["train_accuracy"]:.1f} % on train, {line["val_accuracy"]:.1f} % on val, rate {line["lr"]:.2g}, '
-              f'{line["train_images_per_second"]:.0f} images/s', flush=True)
+              f'{line["train_images_per_second"]:.0f} images/s')
         if line['epoch'] == self.epochs or time.monotonic() - self.drawn_at >= DRAW_EVERY:
             figures.save(figures.training_curves(self.folder.name, log), self.folder / 'training.png')
             self.drawn_at = time.monotonic()

@@ -1,33 +1,139 @@
-"""What every script needs: clear errors, seeds, devices, progress bars, files written whole."""
+"""What every script needs: clear errors, seeds, devices, a screen that may be gone, files written whole."""
+import contextlib
+import errno
 import json
 import os
 import platform
 import random
+import re
 import sys
+import uuid
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+import processes
 from wsol.errors import UserError
+
+MEMORY = 'lower --workers, whose processes each hold batches, or --batch_size'
+EXPLAINED = (  # what torch says in many words -> what it means, and the remedy
+    (r'killed by signal: Bus error|shared memory|/torch_\S+.*(No space|Cannot allocate)|/shm', 'the shared memory '
+     'through which loader processes hand images over is full: give it more (docker run --shm-size=1g), or say '
+     '--workers=0'),
+    (r'DataLoader worker .*(killed by signal|exited unexpectedly)', 'a loader process was killed, most likely for want '
+     f'of memory: {MEMORY}'),
+    (r'out of memory|not enough memory|Cannot allocate memory|MemoryError', f'there is not enough memory: {MEMORY}'),
+)
 
 
 def run(main):
-    """Run a script's main(); a UserError becomes one line on stderr and exit code 2."""
+    """Run a script's main(); what the user can mend becomes one line on stderr and exit code 2."""
+    open_streams()
+    processes.end_with_parent()
+    code = 0
     try:
+        processes.meet()
         main()
-    except UserError as error:
-        # a loader's worker hands its error on wrapped in a traceback: the last line is ours
-        print('error: ' + str(error).rsplit('UserError: ', 1)[-1].strip(), file=sys.stderr)
-        sys.exit(2)
+    except SystemExit as stop:  # argparse's, after --help
+        code = stop.code or 0
     except KeyboardInterrupt:
-        print('interrupted; what was finished is kept', file=sys.stderr)
-        sys.exit(130)
+        code = _last_words('interrupted; what was finished is kept', 130)
+    except processes.Stopped as stop:
+        code = stop.code
+        if processes.is_first():
+            _print(stop.message, sys.stderr)
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        code = _explain(error)
+    say()
+    processes.leave(code)
+
+
+def _explain(error):
+    """Say in one line what went wrong. Returns the exit code. An error that no user can mend is raised again."""
+    text = str(error) or type(error).__name__
+    advice = next((advice for pattern, advice in EXPLAINED if re.search(pattern, text)), None)
+    if isinstance(error, UserError):
+        # a loader's worker hands its error on wrapped in a traceback: the last line is ours
+        return _last_words('error: ' + text.rsplit('UserError: ', 1)[-1].strip(), 2)
+    reason = text.strip().splitlines()[-1 if 'Traceback' in text else 0][:300]
+    if advice is not None:
+        return _last_words(f'error: {advice} ({reason})', 2)
+    if processes.is_anothers_end(error):
+        return _last_words('error: another process of this run has ended; what was saved is kept', 1)
+    if not isinstance(error, (OSError, MemoryError)):
+        raise error
+    return _last_words(f'error: {reason}', 2)
+
+
+def _last_words(message, code):
+    """Print a message on stderr, unless another process of the run has said why it ends. Returns the code."""
+    if processes.speaks_for_all():
+        _print(message, sys.stderr)
+    return code
+
+
+# --- the screen, which may be closed or full: no work is lost for that --------------------------------------
+
+
+def open_streams():
+    """See to it that the numbers of stdin, stdout and stderr are taken: else the next file opened would get one, and
+    what a library prints would land in it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    for name in ('stdout', 'stderr'):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, 'w'))  # noqa: SIM115  until the end
+        with contextlib.suppress(AttributeError):  # a test's own stream
+            getattr(sys, name).reconfigure(errors='backslashreplace')  # names of files need not be text
+
+
+def _print(text, stream):
+    try:
+        print(text, end='\n' if text else '', file=stream, flush=True)
+    except (OSError, ValueError):
+        _give_up(stream)
+
+
+def _give_up(stream):
+    """From here on what is printed goes nowhere: neither the next line nor the end of Python fails."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def say(text=''):
+    """Print on stdout, if this is the first process of the run."""
+    if processes.is_first():
+        _print(str(text), sys.stdout)
 
 
 def warn(message):
-    print('warning: ' + message, file=sys.stderr)
+    """Print a warning on stderr, likewise."""
+    if processes.is_first():
+        _print('warning: ' + message, sys.stderr)
+
+
+class _Stderr:
+    """What a progress bar writes to."""
+
+    def write(self, text):
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            _give_up(sys.stderr)
+
+    def flush(self):
+        """Each write is flushed."""
+
+    def __getattr__(self, name):
+        return getattr(sys.stderr, name)
 
 
 # --- seeds ------------------------------------------------------------------------------------------
@@ -45,6 +151,11 @@ def seed_everything(seed):
     torch.manual_seed(seed)
 
 
+def seed_of(*numbers):
+    """A seed that depends on all of these numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
 def image_seeds(seed, indices):
     """(B,) int64: a seed of its own for each image, whatever the batch it comes in."""
     return seed * 1_000_003 + indices
@@ -60,9 +171,17 @@ def pick_device(name='auto'):
     kind, _, number = name.partition(':')
     if not usable[kind]:
         raise UserError(f'--device={name}: this machine or this build of torch has none; use --device=auto')
-    if number and int(number) >= torch.cuda.device_count():
-        raise UserError(f'--device={name}: torch sees {torch.cuda.device_count()} GPUs here, numbered from cuda:0')
-    return torch.device(name)
+    if number and (int(number) >= torch.cuda.device_count() or processes.size() > 1):
+        raise UserError(f'--device={name}: torch sees {torch.cuda.device_count()} GPUs here, numbered from cuda:0; of '
+                        'several processes each takes its own by --device=cuda')
+    if processes.size() == 1:
+        return torch.device(name)
+    if name == 'mps':
+        raise UserError('MPS computes in one process: start the script without torchrun, or say --device=cpu')
+    if name == 'cuda' and processes.local_rank() >= torch.cuda.device_count():
+        raise UserError(f'this machine has {torch.cuda.device_count()} GPUs, and more processes than that were started '
+                        'on it: lower --nproc_per_node')
+    return torch.device(name, processes.local_rank()) if name == 'cuda' else torch.device(name)
 
 
 def computes_in_bfloat16(device):
@@ -130,14 +249,16 @@ def pick_workers(asked, said):
     return min(asked, usable_cores())
 
 
-# --- the screen -------------------------------------------------------------------------------------
+# --- bars and tables ----------------------------------------------------------------------------------
 
 
 def progress(iterable, description, unit, **options):
-    """A tqdm bar: smooth on a terminal; in a log a line now and then, none for bars that would vanish."""
+    """A tqdm bar: smooth on a terminal; in a log a line now and then, none for bars that would vanish; of several
+    processes the first has it."""
     terminal = sys.stderr.isatty()
+    hidden = not processes.is_first() or (not terminal and not options.get('leave', True))
     return tqdm(iterable, description, unit=unit, dynamic_ncols=True, mininterval=0.2 if terminal else 15,
-                disable=not terminal and not options.get('leave', True), **options)
+                file=_Stderr(), disable=hidden, **options)
 
 
 def table(header, rows):
@@ -162,19 +283,80 @@ def make_folder(path):
         raise UserError(f'cannot make the folder {path}: {error.strerror}') from error
 
 
-def write_atomically(path, write):
-    """write(temporary path), then put it in place: an interrupted write leaves the old file."""
+@contextlib.contextmanager
+def folder_at_hand(path):
+    """A context in which a folder is there; where it was not, and nothing has come into it, it is gone afterwards."""
     path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    make_folder(path)
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(OSError):  # it has come to hold something
+            for folder in made:
+                folder.rmdir()
+
+
+def check_writable(folder, size=1 << 20):
+    """Raise UserError unless a file of so many bytes can be written in the folder. The bytes are asked for, not
+    written: quotas and limits answer too."""
+    with folder_at_hand(folder) as path:
+        probe = temporary(path / 'space')
+        try:
+            with open(probe, 'wb') as file:
+                if hasattr(os, 'posix_fallocate'):
+                    os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot promise
+                raise UserError(f'cannot write {size / 1e6:,.0f} MB in {folder}: {error.strerror}') from error
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+
+
+def temporary(path):
+    """A name beside `path` that no other process uses."""
+    return path.with_name(f'.{path.name}.{uuid.uuid4().hex[:12]}.partial')
+
+
+def write_atomically(path, write, durable=False):
+    """write(temporary path), then put it in place: an interrupted write leaves the old file. durable: on the disk
+    before it takes the old file's name, for what should outlive a power cut."""
+    path = Path(path)
+    partial = temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            write(temporary)
-            temporary.replace(path)
+            write(partial)
+            if durable:
+                _remove_abandoned(partial)
+                flush_to_disk(partial)
+            partial.replace(path)
+            if durable:
+                flush_to_disk(path.parent)
         finally:
-            temporary.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f'cannot write {path}: {error.strerror or error}') from error
+
+
+def _remove_abandoned(partial):
+    """Remove what killed processes left beside a temporary file: what has not grown for an hour. The age is told by the
+    clock that gave the file its time, which may be a server's."""
+    now = partial.stat().st_mtime
+    for left in partial.parent.glob('.*.partial'):
+        with contextlib.suppress(OSError):  # a folder, or another process removes it too
+            if now - left.stat().st_mtime > 3600:
+                left.unlink()
+
+
+def flush_to_disk(path):
+    """Have a file or a folder on the disk, not in the system's memory alone."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def save_array(path, values):
@@ -183,18 +365,34 @@ def save_array(path, values):
         np.save(file, values)
 
 
-def write_lines(path, rows):
+def write_lines(path, rows, durable=False):
     """Text lines, written whole."""
-    write_atomically(path, lambda file: file.write_text(''.join(f'{row}\n' for row in rows)))
+    write_atomically(path, lambda file: file.write_text(''.join(f'{row}\n' for row in rows)), durable)
 
 
 def write_json(path, content):
-    write_atomically(path, lambda file: file.write_text(json.dumps(content, indent=1) + '\n'))
+    write_lines(path, [json.dumps(content, indent=1)], durable=True)
 
 
 def write_json_lines(path, lines):
-    write_lines(path, map(json.dumps, lines))
+    write_lines(path, map(json.dumps, lines), durable=True)
 
 
 def read_json_lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    """The dicts of a file of JSON lines, up to the first line that is none; [] where there is no file."""
+    lines = []
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        for text in Path(path).read_text(errors='replace').splitlines():
+            line = json.loads(text)
+            if not isinstance(line, dict):
+                break
+            lines.append(line)
+    return lines
+
+
+def read_json(path):
+    """What a JSON file holds; None where there is none that can be read."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError, RecursionError):
+        return None

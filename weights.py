@@ -6,15 +6,16 @@ recorded in checkpoints/published.lock.json the first time it is seen, and check
 
     model, checkpoint = weights.load_model('CALM_EM-CUB')
 """
+import contextlib
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
+import checkpoint_files
 import util
 from data_loaders import ALIASES, DATASETS
 from dataset import download
@@ -23,7 +24,7 @@ from wsol import build_model, from_classifier
 from wsol._torchvision import torchvision
 from wsol.networks import normalisation
 
-FILE = 'last_checkpoint.pth.tar'
+FILE = checkpoint_files.LAST
 PLACEHOLDER = 'checkpoint_name'  # as written in the published commands: the experiment's own
 FOLDER = Path('checkpoints')
 PUBLISHED = {
@@ -31,9 +32,6 @@ PUBLISHED = {
     'CALM_EM-ImageNet': '17451YI9KANnkmmn2ix0N-uHYZljsq4Lc', 'CALM_ML-CUB': '1JgupGC2EoIX8wqpYgKPS-3kSLF-29Z8g',
     'CALM_ML-OpenImages': '1QHhiRjO_Oz_yIl64PJqMeCJzK1KUlffA', 'CALM_ML-ImageNet': '1w4L4_R9o_Sp-9_Mt5IdEJs5DZuqaCfyp',
 }
-# an accuracy stored as a numpy number, by numpy 1 or 2, is as harmless as a float; plain weights_only refuses it
-NUMPY_SCALARS = [(np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'), np._core.multiarray.scalar, np.dtype,
-                 *(type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8'))]
 
 
 # --- files ------------------------------------------------------------------------------------------
@@ -65,8 +63,8 @@ class Checkpoint:
 
     @property
     def known(self):
-        """{flag: value} of its data."""
-        args = self.content.get('args', {})
+        """{flag: value} of its data; {} where the file is not of this project."""
+        args = self.content.get('args', {}) if self.network else {}
         return {key: args[key] for key in ('dataset', 'resize_size', 'crop_size') if key in args}
 
     @property
@@ -75,7 +73,14 @@ class Checkpoint:
 
     @property
     def epoch(self):
-        return self.content.get('epoch')
+        """The finished epochs; None where the file does not know them."""
+        epoch = self.content.get('epoch')
+        return epoch if type(epoch) is int else None
+
+    @property
+    def step(self):
+        """The finished steps of the next one."""
+        return self.content.get('step', 0)
 
     @property
     def normalisation(self):
@@ -94,10 +99,17 @@ class Checkpoint:
         """Of the weights, whatever file they are in."""
         return weights_sha256(self.weights)
 
+    def check_fit(self, network, num_classes, but_classifier=False):
+        """Raise UserError unless a network of these arguments of build_model takes these weights; before it is built,
+        so that a file that lies about its network takes no memory."""
+        with contextlib.suppress(NotImplementedError, RuntimeError), torch.device('meta'):  # few cannot be built so
+            fitting_weights(build_model(**network, num_classes=num_classes), self, but_classifier)
+
     def build(self, network, num_classes, device):
         """The network with these weights, in eval mode on the device. network: arguments of build_model."""
         if self.num_classes not in (None, num_classes):
             raise UserError(f'{self.path} tells {self.num_classes} classes apart, the data set has {num_classes}')
+        self.check_fit(network, num_classes)
         model = build_model(**network, num_classes=num_classes)
         load_weights(model, self)
         return model.to(device, memory_format=util.memory_format(device)).eval()
@@ -159,7 +171,7 @@ def find_checkpoint(name, save_root, own):
         places = [Path(name), Path(name) / FILE, Path(save_root) / name / FILE]
         if Path(name).name == PLACEHOLDER:
             places.append(own)
-    found = next((place for place in places if place.is_file()), None)
+    found = next((found for place in places if (found := place if place.is_file() else _in_place_of(place))), None)
     if found is None and published_name(name):
         return fetch_published(published_name(name))
     if found is None:
@@ -169,32 +181,23 @@ def find_checkpoint(name, save_root, own):
     return found
 
 
+def _in_place_of(path):
+    """The generation before an experiment's last checkpoint, where that is not there; else None."""
+    return checkpoint_files.latest(path.parent) if path.name == FILE else None
+
+
 def read_checkpoint(path):
     """The Checkpoint in a file, tensors on the CPU. Nothing in the file is executed. Raises UserError."""
     path = Path(path)
-    try:
-        with torch.serialization.safe_globals(NUMPY_SCALARS):
-            content = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # torch raises many kinds; all mean that this file is not one of ours
-        raise UserError(f'{path} cannot be read as a checkpoint ({type(error).__name__}): it is damaged, or no file of '
-                        'torch.save, or holds more than weights and plain values') from error
-    if not isinstance(content, dict):
-        raise UserError(f'{path} holds a {type(content).__name__}, not a checkpoint')
-    for key in ('state_dict', 'model', 'args', 'optimizer'):
-        if not isinstance(content.get(key, {}), dict):
-            raise UserError(f'{path} is no checkpoint: its {key} is a {type(content[key]).__name__}')
-    odd = [name for name in content.get('state_dict', content) if not isinstance(name, str)]
-    if odd:
-        raise UserError(f'{path} is no checkpoint: {odd[0]!r} is no name of a weight')
-    name = path.name.removesuffix('.pth.tar')
+    content, name = checkpoint_files.read(path), path.name.removesuffix('.pth.tar')
     if name in PUBLISHED and path.resolve() == published_file(name).resolve():
-        return Checkpoint(path, _published_record(name) | content, name)
+        return Checkpoint(path, content | _published_record(name), name)
     return Checkpoint(path, content)
 
 
 def save_checkpoint(path, **content):
     """Write a checkpoint, whole or not at all."""
-    util.write_atomically(path, lambda file: torch.save(content, file))
+    checkpoint_files.write(path, content)
 
 
 def open_network(path, architecture):
@@ -205,11 +208,11 @@ def open_network(path, architecture):
     return TrainedClassifier.of(architecture, path) if plain else checkpoint
 
 
-def load_weights(model, checkpoint, but_classifier=False):
-    """Put a checkpoint's weights into the model, all of them or none.
+def fitting_weights(model, checkpoint, but_classifier=False):
+    """The state dict for a model from a checkpoint, all of it. Raises UserError where it does not fit.
 
-    but_classifier: leave conv_last as it is (fine-tuning on another label set), and the attention where one of the two
-    is a CAM network.
+    but_classifier: conv_last as it is in the model (fine-tuning on another label set), and the attention where one of
+    the two is a CAM network.
     """
     weights, expected, source = checkpoint.weights, model.state_dict(), checkpoint.path
 
@@ -218,9 +221,6 @@ def load_weights(model, checkpoint, but_classifier=False):
 
     if not checkpoint.network and not has_attention(expected):
         # the published CAM networks carry an attention layer that CAM never uses
-        if has_attention(weights):
-            warn(f'{source} has an attention layer, which CAM leaves out; if CALM trained it, say '
-                 '--attribution_method=CALM_EM or CALM_ML')
         weights = {name: value for name, value in weights.items() if not name.startswith('attention.')}
     if but_classifier:
         kept = ('conv_last.',) if has_attention(weights) == has_attention(expected) else ('conv_last.', 'attention.')
@@ -230,14 +230,24 @@ def load_weights(model, checkpoint, but_classifier=False):
     problems += [f'{name} is not part of this network' for name in weights if name not in expected]
     problems += [f'{name} is {tuple(weights[name].shape)}, the network has {tuple(value.shape)}'
                  for name, value in expected.items()
-                 if name in weights and getattr(weights[name], 'shape', None) != value.shape]
+                 if name in weights and weights[name].shape != value.shape]
     if problems:
         shown = '; '.join(problems[:4]) + (f'; and {len(problems) - 4} more' if len(problems) > 4 else '')
         raise UserError(f'{source} does not fit the network: {shown}. Check --architecture, --attribution_method, '
                         '--dataset and --use_bn; for another label set add --is_different_checkpoint.')
-    broken = [name for name, value in weights.items() if not value.isfinite().all()]
+    return weights
+
+
+def load_weights(model, checkpoint, but_classifier=False):
+    """Put a checkpoint's weights into the model, all of them or none. but_classifier: as fitting_weights'."""
+    weights = fitting_weights(model, checkpoint, but_classifier)
+    if not checkpoint.network and weights.keys() < checkpoint.weights.keys():
+        warn(f'{checkpoint.path} has an attention layer, which CAM leaves out; if CALM trained it, say '
+             '--attribution_method=CALM_EM or CALM_ML')
+    types = {name: value.dtype for name, value in model.state_dict().items()}
+    broken = [name for name, value in weights.items() if not value.to(types[name]).isfinite().all()]
     if broken:
-        raise UserError(f'{source} holds a network that has diverged: {broken[0]} is not finite')
+        raise UserError(f'{checkpoint.path} holds a network that has diverged: {broken[0]} is not finite')
     model.load_state_dict(weights)
 
 

@@ -8,42 +8,46 @@ import shutil
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import PureWindowsPath
 from typing import NamedTuple
 
-from util import UserError, progress
+import leases
+from util import UserError, progress, temporary
 
-UNREADABLE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError,
-              RuntimeError)  # the last: zipfile's, of a password or of a compression it does not know
-CHUNK = 1 << 20  # bytes
+CHUNK = 1 << 20          # bytes
+LARGEST_READ = 64 << 20  # bytes: no header of a tar is larger
+GROWTH, SMALL = 10, 1 << 30  # an archive of photos unpacks to little more than its size, one of text to a GB at most
 
 
 @contextlib.contextmanager
 def staged(target):
-    """A new folder to fill, put at the path `target` when it is complete, removed if that fails."""
-    partial = target.with_name(f'.{target.name}.{os.getpid()}.partial')
-    try:
-        remove_abandoned(target)
-        partial.mkdir(parents=True)
-        yield partial
-        partial.rename(target)
-    except OSError as error:
-        raise UserError(f'{target} could not be written: {error}') from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    """A new folder to fill, put at the path `target` when the context ends well, removed otherwise.
 
-
-def remove_abandoned(target):
-    """Remove what a killed process left of `target`: its folder is named by the process."""
-    for path in target.parent.glob(f'.{target.name}.*.partial'):
+    One process at a time fills a folder for a target: another waits, finds the target made, and uses it.
+    """
+    with leases.hold(target, f'{target} is being made', wait=True) as lease:
+        for left in target.parent.glob(f'.{target.name}.*.partial'):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        partial = temporary(target)
         try:
-            os.kill(int(path.name.split('.')[-2]), 0)  # signal 0 asks whether the process lives
-        except (ProcessLookupError, ValueError):
-            shutil.rmtree(path, ignore_errors=True)
-        except PermissionError:
-            pass  # it lives, and is somebody else's
+            partial.mkdir()
+            yield partial
+            lease.check()
+            if not target.exists():
+                partial.rename(target)
+        except OSError as error:
+            raise UserError(f'{target} could not be written: {error}') from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_count(folder, count):
+    """Raise UserError unless a folder holds as many files as were put there: some may have gone since."""
+    found = sum(len(files) for _, _, files in os.walk(folder))
+    if found != count:
+        raise UserError(f'{folder} holds {found:,} files where {count:,} were written: something removes them. Nothing '
+                        'was put in place; try again')
 
 
 class Member(NamedTuple):
@@ -51,39 +55,62 @@ class Member(NamedTuple):
     path: PureWindowsPath     # in the archive; this kind of path knows both slashes, and C:
     is_plain: bool            # a file or a folder: no link, no device
     extract: Callable | None  # (path below the folder, folder): writes the file
+    size: int                 # in bytes, as declared: what is extracted is no longer
 
 
-def unpack(archive, folder, wanted):
+def unpack(archive, folder, wanted, limit=None):
     """Extract a .tar, .tar.gz, .tgz or .zip file below `folder`, with a bar. Returns the number of files.
 
     wanted: the pattern of the files to extract; its first group is their path below `folder`. A tar within a tar is
-    unpacked too: the member x.jpg of n1.tar matches as n1/x.jpg.
-    Raises UserError for an archive that is damaged, that holds a path which leads outside, a link or a device, or that
-    holds no file that is wanted.
+    unpacked too: the member x.jpg of n1.tar matches as n1/x.jpg. limit: the bytes that all may take together (default:
+    GROWTH times the archive's size, and SMALL).
+    Raises UserError for an archive that is damaged, that holds a path which leads outside, a link or a device, that
+    holds no file that is wanted, or more than the limit.
     """
     if not hasattr(tarfile, 'data_filter'):
         raise UserError('the tarfile of this Python has no data_filter, which unpacking needs: use Python 3.10.12, '
                         '3.11.4, 3.12 or newer')
-    count, size = 0, archive.stat().st_size
+    size, paths, taken = archive.stat().st_size, set(), 0
+    limit = GROWTH * size + SMALL if limit is None else limit
     try:
         with open(archive, 'rb') as file, progress(None, f'unpacking {archive.name}', 'B', total=size,
                                                    unit_scale=True) as bar:
-            for path, is_plain, extract in _members(file):
-                # refused for every member: the data filter would mend an absolute path and keep some links
-                if path.anchor or '..' in path.parts or '\0' in str(path) or not is_plain:
-                    raise UserError(f'{archive} holds {path}, a link, a device or a path that leads outside; it is not '
-                                    'the archive it should be')
-                match = re.fullmatch(wanted, path.as_posix())
-                if match and extract:
-                    extract(match[1], folder)
-                    count += 1
+            for member in _members(file):
+                match = re.fullmatch(wanted, _harmless(member, archive).as_posix())
+                if match and member.extract:
+                    taken += member.size
+                    if taken > limit:
+                        raise UserError(f'{archive}, of {size:,} bytes, unpacks to more than {limit:,}; if that is '
+                                        'right, say --unpack_limit')
+                    member.extract(match[1], folder)
+                    paths.add(hash(match[1]))  # a path that comes twice is one file
                 bar.update(file.tell() - bar.n)
-    except UNREADABLE as error:
-        raise UserError(f'{archive} is no whole archive ({type(error).__name__}: {error}); remove it and fetch it '
-                        'again') from error
-    if not count:
+    except UserError:
+        raise
+    except OSError as error:
+        if error.errno is not None and not isinstance(error, gzip.BadGzipFile):  # the disk's
+            raise
+        raise _damaged(archive, error) from error
+    except Exception as error:  # damaged archives make tarfile, zipfile and zlib raise many kinds
+        raise _damaged(archive, error) from error
+    if not paths:
         raise UserError(f'{archive} holds none of the files it should; is it the right archive?')
-    return count
+    return len(paths)
+
+
+def _damaged(archive, error):
+    reason = ' '.join(str(error).split())[:200]
+    return UserError(f'{archive} is no whole archive ({type(error).__name__}: {reason}); remove it and fetch it again')
+
+
+def _harmless(member, archive):
+    """The path of a member. Raises UserError for one that leads outside the folder, has no name, or is a link or a
+    device: for every member, since the data filter would mend an absolute path and keep some links."""
+    path = member.path
+    if path.anchor or '..' in path.parts or '\0' in str(path) or not path.name or not member.is_plain:
+        raise UserError(f'{archive} holds {path}, a link, a device or a path that leads outside or nowhere; it is not '
+                        'the archive it should be')
+    return path
 
 
 def _members(file):
@@ -93,7 +120,22 @@ def _members(file):
     file.seek(0)
     is_gzip = file.peek(2)[:2] == b'\x1f\x8b'
     # GzipFile checks the sum of the whole file when it is read to the end
-    return _tar_members(gzip.GzipFile(fileobj=file) if is_gzip else file)
+    return _tar_members(_Measured(gzip.GzipFile(fileobj=file) if is_gzip else file))
+
+
+class _Measured:
+    """A stream that is not read in pieces of any size: tarfile takes the size of a header from the archive."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def read(self, size):
+        if size > LARGEST_READ:
+            raise tarfile.ReadError(f'a header of {size:,} bytes')
+        return self.stream.read(size)
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
 
 
 def _zip_members(file):
@@ -102,7 +144,7 @@ def _zip_members(file):
             # the type is 0 where the archive was not made on Unix
             is_plain = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
             extract = None if info.is_dir() else functools.partial(_extract_zip, archive, info)
-            yield Member(PureWindowsPath(info.filename), is_plain, extract)
+            yield Member(PureWindowsPath(info.filename), is_plain, extract, info.file_size)
 
 
 def _extract_zip(archive, info, path, folder):
@@ -115,10 +157,10 @@ def _tar_members(stream, above=''):
         for info in archive:
             if info.isfile() and info.name.endswith('.tar'):
                 inner = PureWindowsPath(above, info.name.removesuffix('.tar'))
-                yield from _tar_members(archive.extractfile(info), inner)
+                yield from _tar_members(_Measured(archive.extractfile(info)), inner)
             else:
                 extract = functools.partial(_extract_tar, archive, info) if info.isfile() else None
-                yield Member(PureWindowsPath(above, info.name), info.isfile() or info.isdir(), extract)
+                yield Member(PureWindowsPath(above, info.name), info.isfile() or info.isdir(), extract, info.size)
         # tarfile takes any damage for the end; the true end is a block of zeros, and only zeros follow it
         stream.seek(archive.offset)
         is_whole = stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)

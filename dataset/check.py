@@ -81,7 +81,7 @@ def _rows(path, fields, problems):
 
     A line of another form is noted in problems.
     """
-    pattern = ','.join({'path': '(.+)', 'mask.png': '([^,]+)', 'ignore.png': '([^,]*)'}.get(field, r'\s*(-?\d+)')
+    pattern = ','.join({'path': '(.+)', 'mask.png': '([^,]+)', 'ignore.png': '([^,]*)'}.get(field, r'\s*(-?\d{1,18})')
                        for field in fields.split(','))
     with open(path, encoding='utf-8', errors='replace') as file:
         for number, line in enumerate(file, 1):

@@ -10,7 +10,8 @@ import time
 import urllib.error
 import urllib.request
 
-from util import UserError, make_folder, progress, write_json
+import leases
+from util import UserError, progress, write_json
 
 DRIVE = 'https://drive.usercontent.google.com/download'
 TRIES, TIMEOUT, PAUSE, CHUNK = 5, 30, 1.0, 1 << 20  # tries, seconds, seconds, bytes
@@ -54,7 +55,7 @@ class Lock:
         try:
             entries = json.loads(self.path.read_text()) if self.path.exists() else {}
             return {name: {'size': entry['size'], 'sha256': entry['sha256']} for name, entry in entries.items()}
-        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f'{self.path} does not parse ({error!r}); remove it: hashes are recorded anew') from error
 
     def expected(self, name):
@@ -80,15 +81,17 @@ def fetch(url, target, size=None, md5=None, sha256=None, by_hand=None, remedy=RE
     if target.exists():
         verify(target, size, md5, sha256, remedy)
         return
-    make_folder(target.parent)
-    partial = target.with_name(target.name + '.partial')
-    _download(url, partial, size, f'Fetch it by hand from {by_hand or url} and put it at {target}')
-    try:
-        verify(partial, size, md5, sha256, remedy)
-    except UserError:
-        partial.unlink()
-        raise
-    partial.rename(target)
+    with leases.hold(target, f'{target} is being downloaded', wait=True):
+        if target.exists():  # another process has it meanwhile, whole
+            return
+        partial = target.with_name(target.name + '.partial')
+        _download(url, partial, size, f'Fetch it by hand from {by_hand or url} and put it at {target}')
+        try:
+            verify(partial, size, md5, sha256, remedy)
+        except UserError:
+            partial.unlink()
+            raise
+        partial.rename(target)
 
 
 def _download(url, partial, size, advice):

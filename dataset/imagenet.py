@@ -3,7 +3,7 @@ import xml.etree.ElementTree
 
 from dataset.metadata import write_split
 from util import UserError, progress
-from wsol.lists import read_columns
+from wsol.lists import leads_out, read_columns
 
 
 def _synsets(data):
@@ -41,7 +41,7 @@ def write_test_lists(data, annotations):
             corners = [[int(thing.findtext(f'bndbox/{key}')) for key in ('xmin', 'ymin', 'xmax', 'ymax')]
                        for thing in objects]
             labels.append(label_of[objects[0].findtext('name')])
-        except (xml.etree.ElementTree.ParseError, TypeError, ValueError, KeyError, IndexError) as error:
+        except (xml.etree.ElementTree.ParseError, TypeError, ValueError, LookupError) as error:
             raise UserError(f'{path} does not parse as an ImageNet annotation: '
                             f'{type(error).__name__} {error}') from error
         ids.append(f'val/{path.stem}.JPEG')
@@ -57,9 +57,9 @@ def rename(data, folder):
     """
     lists = data.list_folders['val']
     mapping = lists / 'mapping.txt'
-    for number, line in enumerate(mapping.read_text().splitlines(), 1):
+    for number, line in enumerate(mapping.read_text(errors='replace').splitlines(), 1):
         names = [name.strip() for name in line.split(',')]
-        if len(names) != 2:
+        if len(names) != 2 or any(leads_out(name.encode()) for name in names):
             raise UserError(f'{mapping}, line {number}: expected "old name, new name", found "{line}"')
         old, new = (folder / 'val2' / name for name in names)
         if new.is_file():

@@ -9,7 +9,6 @@ repository (Choe et al., CVPR 2020), at a pinned commit.
     python dataset/prepare.py all                          everything that can be had
     python dataset/prepare.py check CUB                    opens every image, checks labels and boxes
 """
-import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -18,12 +17,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script from the repository's root
 
+from config import number, plain_parser  # noqa: E402
 from data_loaders import SPLITS, find_dataset  # noqa: E402
 from dataset import check, imagenet, open_dataset  # noqa: E402
-from dataset.archives import staged, unpack  # noqa: E402
+from dataset.archives import GROWTH, check_count, staged, unpack  # noqa: E402
 from dataset.download import Lock, drive_url, fetch  # noqa: E402
 from dataset.metadata import LISTS, write_cub_lists  # noqa: E402
-from util import UserError, run, warn, write_json  # noqa: E402
+from util import UserError, run, say, warn, write_json  # noqa: E402
 
 REPOSITORY = 'https://raw.githubusercontent.com/clovaai/wsolevaluation'
 LISTS_COMMIT = 'b5c1e8a99868d5b2e869aa7f3f5ad8c310b16ca3'    # ids, labels, sizes, boxes
@@ -124,10 +124,10 @@ RECIPES = {
 
 
 class Workspace:
-    """The folders to fill, and the archives that the user has named."""
+    """The folders to fill, the archives that the user has named, and the bytes that one may unpack to."""
 
-    def __init__(self, data_root, metadata_root, named=()):
-        self.data_root, self.metadata_root = Path(data_root), Path(metadata_root)
+    def __init__(self, data_root, metadata_root, named=(), unpack_limit=None):
+        self.data_root, self.metadata_root, self.unpack_limit = Path(data_root), Path(metadata_root), unpack_limit
         self.named = [Path(path) for path in named]
         self.lock = Lock(self.data_root / 'archives.lock.json')
         known = [archive.file for recipe in RECIPES.values() for archive in recipe.archives]
@@ -148,7 +148,7 @@ class Workspace:
         if not path.exists() and archive.url is None:
             raise UserError(f'{archive.file} needs your own account: get it from {source} and give it by --archive, or '
                             f'put it at {path}')
-        print(f'{path}: ' + ('verifying' if path.exists() else f'downloading from {source}'))
+        say(f'{path}: ' + ('verifying' if path.exists() else f'downloading from {source}'))
         expected = {'size': archive.size, 'md5': archive.md5} if archive.md5 else self.lock.expected(archive.file)
         fetch(archive.url, path, by_hand=archive.by_hand, **expected)
         return path
@@ -185,10 +185,13 @@ def fill(folder, recipe, data, workspace):
         return
     paths = {archive: workspace.obtain(archive) for archive in archives}
     with staged(target) as partial:
-        for archive, path in paths.items():
-            unpack(path, partial / archive.below, archive.wanted)
+        if target.exists():  # another process has made it meanwhile
+            return
+        count = sum(unpack(path, partial / archive.below, archive.wanted, workspace.unpack_limit)
+                    for archive, path in paths.items())
         if recipe.finish is not None:
             recipe.finish(data, partial)
+        check_count(partial, count)
     for archive, path in paths.items():
         if archive.md5 is None:
             workspace.lock.record(archive.file, path)
@@ -199,25 +202,25 @@ def report(data):
     listed = {split: ids for split, ids in check.listed_images(data).items() if data.image_folders[split].is_dir()}
     absent = [split for split in SPLITS if split not in listed]
     for split in absent:
-        print(f'{data.name} {split}: not prepared')
+        say(f'{data.name} {split}: not prepared')
     commands = sorted({data.prepare[split] for split in absent})
     complete = f'python main.py --dataset={data.name}'
     for folder, (ids, missing, surplus) in check.compare(data, listed).items():
-        print(f'{folder}: {len(ids) - len(missing):,} of {len(ids):,} listed images are there')
+        say(f'{folder}: {len(ids) - len(missing):,} of {len(ids):,} listed images are there')
         if missing:
             complete = f'python dataset/prepare.py check {data.name}, which lists them all'
             warn(f'{folder}: {len(missing):,} images are missing, the first {", ".join(missing[:3])}. To unpack it '
                  'again, move it away first')
         if surplus:
-            print(f'{folder}: {len(surplus):,} images are in no list, the first {", ".join(surplus[:3])}')
-    print('next: ' + '; '.join([*commands, complete]))
+            say(f'{folder}: {len(surplus):,} images are in no list, the first {", ".join(surplus[:3])}')
+    say('next: ' + '; '.join([*commands, complete]))
 
 
 def follow_all(workspace):
     """Follow every recipe. Raises UserError at the end for what cannot be had."""
     failed = []
     for name, recipe in RECIPES.items():
-        print(f'--- {name}')
+        say(f'--- {name}')
         try:
             follow(recipe, workspace)
         except UserError as error:
@@ -231,24 +234,22 @@ def check_one(name, workspace):
     data = find_dataset(name, workspace.data_root, workspace.metadata_root)
     found = check.check_dataset(data)
     write_json(workspace.data_root / f'check_{Path(data.name).name}.json', found)
-    print(json.dumps(check.summary(found), indent=1))
+    say(json.dumps(check.summary(found), indent=1))
     sys.exit(1 if any(found.values()) else 0)
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f'{message} (--help explains)')
-
-
 def main():
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = plain_parser(__doc__)
     parser.add_argument('name', choices=[*RECIPES, 'all', 'check'], help='the data set; or check, and a data set')
     parser.add_argument('dataset', nargs='?', help='check: CUB, ILSVRC, OpenImages, ToyBirds or a folder of your own')
     parser.add_argument('--archive', action='append', default=[], help='an archive that you have; repeatable')
     parser.add_argument('--data_root', default='dataset/', help='where the images go (default: dataset/)')
     parser.add_argument('--metadata_root', default='metadata/', help='where the lists go (default: metadata/)')
+    parser.add_argument('--unpack_limit', type=number(float, 0, False, 1e9), metavar='GB', help='what one archive may '
+                        f'unpack to (default: {GROWTH} times its size, and 1)')
     args = parser.parse_args()
-    workspace = Workspace(args.data_root, args.metadata_root, args.archive)
+    limit = None if args.unpack_limit is None else int(args.unpack_limit * 1e9)
+    workspace = Workspace(args.data_root, args.metadata_root, args.archive, limit)
     if args.name == 'check':
         if args.dataset is None:
             raise UserError('check which data set? For example: python dataset/prepare.py check CUB')

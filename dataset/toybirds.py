@@ -20,9 +20,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dataset.archives import staged
+from dataset.archives import check_count, staged
 from dataset.metadata import corners_of, write_split
-from util import UserError, progress, write_lines
+from util import UserError, progress, read_json, write_lines
 from wsol.cub import POINT_NAMES, UNION_PARTS
 
 VERSION = 1  # raise it whenever the same seed no longer gives the same bytes
@@ -226,8 +226,8 @@ class Repainter:
     """
 
     def __init__(self, root):
-        stamp = _read_stamp(Path(root) / STAMP)
-        if not stamp or stamp.get('version') != VERSION:
+        stamp = read_json(Path(root) / STAMP)
+        if not isinstance(stamp, dict) or stamp.get('version') != VERSION:
             raise UserError(f'{root} holds no ToyBirds of version {VERSION}: its images cannot be painted again')
         self.seed, self.colours = stamp['seed'], dict(class_colours())
         names = [_image_id(label, split, number) for label, split, number in _tasks(stamp['images_per_class'])]
@@ -248,38 +248,44 @@ class Repainter:
 def ensure(data_root, metadata_root):
     """Paint the data set unless it is there, whole. Raises UserError if something else is in its place."""
     folders = Path(data_root) / 'ToyBirds', Path(metadata_root) / 'ToyBirds'
-    stamps = [_read_stamp(folder / STAMP) for folder in folders]
-    if stamps[0] and stamps[0] == stamps[1] and stamps[0]['version'] == VERSION:
+    if _is_whole(folders):
         return
     for folder in folders:
-        if folder.exists():
+        # one half alone is what a process leaves that was killed between the two, or is about to put in place
+        if folder.exists() and read_json(folder / STAMP) != _stamp(IMAGES_PER_CLASS, 0):
             raise UserError(f'{folder} and {folders[1 - folders.index(folder)]} are not the two halves of one painting '
                             f'of version {VERSION}: name a --data_root and a --metadata_root that belong together, or '
                             'move both away and ToyBirds is painted anew')
     paint_dataset(data_root, metadata_root)
 
 
-def _read_stamp(path):
-    """What a painting says of itself; None where there is none, or none that can be read."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
+def _stamp(images_per_class, seed):
+    """What a painting says of itself."""
+    return {'version': VERSION, 'seed': seed, 'images_per_class': images_per_class}
+
+
+def _is_whole(folders):
+    """Whether two folders are the halves of one painting of this version."""
+    stamps = [read_json(folder / STAMP) for folder in folders]
+    return isinstance(stamps[0], dict) and stamps[0] == stamps[1] and stamps[0].get('version') == VERSION
 
 
 def paint_dataset(data_root, metadata_root, images_per_class=None, seed=0):
-    """Paint all images and write CUB's files and the metadata: whole or not at all.
+    """Paint all images and write CUB's files and the metadata: whole or not at all; what is there stays.
 
     images_per_class: {'train': n, 'val': n, 'test': n}.
     """
     images_per_class = images_per_class or IMAGES_PER_CLASS
-    stamp = json.dumps({'version': VERSION, 'seed': seed, 'images_per_class': images_per_class})
-    with staged(Path(data_root) / 'ToyBirds') as folder, staged(Path(metadata_root) / 'ToyBirds') as lists:
+    targets = Path(data_root) / 'ToyBirds', Path(metadata_root) / 'ToyBirds'
+    with staged(targets[0]) as folder, staged(targets[1]) as lists:
+        if _is_whole(targets):  # another process has painted it meanwhile
+            return
         records = _paint_images(folder, images_per_class, seed)
         _write_annotations(folder, records)
         _write_metadata(lists, records)
-        (folder / STAMP).write_text(stamp)
-        (lists / STAMP).write_text(stamp)
+        for half, count in ((folder, 3 * len(records) + 9), (lists, 4 * 3)):  # three pictures each, and the lists
+            (half / STAMP).write_text(json.dumps(_stamp(images_per_class, seed)))
+            check_count(half, count + 1)
 
 
 def _tasks(images_per_class):

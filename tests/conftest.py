@@ -96,12 +96,14 @@ def at_home(script, tiny_birds, tmp_path, monkeypatch):
     """A working folder with a tiny ToyBirds where the scripts look for it; commands run in this process, and are kept."""
     import util
 
-    commands = []
+    commands, run = [], subprocess.run
     for root, name in zip(roots_of(tiny_birds), ('dataset', 'metadata'), strict=True):
         (tmp_path / name).symlink_to(root)
 
-    def call(command, check):
-        assert command[0] == sys.executable and check is False
+    def call(command, **options):
+        if command[0] != sys.executable:  # git, which is asked for the commit
+            return run(command, **options)
+        assert options['check'] is False and options['env']['CALM_PARENT'] == str(os.getpid())
         commands.append(command[1:])
         code = 0
         try:
@@ -130,12 +132,27 @@ def read_result(folder, metric, named=''):
 
 
 @pytest.fixture
+def unfolded(monkeypatch):
+    """Evaluations leave their network as it is: for results that are compared to the last bit."""
+    import evaluation
+    monkeypatch.setattr(evaluation, 'fold_batchnorm', lambda model, size: 0)
+
+
+@pytest.fixture
 def forwards(monkeypatch):
-    """The batch sizes of all forwards of the network, as they happen (but for those that compute shapes alone)."""
+    """The batch sizes of all forwards of the network, as they happen (but for those that compute shapes alone, and those
+    that compare a folded network with the one before)."""
     from torch._subclasses import FakeTensor
 
+    from wsol import folding
     from wsol.heads import CAM
-    seen, extract = [], CAM.extract_features
+    seen, extract, compare = [], CAM.extract_features, folding._some_features
+
+    def compare_uncounted(*args):
+        before, features = len(seen), compare(*args)
+        del seen[before:]
+        return features
+    monkeypatch.setattr(folding, '_some_features', compare_uncounted)
 
     def extract_and_count(model, images):
         if not isinstance(images, FakeTensor):

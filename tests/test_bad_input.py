@@ -158,7 +158,7 @@ def test_checkpoints_of_odd_structure(script, birds, own):
     nan = {name: value * float('nan') if name == 'conv_last.weight' else value for name, value in values.items()}
     for change, words in (({'state_dict': [1]}, 'state_dict is a list'), ({'model': 'resnet18'}, 'model is a str'),
                           ({'state_dict': {3: torch.ones(1)}}, '3 is no name'), ({'state_dict': nan}, 'diverged'),
-                          ({'model': content['model'] | {'attribution_method': 'CALM'}}, 'no method "CALM"')):
+                          ({'model': content['model'] | {'attribution_method': 'CALM'}}, 'its setting attribution_method: "CALM" is not one of')):
         torch.save(content | change, own)
         refused(script('eval_pixel_perturb', *data_flags(flags)), words)
     torch.save(content, own)

@@ -145,7 +145,7 @@ def test_other_images_are_not_compared(script, measured, tmp_path):
         path.write_text(json.dumps(json.loads(path.read_text()) | {'images_sha256': 'others'}))
     (measured / 'CALM_EM/results.json').unlink()
     code, out, _ = script('compare', 'save/CAM', 'save/CALM_EM', '--format=csv')
-    assert code == 0 and 'CALM_EM was measured on other images than CAM: no difference is given.' in out
+    assert code == 0 and 'measured on other images than CAM: no difference is given.' in out
     assert '−' not in (tmp_path / 'comparison/table.csv').read_text()
 
 
@@ -177,7 +177,8 @@ def test_interventions_and_experiments_of_one_name(tmp_path, script):
     cells = {(row['row'], row['column']): row for row in rows if row['table'] not in ('All that was measured',)}
     assert {key: cell['value'] for key, cell in cells.items()} == {
         ('a/x: CAM', 'accuracy'): '50.0', ('b/x: CAM', 'accuracy'): '75.0', ('b/x: CAM − a/x: CAM', 'accuracy'): '25.0',
-        ('a/x: log-odds', 'rank corr.'): '0.5', ('a/x: log-odds', 'mass on cue'): '10'}
+        ('a/x: log-odds', 'rank corr.'): '0.5', ('a/x: log-odds', 'mass on cue'): '10',
+        ('x: CAM', 'networks'): '2', ('x: CAM', 'accuracy'): '62.5 ± 17.7'}
     assert [cells['a/x: log-odds', 'rank corr.'][side] for side in ('low', 'high')] == ['0.4', '0.6']
 
 
@@ -239,8 +240,20 @@ def test_every_column_and_flag_has_a_sentence():
 
 
 def test_the_papers_figures_are_the_documents():
-    """The table of the README or of a page of the docs says the same as the module."""
-    text = '\n'.join(path.read_text() for path in (ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))))
-    rows = re.findall(r'^\| ([\w ]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$', text, re.M)
+    """The table of docs/protocols.md and the module say the same."""
+    rows = re.findall(r'^\| ([\w ]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$', (ROOT / 'docs/protocols.md').read_text(), re.M)
     assert {name: tuple(map(float, values)) for name, *values in rows} == {
         name: paper.PXAP[method] for method, name in paper.METHODS.items()}
+
+
+def test_networks_of_one_name_have_a_mean_and_a_deviation():
+    def row(experiment, method, accuracy, **columns):
+        values = {'accuracy': accuracy, **columns}
+        return compare.Row(experiment, method, {}, {name: reports.Measured(value) for name, value in values.items()})
+    rows = [row('save/seed0/CAM', 'CAM', 90.0), row('save/seed1/CAM', 'CAM', 94.0), row('save/seed0/EM', 'CALM_EM', 50.0),
+            row('save/seed1/EM', 'CALM_EM', 51.0, R_10=0.5), row('save/seed0/alone', 'CAM', 1.0)]
+    (table,) = reports.over_networks(rows)
+    deviations = [np.std([90, 94], ddof=1), np.std([50, 51], ddof=1)]
+    assert table.header == ['', 'networks', 'accuracy']  # R_10 is that of one network alone
+    assert table.rows == [['CAM: CAM', '2', f'92.0 ± {deviations[0]:.1f}'], ['EM: CALM_EM', '2', f'50.5 ± {deviations[1]:.1f}']]
+    assert reports.over_networks(rows[::2]) == []

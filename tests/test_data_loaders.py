@@ -1,6 +1,7 @@
 """Data sets: lists read right or refused with file and line, images and transforms, an order that the seed alone decides."""
 import tracemalloc
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ import torch
 from conftest import shared
 from PIL import Image
 
+import data_loaders
 import image_files
-from data_loaders import DATASETS, ImageDataset, SeededSampler, find_dataset, make_loader
+from data_loaders import DATASETS, ImageDataset, SeededBatches, find_dataset, make_loader
 from util import UserError
 from wsol.lists import read_boxes, read_columns, read_labels, read_mask_paths
 
@@ -77,13 +79,26 @@ def test_images_of_any_mode_become_normalised_squares(tmp_path, mode):
     assert image_files.eval_transform(8)(image).shape == (3, 8, 8)
 
 
-def test_eval_transform_is_pils_bilinear_resize(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    image = Image.fromarray(pixels)
-    expected = np.asarray(image.resize((24, 24), Image.Resampling.BILINEAR)) / 255
-    mean, deviation = image_files.IMAGENET
-    expected = (expected - mean) / deviation
-    np.testing.assert_allclose(image_files.eval_transform(24)(image).permute(1, 2, 0), expected, rtol=1e-5, atol=1e-6)
+def noise(height=40, width=60):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize('size', [10, 24, 50, 75])
+def test_images_are_resized_as_pil_does_to_one_grey_level_at_most(size):
+    ours = image_files.eval_transform(size).resize(noise())
+    expected = np.asarray(noise().resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    assert ours.dtype == torch.uint8 and ours.shape == expected.shape
+    difference = np.abs(ours.numpy().astype(int) - expected)
+    assert difference.max() <= 1 and difference.mean() < 0.1
+
+
+def test_eval_transform_is_the_resized_image_normalised():
+    transform = image_files.eval_transform(24)
+    expected = normalised(transform.resize(noise()).permute(1, 2, 0).numpy())
+    np.testing.assert_allclose(transform(noise()), expected, rtol=1e-5, atol=1e-6)
+    other = image_files.eval_transform(24, [[0.5] * 3, [0.25] * 3])(noise())
+    np.testing.assert_allclose(other, expected * [[[0.229 * 4]], [[0.224 * 4]], [[0.225 * 4]]]
+                               + [[[-0.06]], [[-0.176]], [[-0.376]]], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('content', [None, b'', b'<html>', 'truncated'])
@@ -108,7 +123,7 @@ def test_train_transform_is_one_of_the_crops_of_the_resized_image_flipped_or_not
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8))
     image.save(tmp_path / 'a.png')
-    resized = np.asarray(image.resize((10, 10), Image.Resampling.BILINEAR))
+    resized = image_files.train_transform(10, 8).resize(image).permute(1, 2, 0).numpy()
     crops = {(top, left, flip): normalised(resized[top:top + 8, left:left + 8][:, ::-1 if flip else 1])
              for top in range(3) for left in range(3) for flip in (False, True)}
     places, stacked = list(crops), np.stack(list(crops.values()))
@@ -138,7 +153,7 @@ def test_the_flip_and_the_offsets_of_two_images_are_drawn_apart(tmp_path):
 
 
 def drawn(dataset, seed, epoch, workers):
-    sampler = SeededSampler(len(dataset), seed)
+    sampler = SeededBatches(len(dataset), 4, seed)
     sampler.epoch = epoch
     loader = make_loader(dataset, 4, workers, torch.device('cpu'), sampler)
     images, _, indices = (torch.cat(column) for column in zip(*loader, strict=True))
@@ -160,6 +175,74 @@ def test_training_images_depend_on_seed_and_epoch_but_not_on_the_workers(tmp_pat
         assert not torch.equal(other[0], images) and not torch.equal(other[1], order)
 
 
+def noise_dataset(folder, count=5, size=(16, 12)):
+    rng = np.random.default_rng(1)
+    for index in range(count):
+        Image.fromarray(rng.integers(0, 256, (30 + index, 30, 3), dtype=np.uint8)).save(folder / f'{index}.png')
+    ids = np.array([f'{index}.png'.encode() for index in range(count)])
+    return ImageDataset(ids, np.arange(count), folder, image_files.train_transform(*size))
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_workers_hand_over_bytes_that_become_the_items_numbers(tmp_path, monkeypatch, workers):
+    dataset, handed = noise_dataset(tmp_path), []
+    normalise = image_files.Transform.normalise
+    monkeypatch.setattr(image_files.Transform, 'normalise', lambda own, pixels: handed.append(pixels) or normalise(own, pixels))
+    loader = make_loader(dataset, 4, workers, torch.device('cpu'))
+    torch.manual_seed(5)
+    batches = [images for images, _, _ in loader]
+    assert [(pixels.dtype, tuple(pixels.shape)) for pixels in handed] == [
+        (torch.uint8, (4, 3, 12, 12)), (torch.uint8, (1, 3, 12, 12))]
+    assert all(images.is_contiguous(memory_format=torch.channels_last) for images in batches)
+    dataset.transform = image_files.eval_transform(12)
+    images = torch.cat([images for images, _, _ in loader])
+    assert torch.equal(images, torch.stack([dataset[index][0] for index in range(5)]))
+
+
+def test_a_cache_gives_the_same_pixels_and_opens_no_image_again(tmp_path, capsys, monkeypatch):
+    dataset, kept = noise_dataset(tmp_path), noise_dataset(tmp_path).cached(tmp_path / 'cache', 'set_train')
+    path, = (tmp_path / 'cache').iterdir()
+    out, err = capsys.readouterr()
+    assert path.stat().st_size == 5 * 3 * 16 * 16 and '5 images of 16x16 pixels will take' in out and 'resizing images' in err
+    expected = [dataset[index, index + 7][0] for index in range(5)]
+    monkeypatch.setattr(data_loaders, 'open_image', None)
+    for index, image in enumerate(expected):
+        assert torch.equal(kept[index, index + 7][0], image)
+    assert len(list(make_loader(kept, 2, 2, torch.device('cpu')))) == 3
+    noise_dataset(tmp_path).cached(tmp_path / 'cache', 'set_train')  # there already
+    assert capsys.readouterr().out == ''
+
+
+def test_a_cache_is_of_its_images_their_order_and_their_size(tmp_path):
+    folder, paths = tmp_path / 'cache', set()
+
+    def add(dataset):
+        before = {path: path.stat().st_mtime_ns for path in paths}
+        paths.add(dataset.cached(folder, 'set_train').cache)
+        assert before == {path: path.stat().st_mtime_ns for path in before}
+        for index in range(len(dataset)):
+            assert torch.equal(dataset.resized(index), dataset.transform.resize(image_files.open_image(
+                tmp_path / dataset.image_id(index))))
+    whole = noise_dataset(tmp_path)
+    other = image_files.train_transform(20, 12)
+    for dataset in (whole, ImageDataset(whole.image_ids[::-1], whole.labels[::-1], tmp_path, whole.transform),
+                    ImageDataset(whole.image_ids, whole.labels, tmp_path, other)):
+        add(dataset)
+    Image.new('RGB', (30, 30)).save(tmp_path / '2.png')
+    add(ImageDataset(whole.image_ids, whole.labels, tmp_path, whole.transform))
+    assert len(paths) == len(list(folder.iterdir())) == 4
+
+
+def test_half_a_cache_is_made_anew_and_one_that_does_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch):
+    path = noise_dataset(tmp_path).cached(tmp_path / 'cache', 'set_train').cache
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    assert noise_dataset(tmp_path).cached(tmp_path / 'cache', 'set_train').cache.read_bytes() == whole
+    monkeypatch.setattr(data_loaders.shutil, 'disk_usage', lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match='0.00 GB free; leave --cache out'):
+        noise_dataset(tmp_path).cached(tmp_path / 'other', 'set_train')
+
+
 def test_the_draws_of_an_image_leave_the_global_state_alone(tmp_path):
     picture(tmp_path / 'a.png')
     dataset = ImageDataset(np.array([b'a.png']), np.zeros(1, int), tmp_path, image_files.train_transform(24, 16))
@@ -170,10 +253,10 @@ def test_the_draws_of_an_image_leave_the_global_state_alone(tmp_path):
 
 def test_the_epoch_an_image_is_drawn_in_does_not_repeat_its_crops():
     """Over 50 epochs the seeds of one image, and of all, are all different."""
-    sampler, seeds = SeededSampler(20, 3), []
+    sampler, seeds = SeededBatches(20, 6, 3), []
     for epoch in range(50):
         sampler.epoch = epoch
-        order, own = zip(*sampler, strict=True)
+        order, own = zip(*(pair for batch in sampler for pair in batch), strict=True)
         assert sorted(order) == list(range(20))
         seeds += own
     assert len(set(seeds)) == 1000

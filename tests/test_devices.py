@@ -19,8 +19,9 @@ from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import main
+import training
 import util
+from data_loaders import SeededBatches
 from wsol import HEADS, attribution, build_model, metrics, superclasses
 from wsol.query import PROCESSES, SamplingSettings
 
@@ -148,17 +149,15 @@ def test_maps_are_resized_and_normalised_where_they_are(far_away, norm_type):
     maps = torch.zeros(2, 7, 7, device=FAR)
     resized = metrics.resize(maps, (28, 28))
     assert resized.device == metrics.normalise(resized, norm_type).device == FAR
-    bins = metrics.bin_scores(resized, metrics.bin_edges())  # said to be on the CPU
-    assert bins.device == CPU and bins.shape == (2, 28, 28)
+    bins = metrics.bin_scores(resized, metrics.bin_edges())
+    assert bins.device == FAR and bins.shape == (2, 28, 28)
 
 
-@pytest.mark.parametrize('ranked_on', [CPU, FAR])
-def test_images_are_erased_where_they_are(far_away, ranked_on):
+def test_images_are_ranked_and_erased_where_they_are(far_away):
     images, maps = torch.zeros(2, 3, 8, 8, device=FAR), torch.zeros(2, 8, 8, device=FAR)
-    rank, random = metrics.ranks(maps, [torch.Generator().manual_seed(seed) for seed in range(2)])
-    assert rank.device == random.device == CPU
-    for order in (rank, random):
-        erased = metrics.erase(images, order.to(ranked_on), 0.3)
+    for order in metrics.ranks(maps, [torch.Generator().manual_seed(seed) for seed in range(2)]):
+        assert order.device == FAR
+        erased = metrics.erase(images, order, (0.3, 0.5))
         assert erased.device == FAR and erased.shape == images.shape
 
 
@@ -188,21 +187,24 @@ def test_what_looks_at_numbers_fails_where_there_are_none(far_away, look):
         look(torch.zeros((), device=FAR))
 
 
+@pytest.mark.parametrize('accumulate', [1, 2])
 @pytest.mark.parametrize('method, prior', KINDS)
-def test_a_training_step_never_waits_for_the_device(far_away, monkeypatch, method, prior):
+def test_a_training_step_never_waits_for_the_device(far_away, monkeypatch, method, prior, accumulate):
     """Seven steps, looked at every three of them and at the end."""
     looks = []
-    monkeypatch.setattr(main, 'CHECK_EVERY', 3)
-    monkeypatch.setattr(util, 'look_at', lambda sums: looks.append(sums) or [2.0, 1.0])
+    monkeypatch.setattr(training, 'CHECK_EVERY', 3)
+    monkeypatch.setattr(util, 'look_at', lambda unseen: looks.append(len(unseen)) or [[2.0, 1.0]] * len(unseen))
     model = small_network(method, prior)
     optimiser = torch.optim.SGD([{'params': model.parameters(), 'initial_lr': 0.1}], lr=0.1, momentum=0.9, nesterov=True)
-    training = main.Training(model, optimiser, lambda _: 1.0, 1, 0, FAR, 'bfloat16', {}, None)
+    keeper = SimpleNamespace(is_due=lambda: False)
+    trained = training.Training(model, training.Loss(model), optimiser, lambda _: 1.0, 1, 0, FAR, 'bfloat16', accumulate,
+                                keeper, SimpleNamespace(number=0))
     batch = torch.zeros(2, 3, 8, 8, device=FAR), torch.zeros(2, dtype=torch.int64, device=FAR), torch.arange(2)
 
-    class Batches(list):
-        dataset, sampler = range(14), SimpleNamespace(epoch=0)
+    class Loader(list):
+        dataset, batch_sampler = range(14), SeededBatches(14, 2, 0)
     with Waits() as waits:
-        line = training.train_epoch(Batches([batch] * 7), 0)
-    assert waits.count == 0 and len(looks) == 3
-    assert line['loss'] == pytest.approx(3 * 2 / 14) and line['accuracy'] == pytest.approx(100 * 3 / 14)
+        (losses, correct, seen, _), = trained.train_epoch(Loader([batch] * 7), 0)
+    assert waits.count == 0 and looks == [3, 3, 1]
+    assert (losses, correct, seen) == (14, 7, 14)
     assert optimiser.state and {state['momentum_buffer'].device for state in optimiser.state.values()} == {FAR}

@@ -8,7 +8,7 @@ from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam, Occlu
 from torchcam.methods import CAM as TorchCAM
 from torchcam.methods import LayerCAM
 
-from wsol import build_model
+from wsol import build_model, gradients
 from wsol.attribution import attribution_maps
 from wsol.query import SamplingSettings
 
@@ -173,7 +173,22 @@ def noise_of(model, images, seeds, count, sigma):
                          settings=SamplingSettings(smooth_grad_nr_iter=count, smooth_grad_sigma=sigma))
     finally:
         handle.remove()
-    return torch.stack(copies) - images
+    return torch.cat(copies).unflatten(0, (len(images), count)).transpose(0, 1) - images
+
+
+@pytest.mark.parametrize('process', ['integrated_grad', 'integrated_gradients', 'smooth_grad', 'smooth_grad_square', 'var_grad'])
+def test_versions_of_an_image_are_computed_together_as_one_by_one(model, images, process, monkeypatch):
+    settings, results = {'smooth_grad_nr_iter': 6, 'integrated_grad_nr_iter': 6}, []
+    for at_a_time in (1, 4, 100):
+        monkeypatch.setattr(gradients, 'VERSIONS_AT_A_TIME', at_a_time)
+        sizes = []
+        handle = model.register_forward_pre_hook(lambda _, inputs, sizes=sizes: sizes.append(len(inputs[0])))
+        results.append(maps(model, images, process, **settings))
+        handle.remove()
+        total = 7 if process == 'integrated_grad' else 6
+        assert sizes == len(images) * [min(at_a_time, total - start) for start in range(0, total, at_a_time)]
+    for together in results[1:]:
+        torch.testing.assert_close(together, results[0], rtol=1e-3, atol=1e-4 * results[0].abs().max().item())
 
 
 def test_the_noises_deviation_is_the_images_own_range_over_sigma(model):
@@ -216,9 +231,10 @@ def test_gradients_work_where_the_caller_switched_them_off(model, images, proces
     assert torch.equal(ours, expected)
 
 
-def test_memory_is_that_of_one_batch_however_many_samples(model, images):
-    """Of the noisy copies that go into the network, no more than the last is ever alive."""
+def test_memory_is_that_of_one_batch_however_many_samples(model, images, monkeypatch):
+    """Of the batches of noisy copies that go into the network, no more than the last is ever alive."""
     import weakref
+    monkeypatch.setattr(gradients, 'VERSIONS_AT_A_TIME', 3)
     copies, alive, original = [], [], type(model).forward
 
     def watched(self, batch):
@@ -230,4 +246,4 @@ def test_memory_is_that_of_one_batch_however_many_samples(model, images):
         maps(model, images, 'var_grad', smooth_grad_nr_iter=12)
     finally:
         type(model).forward = original
-    assert len(alive) == 12 and max(alive) == 1
+    assert len(alive) == 2 * 4 and max(alive) == 1

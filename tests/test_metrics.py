@@ -118,6 +118,18 @@ def generators(count, seed=0):
     return [torch.Generator().manual_seed(seed + index) for index in range(count)]
 
 
+@pytest.mark.parametrize('kind', metrics.THRESHOLD_TYPES)
+def test_scores_in_single_precision_fall_into_the_bins_of_the_doubles(kind):
+    """At every edge, at the floats beside it, and between: the reference compares in double precision."""
+    edges = metrics.bin_edges(kind)
+    near = edges.astype(np.float32)
+    scores = np.concatenate([near, np.nextafter(near, np.float32(9)), np.nextafter(near, np.float32(-9)),
+                             np.random.default_rng(0).random(5000, np.float32) ** 4])
+    expected = (scores.astype(np.float64)[:, None] >= edges).sum(1)
+    np.testing.assert_array_equal(metrics.bin_scores(torch.from_numpy(scores), edges), expected)
+    assert (near.astype(np.float64) < edges).any() and (near.astype(np.float64) > edges).any()
+
+
 def test_erased_pixels_are_the_published_ones():
     reference = golden('erase_masks')
     rank, random = metrics.ranks(torch.tensor(reference['scores'])[:, 0], generators(3))
@@ -171,19 +183,34 @@ class LooksAtOneRow(torch.nn.Module):
         return torch.stack([torch.full_like(left, 1e-6), left], 1)
 
 
-def classify_erased(row_values, count, seed=7, batch_size=40):
+def classify_erased(row_values, count, seed=7, batch_size=40, seen=None):
     """eval_pixel_perturb's classification of images of class 1, whose maps have these values in ROW and others beside."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(count, 3, SIDE, SIDE, generator=generator) + 0.1
     maps = torch.rand(count, SIDE, SIDE, generator=generator)
     maps[:, ROW] = torch.as_tensor(row_values)
     model, indices = LooksAtOneRow(), torch.arange(count)
+    if seen is not None:
+        model.register_forward_pre_hook(lambda _, inputs: seen.append(*inputs))
 
     def source(batch, indices, classes):
         assert classes.shape == (len(batch), 1) and (classes == 1).all()  # the true class's map is asked for
         return MapBatch(model(batch).softmax(1), classes, maps[indices][:, None])
     loader = [(images[part], torch.ones(len(part), dtype=torch.int64), part) for part in indices.split(batch_size)]
-    return eval_pixel_perturb.classify_erased(model, loader, source, torch.device('cpu'), seed, 'float32')
+    return eval_pixel_perturb.classify_erased(model, loader, source, torch.device('cpu'), seed, 'float32', batch_size)
+
+
+def test_batches_are_filled_across_the_ratios():
+    """Ten batches of seven and one of two: each image is classified eleven times, the erased ones as if one by one."""
+    seen, again = [], []
+    together = classify_erased([0.5] * SIDE, 72, batch_size=7, seen=seen)
+    one_by_one = classify_erased([0.5] * SIDE, 72, batch_size=1, seen=again)
+    for own, plain in zip(together, one_by_one, strict=True):
+        np.testing.assert_array_equal(own, plain)
+    assert 0 < together[1].sum() < 360 and 0 < together[2].sum() < 360
+    assert sorted(map(len, seen)) == sorted([7] * 11 * 10 + [2, 7, 7, 6]) and len(again) == 11 * 72
+    by_content = [sorted(image.sum().item() for batch in batches for image in batch) for batches in (seen, again)]
+    assert by_content[0] == pytest.approx(by_content[1])
 
 
 def survival(erased):

@@ -564,17 +564,17 @@ def test_a_zip_with_a_password_is_refused(tmp_path):
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
-    left, living = tmp_path / f'.out.{2**22 + 7}.partial', tmp_path / '.out.1.partial'  # no process has so high a number
+    left, foreign = tmp_path / '.out.0123456789ab.partial', tmp_path / '.other.0123456789ab.partial'
     left.mkdir()
-    living.mkdir()
+    foreign.mkdir()
     with archives.staged(tmp_path / 'out') as partial:
         (partial / 'x').write_bytes(b'x')
-    assert not left.exists() and living.exists() and (tmp_path / 'out' / 'x').exists()
+    assert not left.exists() and foreign.exists() and (tmp_path / 'out' / 'x').exists()
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / 'file').write_bytes(b'')
-    with pytest.raises(UserError, match='could not be written'), archives.staged(tmp_path / 'file' / 'out'):
+    with pytest.raises(UserError, match='cannot make the folder'), archives.staged(tmp_path / 'file' / 'out'):
         pass
 
 

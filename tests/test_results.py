@@ -19,6 +19,7 @@ from conftest import (
 )
 from PIL import Image
 
+import checkpoint_files
 import evaluation
 import weights
 from dataset import toybirds
@@ -295,12 +296,12 @@ def test_results_json_is_gone_while_the_new_network_trains(script, tmp_path, mon
     folder = paint_folder(tmp_path / 'pets', counts=(2, 1, 1))
     flags, own = [*OWN_FLAGS, f'--dataset={folder}'], tmp_path / 'save/result'
     assert script('main', *flags)[0] == 0
-    there, save_checkpoint = [], weights.save_checkpoint
+    there, save = [], checkpoint_files.save
 
-    def watch(*inputs, **content):
+    def watch(*inputs, **options):
         there.append((own / 'results.json').exists())
-        return save_checkpoint(*inputs, **content)
-    monkeypatch.setattr(weights, 'save_checkpoint', watch)
+        return save(*inputs, **options)
+    monkeypatch.setattr(checkpoint_files, 'save', watch)
     assert script('main', *flags, '--override_cache')[0] == 0
     assert there == [False] and (own / 'results.json').exists()
 

@@ -53,9 +53,15 @@ def average_precision(counts):
     return 100 * area
 
 
+def test_cue_location_sends_each_image_through_the_network_once_whatever_its_pairs(script, tiny_birds, save, forwards):
+    code, _, err = script('eval_cue_location', *tiny_birds, '--experiment_name=CALM_EM')
+    result = read_result(save / 'CALM_EM', 'cue_location')
+    assert code == 0 and sum(forwards) == result['evaluated_images'] < result['evaluations'], err
+
+
 @pytest.mark.parametrize('method, process, norm, thresholds', [
     ('CAM', 'vanilla', 'minmax', 'even'), ('CALM_EM', 'jointll', 'clipping', 'log')])
-def test_cue_location_agrees_with_a_naive_loop(script, tiny_birds, save, method, process, norm, thresholds):
+def test_cue_location_agrees_with_a_naive_loop(script, tiny_birds, save, method, process, norm, thresholds, unfolded):
     code, out, err = script('eval_cue_location', *tiny_birds, f'--experiment_name={method}', '--batch_size=1')
     assert code == 0, err
     assert 'exact part masks, each pair alone' in out and 'the paper' not in out
@@ -280,12 +286,12 @@ def test_the_published_long_form_is_accepted_after_the_short_one(script, tiny_bi
 
 def test_workers_are_at_most_one_for_each_usable_core(script, tiny_birds, save, monkeypatch, tmp_path):
     """And not as many as torch has threads, which OMP_NUM_THREADS=1 makes one."""
-    asked, loader = [], data_loaders.DataLoader
+    asked, loader = [], data_loaders.Loader
 
     def record(*inputs, num_workers, persistent_workers, **options):
         asked.append(num_workers)
         return loader(*inputs, num_workers=0, **options)
-    monkeypatch.setattr(data_loaders, 'DataLoader', record)
+    monkeypatch.setattr(data_loaders, 'Loader', record)
     monkeypatch.setattr(util.os, 'sched_getaffinity', lambda _: {3, 5}, raising=False)
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     flags = [*without(tiny_birds, 'workers'), '--experiment_name=CAM']

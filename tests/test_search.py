@@ -20,7 +20,7 @@ def study(script, tiny_birds, monkeypatch):
     import util
     ran = []
 
-    def train(command, check):
+    def train(command, check, env):
         ran.append([str(word) for word in command[1:]])
         monkeypatch.setattr('sys.argv', ran[-1])
         try:
@@ -28,7 +28,7 @@ def study(script, tiny_birds, monkeypatch):
         except SystemExit as stop:
             return subprocess.CompletedProcess(command, stop.code)
         return subprocess.CompletedProcess(command, 0)
-    monkeypatch.setattr(search.subprocess, 'run', train)
+    monkeypatch.setattr(subprocess, 'run', train)
     flags = [*tiny_birds, *SMALL, '--epochs=1']
     return lambda *own: (script('search', *own, *flags), ran)
 

@@ -10,7 +10,7 @@ import torch
 from conftest import OWN_FLAGS, SMALL, open_birds, paint_folder, read_result, refused, roots_of, without
 from torch import nn
 
-import main
+import training
 import util
 import weights
 from data_loaders import ImageDataset
@@ -48,14 +48,14 @@ def test_step_divides_by_ten_at_the_start_of_every_so_manieth_epoch():
         for number in range(1, 91):
             expected = 0.1 ** sum(number >= start for start in range(frequency, 91, frequency))
             for within in (0, 0.5, 0.99):
-                factor = main.lr_factor(number - 1 + within, 'step', 90, frequency)
+                factor = training.lr_factor(number - 1 + within, 'step', 90, frequency)
                 assert factor == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize('epochs', [1, 7, 40])
 def test_one_cycle_rises_for_three_tenths_and_falls_to_nothing(epochs):
     def factor(share):
-        return main.lr_factor(share * epochs, 'one_cycle', epochs, None)
+        return training.lr_factor(share * epochs, 'one_cycle', epochs, None)
     for share in np.linspace(0, 0.3, 31):
         assert factor(share) == pytest.approx(share / 0.3, abs=1e-9)  # a straight line
     for turned in np.linspace(0, math.pi, 31):
@@ -201,13 +201,13 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(script, pets, t
     """Stopped after the first epoch, and after the second, of three; dropout draws what it would have drawn."""
     base = [*without(pets, 'workers'), *schedule, f'--workers={workers}', '--epochs=3', '--attribution_method=CALM_EM']
     assert script('main', *base, '--experiment_name=straight')[0] == 0
-    save_checkpoint = weights.save_checkpoint
+    save = training.Keeper.save
 
-    def save_and_stop(*inputs, **content):
-        save_checkpoint(*inputs, **content)
+    def save_and_stop(*inputs, **options):
+        save(*inputs, **options)
         raise KeyboardInterrupt
     with monkeypatch.context() as patched:
-        patched.setattr(weights, 'save_checkpoint', save_and_stop)
+        patched.setattr(training.Keeper, 'save', save_and_stop)
         for _ in range(2):
             assert script('main', *base, '--experiment_name=resumed')[0] == 130
     code, out, err = script('main', *base, '--experiment_name=resumed')
@@ -370,7 +370,7 @@ def test_auto_evaluates_in_float32(script, tiny_birds, save, dtypes, monkeypatch
     assert dtypes == {torch.float32} and read_result(save / 'CALM_EM', 'wsol')['settings']['precision'] == 'float32'
 
 
-def test_bfloat16_evaluates_nearly_the_same(script, tiny_birds, save, tmp_path, dtypes):
+def test_bfloat16_evaluates_nearly_the_same(script, tiny_birds, save, tmp_path, dtypes, unfolded):
     photo = sorted((roots_of(tiny_birds)[0] / 'ToyBirds/images').rglob('*_test_*.jpg'))[5]
     results, maps = [], []
     for precision in ('float32', 'bfloat16'):
@@ -399,13 +399,13 @@ def test_the_proxy_training_set_is_what_is_trained_on(script, tiny_birds, tmp_pa
     flags = [*without(tiny_birds, 'metadata_root'), *SMALL, f'--metadata_root={tmp_path / "meta"}', '--epochs=2']
     refused(script('main', *flags, '--proxy_training_set'), 'image_ids_proxy.txt is not there')
     (folder / 'image_ids_proxy.txt').write_text('\n'.join(listed) + '\n')
-    seen, get = [], ImageDataset.__getitem__
+    seen, get = [], ImageDataset.read
 
     def record(images, key):
         if isinstance(key, tuple):  # (index, seed): an image that is trained on
             seen.append((images.image_id(key[0]), int(images.labels[key[0]])))
         return get(images, key)
-    monkeypatch.setattr(ImageDataset, '__getitem__', record)
+    monkeypatch.setattr(ImageDataset, 'read', record)
     code, _, err = script('main', *flags, '--proxy_training_set=True')
     assert code == 0, err
     # twice each, in two orders, with the labels of their own lines
@@ -413,6 +413,22 @@ def test_the_proxy_training_set_is_what_is_trained_on(script, tiny_birds, tmp_pa
     assert seen[:len(listed)] != seen[len(listed):]
     assert content_of(tmp_path / 'save/result')['args']['proxy_training_set'] is True
     refused(script('main', *flags, '--epochs=3'), 'proxy_training_set was True, is False')
+
+
+def test_a_training_from_the_cache_is_the_same_training(script, pets, tmp_path):
+    seen = []
+    for name, flags in (('plain', []), ('cached', ['--cache'])):
+        code, out, err = script('main', *pets, f'--experiment_name={name}', *flags)
+        assert code == 0 and out.count('pixels will take') == 3 * bool(flags), err
+        lines = [json.loads(line) for line in (tmp_path / 'save' / name / 'log.jsonl').read_text().splitlines()]
+        for line in lines:
+            del line['train_images_per_second']
+        seen.append((lines, json.loads((tmp_path / 'save' / name / 'results.json').read_text())['weights_sha256']))
+    assert seen[0] == seen[1]
+    kept = sorted(path.name.split('.')[0] for path in (tmp_path / 'save/cache').iterdir())
+    assert [name.rsplit('_', 2)[1:] for name in kept] == [['test', '32'], ['train', '36'], ['val', '32']]
+    code, out, err = script('main', *pets, '--experiment_name=cached', '--is_train=False', '--cache')
+    assert code == 0 and 'pixels will take' not in out, err  # the test images are those of the training's cache
 
 
 def test_the_softplus_prior_is_recorded_and_used(script, pets, tmp_path):

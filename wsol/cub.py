@@ -190,9 +190,11 @@ class CueAnnotations:
 def _read_picture(path, read):
     """read(PIL image) of a file."""
     try:
+        if path.exists() and not path.is_file():
+            raise OSError('no regular file')  # a pipe would be waited for
         with Image.open(path) as image:
             return read(image)
-    except OSError as error:
+    except Exception as error:  # damaged pictures make PIL raise many kinds
         raise UserError(f'{path}: {error}. Cue localization needs the photos and their segmentations.') from error
 
 
@@ -209,7 +211,7 @@ def read_by_id(path, known=None):
     values = {}
     for number, line in enumerate(lines, 1):
         key, _, value = line.strip().partition(' ')
-        if not key.isdecimal() or not value.strip():
+        if not key.isdecimal() or len(key) > 9 or not value.strip():
             raise UserError(f'{path}, line {number}: expected "id value", found "{line}"')
         if int(key) in values or (known is not None and int(key) not in known):
             problem = 'stands there twice' if int(key) in values else 'is not in images.txt'
@@ -223,10 +225,15 @@ def read_by_id(path, known=None):
 
 
 def _numbers(path):
-    """A file of numbers, the same count on every line -> array."""
+    """A file of finite numbers, the same count on every line -> array."""
     try:
-        return np.loadtxt(path, ndmin=2)
+        values = np.loadtxt(path, ndmin=2)
     except OSError as error:
         raise UserError(f'{path}: not found. {LAYOUT}') from error
     except ValueError as error:
         raise UserError(f'{path}: {error}') from error
+    wrong = ~(np.abs(values) < 1e9)  # of NaN too
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise UserError(f'{path}, row {row + 1}: {values[row, column]} is no number that can stand there')
+    return values

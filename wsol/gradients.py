@@ -4,10 +4,14 @@ Each explains a class score: CAM's logit, or log p(class|x) for CALM. Images (B,
 (B,K,H,W), or (B,K,h,w) for the methods on the last map. The caller's tensors and the parameters'
 .grad stay as they are.
 """
+from itertools import islice
+
 import numpy as np
 import torch
 
-from .query import register
+from .query import image_by_image, register
+
+VERSIONS_AT_A_TIME = 8  # noisy copies, or points on a path, of one image per forward and backward: bounds the memory
 
 # --- gradients by the input ---------------------------------------------------------------------
 
@@ -44,29 +48,36 @@ def backprop(query):
     return _magnitudes(query, query.images)
 
 
+def _many_magnitudes(query, versions):
+    """The vanilla gradient map (K,H,W) of each version (3,H,W) of one image, VERSIONS_AT_A_TIME of them together."""
+    versions = iter(versions)
+    while part := list(islice(versions, VERSIONS_AT_A_TIME)):
+        yield from _magnitudes(query, torch.stack(part))
+
+
 @register('integrated_grad')
+@image_by_image
 def integrated_grad(query):
     """As published: vanilla gradient maps at N+1 points from 0 to the image, their sum over N.
 
     Not Sundararajan's integrated gradients, which are `integrated_gradients`.
     """
-    steps = query.settings.integrated_grad_nr_iter
-    return sum(_magnitudes(query, query.images * (step / steps)) for step in range(steps + 1)) / steps
+    steps, image = query.settings.integrated_grad_nr_iter, query.images[0]
+    return sum(_many_magnitudes(query, (image * (step / steps) for step in range(steps + 1)))) / steps
 
 
 def _noisy_magnitudes(query):
-    """Vanilla gradient maps (B,K,H,W) of noisy copies, one copy at a time.
+    """Vanilla gradient maps (K,H,W) of noisy copies of one image.
 
     As published, the noise's deviation is the image's range / smooth_grad_sigma. Each image has its
     own generator: the noise depends on its seed, not on the batch.
     """
-    images = query.images
-    flat = images.flatten(1)
-    sigma = (flat.amax(1) - flat.amin(1)) / query.settings.smooth_grad_sigma  # (B,)
-    generators = [torch.Generator().manual_seed(seed) for seed in query.seeds.tolist()]
-    for _ in range(query.settings.smooth_grad_nr_iter):
-        noise = torch.stack([torch.randn(images.shape[1:], generator=generator) for generator in generators])
-        yield _magnitudes(query, images + noise.to(images) * sigma[:, None, None, None])
+    seed, = query.seeds
+    image, generator = query.images[0], torch.Generator().manual_seed(seed)
+    sigma = (image.amax() - image.amin()) / query.settings.smooth_grad_sigma
+    copies = (image + torch.randn(image.shape, generator=generator).to(image) * sigma
+              for _ in range(query.settings.smooth_grad_nr_iter))
+    return _many_magnitudes(query, copies)
 
 
 def _mean(maps, count):
@@ -74,18 +85,21 @@ def _mean(maps, count):
 
 
 @register('smooth_grad')
+@image_by_image
 def smooth_grad(query):
     """SmoothGrad: the mean over noisy copies (Smilkov et al. 2017)."""
     return _mean(_noisy_magnitudes(query), query.settings.smooth_grad_nr_iter)
 
 
 @register('smooth_grad_square')
+@image_by_image
 def smooth_grad_square(query):
     """SmoothGrad squared: the mean of the squares (Hooker et al. 2019)."""
     return _mean((maps.square() for maps in _noisy_magnitudes(query)), query.settings.smooth_grad_nr_iter)
 
 
 @register('var_grad')
+@image_by_image
 def var_grad(query):
     """VarGrad: the variance over noisy copies (Adebayo et al. 2018), by Welford's recurrence: never negative."""
     mean = squares = 0
@@ -103,14 +117,17 @@ def input_x_gradient(query):
 
 
 @register('integrated_gradients')
+@image_by_image
 def integrated_gradients(query):
     """Integrated gradients from the zero image, summed over the colours; signed (Sundararajan et al. 2017).
 
     Gauss-Legendre quadrature. Complete: a map sums to score(image) - score(zero image).
     """
     points, weights = np.polynomial.legendre.leggauss(query.settings.integrated_grad_nr_iter)
-    return sum(float(weight) * _products(query, query.images * float(point))
-               for point, weight in zip((1 + points) / 2, weights / 2, strict=True))
+    points, weights = (torch.from_numpy(values).to(query.images)[:, None, None, None].split(VERSIONS_AT_A_TIME)
+                       for values in ((1 + points) / 2, weights / 2))  # of (N,1,1,1)
+    return sum((weight * _products(query, query.images * point)).sum(0)
+               for point, weight in zip(points, weights, strict=True))
 
 
 # --- gradients by the last map --------------------------------------------------------------------

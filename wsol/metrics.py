@@ -66,21 +66,26 @@ def bin_edges(threshold_type='even', interval=0.001):
 def bin_scores(scores, edges):
     """The bin of each score: 0 for those under the first edge (underflow), i for [edge i-1, edge i).
 
-    scores: any shape, in [0,1], on any device. Returns int64 of the same shape, on the CPU
-    (doubles: MPS has none, and single precision would move scores across edges).
+    scores: any shape, in [0,1], on any device. edges: float64, rounded up to the scores' precision: no score lies
+    between an edge and what it is rounded up to, so that the bins are those of the edges themselves. Returns int64 of
+    the same shape, where the scores are.
     """
-    return torch.bucketize(scores.cpu().double(), torch.as_tensor(edges, dtype=torch.float64), right=True)
+    exact = torch.as_tensor(edges, dtype=torch.float64)
+    near = exact.to(scores.dtype)
+    up = torch.where(near.double() < exact, near.nextafter(torch.full_like(near, torch.inf)), near)
+    return torch.bucketize(scores, up.to(scores.device), right=True)
 
 
 def count_scores(bins, truth, num_bins, rows=None, num_rows=1):
     """Histograms of the scores over true and false pixels.
 
-    bins: (N,P) int64; truth: (N,P) bool; rows: (N,) int64, which of the histograms each map adds
-    to (None: all to the first). Returns (num_rows,2,num_bins) int64: [:,0] false, [:,1] true pixels.
+    bins: (N,P) int64; truth: (N,P) bool; rows: (N,) int64, which of the histograms each map adds to (None: all to the
+    first); all on one device. Returns an array (num_rows,2,num_bins) int64: [:,0] false, [:,1] true pixels.
     """
-    rows = torch.zeros(len(bins), dtype=torch.int64) if rows is None else rows
+    rows = bins.new_zeros(len(bins)) if rows is None else rows
     index = (2 * rows[:, None] + truth.long()) * num_bins + bins
-    return torch.bincount(index.flatten(), minlength=num_rows * 2 * num_bins).view(num_rows, 2, num_bins).numpy()
+    counts = torch.bincount(index.flatten(), minlength=num_rows * 2 * num_bins).view(num_rows, 2, num_bins)
+    return counts.cpu().numpy()
 
 
 def precision_recall(counts, underflow=True):
@@ -117,21 +122,22 @@ def precision_at_recall(counts, recalls=RECALLS):
 def ranks(maps, generators):
     """Each pixel's place in the order from the highest value down; ties fall at random.
 
-    maps: (N,H,W); generators: N torch.Generator on the CPU, one per image. Returns two (N,H*W)
-    int64 arrays: the ranks by value, and those of a random order.
+    maps: (N,H,W); generators: N torch.Generator on the CPU, one per image, so that the random order is the same on any
+    device. Returns two (N,H*W) int64 tensors where the maps are: the ranks by value, and those of a random order.
     (A ReLU prior makes many exact ties; in reading order they would erase the picture from its top.)
     """
-    flat = maps.flatten(1).cpu()
-    random = torch.stack([torch.randperm(flat.shape[1], generator=g) for g in generators])  # (N,P)
+    flat = maps.flatten(1)
+    random = torch.stack([torch.randperm(flat.shape[1], generator=g) for g in generators]).to(maps.device)  # (N,P)
     order = flat.gather(1, random).argsort(dim=1, descending=True, stable=True)
     order = random.gather(1, order)  # the pixels from the highest value down
-    place = torch.arange(flat.shape[1]).expand_as(order)
+    place = torch.arange(flat.shape[1], device=maps.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, place), random
 
 
 def erase(images, rank, ratio):
-    """Set the int(ratio*H*W) first-ranked pixels to zero. images: (N,3,H,W); rank: (N,H*W)."""
-    kept = rank >= int(ratio * rank.shape[1])
+    """Set the int(ratio*H*W) first-ranked pixels to zero. images: (N,3,H,W); rank: (N,H*W); ratio: a number, or N."""
+    limits = [int(own * rank.shape[1]) for own in np.atleast_1d(ratio)]
+    kept = rank >= torch.tensor(limits, device=rank.device)[:, None]
     return images * kept.view(len(images), 1, *images.shape[2:]).to(images)
 
 

@@ -6,7 +6,7 @@ forwards per image.
 import torch
 
 from .metrics import normalise, resize
-from .query import full_precision, register
+from .query import full_precision, image_by_image, register
 
 OCCLUSION_SIDE, OCCLUSION_STRIDE = 1 / 7, 1 / 14  # of the image's side
 MASKS_AT_A_TIME = 32  # masked images per forward
@@ -19,16 +19,8 @@ def _scores_of_masked(query, masks):
     return query.explained(torch.cat(chunks))
 
 
-def _image_by_image(function):
-    """Make a method of one image (query, i) -> (K,h,w) a method of a batch: memory does not grow with it."""
-    def batch(query):
-        return torch.stack([function(query.single(index)) for index in range(len(query.images))])
-    batch.__doc__ = function.__doc__
-    return batch
-
-
 @register('score_cam')
-@_image_by_image
+@image_by_image
 def score_cam(query):
     """Score-CAM: channels weighted by the softmax of the score of the image masked with them (Wang et al. 2020)."""
     channels = query.activations.features[0]  # (D,h,w)
@@ -40,7 +32,7 @@ def score_cam(query):
 
 
 @register('occlusion')
-@_image_by_image
+@image_by_image
 def occlusion(query):
     """Occlusion: the score lost when a square a seventh of the side is set to zero, where it was (Zeiler and Fergus
     2014), averaged over the squares that cover a pixel; signed."""

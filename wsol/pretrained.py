@@ -1,26 +1,73 @@
-"""Weights of whole networks from files: a state dict put into a network, whose classifier may be another one."""
+"""Weights of whole networks from files: a state dict put into a network, whose classifier may be another one.
+
+Reads what torch.save writes, and executes nothing of it. A zip is looked at first: one that would unpack to more than
+it is, or whose content differs from its own sums, is refused. A file that ends in SEAL and the SHA-256 of all before
+it, as this project's checkpoints do, is refused if one bit of it has changed.
+"""
+import hashlib
+import zipfile
 from pathlib import Path
 
 import torch
 
 from .errors import UserError
 
+SEAL = b'sha256 of the above: '  # then 64 hexadecimal digits, after the end of the zip, where no reader of zips looks
+CHUNK = 1 << 20  # bytes
+
+
+def digest(file, size):
+    """The SHA-256 of the first `size` bytes of an open file, in hexadecimal, read in pieces."""
+    found = hashlib.sha256()
+    file.seek(0)
+    while size > 0 and (chunk := file.read(min(size, CHUNK))):
+        found.update(chunk)
+        size -= len(chunk)
+    return found.hexdigest()
+
+
+def check_whole(file):
+    """Raise ValueError unless an open file of torch.save is what was written. Legacy files, which are no zip, carry
+    nothing to tell by."""
+    size, sealed = file.seek(0, 2), len(SEAL) + 64
+    file.seek(max(0, size - sealed))
+    seal = file.read()
+    if seal.startswith(SEAL):
+        if digest(file, size - sealed) != seal[len(SEAL):].decode(errors='replace'):
+            raise ValueError('it is damaged: its content and its SHA-256 differ')
+        return
+    file.seek(0)
+    if file.read(2) == b'PK':
+        if seal[-22:-18] != b'PK\5\6':  # the end of a zip: so this one's seal is damaged
+            raise ValueError('it is damaged: its end is not the end of a zip')
+        with zipfile.ZipFile(file) as archive:
+            if sum(info.file_size for info in archive.infolist()) > size:
+                raise ValueError('it would take more memory than it has bytes')
+            if archive.testzip() is not None:
+                raise ValueError('it is damaged: its content and its sums differ')
+
+
+def load(path):
+    """What torch.save has put into a file, tensors on the CPU. Nothing in the file is executed. Raises UserError."""
+    try:
+        with open(path, 'rb') as file:
+            check_whole(file)
+            file.seek(0)
+            return torch.load(file, map_location='cpu', weights_only=True)
+    except Exception as error:  # torch and zipfile raise many kinds; all mean that this is not such a file
+        reason = str(error) if type(error) is ValueError else getattr(error, 'strerror', None) or (
+            f'{type(error).__name__}: it is damaged, or no file of torch.save, or holds more than weights and plain '
+            'values')
+        raise UserError(f'{path} cannot be read as weights ({reason})') from error
+
 
 def read_state_dict(path):
     """The state dict in a file of torch.save or of safetensors, tensors on the CPU. Raises UserError.
 
-    Nothing in the file is executed. A dict with `state_dict` or `model` inside is taken for what most training scripts
-    write; the prefix `module.` of DataParallel is left out.
+    A dict with `state_dict` or `model` inside is taken for what most training scripts write; the prefix `module.` of
+    DataParallel is left out.
     """
-    try:
-        if Path(path).suffix == '.safetensors':
-            from safetensors.torch import load_file  # comes with timm
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds; all mean that this is no file of weights
-        raise UserError(f'{path} cannot be read as weights ({type(error).__name__}): it is damaged, or no state dict '
-                        'of torch.save or safetensors') from error
+    content = _load_safetensors(path) if Path(path).suffix == '.safetensors' else load(path)
     for key in ('state_dict', 'model'):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -28,6 +75,15 @@ def read_state_dict(path):
                                                 for name, value in content.items()):
         raise UserError(f'{path} holds no state dict: names and tensors')
     return {name.removeprefix('module.'): value for name, value in content.items()}
+
+
+def _load_safetensors(path):
+    from safetensors.torch import load_file  # comes with timm
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises many kinds
+        raise UserError(f'{path} cannot be read as weights ({type(error).__name__}): it is damaged, or no file of '
+                        'safetensors') from error
 
 
 def load_backbone(network, path, classifiers):

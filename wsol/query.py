@@ -49,7 +49,7 @@ class Query:
     model: nn.Module
     images: torch.Tensor                    # (B,3,H,W)
     classes: torch.Tensor | None            # (B,K) int64; None: all
-    seeds: torch.Tensor                     # (B,) int64, one per image, for methods that draw at random
+    seeds: torch.Tensor | list              # (B,) int64, one per image, for methods that draw at random
     superclasses: torch.Tensor | None       # (C,C) bool: row c holds the classes of c's superclass
     settings: SamplingSettings
     contrast: torch.Tensor | None = None    # (B,K) int64: explain the scores of classes minus those of these
@@ -77,7 +77,7 @@ class Query:
     def single(self, index):
         """The same question about one image."""
         return replace(self, images=self.images[index:index + 1], classes=self.asked[index:index + 1],
-                       seeds=self.seeds[index:index + 1],
+                       seeds=self.seeds.tolist()[index:index + 1],
                        contrast=None if self.contrast is None else self.contrast[index:index + 1])
 
     def rows(self, maps):
@@ -97,6 +97,14 @@ class Query:
     def superclass_sizes(self):
         """(B,K,1,1): how many classes the superclass of each asked class has."""
         return self.superclasses.sum(1).to(self.images)[self.asked][..., None, None]
+
+
+def image_by_image(function):
+    """Make a method of one image (query, i) -> (K,h,w) a method of a batch: memory does not grow with it."""
+    def batch(query):
+        return torch.stack([function(query.single(index)) for index in range(len(query.images))])
+    batch.__doc__ = function.__doc__
+    return batch
 
 
 def full_precision(tensor):

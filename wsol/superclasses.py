@@ -42,10 +42,12 @@ def wordnet(folder, num_classes=1000):
         parents = {}
         for parent, child in pairs:
             parents.setdefault(child, []).append(parent)
+        if not all(0 <= label < num_classes for label in synsets.values()):
+            raise ValueError(f'classes are 0 to {num_classes - 1}')
     except OSError as error:
         raise UserError(f"ImageNet's superclasses need {relation} and {index} ({error.strerror}: {error.filename}); "
                         'or give --superclass_file') from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f'{relation} or {index} does not parse: {error}') from error
     below = {}  # ancestor -> classes
     for synset, label in synsets.items():

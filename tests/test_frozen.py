@@ -1,0 +1,89 @@
+"""--freeze: the head alone learns, on features computed once, and learns what it would have learned."""
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, open_birds, refused
+
+import frozen
+import weights
+from data_loaders import SeededBatches
+from wsol import build_model, parameter_groups
+
+FREEZE = [*SMALL, '--attribution_method=CALM_EM', '--prior=softplus', '--freeze', '--experiment_name=frozen']
+
+
+def test_the_backbone_stays_and_the_head_learns_what_a_plain_loop_learns(tiny_birds, script, trained, tmp_path):
+    """A loop that runs every image, or its mirror image, through the frozen backbone at every step."""
+    start = str(trained / 'CAM')
+    code, out, err = script('main', *tiny_birds, *FREEZE, '--epochs=2', '--batch_size=20', f'--load_checkpoint={start}',
+                            '--is_different_checkpoint')
+    assert code == 0, err
+    assert 'features of 54 train images' in out + err
+    model, checkpoint = weights.load_model('frozen')
+    before = weights.read_checkpoint(weights.find_checkpoint(start, 'save', tmp_path)).weights
+    after = checkpoint.weights
+    backbone = [name for name in before if not name.startswith(('conv_last', 'attention'))]
+    assert backbone and all(torch.equal(before[name], after[name]) for name in backbone)
+
+    images, _ = open_birds(tiny_birds, 'train')
+    torch.manual_seed(3)
+    plain = build_model('resnet18', 'CALM_EM', 18, prior='softplus', last_stage='layer1')
+    plain.load_state_dict({name: before[name] for name in backbone}, strict=False)
+    plain.eval()
+    groups = parameter_groups(plain, 'resnet18', 0.01, 10, True)
+    optimiser = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    for name, parameter in plain.named_parameters():
+        parameter.requires_grad_(name.startswith(('conv_last', 'attention')))
+    batches = SeededBatches(len(images), 20, 3)
+    for epoch in range(2):
+        batches.epoch = epoch
+        for batch in batches:
+            own = torch.stack([images[index][0].flip(2) if seed % 2 else images[index][0] for index, seed in batch])
+            loss, _ = plain.loss(own, torch.tensor([int(images.labels[index]) for index, _ in batch]))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    for name in ('conv_last.weight', 'attention.0.weight'):
+        expected = dict(plain.named_parameters())[name]
+        moved = (expected - torch.zeros_like(expected)).abs().max()
+        assert (after[name] - expected).abs().max() < 2e-3 * moved, name  # the features are kept in half precision
+
+
+def test_the_log_has_the_accuracy_of_the_whole_network(tiny_birds, script):
+    code, _, err = script('main', *tiny_birds, *FREEZE, '--epochs=1')
+    assert code == 0, err
+    model, checkpoint = weights.load_model('frozen')
+    images, _ = open_birds(tiny_birds, 'val')
+    batch = torch.stack([images[index][0] for index in range(len(images))])
+    right = (model(batch).argmax(1) == torch.as_tensor(images.labels)).float().mean().item()
+    assert checkpoint.content['log'][-1]['val_accuracy'] == pytest.approx(100 * right)
+
+
+def test_a_resumed_training_learns_the_same(tiny_birds, script, tmp_path):
+    for name, epochs in (('whole', (2,)), ('parts', (1, 2))):
+        for number in epochs:
+            code, out, err = script('main', *tiny_birds, *FREEZE[:-1], f'--experiment_name={name}', f'--epochs={number}')
+            assert code == 0, err
+    whole, parts = (weights.load_model(name)[1].weights for name in ('whole', 'parts'))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert not {path.name for path in (tmp_path / 'save' / 'whole').iterdir()} & {'features'}
+
+
+def test_refused_where_layers_below_the_head_are_new(tiny_birds, script):
+    refused(script('main', *tiny_birds, '--architecture=vgg16', '--pretrained=False', '--freeze',
+                   '--experiment_name=frozen'), '--freeze', 'vgg16')
+
+
+def test_features_of_an_image_and_its_mirror_image(tiny_birds, tmp_path):
+    torch.manual_seed(0)
+    model = build_model('resnet18', 'CAM', 18, last_stage='layer1').eval()
+    images, _ = open_birds(tiny_birds)
+    found = frozen.extract(model, images, 'test', tmp_path, True, 7, 0, torch.device('cpu'), 'float32')
+    for index in (0, 10, 35):
+        for seed in (4, 5):
+            image = images[index][0].flip(2) if seed % 2 else images[index][0]
+            own, label, row = found[index, seed]
+            expected = model.extract_features(image[None])[0].detach()
+            assert (label, row) == (int(images.labels[index]), index)
+            np.testing.assert_allclose(own.numpy(), expected.numpy(), rtol=1e-3, atol=1e-4)
+    assert not list(tmp_path.iterdir())  # the file has no name
