@@ -3,9 +3,11 @@
 Every row changes one thing: the prior (ReLU with its sum detached, as released, or softplus with its
 gradient), EM or marginal likelihood, the start (random weights or a CAM classifier), the length (15 epochs or 45), the
 stage at which ResNet-18 ends (receptive field 43, 99 or, at layer4, 339 of 112 pixels).
-Result: save/ablation/table.txt, mean and standard deviation over the seeds. About an hour a seed on 2 cores.
+Result: save/ablation/table.txt, mean and standard deviation over the seeds. About an hour a seed on 2 cores; what is
+done already is not run again.
 
     python ablation.py 3
+    python ablation.py 1 --rows CAM "CALM_EM, relu"
 """
 from pathlib import Path
 
@@ -13,11 +15,11 @@ import numpy as np
 
 import config
 import evaluation
+import experiments
 import util
-from demo import FINE_TUNE, FROM_RANDOM, PRECISION, TRAIN, result, run
+from experiments import FINE_TUNE, FROM_RANDOM, PRECISION, TRAIN, train
 
 FOLDER = Path('save/ablation')
-START = [flag for flag in FINE_TUNE if not flag.startswith('--load')]
 ROWS = {  # name -> method, last stage, from a CAM classifier?, further flags
     'CAM': ('CAM', 'layer2', True),
     'CALM_EM, softplus': ('CALM_EM', 'layer2', True, '--prior=softplus'),
@@ -42,29 +44,28 @@ def measure(seed, row, method, stage, from_cam, *flags):
     folder, name = FOLDER / f'seed{seed}', row.replace(', ', '_').replace(' ', '_')
     common = [*TRAIN, f'--last_stage={stage}', f'--seed={seed}']
     if from_cam:
-        if not (folder / f'start_{stage}' / 'results.json').is_file():
-            run(folder, 'main.py', f'--experiment_name=start_{stage}', *common, '--attribution_method=CAM',
-                *FROM_RANDOM)
-        learn = [*START, f'--load_checkpoint=start_{stage}']
+        train(folder, f'start_{stage}', *common, '--attribution_method=CAM', *FROM_RANDOM)
+        learn = [*FINE_TUNE, f'--load_checkpoint=start_{stage}']
     else:
         learn = [*FROM_RANDOM, '--epochs=40']  # as long as the start and the fine-tuning together
-    if not (folder / name / 'results.json').is_file():
-        run(folder, 'main.py', f'--experiment_name={name}', *common, f'--attribution_method={method}', *learn, *flags)
+    train(folder, name, *common, f'--attribution_method={method}', *learn, *flags)
     values = [evaluation.read_result(folder / name / 'results.json')['test_accuracy']]
     for process in ['vanilla'] if method == 'CAM' else ['jointll', 'saliency']:
-        run(folder, 'eval_cue_location.py', f'--experiment_name={name}', f'--score_map_process={process}', PRECISION)
-        pxap = result(folder / name, 'cue_location', process)['pxap']['exact']['per_pair']['counted']
-        values += [pxap[key] for key in '123']
+        pxap = experiments.measure(folder, name, 'cue_location', process, PRECISION)['pxap']
+        values += [pxap['exact']['per_pair']['counted'][key] for key in '123']
     return values + [np.nan] * (7 - len(values))
 
 
 def main():
     parser = config.plain_parser(__doc__)
-    parser.add_argument('seeds', nargs='?', type=config.COUNT, default=3, help='number of seeds (default: 3)')
-    seeds = range(parser.parse_args().seeds)
-    rows = []
-    for name, settings in ROWS.items():
-        values = np.array([measure(seed, name, *settings) for seed in seeds], float)  # (seeds,7)
+    parser.add_argument('seeds', nargs='?', type=config.COUNT, default=3, metavar='SEEDS',
+                        help='number of seeds (default: 3)')
+    parser.add_argument('--rows', nargs='+', type=config.choice(tuple(ROWS)), default=tuple(ROWS), metavar='ROW',
+                        help=f'measure these rows only, of: {"; ".join(ROWS)}')
+    args = parser.parse_args()
+    seeds, rows = range(args.seeds), []
+    for name in args.rows:
+        values = np.array([measure(seed, name, *ROWS[name]) for seed in seeds], float)  # (seeds,7)
         deviation = values.std(0, ddof=1) if len(values) > 1 else np.zeros(7)
         rows.append([name, *('-' if np.isnan(mean) else f'{mean:.1f} ± {spread:.1f}'
                              for mean, spread in zip(values.mean(0), deviation, strict=True))])

@@ -215,6 +215,8 @@ FLAGS = {
         _training('lr_decay_frequency', 30, COUNT, 'step: times 0.1 at the start of every epoch this divides'),
         _training('momentum', 0.9, number(float, 0, True, 1), "Nesterov's"),
         _training('weight_decay', 1e-4, RATE, 'L2'),
+        Flag('tensorboard', False, boolean, "write each epoch's line for TensorBoard too, in the experiment's folder "
+             '(an optional package)', MAIN),
     ),
     'maps and metrics': (
         _maps('score_map_process', None, choice((*PROCESS_NAMES, OBJECT_MASK)), 'the attribution method (default: '
@@ -231,7 +233,10 @@ FLAGS = {
               (*MAPS, *INTERVENTIONS)),
         Flag('contrast_method', None, choice(('difference', *CONTRASTS)), 'how class A is contrasted with class B: '
              'difference, of the maps of A and of B (default; eval_interventions.py measures all), or, of both classes '
-             f'at once: {", ".join(CONTRASTS)}', (*INTERVENTIONS, *INFERENCE), recorded=True, shared=False),
+             f'at once: {", ".join(CONTRASTS)}', (*CUE, *INTERVENTIONS, *INFERENCE), recorded=True, shared=False,
+             several=INTERVENTIONS),
+        Flag('drop_lowest', 0.0, number(float, 0, True, 100), 'percentage of the pixels of each map, the lowest, that '
+             'get the score 0: log thresholds then count them nowhere', CUE, recorded=True, shared=False),
         _maps('norm_type', None, choice(tuple(NORM_TYPES)), 'max, minmax, or clipping: as it is, cut to 0..1 '
               "(default: clipping for maps that are CALM's probabilities, but in eval_wsol; minmax for all others)",
               (*CUE, *WSOL)),

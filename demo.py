@@ -1,7 +1,7 @@
 """The whole job on painted birds: train CAM and CALM_EM, measure and picture both.
 
-Runs the project's own commands and prints them. All networks are alike: ResNet-18 up to layer2,
-started from one CAM classifier, as the paper's networks start from an ImageNet classifier.
+Runs the project's own commands and prints them; what is done already is not run again. All networks are alike:
+ResNet-18 up to layer2, started from one CAM classifier, as the paper's networks start from an ImageNet classifier.
 Result: save/demo/table.txt, the table printed at the end; save/demo/contact_sheet.png; and one
 experiment folder each for `start`, `CAM` and `CALM_EM` below save/demo.
 
@@ -14,32 +14,24 @@ import torch
 from PIL import Image
 
 import config
-import evaluation
 import figures
 import pictures
-import processes
 import util
 import weights
 from dataset import open_dataset
+from experiments import CROP_SIZE, FINE_TUNE, FROM_RANDOM, PRECISION, TRAIN, measure, result, train
 from image_files import eval_transform, to_picture
-from util import UserError
 from wsol import attribution_maps
 from wsol.cub import UNION_PARTS
 from wsol.metrics import ERASE_RATIOS
 
 FOLDER = Path('save/demo')
-CROP_SIZE = 112
 SHOWN = 2 * CROP_SIZE  # pixels of a photo in the contact sheet
-DATA = ['--dataset=ToyBirds', f'--crop_size={CROP_SIZE}', '--resize_size=128']
-PRECISION = '--precision=' + ('bfloat16' if util.computes_in_bfloat16(torch.device('cpu')) else 'float32')
-TRAIN = [*DATA, '--architecture=resnet18', '--pretrained=False', '--batch_size=32', '--lr_schedule=one_cycle',
-         PRECISION]
-FROM_RANDOM = ['--epochs=25', '--lr=0.02']
-FINE_TUNE = ['--load_checkpoint=start', '--is_different_checkpoint', '--epochs=15', '--lr=0.001']
+FROM_START = ['--load_checkpoint=start', *FINE_TUNE]
 TRAININGS = {  # experiment -> flags
     'start': ['--attribution_method=CAM', *FROM_RANDOM],
-    'CAM': ['--attribution_method=CAM', *FINE_TUNE],
-    'CALM_EM': ['--attribution_method=CALM_EM', '--prior=softplus', *FINE_TUNE],
+    'CAM': ['--attribution_method=CAM', *FROM_START],
+    'CALM_EM': ['--attribution_method=CALM_EM', '--prior=softplus', *FROM_START],
 }
 MEASURED = {  # row of the table -> experiment, process
     'CAM': ('CAM', 'vanilla'),
@@ -50,21 +42,6 @@ MEASURED = {  # row of the table -> experiment, process
 }
 PICTURED = (('007.Toy_B3', '005.Toy_B1'), ('002.Toy_A2', '004.Toy_A4'), ('011.Toy_C3', '009.Toy_C1'),
             ('017.Toy_D4', '014.Toy_D1'))  # class A, class B: 1, 1, 2 and 3 differing parts
-
-
-def run(folder, script, *flags):
-    """Run one of the project's scripts as a user would, and show how."""
-    command = [script, *flags, f'--save_root={folder}']
-    util.say('\n$ python ' + ' '.join(command))
-    code = processes.call(command)
-    if code:
-        raise UserError(f'{script} ended with exit code {code}; see above')
-
-
-def result(folder, metric, process):
-    """What an evaluation measured of the network that an experiment has trained."""
-    trained = evaluation.read_result(folder / 'results.json')
-    return evaluation.find_result(folder, metric, process, trained['weights_sha256'])
 
 
 def table():
@@ -121,10 +98,10 @@ def method_panels(name, model, image, labels, picture, cue):
 def main():
     config.plain_parser(__doc__).parse_args()
     for experiment, flags in TRAININGS.items():
-        run(FOLDER, 'main.py', f'--experiment_name={experiment}', *TRAIN, '--last_stage=layer2', '--seed=0', *flags)
+        train(FOLDER, experiment, *TRAIN, '--last_stage=layer2', '--seed=0', *flags)
     for experiment, process in MEASURED.values():
-        for script in ('eval_cue_location.py', 'eval_pixel_perturb.py'):
-            run(FOLDER, script, f'--experiment_name={experiment}', f'--score_map_process={process}', PRECISION)
+        for metric in ('cue_location', 'pixel_perturb'):
+            measure(FOLDER, experiment, metric, process, PRECISION)
     figures.save(contact_sheet(), FOLDER / 'contact_sheet.png')
     text = table()
     util.write_lines(FOLDER / 'table.txt', [text])

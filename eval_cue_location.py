@@ -72,20 +72,51 @@ def signed_differences(maps, classes, pairs, per_class):
     return first - second if per_class else first
 
 
-def cue_scores(differences, size, norm_type):
+def signed_contrasts(source, images, indices, pairs):
+    """The maps (E,h,w) of a contrast method for the class pairs of each image of a batch, from one forward."""
+    activations, found = source.forward(images), [[] for _ in pairs]
+    for number in range(max(map(len, pairs))):
+        rows = [row for row, own in enumerate(pairs) if number < len(own)]
+        classes = torch.tensor([pairs[row][number][:2] for row in rows], device=images.device)
+        own = type(activations)(*(None if values is None else values[rows] for values in activations))
+        for row, maps in zip(rows, source(images[rows], indices[rows], classes, own).maps, strict=True):
+            found[row].append(maps[0])
+    return [torch.stack(own) for own in found]
+
+
+def signed_maps(source, images, indices, cues):
+    """For each image of a batch the signed maps (E,h,w) of "why A and not B", a map for each of its class pairs."""
+    pairs = [[cues.annotations.pairs[number] for number in cues.pairs[index]] for index in indices.tolist()]
+    if source.per_pair:
+        return signed_contrasts(source, images, indices, pairs)
+    asked = [cues.asked_classes(index) for index in indices.tolist()]
+    width = max(map(len, asked))
+    classes = torch.tensor([row + row[:1] * (width - len(row)) for row in asked], device=images.device)  # (B,K), padded
+    maps = source(images, indices, classes).maps  # B of (K,h,w)
+    return [signed_differences(*of_image, source.per_class) for of_image in zip(maps, asked, pairs, strict=True)]
+
+
+def cue_scores(differences, size, norm_type, drop_lowest=0.0):
     """Scores in 0..1 from the signed maps A - B: (E,h,w) -> (E,*size).
 
-    In the published order: resized, then made absolute, then normalised.
+    In the published order: resized, then made absolute, then normalised. drop_lowest: the percentage of each map's
+    pixels, the lowest, that get the score 0.
     """
-    return metrics.normalise(metrics.resize(differences, size).abs(), norm_type)
+    scores = metrics.normalise(metrics.resize(differences, size).abs(), norm_type)
+    if drop_lowest:
+        flat = scores.flatten(1)
+        lowest = flat.argsort(dim=1, stable=True)[:, :round(drop_lowest / 100 * flat.shape[1])]
+        scores = flat.scatter(1, lowest, 0.0).view_as(scores)
+    return scores
 
 
 @torch.inference_mode()
-def fill_histograms(loader, source, device, norm_type, edges):
+def fill_histograms(loader, source, device, norm_type, edges, drop_lowest=0.0):
     """One pass over the images, filling all pairs' histograms.
 
-    source: a MapSource. edges: of the histograms' bins. Returns {truth: (P,2,bins) int64} for the truths 'parts' (the
-    published one: nearest part point within the bird) and, where known, 'exact'; and (P,) images per pair.
+    source: a MapSource. edges: of the histograms' bins. drop_lowest: of cue_scores. Returns {truth: (P,2,bins) int64}
+    for the truths 'parts' (the published one: nearest part point within the bird) and, where known, 'exact'; and (P,)
+    images per pair.
     """
     cues = loader.dataset
     pairs = cues.annotations.pairs
@@ -96,20 +127,17 @@ def fill_histograms(loader, source, device, norm_type, edges):
     bins = len(edges) + 1
     counts, evaluations = {}, np.zeros(len(pairs), np.int64)
     for images, _, indices, partition, object_mask, exact in util.progress(loader, 'cue localization', 'batch'):
-        asked = [cues.asked_classes(index) for index in indices.tolist()]
-        width = max(map(len, asked))
-        classes = torch.tensor([row + row[:1] * (width - len(row)) for row in asked])  # (B,K), padded
-        maps = source(util.to_device(images, device), indices, classes.to(device)).maps  # B of (K,h,w)
+        differences = signed_maps(source, util.to_device(images, device), indices, cues)  # B of (E,h,w)
         partition, object_mask, exact = (truth.flatten(1).to(device) for truth in (partition, object_mask, exact))
         for row, index in enumerate(indices.tolist()):
             numbers = cues.pairs[index]
-            differences = signed_differences(maps[row], asked[row], [pairs[n] for n in numbers], source.per_class)
             truths = {'parts': partition[row].long()}  # (S*S,)
             if exact.numel():
                 truths['exact'] = exact[row].long()
             for start in range(0, len(numbers), CHUNK):
                 chosen = numbers[start:start + CHUNK]
-                scores = cue_scores(differences[start:start + CHUNK], images.shape[2:], norm_type)  # (E,S,S)
+                own = differences[row][start:start + CHUNK]
+                scores = cue_scores(own, images.shape[2:], norm_type, drop_lowest)  # (E,S,S)
                 binned, rows = metrics.bin_scores(scores, edges).flatten(1), torch.arange(len(chosen), device=device)
                 for name, parts in truths.items():
                     truth = differing[chosen][:, parts]  # (E,S*S)
@@ -217,7 +245,8 @@ def main():
     pairs, number = cues.annotations.pairs, np.array([len(pair.parts) for pair in cues.annotations.pairs])
     source = run.map_source(images, 'test', cues.asked_classes, cues.rows)
     edges = metrics.bin_edges(args.threshold_type, args.cam_curve_interval)
-    counts, evaluations = over_all(*fill_histograms(run.loader(cues), source, run.device, args.norm_type, edges))
+    counts, evaluations = over_all(*fill_histograms(run.loader(cues), source, run.device, args.norm_type, edges,
+                                                    args.drop_lowest))
     if not processes.is_first():
         return
     summaries, per_pair = {}, {}
@@ -228,10 +257,12 @@ def main():
     by_number = ', '.join(f'{(evaluations[number == k] > 0).sum()} with {k}' for k in (1, 2, 3))
     util.say(f'\n{run.maps_name()}, {run.data.name}: {evaluations.sum()} (image, pair) evaluations of {len(cues)} '
              f'images; pairs: {by_number} differing parts')
-    is_published = run.data.name == 'CUB' and args.scoremap_root is None
+    is_published = run.data.name == 'CUB' and args.scoremap_root is None and not args.drop_lowest
     method = args.attribution_method, args.score_map_process
     report(summaries, dropped, paper.PXAP.get(method) if is_published else None)
-    result = run.result_file('cue_location', images, 'test', run.maps_name(), args.norm_type, args.threshold_type)
+    dropping = [f'lowest{args.drop_lowest:g}dropped'] if args.drop_lowest else []
+    result = run.result_file('cue_location', images, 'test', run.maps_name(), args.norm_type, args.threshold_type,
+                             *dropping)
     histogram = counts.get('exact', counts['parts'])
     curves = {f'{k} differing part{"s" * (k > 1)}': metrics.precision_recall(histogram[number == k].sum(0))
               for k in (1, 2, 3) if evaluations[number == k].any()}

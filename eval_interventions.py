@@ -125,11 +125,12 @@ def contrast_sources(run, head):
         def maps(images, indices, first, second):
             return contrast_maps(model, images, first, second, name, util.image_seeds(run.args.seed, indices), settings)
         return maps
-    asked = run.args.contrast_method
-    names = [name for name, entry in CONTRASTS.items() if issubclass(head, entry.head) and asked in (None, name)]
-    names.sort(key=is_slow)  # the cheap ones first
-    if asked and not names:
-        raise UserError(f'{head.__name__} does not define --contrast_method={asked}')
+    defined = [name for name, entry in CONTRASTS.items() if issubclass(head, entry.head)]
+    asked = run.args.contrast_method or defined
+    unknown = [name for name in asked if name not in defined]
+    if unknown:
+        raise UserError(f'{head.__name__} does not define --contrast_method={unknown[0]}')
+    names = sorted(asked, key=is_slow)  # the cheap ones first
     return {name: source(run.model, name) for name in names} | control_sources(run, source)
 
 

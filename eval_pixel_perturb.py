@@ -62,16 +62,12 @@ def summarise(top, random, seed):
     return records
 
 
-def digits(outcomes):
-    """(N,) bool -> '0110...', an image each, in their order."""
-    return ''.join(map(str, outcomes.astype(int)))
-
-
 def outcomes_by_image(intact, top, random):
     """Which images are classified correctly, as digits: what a comparison with another network needs."""
     percents = [str(round(100 * ratio)) for ratio in metrics.ERASE_RATIOS]
-    return {'intact': digits(intact), **{name: dict(zip(percents, map(digits, after.T), strict=True))
-                                         for name, after in (('top', top), ('random', random))}}
+    return {'intact': evaluation.digits(intact), **{
+        name: dict(zip(percents, map(evaluation.digits, after.T), strict=True))
+        for name, after in (('top', top), ('random', random))}}
 
 
 def main():

@@ -44,11 +44,11 @@ class Counts:
 
 
 class BoxCounts(Counts):
-    """MaxBoxAcc and its kin: how many images are found at each threshold. Keeps counts only.
+    """MaxBoxAcc and its kin: how many images are found at each threshold, and whether each of them is.
 
     boxes: the lists.Boxes of the split. ious: the overlaps that count as found, in percent.
     """
-    summed = ('found', 'largest', 'largest_and_class', 'images')
+    summed = ('found', 'largest', 'largest_and_class', 'images', 'by_image')  # an image's row is zero elsewhere
 
     def __init__(self, boxes, size, norm_type, interval, ious):
         self.boxes, self.size, self.norm_type, self.ious = boxes, size, norm_type, np.array(ious) / 100
@@ -56,11 +56,23 @@ class BoxCounts(Counts):
         total = len(self.thresholds)
         self.found, self.images = np.zeros((len(self.ious), total), np.int64), 0  # any contour, per IoU
         self.largest, self.largest_and_class = (np.zeros(total, np.int64) for _ in range(2))  # at IoU 50 %
+        # (N,IoUs+1,T/8), eight thresholds a byte: found by any contour per IoU, and by the largest
+        self.by_image = np.zeros((len(boxes.sizes), len(self.ious) + 1, (total + 7) // 8), np.uint8)
 
     def measure(self, score_map, index):
         """The best overlaps of one map, over all contours and of the largest: two (T,)."""
         truth = metrics.scale_boxes(self.boxes.of(index), self.boxes.sizes[index], (self.size, self.size))
-        return metrics.best_ious(prepared(score_map, self.size, self.norm_type), truth, self.thresholds)
+        every, largest = metrics.best_ious(prepared(score_map, self.size, self.norm_type), truth, self.thresholds)
+        self.by_image[index] = np.packbits([*(every >= self.ious[:, None]), largest >= 0.5], axis=1)
+        return every, largest
+
+    def outcomes(self, results):
+        """{measure: digits, whether each image is found} at the thresholds of box_results."""
+        found = np.unpackbits(self.by_image, axis=2, count=len(self.thresholds))  # (N,IoUs+1,T)
+        names = [*(f'MaxBoxAccV2@{round(100 * iou)}' for iou in self.ious), 'MaxBoxAcc']
+        columns = [np.flatnonzero(self.thresholds == results[name]['threshold'])[0] for name in names]
+        return {name: evaluation.digits(found[:, row, column])
+                for row, (name, column) in enumerate(zip(names, columns, strict=True))}
 
     def add(self, measured, class_is_right):
         every, largest = measured
@@ -185,7 +197,8 @@ def main():
     util.say(util.table(['%', 'val', 'test', 'test, oracle', 'threshold'], rows))
     result = run.result_file('wsol', images['test'], 'test', name, args.norm_type)
     figures.save(curves_figure(run.title(), by_split['test']), result.figure())
-    result.write({'images_by_split': sizes, 'results': results})
+    outcomes = {} if data.has_masks else {'outcomes': by_split['test'].outcomes(results)}
+    result.write({'images_by_split': sizes, 'results': results, **outcomes})
 
 
 if __name__ == '__main__':

@@ -25,9 +25,10 @@ import weights
 from data_loaders import DataSet, find_dataset, make_loader
 from dataset import open_dataset
 from image_files import eval_transform
-from map_sources import FolderMaps, NetworkMaps, ObjectMasks
+from map_sources import ContrastMaps, FolderMaps, NetworkMaps, ObjectMasks
 from util import UserError
 from wsol._torchvision import torchvision
+from wsol.contrast import CONTRASTS, check_contrast
 from wsol.folding import fold_batchnorm
 from wsol.heads import CALM
 from wsol.networks import check_image_size
@@ -68,6 +69,9 @@ class Evaluation:
         args, options = self.args, {'model': self.model, 'precision': self.args.precision}
         if args.scoremap_root is not None:
             return FolderMaps(args.scoremap_root, split, images, classes_of, rows, **options)
+        if self.contrast_method():
+            return ContrastMaps(images, self.model, self.contrast_method(), args.precision, args.seed,
+                                sampling_settings(args))
         if args.score_map_process == config.OBJECT_MASK:
             return ObjectMasks(images, self.data.annotations(), **options)
         members = None
@@ -88,7 +92,11 @@ class Evaluation:
         if self.args.scoremap_root is not None:
             folder = Path(self.args.scoremap_root).resolve()
             return f'maps-{folder.name}-{zlib.crc32(bytes(folder)):08x}'
-        return f'{self.args.attribution_method}_{self.args.score_map_process}'
+        return f'{self.args.attribution_method}_{self.contrast_method() or self.args.score_map_process}'
+
+    def contrast_method(self):
+        """Of config's table, where a contrast method takes the place of an attribution method; else None."""
+        return contrast_in_place(self.args, self.script)
 
     def title(self):
         """Of figures: the experiment, the maps, the data set."""
@@ -115,6 +123,12 @@ class Evaluation:
             if folder.is_relative_to(root):
                 return Path(args.save_root) / folder.relative_to(root)
         return weights.experiment_folder(args.save_root, args.experiment_name)
+
+
+def contrast_in_place(args, script):
+    """The contrast method that cue localization measures in place of differences of maps; None where none is."""
+    asked = args.contrast_method if script == 'eval_cue_location' else None
+    return None if asked == 'difference' else asked
 
 
 def identity(metric, data, split, images, checkpoint, settings):
@@ -155,7 +169,9 @@ def open_evaluation(args, script, needs_model=True, needs_data=True):
         check_image_size(model, args.crop_size)
     if script in config.MAPS:
         args = _with_defaults(args, model, script)
-        if args.score_map_process == config.OBJECT_MASK:
+        if contrast_in_place(args, script):
+            check_contrast(args.contrast_method, type(model))
+        elif args.score_map_process == config.OBJECT_MASK:
             data.annotations()
         elif args.scoremap_root is None:
             check_process(args.score_map_process, type(model))
@@ -185,7 +201,9 @@ def _find_network(args, script):
 
 def _only_runs_forward(args, script):
     """Whether a script asks its network for forwards alone: no gradient, no other network made of it."""
-    maps = PROCESSES.get(args.score_map_process)  # None: maps that no network makes
+    contrast = contrast_in_place(args, script)
+    # None: maps that no network makes, or that are read off the activations
+    maps = PROCESSES.get(contrast.removesuffix('-difference') if contrast else args.score_map_process)
     return script == 'main' or script in config.EVALUATIONS and (
         args.scoremap_root is not None or maps is None or maps.one_forward)
 
@@ -199,7 +217,11 @@ def _with_defaults(args, model, script):
     """
     args = Munch(args)
     gradients = args.score_map_method == 'backprop'  # how the published command line asks for them
-    if args.scoremap_root is None and args.score_map_process is None:
+    contrast = CONTRASTS.get(contrast_in_place(args, script))
+    if contrast and (args.score_map_process or args.scoremap_root or gradients):
+        raise UserError('--contrast_method makes one map of two classes, --score_map_process one of each; leave one of '
+                        'them out')
+    if args.scoremap_root is None and args.score_map_process is None and contrast is None:
         args.score_map_process = 'backprop' if gradients else model.own_maps
     if gradients and args.score_map_process == 'vanilla':
         args.score_map_process = 'backprop'
@@ -207,7 +229,7 @@ def _with_defaults(args, model, script):
     if gradients and process and process.one_forward:
         raise UserError(f'--score_map_method=backprop contradicts --score_map_process={args.score_map_process}, which '
                         'is read off the activations; leave one of them out')
-    probabilities = process is not None and process.head is CALM
+    probabilities = process.head is CALM if process else contrast is not None and contrast.unit == 'probability'
     args.norm_type = args.norm_type or ('clipping' if probabilities and script != 'eval_wsol' else 'minmax')
     args.threshold_type = args.threshold_type or ('log' if probabilities else 'even')
     return args
@@ -277,6 +299,16 @@ class ResultFile:
 def command_line():
     """The command that this process was started by."""
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def digits(outcomes):
+    """(N,) bool -> '0110...': how a result holds an outcome of every image, in their order."""
+    return ''.join(map(str, np.asarray(outcomes, int)))
+
+
+def from_digits(text):
+    """'0110...' -> (N,) float."""
+    return np.array(list(text), float)
 
 
 def read_result(path):

@@ -2,9 +2,14 @@
 
 Photos and maps are in pictures.py.
 """
+from cycler import cycler
 from matplotlib.figure import Figure
 
 import util
+
+# told apart with the common colour vision deficiencies (Okabe and Ito 2008), then again in other lines
+COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#000000', '#56b4e9', '#e69f00')
+LINES = ('-', '--', ':')
 
 
 def save(figure, path):
@@ -15,6 +20,7 @@ def save(figure, path):
 def _curve_axes(**labels):
     figure = Figure(figsize=(5, 3.6), dpi=110, layout='constrained')
     axes = figure.subplots()
+    axes.set_prop_cycle(cycler(linestyle=LINES) * cycler(color=COLOURS))
     axes.set(**labels)
     return figure, axes
 
@@ -33,7 +39,18 @@ def ratio_curve(title, curves):
             axes.fill_between(percent, [1, *(record['R_low'] for record in records), 1],
                               [1, *(record['R_high'] for record in records), 1], color=line.get_color(), alpha=0.15)
     axes.set(ylim=(0, None))
-    axes.legend()
+    axes.legend(fontsize=7)
+    return figure
+
+
+def precision_bands(title, bands):
+    """Mean precision over recall. bands: {name: (recall, precision, low, high)}, each (R,) in percent."""
+    figure, axes = _curve_axes(xlabel='recall, %', ylabel='precision, %, mean over the class pairs', title=title,
+                               xlim=(0, 100), ylim=(0, 100))
+    for name, (recall, precision, low, high) in bands.items():
+        line, = axes.plot(recall, precision, label=name)
+        axes.fill_between(recall, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.legend(fontsize=7)
     return figure
 
 
@@ -53,4 +70,23 @@ def accuracy_curves(title, thresholds, curves):
     for name, values in curves.items():
         axes.plot(thresholds, values, label=name, linestyle='-' if 'V2' in name else '--')
     axes.legend(fontsize=7)
+    return figure
+
+
+def training_curves(title, log):
+    """Loss, accuracies and learning rate over the epochs. log: the lines of log.jsonl."""
+    figure = Figure(figsize=(5, 6), dpi=110)
+    figure.subplots_adjust(0.16, 0.08, 0.97, 0.94)  # a layout that is worked out takes longer than a small epoch
+    figure.suptitle(title)
+    panels = (('loss', {'train': 'train_loss'}), ('accuracy, %', {'train': 'train_accuracy', 'val': 'val_accuracy'}),
+              ('learning rate', {'at the start of the epoch': 'lr'}))
+    epochs = [line['epoch'] for line in log]
+    for axes, (label, curves) in zip(figure.subplots(len(panels), sharex=True), panels, strict=True):
+        axes.set_prop_cycle(color=COLOURS)
+        for name, key in curves.items():
+            axes.plot(epochs, [line[key] for line in log], marker='.', label=name)
+        axes.set(ylabel=label)
+        axes.legend(fontsize=7)
+    axes.set(xlabel='epoch', xlim=(0.5, epochs[-1] + 0.5))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     return figure

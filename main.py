@@ -2,8 +2,8 @@
 
 Source: Kim et al., ICCV 2021, and its published training code.
 Result: save/<experiment_name>/ with last_checkpoint.pth.tar (network, optimiser, settings; a run
-that was interrupted goes on from it), the one before it, the best by accuracy on val, log.jsonl (a line per epoch) and
-results.json.
+that was interrupted goes on from it), the one before it, the best by accuracy on val, log.jsonl (a line per epoch),
+training.png (its curves) and results.json.
 
     python main.py --experiment_name=calm_em --architecture=resnet50 --attribution_method=CALM_EM \\
         --dataset=CUB --use_bn=True --large_feature_map=True
@@ -27,6 +27,7 @@ import weights
 from dataset import open_dataset
 from image_files import eval_transform, train_transform
 from training import Keeper, Training, lr_factor, shared_loss, top1_accuracy
+from training_log import TrainingLog
 from util import UserError
 from wsol import build_model, parameter_groups
 from wsol.networks import check_image_size, normalisation
@@ -147,10 +148,11 @@ def make_training(args, model, images, device, folder, lease, stop):
     record = {'architecture': args.architecture, 'model': network, 'args': dict(args),
               'class_names': list(images['train'].class_names), 'normalisation': normalisation(args.architecture),
               'command': evaluation.command_line()}
+    shown = TrainingLog(folder, args.epochs, args.tensorboard)
     # timm's networks have layers beyond their last map
     loss = shared_loss(model, device, some_unused=args.architecture.startswith('timm/'))
     return Training(model, loss, optimiser, factor_at, args.epochs, args.seed, device, args.precision, args.accumulate,
-                    Keeper(folder, args.checkpoint_minutes, record, lease), stop)
+                    Keeper(folder, args.checkpoint_minutes, record, lease, shown), stop)
 
 
 def size_of_checkpoint(model):

@@ -57,8 +57,9 @@ def meet():
 
 
 def join(device):
-    """Make the group that sums gradients and gathers what was measured. device: where this process computes."""
-    if size() == 1:
+    """Make the group that sums gradients and gathers what was measured, unless it is there. device: where this process
+    computes."""
+    if size() == 1 or dist.is_initialized():
         return
     meet()
     if device.type == 'cuda':

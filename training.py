@@ -6,6 +6,7 @@ batch; their gradients are summed so that the update is that of the whole batch.
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import checkpoint_files
 import leases
 import processes
 import util
+from training_log import TrainingLog
 from util import UserError
 
 CHECK_EVERY = 20  # steps between two looks at the loss
@@ -53,6 +55,8 @@ def shared_loss(model, device, some_unused=False):
     parameters may have no part in it."""
     if processes.size() == 1:
         return Loss(model)
+    # of 1x1 convolutions, whose layout in memory has two names
+    warnings.filterwarnings('ignore', 'Grad strides do not match bucket view strides')
     return DistributedDataParallel(Loss(model), [device] if device.type == 'cuda' else None,
                                    find_unused_parameters=some_unused)
 
@@ -64,6 +68,7 @@ class Keeper:
     minutes: float                # from one save to the next within an epoch
     record: dict                  # what a checkpoint says of the network beside its weights
     lease: leases.Lease | None    # the experiment's, of the first process
+    shown: TrainingLog            # what the user sees of it
     goes_on: bool = False         # with the training that the folder holds; else the first save replaces that
     saved: tuple = (0, 0)         # (epochs, steps) at the last save
     saved_at: float = field(default_factory=time.monotonic)
@@ -218,6 +223,8 @@ class Training:
             'train_images_per_second': round(seen * processes.size() / seconds, 1), 'val_accuracy': accuracy})
         self.done, self.step, self.sums = epoch + 1, 0, NO_SUMS
         self.keeper.save(self.state([NO_SUMS] * processes.size()), is_best=accuracy > best)
+        if processes.is_first():
+            self.keeper.shown.show(self.log)
 
     def state(self, everyones):
         """What a checkpoint holds of the training. everyones: the sums of all processes."""

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -88,6 +89,30 @@ def script(monkeypatch, tmp_path, capsys):
         out, err = capsys.readouterr()
         return code, out, err
     return call
+
+
+@pytest.fixture
+def at_home(script, tiny_birds, tmp_path, monkeypatch):
+    """A working folder with a tiny ToyBirds where the scripts look for it; commands run in this process, and are kept."""
+    import util
+
+    commands, run = [], subprocess.run
+    for root, name in zip(roots_of(tiny_birds), ('dataset', 'metadata'), strict=True):
+        (tmp_path / name).symlink_to(root)
+
+    def call(command, **options):
+        if command[0] != sys.executable:  # git, which is asked for the commit
+            return run(command, **options)
+        assert options['check'] is False and options['env']['CALM_PARENT'] == str(os.getpid())
+        commands.append(command[1:])
+        code = 0
+        try:
+            util.run(lambda: run_main(Path(command[1]).stem, *command[2:]))
+        except SystemExit as stop:
+            code = stop.code
+        return subprocess.CompletedProcess(command, code)
+    monkeypatch.setattr(subprocess, 'run', call)
+    return commands
 
 
 def without(flags, *names):

@@ -1,44 +1,20 @@
 """demo.py and ablation.py, run for real at a tiny size: their tables hold the figures of the results, to the digit."""
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, SIZE, refused, roots_of, run_main
+from conftest import ROOT, SIZE, refused
 from PIL import Image
 
 import ablation
 import demo
-import util
+import experiments
 from util import UserError
 
 # the demo's settings, but for the sizes and the number of epochs
 TINY = [flag for flag in demo.TRAIN if 'size' not in flag] + [f'--crop_size={SIZE}', '--resize_size=64', '--workers=0',
                                                              '--device=cpu']
-
-
-@pytest.fixture
-def at_home(script, tiny_birds, tmp_path, monkeypatch):
-    """A working folder with a tiny ToyBirds where the scripts look for it; commands run in this process, and are kept."""
-    for root, name in zip(roots_of(tiny_birds), ('dataset', 'metadata'), strict=True):
-        (tmp_path / name).symlink_to(root)
-    commands = []
-
-    def call(command, check, env):
-        assert command[0] == sys.executable and check is False and env['CALM_PARENT'] == str(os.getpid())
-        commands.append(command[1:])
-        code = 0
-        try:
-            util.run(lambda: run_main(Path(command[1]).stem, *command[2:]))
-        except SystemExit as stop:
-            code = stop.code
-        return subprocess.CompletedProcess(command, code)
-    monkeypatch.setattr(subprocess, 'run', call)
-    return commands
 
 
 def results_of(folder):
@@ -115,7 +91,7 @@ def test_a_command_that_fails_stops_the_demo(monkeypatch, capfd):
     """A process of its own, as the user's."""
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match='main.py ended with exit code 2'):
-        demo.run('save', 'main.py', '--no_such_flag')
+        experiments.run('save', 'main.py', '--no_such_flag')
     out, err = capfd.readouterr()
     assert '$ python main.py --no_such_flag --save_root=save' in out and 'unknown flag --no_such_flag' in err
 
@@ -148,13 +124,15 @@ def test_the_ablations_table_holds_mean_and_deviation_over_the_seeds(script, at_
             assert settings['prior'] == ('softplus' if 'softplus' in name else 'relu')
             assert (settings['load_checkpoint'] is None) == ('random' in name)
     assert (folder / 'table.txt').read_text() in out + '\n'
-    # what is trained is not trained again
+    # what is trained and measured is not run again
     before = len(at_home)
-    assert script('ablation', '1')[0] == 0
-    assert not [command for command in at_home[before:] if command[0] == 'main.py']
+    assert script('ablation', '1', '--rows', 'CAM')[0] == 0
+    assert at_home[before:] == []
+    assert list(rows_of(folder / 'table.txt')) == ['CAM']
     accuracy = json.loads((folder / 'seed0/CAM/results.json').read_text())['test_accuracy']
     assert rows_of(folder / 'table.txt')['CAM'][0] == f'{accuracy:.1f} ± 0.0'
 
 
-def test_the_ablations_number_of_seeds(script):
-    refused(script('ablation', 'three'), 'seeds', '"three"')
+def test_the_ablations_number_of_seeds_and_rows(script):
+    refused(script('ablation', 'three'), 'SEEDS', '"three"')
+    refused(script('ablation', '1', '--rows', 'CALM_EM, rely'), 'did you mean CALM_EM, relu?')

@@ -89,7 +89,7 @@ def test_every_flag_exists():
     """A flag that a page names is one of the table, of a script's own, or of a tool; a value that it gives parses."""
     own = {action.dest for parser in parsers().values() for action in parser._actions}
     tools = {'archive', 'nproc_per_node', 'nnodes', 'rdzv_endpoint', 'rdzv_backend', 'node_rank', 'data_root',
-             'metadata_root'}
+             'metadata_root', 'logdir'}
     named = set(re.findall(r'--([a-z]\w+)', re.sub(r'^    (?:#SBATCH|srun).*$', '', EVERYTHING, flags=re.M)))
     assert len(named) > 40
     assert named - tools <= own

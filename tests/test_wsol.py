@@ -9,6 +9,7 @@ import torch
 from conftest import SIZE, open_birds, read_result, refused, roots_of, shared, without
 
 import eval_wsol
+import reports
 import weights
 from data_loaders import find_dataset
 from wsol import metrics
@@ -131,7 +132,14 @@ def test_the_class_is_right_by_the_probabilities_of_the_forward_that_gave_the_ma
     assert script('eval_pixel_perturb', *tiny_birds, '--experiment_name=CALM_ML', '--batch_size=5')[0] == 0
     for metric in ('wsol', 'pixel_perturb'):
         result[metric] = read_result(save / 'CALM_ML', metric)
-    top1 = result['wsol']['results']['Top-1 Loc']['oracle']
+    outcomes, results = result['wsol']['outcomes'], result['wsol']['results']
+    for name, digits in outcomes.items():  # what is kept by image is what was counted, at the threshold of val
+        assert len(digits) == 36 and 100 * digits.count('1') / 36 == pytest.approx(results[name]['test'])
+    columns = reports.measured(result['wsol'])
+    for name in ('MaxBoxAccV2', 'MaxBoxAcc'):
+        assert columns[name].sample.value() == pytest.approx(columns[name].value) == pytest.approx(results[name]['test'])
+    assert columns['Top-1 Loc'].sample is None
+    top1 = results['Top-1 Loc']['oracle']
     assert 0 < top1 <= result['pixel_perturb']['accuracy']
 
 
@@ -151,7 +159,8 @@ def test_a_perfect_map_finds_every_box(tiny_birds):
     assert all((curve == 100).all() for name, curve in counts.curves().items() if name != 'MaxBoxAccV2@70')
 
 
-def test_nothing_is_kept_per_image(tiny_birds):
+def test_the_memory_is_all_taken_before_the_first_image(tiny_birds):
+    """Counts, and some bits for each image."""
     total, counts = bird_boxes(tiny_birds)
 
     def held():

@@ -1,0 +1,225 @@
+"""One table of all that was measured of several experiments, with what differs from the first of them.
+
+Source of the figures: the JSON files that the evaluations leave in an experiment's folder. Intervals are 95 %
+bootstraps over the test images (accuracy, R_k) or the class pairs (PxAP); differences are paired, and given where both
+rows were measured on the same images, by their SHA-256. docs/comparing.md explains every column.
+Result: <output>/table.md, table.csv, table.tex, and the curves ratios.png and precision_recall.png.
+
+    python compare.py save/demo/CAM save/demo/CALM_EM
+"""
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import config
+import evaluation
+import figures
+import paper
+import reports
+import util
+from reports import Measured
+from util import UserError
+
+NAMED_BY = {'norm_type': 'norm', 'threshold_type': 'thresholds', 'seed': 'seed', 'smooth_grad_nr_iter': 'copies',
+            'integrated_grad_nr_iter': 'points', 'precision': 'precision', 'iou_thresholds': 'IoU'}
+
+
+@dataclass
+class Row:
+    """A network's maps by one attribution method, and what was measured of them."""
+    experiment: str
+    method: str
+    about: dict                    # what the results have in common: dataset, images, images_sha256, epoch
+    columns: dict[str, Measured] = field(default_factory=dict)
+    results: dict[str, dict] = field(default_factory=dict)  # metric -> the result
+    name: str = ''                 # in the tables
+
+    def add(self, result):
+        self.results[result['metric']] = result
+        self.columns |= reports.measured(result)
+
+
+def make_parser():
+    parser = config.plain_parser(__doc__)
+    parser.add_argument('folders', nargs='+', metavar='FOLDER', help="an experiment's folder, as save/calm_em; the "
+                        'others are compared with the first one')
+    parser.add_argument('--paper', action='store_true', help="add the paper's rows (CUB, ResNet-50)")
+    parser.add_argument('--output', default='comparison', metavar='FOLDER', help='where to (default: comparison)')
+    parser.add_argument('--format', default=tuple(reports.FORMATS), metavar='NAME,...',
+                        type=config.several(config.choice(tuple(reports.FORMATS))),
+                        help=f'{", ".join(reports.FORMATS)}; several, separated by commas (default: all)')
+    return parser
+
+
+def read_results(folder):
+    """The results in an experiment's folder, the latest first. Raises UserError where there are none."""
+    if not folder.is_dir():
+        raise UserError(f'{folder} is no folder; name experiments as they lie, such as save/calm_em')
+    paths = sorted(folder.glob('*.json'), key=lambda path: (-path.stat().st_mtime_ns, path.name))
+    results = [content for content in map(evaluation.read_result, paths) if {'metric', 'settings'} <= content.keys()]
+    if not results:
+        raise UserError(f'{folder} holds no results; measure the experiment first: python eval_cue_location.py '
+                        f'--experiment_name={folder.name}, likewise eval_pixel_perturb.py and eval_wsol.py')
+    return results
+
+
+def plain_method(settings):
+    """How a user calls an attribution method: by the paper's name, else by the head and the process."""
+    if settings.get('scoremap_root'):
+        return f'maps of {settings["scoremap_root"]}'
+    key = settings.get('attribution_method'), settings.get('score_map_process')
+    return paper.METHODS.get(key, ', '.join(filter(None, key)))
+
+
+def rows_of(folder, experiment):
+    """The Rows of an experiment's folder: one for each network, test set and attribution method, and one more for each
+    result that has the same of these and other settings."""
+    rows, networks = [], []
+    for result in read_results(folder):
+        about = {key: result.get(key) for key in ('dataset', 'images_sha256', 'weights_sha256', 'images', 'epoch')}
+        if result['metric'] == 'accuracy':
+            networks.append((about, result))
+        elif result['metric'] == 'interventions':
+            rows += [Row(experiment, name, about, {column: Measured(own[key][0], bounds=tuple(own[key][1:]))
+                                                    for column, key in reports.INTERVENTIONS.items() if key in own})
+                     for name, own in result['methods'].items()]
+        else:
+            method = plain_method(result['settings'])
+            twins = [row for row in rows if (row.method, row.about) == (method, about)]
+            row = next((row for row in twins if result['metric'] not in row.results), None)
+            if row is None:
+                row = Row(experiment, method + _difference(result, twins), about)
+                rows.append(row)
+            row.add(result)
+    for about, result in networks:
+        own = [row for row in rows if row.about == about]
+        if not own:
+            own = [Row(experiment, result['settings'].get('attribution_method', ''), about)]
+            rows += own
+        for row in own:
+            if row.results or not row.columns:
+                row.columns = reports.measured(result) | row.columns
+    return sorted(rows, key=lambda row: (not row.results, row.method))
+
+
+def _difference(result, twins):
+    """What tells a result from those of the same network, images and method: ', norm minmax'."""
+    if not twins:
+        return ''
+    before = next(row.results[result['metric']] for row in twins if result['metric'] in row.results)
+    return ''.join(f', {word} {result["settings"][flag]}' for flag, word in NAMED_BY.items()
+                   if result['settings'].get(flag) != before['settings'].get(flag))
+
+
+def name_rows(rows):
+    """Give each row its name: the experiment, the method, and of the rest what is needed to tell rows apart."""
+    for row in rows:
+        row.name = row.method if row.method == row.experiment else f'{row.experiment}: {row.method}'
+    for key, words in (('dataset', '{}'), ('images', '{} images'), ('epoch', 'epoch {}'),
+                       ('weights_sha256', 'weights {:.8}'), ('images_sha256', 'images {:.8}')):
+        by_name = {}
+        for row in rows:
+            by_name.setdefault(row.name, []).append(row)
+        for twins in by_name.values():
+            if len({row.about[key] for row in twins}) > 1:
+                for row in twins:
+                    row.name += ', ' + words.format(str(row.about[key]))
+
+
+def difference(row, reference, column):
+    """A Cell of how a row differs from the first; None where they cannot be compared."""
+    first, second = reference.columns.get(column), row.columns.get(column)
+    same_images = row.about['images_sha256'] == reference.about['images_sha256']
+    if first is None or second is None or None in (first.value, second.value) or not same_images:
+        return None
+    values = (second.value - first.value,)
+    if first.sample and second.sample and first.sample.units == second.sample.units:
+        values = second.sample.difference(first.sample)
+    return reports.Cell(*values, *(None,) * (3 - len(values)), reports.DECIMALS.get(column, 1), '+')
+
+
+def paper_rows():
+    """The paper's figures as Rows."""
+    rows = []
+    for method, name in paper.METHODS.items():
+        figures_of = dict(zip([f'published {key}' for key in paper.KEYS], paper.PXAP[method], strict=True))
+        if method[1] == 'jointll':
+            figures_of['accuracy'] = paper.ACCURACY[method[0], 'CUB']
+        rows.append(Row('the paper', name, {}, {column: Measured(value) for column, value in figures_of.items()},
+                        name=f'the paper (CUB): {name}'))
+    return rows
+
+
+def make_tables(rows, published):
+    """[Table]: all values, methods by metrics; then, topic by topic, the intervals and the differences to the first."""
+    everything = [column for columns in reports.TOPICS.values() for column in columns
+                  if any(column in row.columns for row in rows)]
+    shown = [*rows, *published]
+    tables = [reports.Table('All that was measured', ['', *everything], [
+        [row.name, *(_cell(row, column, plain=True) for column in everything)] for row in shown])]
+    for title, columns in reports.TOPICS.items():
+        own = {column: name for column, name in columns.items() if column in everything}
+        lines = [[row.name, *(_cell(row, column) for column in own)] for row in shown
+                 if own.keys() & row.columns.keys()]
+        for row in rows[1:]:
+            cells = [difference(row, rows[0], column) for column in own]
+            if any(cells):
+                lines.append([f'{row.name} − {rows[0].name}', *cells])
+        if own:
+            tables.append(reports.Table(title, ['', *own.values()], lines))
+    return tables
+
+
+def _cell(row, column, plain=False):
+    own = row.columns.get(column)
+    if own is None:
+        return None
+    return reports.Cell(own.value, decimals=reports.DECIMALS.get(column, 1)) if plain else own.cell(column)
+
+
+def notes(rows):
+    """What a reader should know of the differences, in sentences."""
+    first, said = rows[0], []
+    for row in rows[1:]:
+        if row.about['images_sha256'] != first.about['images_sha256']:
+            said.append(f'{row.name} was measured on other images than {first.name}: no difference is given.')
+    for row in rows:
+        if 'pixel_perturb' in row.results and 'outcomes' not in row.results['pixel_perturb']:
+            said.append(f'{row.name} was measured before outcomes by image were kept: run eval_pixel_perturb.py again '
+                        'for intervals of its accuracy and of the differences.')
+    return said
+
+
+def draw(rows, folder):
+    """The curves of all rows that have them. Returns the paths."""
+    title, paths = ' and '.join(dict.fromkeys(row.experiment for row in rows)), []
+    ratios = {row.name: row.results['pixel_perturb']['ratios'] for row in rows if 'pixel_perturb' in row.results}
+    bands = {row.name: reports.precision_band(row.results['cue_location']) for row in rows
+             if 'recalls' in row.results.get('cue_location', {})}
+    for name, what, curves, draw_curves in (
+            ('ratios.png', 'remove-and-classify', ratios, figures.ratio_curve),
+            ('precision_recall.png', 'cue localization', bands, figures.precision_bands)):
+        if curves:
+            figures.save(draw_curves(f'{title}: {what}', curves), folder / name)
+            paths.append(folder / name)
+    return paths
+
+
+def main():
+    args = make_parser().parse_args()
+    folders = list(dict.fromkeys(map(Path, args.folders)))
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = folders
+    rows = [row for folder, name in zip(folders, names, strict=True) for row in rows_of(folder, str(name))]
+    name_rows(rows)
+    tables, folder = make_tables(rows, paper_rows() if args.paper else []), Path(args.output)
+    util.say(f'\n{reports.as_text(tables[1:])}\nSquare brackets hold 95 % intervals. docs/comparing.md explains every '
+          'column.')
+    for sentence in notes(rows):
+        util.say(sentence)
+    written = reports.write_tables(folder / 'table', tables, args.format)
+    util.say('\n' + ', '.join(map(str, [*written, *draw(rows, folder)])))
+
+
+if __name__ == '__main__':
+    util.run(main)

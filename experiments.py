@@ -1,0 +1,53 @@
+"""Experiments as a user runs them: the project's own commands, printed, and not run again where they are done.
+
+The settings on painted birds, which demo.py, ablation.py and reproduce.py share: all networks are alike, ResNet-18,
+started from one CAM classifier, as the paper's networks start from an ImageNet classifier.
+"""
+import torch
+
+import evaluation
+import processes
+import util
+from util import UserError
+
+CROP_SIZE = 112
+PRECISION = '--precision=' + ('bfloat16' if util.computes_in_bfloat16(torch.device('cpu')) else 'float32')
+TRAIN = ['--dataset=ToyBirds', f'--crop_size={CROP_SIZE}', '--resize_size=128', '--architecture=resnet18',
+         '--pretrained=False', '--batch_size=32', '--lr_schedule=one_cycle', PRECISION]
+FROM_RANDOM = ['--epochs=25', '--lr=0.02']
+FINE_TUNE = ['--is_different_checkpoint', '--epochs=15', '--lr=0.001']  # with --load_checkpoint
+
+
+def run(folder, script, *flags):
+    """Run one of the project's scripts as a user would, and show how."""
+    command = [script, *flags, f'--save_root={folder}']
+    util.say('\n$ python ' + ' '.join(command))
+    code = processes.call(command)
+    if code:
+        raise UserError(f'{script} ended with exit code {code}; see above')
+
+
+def is_trained(folder, experiment):
+    """Whether a training has come to its end."""
+    return (folder / experiment / 'results.json').is_file()
+
+
+def train(folder, experiment, *flags):
+    """Train an experiment below folder, or go on with it, unless it is done."""
+    if not is_trained(folder, experiment):
+        run(folder, 'main.py', f'--experiment_name={experiment}', *flags)
+
+
+def result(folder, metric, process):
+    """What an evaluation measured of the network that an experiment has trained. Raises UserError where it has not."""
+    trained = evaluation.read_result(folder / 'results.json')
+    return evaluation.find_result(folder, metric, process, trained['weights_sha256'])
+
+
+def measure(folder, experiment, metric, process, *flags):
+    """The result of an evaluation of an experiment below folder, measured now unless that is done."""
+    try:
+        return result(folder / experiment, metric, process)
+    except UserError:
+        run(folder, f'eval_{metric}.py', f'--experiment_name={experiment}', f'--score_map_process={process}', *flags)
+    return result(folder / experiment, metric, process)

@@ -1,0 +1,244 @@
+"""Reports: what results say, each metric with its interval, and tables of it as text, Markdown, LaTeX and CSV.
+
+Intervals are 95 % percentile bootstraps: over the test images for accuracy and R_k, over the class pairs for PxAP.
+Differences are paired: both networks are measured on the same images (by their SHA-256) drawn again together.
+"""
+import csv
+import io
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+import paper
+import util
+from evaluation import from_digits
+from wsol import metrics
+
+SEED = 0  # of the bootstraps
+ERASED = [str(round(100 * ratio)) for ratio in metrics.ERASE_RATIOS]
+PXAP = {  # topic -> truth, protocol, underflow: where a result has its figures
+    'published': ('parts', 'published', 'dropped'), 'corrected': ('parts', 'per_pair', 'counted'),
+    'exact': ('exact', 'per_pair', 'counted')}
+WSOL = {'MaxBoxAccV2': 'MaxBoxAccV2', 'MaxBoxAcc': 'MaxBoxAcc', 'Top-1 Loc': 'Top-1 Loc', 'mask PxAP': 'PxAP'}
+INTERVENTIONS = {'rank corr.': 'rank', 'mass on cue': 'share', 'sign': 'sign', 'slope': 'slope', 'error': 'error'}
+TOPICS = {  # title -> {column: its name within the table}
+    'Accuracy, %': {'accuracy': 'accuracy'},
+    **{title: {f'{topic} {key}': key for key in paper.KEYS} for topic, title in (
+        ('published', 'Cue localization, published protocol: PxAP, %, by differing parts'),
+        ('corrected', 'Cue localization, corrected: PxAP, %, by differing parts'),
+        ('exact', 'Cue localization, exact part masks: PxAP, %, by differing parts'))},
+    'Pixels that the published protocol drops, %': {'dropped true': 'true', 'dropped false': 'false'},
+    'Remove-and-classify: R_k, lower is better': {f'R_{percent}': f'R_{percent}' for percent in ERASED},
+    'Localization (WSOL), %': {name: name for name in WSOL},
+    'Interventions': {name: name for name in INTERVENTIONS},
+}
+DECIMALS = dict.fromkeys([*(f'R_{percent}' for percent in ERASED), 'rank corr.', 'slope', 'error'], 2)
+
+
+# --- samples ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A metric as a ratio of two sums over units, images or class pairs: above (U,) and below (U,).
+
+    units: what they are; samples of equal units can be paired. A unit without a value is NaN above.
+    """
+    units: tuple
+    above: np.ndarray
+    below: np.ndarray
+
+    def value(self):
+        return float(_ratio(np.nansum(self.above), self.below[np.isfinite(self.above)].sum()))
+
+    def interval(self):
+        """(low, high) over the units drawn again."""
+        there = np.isfinite(self.above)
+        above, below = metrics.resampled_sums(np.stack([self.above, self.below], 1)[there], SEED).T
+        return metrics.interval(_ratio(above, below))
+
+    def difference(self, other):
+        """(value, low, high) of this less the other, over the same units drawn again for both."""
+        if self.units != other.units:
+            raise ValueError('samples of different units are not paired')
+        columns = np.stack([self.above, self.below, other.above, other.below], 1)
+        columns = columns[np.isfinite(columns).all(1)]
+        value, draws = (_ratio(sums[..., 0], sums[..., 1]) - _ratio(sums[..., 2], sums[..., 3])
+                        for sums in (columns.sum(0), metrics.resampled_sums(columns, SEED)))
+        return float(value), *metrics.interval(draws)
+
+
+def _ratio(above, below):
+    with np.errstate(invalid='ignore', divide='ignore'):
+        return np.where(below > 0, above / below, np.nan)
+
+
+def pooled(samples):
+    """One Sample of several of the same units, as of networks trained with several seeds."""
+    above, below = (np.mean([getattr(own, side) for own in samples], 0) for side in ('above', 'below'))
+    return Sample(samples[0].units, above, below)
+
+
+class Measured(NamedTuple):
+    """A figure, what its interval is drawn from, or the interval that the result has."""
+    value: float | None
+    sample: Sample | None = None
+    bounds: tuple = (None, None)
+
+    def cell(self, column):
+        return Cell(self.value, *(self.sample.interval() if self.sample else self.bounds), DECIMALS.get(column, 1))
+
+
+def measured(result):
+    """{column: Measured} of a result's content."""
+    read = {'cue_location': _cue_location, 'pixel_perturb': _pixel_perturb, 'wsol': _wsol, 'accuracy': _accuracy}
+    return read.get(result.get('metric'), lambda _: {})(result)
+
+
+def _cue_location(result):
+    columns = {}
+    for topic, (truth, protocol, underflow) in PXAP.items():
+        if truth not in result['pxap']:
+            continue
+        for key in paper.KEYS:
+            pairs = [pair for pair in result['pairs'] if key in ('mean', str(len(pair['parts'])))]
+            values = [pair[f'{truth}_{protocol}_underflow_{underflow}'] for pair in pairs]
+            values = np.array([np.nan if value is None else value for value in values])
+            units = (result['images_sha256'], *(tuple(pair['classes']) for pair in pairs))
+            # the published histograms run on from pair to pair: their values are no sample
+            sample = Sample(units, values, np.ones(len(values))) if protocol == 'per_pair' and len(values) else None
+            columns[f'{topic} {key}'] = Measured(result['pxap'][truth][protocol][underflow][key], sample)
+    dropped = result.get('dropped', {}).get('parts', {})
+    return columns | {f'dropped {side}': Measured(share) for side, share in dropped.items()}
+
+
+def _pixel_perturb(result):
+    units, outcomes = (result['images_sha256'],), result.get('outcomes')
+    columns = {f'R_{record["erased_percent"]}': Measured(record['R'], bounds=(record['R_low'], record['R_high']))
+               for record in result['ratios']} | _accuracy(result)
+    if outcomes:
+        intact = from_digits(outcomes['intact'])
+        columns['accuracy'] = Measured(result['accuracy'], Sample(units, 100 * intact, np.ones(len(intact))))
+        for percent in ERASED:
+            top, random = (from_digits(outcomes[name][percent]) for name in ('top', 'random'))
+            columns[f'R_{percent}'] = Measured(columns[f'R_{percent}'].value, Sample(units, top, random))
+    return columns
+
+
+def _wsol(result):
+    columns = {column: Measured(result['results'][name]['test']) for column, name in WSOL.items()
+               if name in result['results']}
+    outcomes = {name: from_digits(text) for name, text in result.get('outcomes', {}).items()}
+    groups = {'MaxBoxAccV2': [own for name, own in outcomes.items() if '@' in name],
+              'MaxBoxAcc': [own for name, own in outcomes.items() if '@' not in name]}
+    for column, rows in groups.items():
+        if rows:
+            sample = Sample((result['images_sha256'],), 100 * np.mean(rows, 0), np.ones(len(rows[0])))
+            columns[column] = Measured(columns[column].value, sample)
+    return columns
+
+
+def _accuracy(result):
+    return {'accuracy': Measured(result.get('test_accuracy', result.get('accuracy')))}
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+
+class Cell(NamedTuple):
+    """A figure of a table, with its interval where it has one."""
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    decimals: int = 1
+    sign: str = ''  # '+' of a difference
+
+    def __str__(self):
+        if self.value is None or not np.isfinite(self.value):
+            return '-'
+        value, low, high = (None if number is None else f'{number:{self.sign}.{self.decimals}f}' for number in self[:3])
+        return value if low is None else f'{value} [{low}, {high}]'
+
+
+class Table(NamedTuple):
+    """A table: header (K+1,), rows of a name and K cells, each a Cell, text or None."""
+    title: str
+    header: list
+    rows: list
+
+    def texts(self):
+        return [['-' if cell is None else str(cell) for cell in row] for row in [self.header, *self.rows]]
+
+
+def as_text(tables):
+    return '\n\n'.join(f'{table.title}\n\n{util.table(*_split(table.texts()))}' for table in tables) + '\n'
+
+
+def _split(lines):
+    return lines[0], lines[1:]
+
+
+def as_markdown(tables):
+    def line(cells):
+        return '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
+    parts = []
+    for table in tables:
+        header, rows = _split(table.texts())
+        parts.append('\n'.join([f'## {table.title}\n', line(header), '|---' + '|---:' * (len(header) - 1) + '|',
+                                *map(line, rows)]))
+    return '\n\n'.join(parts) + '\n'
+
+
+def as_latex(tables):
+    """A tabular for each table, for the package booktabs."""
+    special = {'\\': r'\textbackslash{}', '−': '$-$', '±': r'$\pm$', '<': '$<$', '>': '$>$', '~': r'\textasciitilde{}',
+               '^': r'\textasciicircum{}', **{sign: '\\' + sign for sign in '&%$#_{}'}}
+
+    def line(cells):
+        return ' & '.join(''.join(special.get(sign, sign) for sign in cell) for cell in cells) + r' \\'
+    parts = []
+    for table in tables:
+        header, rows = _split(table.texts())
+        parts.append('\n'.join([f'% {table.title}', rf'\begin{{tabular}}{{l{"r" * (len(header) - 1)}}}', r'\toprule',
+                                line(header), r'\midrule', *map(line, rows), r'\bottomrule', r'\end{tabular}']))
+    return '\n\n'.join(parts) + '\n'
+
+
+def as_csv(tables):
+    """A line for each cell, its numbers unrounded."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator='\n')
+    writer.writerow(['table', 'row', 'column', 'value', 'low', 'high'])
+    for table in tables:
+        for name, *cells in table.rows:
+            for column, cell in zip(table.header[1:], cells, strict=True):
+                numbers = cell[:3] if isinstance(cell, Cell) else (cell, None, None)
+                if cell is not None:
+                    writer.writerow([table.title, name, column, *numbers])
+    return file.getvalue()
+
+
+FORMATS = {'markdown': ('.md', as_markdown), 'csv': ('.csv', as_csv), 'latex': ('.tex', as_latex)}
+
+
+def write_tables(path, tables, formats):
+    """Write tables under a path without its suffix, in several of FORMATS. Returns the files' paths."""
+    written = []
+    for name in formats:
+        suffix, make = FORMATS[name]
+        written.append(path.with_suffix(suffix))
+        util.write_lines(written[-1], [make(tables).rstrip('\n')])
+    return written
+
+
+# --- curves -------------------------------------------------------------------------------------------
+
+
+def precision_band(result):
+    """(recalls, mean precision, low, high), in percent and (R,) each, over the class pairs of a cue_location result."""
+    values = np.array([pair['precision'].split() for pair in result['pairs']], float)  # (P,R)
+    values = values[np.isfinite(values).all(1)]
+    draws = metrics.resampled_sums(values, SEED) / len(values)  # (draws,R)
+    return np.array(result['recalls'].split(), float), values.mean(0), *np.array(
+        [metrics.interval(column) for column in draws.T]).T

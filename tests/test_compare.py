@@ -1,0 +1,209 @@
+"""compare.py: intervals against theory, differences paired on the same images alone, tables that parse back."""
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, read_result, refused, run_main
+
+import compare
+import eval_cue_location
+import paper
+import reports
+from reports import Cell, Sample, Table
+from wsol import metrics
+
+
+def accuracy_sample(correct, images='a'):
+    return Sample((images,), np.asarray(correct, float), np.ones(len(correct)))
+
+
+# --- intervals ---------------------------------------------------------------------------------------------------
+
+
+def test_units_drawn_again_are_a_binomial():
+    """Of two units, one of which counts, 0, 1 or 2 are drawn with probabilities 1/4, 1/2, 1/4."""
+    draws = metrics.resampled_sums(np.array([[0], [1]]), seed=0, draws=40000)[:, 0]
+    assert np.bincount(draws) / 40000 == pytest.approx([0.25, 0.5, 0.25], abs=0.01)
+
+
+def test_columns_of_a_draw_are_of_the_same_units():
+    values = np.random.default_rng(0).normal(size=(30, 1))
+    first, second = metrics.resampled_sums(np.hstack([values, 3 * values]), seed=1).T
+    np.testing.assert_allclose(second, 3 * first)
+    assert first.std() == pytest.approx(values.std() * 30 ** 0.5, rel=0.1)
+
+
+def test_the_interval_of_a_share_is_the_normal_one():
+    correct = np.arange(4000) % 10 < 3
+    low, high = accuracy_sample(correct).interval()
+    half = 1.96 * (0.3 * 0.7 / 4000) ** 0.5
+    assert (low, high) == pytest.approx((0.3 - half, 0.3 + half), abs=0.1 * half)
+
+
+def test_the_interval_of_a_paired_difference_is_mcnemars():
+    """Both right, only the first, only the second, none: 1000, 300, 200, 500 images."""
+    first, second = (np.repeat(values, [1000, 300, 200, 500]) for values in ([1, 1, 0, 0], [1, 0, 1, 0]))
+    value, low, high = accuracy_sample(first).difference(accuracy_sample(second))
+    half = 1.96 * ((500 - 100 ** 2 / 2000) / 2000 ** 2) ** 0.5
+    assert value == pytest.approx(0.05) and (low, high) == pytest.approx((0.05 - half, 0.05 + half), abs=0.1 * half)
+    assert accuracy_sample(first).difference(accuracy_sample(first)) == (0, 0, 0)
+
+
+def test_a_pair_without_a_value_is_left_out_of_both():
+    first, second = (accuracy_sample(values) for values in ([1, np.nan, 5], [2, 100, np.nan]))
+    assert first.difference(second) == (-1, -1, -1)  # the first pair alone has both
+    assert 1 <= first.interval()[0] <= first.interval()[1] <= 5
+
+
+def test_samples_of_other_images_are_not_paired():
+    with pytest.raises(ValueError, match='not paired'):
+        accuracy_sample([0, 1]).difference(accuracy_sample([0, 1], 'b'))
+
+
+# --- what the evaluations record -----------------------------------------------------------------------------------
+
+
+def test_precision_at_recall_by_hand():
+    """From the top: 1 true; 1 false; 1 true and 2 false; and under all thresholds 2 true, 1 false."""
+    counts = np.array([[1, 2, 1, 0], [2, 1, 0, 1]])
+    expected = {0.25: 1, 0.5: 2 / 5, 1.0: 4 / 8}
+    np.testing.assert_allclose(metrics.precision_at_recall(counts, list(expected)), list(expected.values()))
+    nothing = np.array([[1, 2, 1, 0], [0, 0, 0, 0]])
+    assert np.isnan(metrics.precision_at_recall(nothing)).all()
+    assert eval_cue_location.dropped_shares(counts[None]) == {'true': 50, 'false': 25}
+
+
+@pytest.fixture(scope='module')
+def measured_once(tiny_birds, trained, tmp_path_factory):
+    save = tmp_path_factory.mktemp('measured') / 'save'
+    shutil.copytree(trained, save)
+    for name in ('CAM', 'CALM_EM'):
+        for evaluation in ('eval_cue_location', 'eval_pixel_perturb'):
+            run_main(evaluation, *tiny_birds, f'--save_root={save}', f'--experiment_name={name}')
+    return save
+
+
+@pytest.fixture
+def measured(script, measured_once, tmp_path):
+    """The folder `save` of the test's own working folder, with a copy of two experiments and their results."""
+    return Path(shutil.copytree(measured_once, tmp_path / 'save'))
+
+
+def test_two_experiments_in_one_table(script, measured, tmp_path):
+    code, out, err = script('compare', 'save/CAM', 'save/CALM_EM', '--paper')
+    assert code == 0, err
+    cue, erased = (read_result(measured / 'CALM_EM', metric) for metric in ('cue_location', 'pixel_perturb'))
+    for record in erased['ratios']:  # what is recorded by image is what was counted
+        digits = {side: erased['outcomes'][side][str(record['erased_percent'])] for side in ('top', 'random')}
+        assert [digits[side].count('1') for side in digits] == [record['correct_top'], record['correct_random']]
+        assert len(digits['top']) == erased['images'] == 36
+    assert erased['outcomes']['intact'].count('1') / 36 == pytest.approx(erased['accuracy'] / 100)
+
+    with open(tmp_path / 'comparison/table.csv') as file:
+        cells = {(row['table'], row['row'], row['column']): row for row in csv.DictReader(file)}
+    first, second = 'CAM', 'CALM_EM'
+    topic = next(title for title in reports.TOPICS if 'corrected' in title)
+    values = {name: {pair['classes'][0] * 99 + pair['classes'][1]: pair['parts_per_pair_underflow_counted']
+                     for pair in read_result(measured / name, 'cue_location')['pairs']} for name in (first, second)}
+    mean = {name: np.mean(list(own.values())) for name, own in values.items()}
+    for name in (first, second):
+        cell = cells[topic, name, 'mean']
+        assert float(cell['value']) == pytest.approx(mean[name])
+        assert float(cell['low']) < mean[name] < float(cell['high'])
+    cell = cells[topic, f'{second} − {first}', 'mean']
+    apart = np.array([values[second][pair] - values[first][pair] for pair in values[first]])
+    half = 1.96 * apart.std() / len(apart) ** 0.5
+    assert float(cell['value']) == pytest.approx(apart.mean())
+    assert [float(cell['low']), float(cell['high'])] == pytest.approx([apart.mean() - half, apart.mean() + half], abs=half / 4)
+    assert cell['value'] and cells['All that was measured', 'the paper (CUB): CALM_EM', 'published mean']['value'] == '34.3'
+    for side, share in cue['dropped']['parts'].items():
+        assert float(cells['All that was measured', second, f'dropped {side}']['value']) == pytest.approx(share)
+    assert f'{mean[first]:.1f} [' in out and 'docs/comparing.md' in out
+    for name in ('ratios', 'precision_recall'):
+        assert (tmp_path / f'comparison/{name}.png').stat().st_size > 5000
+    recalls, precision, low, high = reports.precision_band(cue)
+    assert len(recalls) == 20 and (low <= precision).all() and (precision <= high).all()
+
+
+def test_rows_are_told_apart_by_what_differs(script, tiny_birds, measured, tmp_path):
+    assert script('eval_cue_location', *tiny_birds, '--experiment_name=CALM_EM', '--norm_type=minmax')[0] == 0
+    assert script('eval_pixel_perturb', *tiny_birds, '--experiment_name=CALM_EM', '--score_map_process=saliency')[0] == 0
+    assert script('compare', 'save/CALM_EM', '--format=csv', '--output=out')[0] == 0
+    assert [path.name for path in sorted((tmp_path / 'out').iterdir())] == [
+        'precision_recall.png', 'ratios.png', 'table.csv']
+    with open(tmp_path / 'out/table.csv') as file:
+        names = {row['row'] for row in csv.DictReader(file) if '−' not in row['row']}
+    assert names == {'CALM_EM', 'CALM_EM: CALM_EM, norm clipping', 'CALM_EM: CALM_EM, saliency'}
+
+
+def test_other_images_are_not_compared(script, measured, tmp_path):
+    for path in (measured / 'CALM_EM').glob('*_*.json'):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {'images_sha256': 'others'}))
+    (measured / 'CALM_EM/results.json').unlink()
+    code, out, _ = script('compare', 'save/CAM', 'save/CALM_EM', '--format=csv')
+    assert code == 0 and 'CALM_EM was measured on other images than CAM: no difference is given.' in out
+    assert '−' not in (tmp_path / 'comparison/table.csv').read_text()
+
+
+def test_results_without_outcomes_have_values_and_say_why_no_intervals(script, measured, tmp_path):
+    path = next((measured / 'CAM').glob('pixel_perturb_*.json'))
+    content = json.loads(path.read_text())
+    del content['outcomes']
+    path.write_text(json.dumps(content))
+    code, out, _ = script('compare', 'save/CAM', 'save/CALM_EM')
+    assert code == 0 and 'CAM was measured before outcomes by image were kept: run eval_pixel_perturb.py again' in out
+
+
+def test_mistakes(script, save, tmp_path):
+    refused(script('compare', 'save/nothing'), 'save/nothing is no folder')
+    (tmp_path / 'save/empty').mkdir()
+    (tmp_path / 'save/empty/notes.json').write_text('[1]')
+    refused(script('compare', 'save/CAM', 'save/empty'), 'save/empty holds no results', '--experiment_name=empty')
+    refused(script('compare', 'save/CAM', '--format=word'), '"word" is not one of markdown, csv, latex')
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+TABLES = [Table('A & B', ['', 'R_10', 'x'], [['a_1: 50 %', Cell(0.251, 0.1, 0.4, 2), 'words'],
+                                             ['b|c', Cell(-1.26, None, None, 1, '+'), None]])]
+
+
+def test_a_latex_table_parses_back():
+    text = reports.as_latex(TABLES)
+    body = re.search(r'\\begin\{tabular\}\{lrr\}(.*)\\end\{tabular\}', text, re.S)[1]
+    rows = [re.split(r' & ', line.removesuffix(r' \\')) for line in body.split('\n') if line.endswith(r'\\')]
+    plain = [[re.sub(r'\\([&%$#_{}])', r'\1', cell) for cell in row] for row in rows]
+    assert plain == TABLES[0].texts() == [['', 'R_10', 'x'], ['a_1: 50 %', '0.25 [0.10, 0.40]', 'words'], ['b|c', '-1.3', '-']]
+    assert not re.search(r'(?<!\\)[%#_]', body)
+
+
+def test_a_csv_table_keeps_the_numbers_and_a_markdown_table_the_cells():
+    rows = list(csv.DictReader(reports.as_csv(TABLES).splitlines()))
+    assert [(row['row'], row['column'], row['value'], row['low']) for row in rows] == [
+        ('a_1: 50 %', 'R_10', '0.251', '0.1'), ('a_1: 50 %', 'x', 'words', ''), ('b|c', 'R_10', '-1.26', '')]
+    lines = reports.as_markdown(TABLES).splitlines()
+    cells = [[cell.strip().replace('\\|', '|') for cell in re.split(r'(?<!\\)\|', line)[1:-1]] for line in lines[2:]]
+    assert [row for row in cells if set(row[0]) != {'-'}] == TABLES[0].texts()
+
+
+def test_every_column_and_flag_has_a_sentence():
+    text = (ROOT / 'docs/comparing.md').read_text()
+    explained = {name.strip() for cells in re.findall(r'^\| ([^|`]+) \| [A-Z].*\. \|$', text, re.M) for name in cells.split(',')}
+    for columns in reports.TOPICS.values():
+        for column in columns:
+            topic, _, key = column.rpartition(' ')
+            assert column in explained or (key in paper.KEYS and f'{topic} 1' in explained), column
+    for flag in re.findall(r'--(\w+)', compare.make_parser().format_usage()):
+        assert f'`--{flag}' in text
+    assert 'comparing.md' in (ROOT / 'mkdocs.yml').read_text()
+
+
+def test_the_papers_figures_are_the_documents():
+    """The table of docs/protocols.md and the module say the same."""
+    rows = re.findall(r'^\| ([\w ]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$', (ROOT / 'docs/protocols.md').read_text(), re.M)
+    assert {name: tuple(map(float, values)) for name, *values in rows} == {
+        name: paper.PXAP[method] for method, name in paper.METHODS.items()}

@@ -1,0 +1,92 @@
+"""Cue localization by contrast methods, and with the lowest pixels dropped."""
+import numpy as np
+import pytest
+import torch
+from conftest import SIZE, open_birds, refused
+
+import eval_cue_location
+import evaluation
+import weights
+from wsol import metrics
+from wsol.contrast import contrast_maps
+
+# --- cue localization -----------------------------------------------------------------------------------
+
+
+def cue_result(folder, word):
+    (path,) = folder.glob(f'cue_location*{word}*.json')
+    return evaluation.read_result(path)
+
+
+def test_cue_localization_by_the_papers_contrast_equals_the_difference_of_the_maps(tiny_birds, save, script):
+    """joint-difference, a map of both classes at once, against the two joints subtracted."""
+    for flags in ([], ['--contrast_method=joint-difference']):
+        code, _, err = script('eval_cue_location', *tiny_birds, '--experiment_name=CALM_EM', *flags)
+        assert code == 0, err
+    by_maps, by_contrast = (cue_result(save / 'CALM_EM', word) for word in ('jointll', 'joint-difference'))
+    assert by_maps['evaluations'] == by_contrast['evaluations'] > 20
+    for own, other in zip(by_maps['pairs'], by_contrast['pairs'], strict=True):
+        assert own['exact_per_pair_underflow_counted'] == pytest.approx(other['exact_per_pair_underflow_counted'], abs=0.05)
+    assert by_contrast['settings']['norm_type'] == 'clipping' and by_contrast['settings']['score_map_process'] is None
+
+
+@pytest.mark.parametrize('method', ['log-odds', 'grad_cam'])
+def test_cue_localization_by_a_contrast_is_that_of_its_maps_one_by_one(method, tiny_birds, save, script):
+    """Against contrast_maps called for each image and pair, and histograms filled one at a time."""
+    code, out, err = script('eval_cue_location', *tiny_birds, '--experiment_name=CAM', f'--contrast_method={method}')
+    assert code == 0 and method in out, err
+    result = cue_result(save / 'CAM', method)
+    assert (result['settings']['norm_type'], result['settings']['threshold_type']) == ('minmax', 'even')
+    images, data = open_birds(tiny_birds)
+    cues = eval_cue_location.open_cues(data, images)
+    model, _ = weights.load_model('CAM', save_root=save)
+    edges, pairs = metrics.bin_edges('even', 0.001), cues.annotations.pairs
+    counts = np.zeros((len(pairs), 2, len(edges) + 1), np.int64)
+    for index in cues.rows:
+        exact = cues.annotations.true_parts(images.image_id(index), SIZE)
+        for number in cues.pairs[index]:
+            first, second, parts = pairs[number][:3]
+            signed = contrast_maps(model, images[index][0][None], torch.tensor([first]), torch.tensor([second]), method)
+            scores = eval_cue_location.cue_scores(signed, (SIZE, SIZE), 'minmax')
+            truth = torch.from_numpy(np.isin(exact, parts)).flatten()[None]
+            counts[number] += metrics.count_scores(metrics.bin_scores(scores, edges).flatten(1), truth, len(edges) + 1,
+                                                   torch.tensor([0]), 1)[0]
+    expected = metrics.pixel_average_precision(counts, True)
+    measured = {tuple(record['classes']): record['exact_per_pair_underflow_counted'] for record in result['pairs']}
+    for pair, value in zip(pairs, expected, strict=True):
+        if (pair.first + 1, pair.second + 1) in measured and np.isfinite(value):
+            assert measured[pair.first + 1, pair.second + 1] == pytest.approx(value, abs=0.05)
+
+
+def test_a_contrast_and_a_map_of_each_class_are_not_asked_at_once(tiny_birds, save, script):
+    refused(script('eval_cue_location', *tiny_birds, '--experiment_name=CALM_EM', '--contrast_method=evidence',
+                   '--score_map_process=gtcond'), '--contrast_method')
+    refused(script('eval_cue_location', *tiny_birds, '--experiment_name=CAM', '--contrast_method=joint-difference'),
+            'joint-difference')
+
+
+# --- the lowest pixels, dropped ---------------------------------------------------------------------------
+
+
+def test_the_lowest_pixels_get_the_score_zero():
+    maps = torch.rand(3, 5, 5, generator=torch.Generator().manual_seed(0))
+    whole = eval_cue_location.cue_scores(maps, (20, 20), 'minmax')
+    for share in (0, 20, 50, 99):
+        scores = eval_cue_location.cue_scores(maps, (20, 20), 'minmax', share)
+        zeros = (scores == 0).flatten(1).sum(1)
+        assert (zeros >= share / 100 * 400).all() and (zeros <= share / 100 * 400 + 4).all()  # corners are flat
+        assert torch.equal(scores[scores > 0], whole[scores > 0])
+        for own, all_of_it in zip(scores.flatten(1), whole.flatten(1), strict=True):
+            assert not (own > 0).any() or own[own > 0].min() >= all_of_it[own == 0].max()
+
+
+def test_dropping_pixels_moves_the_published_count_and_its_share(tiny_birds, save, script):
+    """The share that the table tells is that which was asked for, and the result has a file of its own."""
+    for flags in ([], ['--drop_lowest=60']):
+        code, out, err = script('eval_cue_location', *tiny_birds, '--experiment_name=CAM', '--threshold_type=log', *flags)
+        assert code == 0, err
+    (dropped,) = (save / 'CAM').glob('cue_location*lowest60dropped*.json')
+    result = evaluation.read_result(dropped)
+    shares = result['dropped']['exact']
+    assert 50 < shares['false'] < 70 and shares['true'] < 70
+    assert len(list((save / 'CAM').glob('cue_location*.json'))) == 2
