@@ -42,7 +42,7 @@ from wsol.query import SamplingSettings
 ITEMS = {}
 COPIES = 8     # of an image, for SmoothGrad; as many points on the path of integrated gradients
 PHOTOS = 256   # for the loaders
-CUB = {'images': 2579, 'evaluations': 11019}  # of cue localization on CUB's test split, all 191 pairs
+CUB = {'images': 2579, 'evaluations': 11039}  # of cue localization on CUB's test split, all 191 pairs
 
 
 class Item(NamedTuple):

@@ -14,14 +14,13 @@ import numpy as np
 
 import config
 import evaluation
+import experiments
 import util
-from demo import DATA, run
 
 FOLDER = Path('save/precision')
 PRECISIONS = ('float32', 'bfloat16')
 SCRIPTS = {'wsol': 'eval_wsol.py', 'pixel_perturb': 'eval_pixel_perturb.py', 'cue_location': 'eval_cue_location.py'}
-TRAIN = [*DATA, '--architecture=resnet18', '--last_stage=layer2', '--pretrained=False', '--batch_size=32',
-         '--lr_schedule=one_cycle', '--lr=0.02', '--attribution_method=CAM']
+TRAIN = [*experiments.TRAIN, '--last_stage=layer2', '--lr=0.02', '--attribution_method=CAM']
 
 
 def figures_of(metric, result):
@@ -43,7 +42,7 @@ def evaluations(flags, seeds):
         for precision in PRECISIONS:
             for path in (FOLDER / precision).glob(f'{metric}_*.json'):
                 path.unlink()  # of another network, perhaps
-            run(FOLDER, script, *flags, f'--experiment_name={precision}', f'--precision={precision}')
+            experiments.run(FOLDER, script, *flags, f'--experiment_name={precision}', f'--precision={precision}')
             path, = (FOLDER / precision).glob(f'{metric}_*.json')
             found.append(figures_of(metric, evaluation.read_result(path)))
         rows += [[name, f'{value:.2f}', f'{found[1][name]:.2f}', f'{found[1][name] - value:+.2f}']
@@ -57,9 +56,7 @@ def trainings(flags, seeds):
     for seed in range(seeds):
         for column, precision in enumerate(('float32', 'auto')):  # both are evaluated in float32
             name = f'seed{seed}_{precision}'
-            if not (FOLDER / name / 'results.json').is_file():
-                run(FOLDER, 'main.py', *TRAIN, f'--seed={seed}', f'--experiment_name={name}',
-                    f'--precision={precision}', *flags)
+            experiments.train(FOLDER, name, *TRAIN, f'--seed={seed}', f'--precision={precision}', *flags)
             accuracy[seed, column] = evaluation.read_result(FOLDER / name / 'results.json')['test_accuracy']
     rows = [[f'seed {seed}', *own.tolist()] for seed, own in enumerate(accuracy)]
     difference = accuracy[:, 1] - accuracy[:, 0]
