@@ -3,12 +3,13 @@
 # make soak    set up .venv, try faults by the hundred: a table of what survived (5 minutes)
 # make lint    set up .venv, run the linter
 # make setup   set up .venv
+# make bench   set up .venv, measure how fast everything is beside the plain ways: 15 minutes
 # make docs    set up .venv, build the pages of docs/ as a site in site/
 # make clean   remove .venv and what tools left
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test soak lint docs setup setup-test clean
+.PHONY: help demo test soak lint bench docs setup setup-test clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -24,6 +25,9 @@ soak: setup-test
 
 lint: setup-test
 	@$(BIN)/python -m ruff check .
+
+bench: setup-test
+	@TQDM_DISABLE=1 KINETO_LOG_LEVEL=9 $(BIN)/python bench.py --json=save/bench.json --plot=save/bench.png
 
 docs: .venv/.installed-docs
 	@$(BIN)/python -m mkdocs build --quiet

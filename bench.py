@@ -30,16 +30,19 @@ import figures
 import image_files
 import util
 from config import COUNT
-from data_loaders import ImageDataset, Images, SeededSampler, make_loader
+from data_loaders import ImageDataset, Images, SeededBatches, make_loader
 from map_sources import NetworkMaps
 from wsol import attribution_maps, build_model, metrics
 from wsol.cub import POINT_NAMES, SEEDS, UNION_PARTS, ClassPair, nearest_part
 from wsol.folding import fold_batchnorm
+from wsol.gradients import VERSIONS_AT_A_TIME
 from wsol.heads import joint
 from wsol.query import SamplingSettings
 
 ITEMS = {}
-CUB = {'images': 2579, 'evaluations': 11019}  # of cue localization on CUB's test split, all 191 pairs
+COPIES = 8     # of an image, for SmoothGrad; as many points on the path of integrated gradients
+PHOTOS = 256   # for the loaders
+CUB = {'images': 2579, 'evaluations': 11039}  # of cue localization on CUB's test split, all 191 pairs
 
 
 class Item(NamedTuple):
@@ -220,13 +223,14 @@ def _eleven_times(model, images):
 def remove_and_classify(bench):
     plain, model = bench.network(plain=True), bench.network(folded=True)
     known = SimpleNamespace(image_id=str)
-    for count in (1, 4):
+    for count in (1, 2):
         same, labels = bench.images(count, plain=True), bench.labels(count)
         batch = [(bench.images(count), labels, torch.arange(count))]
         ways = {'plain': partial(_plain_erasure, plain, same, labels)}
         for way, precision in bench.precisions.items():
             source = NetworkMaps(known, model, 'jointll', precision)
-            ways[way] = partial(eval_pixel_perturb.classify_erased, model, batch, source, bench.device, 0, precision)
+            ways[way] = partial(eval_pixel_perturb.classify_erased, model, batch, source, bench.device, 0, precision,
+                                count)
         ways['floor'] = partial(_without_graph, bench, bench.best, _eleven_times, model, batch[0][0])
         yield Item(f'remove-and-classify, batch of {count}', ways, count)
 
@@ -288,7 +292,7 @@ def _plain_cues(bench, model, cues, edges):
 @item
 def cue_localization(bench):
     plain, model, edges = bench.network(plain=True), bench.network(folded=True), metrics.bin_edges('log')
-    for count, num_pairs in ((4, 1), (4, 4), (8, 4)):
+    for count, num_pairs in ((4, 1), (4, 4), (8, 1)):
         cues = Cues(bench, count, num_pairs)
         ways = {'plain': partial(_plain_cues, bench, plain, cues, edges)}
         for way, precision in bench.precisions.items():
@@ -336,8 +340,9 @@ def _epoch(loader):
 
 
 @item
-def loading(bench, count=256):
+def loading(bench):
     """One worker, an epoch at a time: photos of 500x375 pixels."""
+    count = PHOTOS
     with tempfile.TemporaryDirectory() as folder:
         rng = np.random.default_rng(0)
         for index in range(count):
@@ -346,10 +351,10 @@ def loading(bench, count=256):
         ids = np.array([f'{index}.jpg'.encode() for index in range(count)])
         kinds = [ImageDataset(ids, np.zeros(count, int), folder, image_files.train_transform(256, 224)) for _ in 'ab']
         kinds[1].cached(folder, 'bench')
-        loaders = {'plain': DataLoader(PlainImages(kinds[0]), 64, num_workers=1, persistent_workers=True,
-                                       sampler=SeededSampler(count, 0))}
+        loaders = {'plain': DataLoader(PlainImages(kinds[0]), num_workers=1, persistent_workers=True,
+                                       batch_sampler=SeededBatches(count, 64, 0))}
         for name, images in zip(('float32', 'cache'), kinds, strict=True):
-            loaders[name] = make_loader(images, 64, 1, bench.device, SeededSampler(count, 0))
+            loaders[name] = make_loader(images, 64, 1, bench.device, SeededBatches(count, 64, 0))
         ways = {name: partial(_epoch, loader) for name, loader in loaders.items()}
         yield Item('loading, one worker', {way: ways[way] for way in ('plain', 'float32')}, count)
         yield Item('loading, one worker, --cache', {'plain': ways['plain'], 'float32': ways['cache']}, count)
@@ -359,31 +364,31 @@ def loading(bench, count=256):
 
 
 @item
-def gradients(bench, copies=16):
+def gradients(bench):
     try:
         from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam, NoiseTunnel, Saliency
     except ImportError:
         print('captum is not installed: left out')
         return
-    model, images, labels = bench.network(), bench.images(2), bench.labels(2)
+    model, images, labels = bench.network(), bench.images(1), bench.labels(1)
     leaf, last = images.clone().requires_grad_(), model.get_submodule(model.stages[-1])
-    settings, memory = SamplingSettings(copies, integrated_grad_nr_iter=copies), 8  # versions of an image at a time
+    settings, memory = SamplingSettings(COPIES, integrated_grad_nr_iter=COPIES), VERSIONS_AT_A_TIME
 
     def noisy():
         tunnel = NoiseTunnel(Saliency(model))
-        return [tunnel.attribute(leaf[row:row + 1], target=int(labels[row]), nt_type='smoothgrad', nt_samples=copies,
-                                 nt_samples_batch_size=memory, stdevs=0.5) for row in range(2)]
+        return tunnel.attribute(leaf, target=labels, nt_type='smoothgrad', nt_samples=COPIES,
+                                nt_samples_batch_size=memory, stdevs=0.5)
     theirs = {
         'smooth_grad': noisy,
         'integrated_gradients': lambda: IntegratedGradients(model).attribute(
-            leaf, target=labels, n_steps=copies, internal_batch_size=memory),
+            leaf, target=labels, n_steps=COPIES, internal_batch_size=memory),
         'backprop': lambda: Saliency(model).attribute(leaf, labels),
         'input_x_gradient': lambda: InputXGradient(model).attribute(leaf, labels),
         'grad_cam': lambda: LayerGradCam(model, last).attribute(images, labels)}
-    names = {'smooth_grad': f'NoiseTunnel, {copies} copies', 'integrated_gradients': f'{copies} steps'}
+    names = {'smooth_grad': f'NoiseTunnel, {COPIES} copies', 'integrated_gradients': f'{COPIES} steps'}
     for process, call in theirs.items():
         ways = {'plain': call, 'float32': partial(attribution_maps, model, images, labels, process, settings=settings)}
-        yield Item(f'{process} beside captum' + (f' ({names[process]})' if process in names else ''), ways, 2)
+        yield Item(f'{process} beside captum' + (f' ({names[process]})' if process in names else ''), ways)
 
 
 @item

@@ -1,0 +1,85 @@
+"""Does bfloat16 change what is measured? The three evaluations of a network, and trainings, in both precisions.
+
+What --precision=auto means rests on this: it trains in bfloat16, and evaluates in float32 as long as PxAP, R_k and
+MaxBoxAcc differ by more than 0.05 points.
+Result: tables on the screen and save/precision/, with the results of the scripts that it runs.
+
+    python precision.py evaluations --load_checkpoint=save/demo/CALM_EM --dataset=ToyBirds --crop_size=112
+    python precision.py trainings --seeds=5
+"""
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+import config
+import evaluation
+import experiments
+import util
+
+FOLDER = Path('save/precision')
+PRECISIONS = ('float32', 'bfloat16')
+SCRIPTS = {'wsol': 'eval_wsol.py', 'pixel_perturb': 'eval_pixel_perturb.py', 'cue_location': 'eval_cue_location.py'}
+TRAIN = [*experiments.TRAIN, '--last_stage=layer2', '--lr=0.02', '--attribution_method=CAM']
+
+
+def figures_of(metric, result):
+    """{name: points} of a result."""
+    if metric == 'wsol':
+        return {name: own['test'] for name, own in result['results'].items() if own['test'] is not None}
+    if metric == 'pixel_perturb':
+        return {'accuracy': result['accuracy']} | {
+            f'R_{own["erased_percent"]}': 100 * own['R'] for own in result['ratios'] if own['R'] is not None}
+    return {f'PxAP, {truth}, {protocol}': by['counted']['mean'] for truth, protocols in result['pxap'].items()
+            for protocol, by in protocols.items()}
+
+
+def evaluations(flags, seeds):
+    """Each figure in both precisions. flags: of the evaluations, which name the network and the data."""
+    rows = []
+    for metric, script in SCRIPTS.items():
+        found = []
+        for precision in PRECISIONS:
+            for path in (FOLDER / precision).glob(f'{metric}_*.json'):
+                path.unlink()  # of another network, perhaps
+            experiments.run(FOLDER, script, *flags, f'--experiment_name={precision}', f'--precision={precision}')
+            path, = (FOLDER / precision).glob(f'{metric}_*.json')
+            found.append(figures_of(metric, evaluation.read_result(path)))
+        rows += [[name, f'{value:.2f}', f'{found[1][name]:.2f}', f'{found[1][name] - value:+.2f}']
+                 for name, value in found[0].items()]
+    return util.table(['points', *PRECISIONS, 'difference'], rows)
+
+
+def trainings(flags, seeds):
+    """The test accuracy of a network for each seed, trained in both precisions and evaluated in float32."""
+    accuracy = np.empty((seeds, 2))
+    for seed in range(seeds):
+        for column, precision in enumerate(('float32', 'auto')):  # both are evaluated in float32
+            name = f'seed{seed}_{precision}'
+            experiments.train(FOLDER, name, *TRAIN, f'--seed={seed}', f'--precision={precision}', *flags)
+            accuracy[seed, column] = evaluation.read_result(FOLDER / name / 'results.json')['test_accuracy']
+    rows = [[f'seed {seed}', *own.tolist()] for seed, own in enumerate(accuracy)]
+    difference = accuracy[:, 1] - accuracy[:, 0]
+    deviation = np.column_stack([accuracy, difference]).std(0, ddof=min(1, seeds - 1))
+    rows.append(['mean ± deviation', *(f'{mean:.1f} ± {spread:.1f}' for mean, spread in
+                                       zip(accuracy.mean(0), deviation[:2], strict=True))])
+    return (util.table(['test accuracy, %', 'float32', 'auto'], rows)
+            + f'\nauto less float32: {difference.mean():+.2f} ± {deviation[2]:.2f} points over the seeds')
+
+
+def make_parser():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('what', choices=[evaluations.__name__, trainings.__name__])
+    parser.add_argument('--seeds', type=config.COUNT, default=5, help='of the trainings (default: %(default)s)')
+    return parser
+
+
+def main():
+    args, flags = make_parser().parse_known_args()
+    text = {'evaluations': evaluations, 'trainings': trainings}[args.what](flags, args.seeds)
+    util.write_lines(FOLDER / f'{args.what}.txt', [text])
+    print(f'\n{text}\n\n{FOLDER / args.what}.txt')
+
+
+if __name__ == '__main__':
+    util.run(main)
