@@ -20,7 +20,8 @@ from reports import Measured
 from util import UserError
 
 NAMED_BY = {'norm_type': 'norm', 'threshold_type': 'thresholds', 'seed': 'seed', 'smooth_grad_nr_iter': 'copies',
-            'integrated_grad_nr_iter': 'points', 'precision': 'precision', 'iou_thresholds': 'IoU'}
+            'integrated_grad_nr_iter': 'points', 'precision': 'precision', 'iou_thresholds': 'IoU',
+            'drop_lowest': 'lowest dropped, %,'}
 
 
 @dataclass
