@@ -60,6 +60,8 @@ def contrast_label(name):
     """Of a contrast method: one of its own, or an attribution method that explains log p(A|x) / p(B|x)."""
     if name in CONTRAST_LABELS:
         return CONTRAST_LABELS[name]
+    if name.endswith('-difference'):
+        return difference_label(name.removesuffix('-difference'))
     what, per = LABELS[name]
     return _joined(what.replace('the score of {c}', 'log p(A | x) / p(B | x)').replace(
         'score of {c}', 'log p(A | x) / p(B | x)').replace('{c}', 'A rather than B'), per)
@@ -67,4 +69,4 @@ def contrast_label(name):
 
 def is_signed_contrast(name):
     """Whether a contrast method's map speaks for A or for B: magnitudes, and what ReLU leaves, only say where."""
-    return name in CONTRAST_LABELS or name in SIGNED
+    return name in CONTRAST_LABELS or name in SIGNED or name.endswith('-difference')

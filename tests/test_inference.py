@@ -1,5 +1,9 @@
 """inference.py: maps of own images, and of a loader."""
+import html
 import json
+import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -10,10 +14,11 @@ from PIL import Image
 import data_loaders
 import inference
 import weights
-from image_files import open_upright
+from image_files import eval_transform, open_upright
 from map_sources import NetworkMaps
 from util import UserError
 from wsol.attribution import attribution_maps
+from wsol.contrast import contrast_maps
 
 
 @pytest.fixture(scope='module')
@@ -43,23 +48,25 @@ def test_every_image_gets_an_overlay_a_map_and_an_entry(script, checkpoint, phot
     manifest = json.loads((tmp_path / 'out/manifest.json').read_text())
     assert [entry['image'].split('photos/')[1] for entry in manifest['images']] == [
         'below/grey.png', 'deep.tiff', 'wide.jpg', 'wide.png']
-    assert manifest['process'] == 'jointll' and manifest['versions']['torch'] == torch.__version__
+    assert manifest['methods'] == {'jointll': 'p(A, z | x) per cell'}
+    assert manifest['versions']['torch'] == torch.__version__ and manifest['weights_sha256']
     for entry in manifest['images']:
+        other = entry['contrast']
         assert entry['class_name'].startswith('0') and entry['class'] == entry['predicted']
-        assert entry['contrast_class'] != entry['class'] and entry['contrast_probability'] <= entry['probability']
-        values, contrast = (np.load(tmp_path / 'out' / entry[key]) for key in ('map', 'contrast_map'))
+        assert other['class'] != entry['class'] and other['probability'] <= entry['probability']
+        (name,), (other_name,) = entry['maps'].values(), other['maps'].values()
+        values, contrast = (np.load(tmp_path / 'out' / own) for own in (name, other_name))
         assert values.sum() == pytest.approx(entry['probability'], rel=1e-5)  # probability units
-        assert contrast.sum() == pytest.approx(entry['probability'] - entry['contrast_probability'], rel=1e-4, abs=1e-6)
-        for key in ('overlay', 'contrast_overlay'):
-            with Image.open(tmp_path / 'out' / entry[key]) as picture:
-                assert picture.format == 'PNG' and min(picture.size) > 100
+        assert contrast.sum() == pytest.approx(entry['probability'] - other['probability'], rel=1e-4, abs=1e-6)
+        with Image.open(tmp_path / 'out' / entry['picture']) as picture:
+            assert picture.format == 'PNG' and min(picture.size) > 300
 
 
 def test_target_and_contrast_can_be_named(script, checkpoint, photos, tmp_path):
     script('inference', photos / 'wide.jpg', f'--load_checkpoint={checkpoint}', '--workers=0', '--score_map_process=jointll',
            '--target=Toy_B3', '--contrast=4', '--output=out')
     entry, = json.loads((tmp_path / 'out/manifest.json').read_text())['images']
-    assert (entry['class'], entry['class_name'], entry['contrast_class']) == (6, '007.Toy_B3', 4)
+    assert (entry['class'], entry['class_name'], entry['contrast']['class']) == (6, '007.Toy_B3', 4)
 
 
 @pytest.mark.parametrize('process', ['vanilla', 'backprop', 'smooth_grad', 'jointll-superclass', 'random'])
@@ -67,7 +74,8 @@ def test_other_methods_write_maps_too(script, checkpoint, photos, tmp_path, proc
     code, _, err = script('inference', photos / 'wide.jpg', f'--load_checkpoint={checkpoint}', '--workers=0', '--output=out',
                           '--seed=1', f'--score_map_process={process}', '--smooth_grad_nr_iter=2')
     assert code == 0, err
-    assert np.isfinite(np.load(tmp_path / f'out/wide.jpg.{process}.npy')).all()
+    assert np.isfinite(np.load(tmp_path / f'out/wide_{process}.npy')).all()
+    assert (tmp_path / f'out/wide_{process}.png').is_file()
 
 
 def test_exif_orientation_is_honoured(tmp_path):
@@ -152,16 +160,17 @@ def test_mistakes(script, checkpoint, photos, tmp_path, flags, words):
 
 
 def test_two_files_of_one_name_do_not_overwrite_each_other(tmp_path):
+    import photos
     for folder in ('a', 'b'):
         (tmp_path / folder).mkdir()
         Image.new('RGB', (4, 4)).save(tmp_path / folder / 'x.png')
-    assert list(inference.find_images([tmp_path / 'a/x.png', tmp_path / 'b/x.png', tmp_path / 'a/x.png'], 'maps')) == [
-        'x.png', 'b_x.png']
+    given = [str(tmp_path / name) for name in ('a/x.png', 'b/x.png', 'a/x.png')]
+    assert list(photos.find_images(given, 'maps')) == ['a-x', 'b-x']
 
 
 def test_a_checkpoint_without_names_numbers_its_classes(tmp_path):
-    assert inference.Album(tmp_path, 'jointll', []).class_name(3) == 'class 3'
-    assert inference.Album(tmp_path, 'jointll', ['a', '']).class_name(1) == 'class 1'  # a class without images
+    assert inference.Album(tmp_path, [], ['jointll']).class_name(3) == 'class 3'
+    assert inference.Album(tmp_path, ['a', ''], ['jointll']).class_name(1) == 'class 1'  # a class without images
     with pytest.raises(UserError, match='no class names'):
         inference.resolve_class('albatross', [], 5)
 
@@ -191,6 +200,90 @@ def test_flags_that_would_be_ignored_are_refused(script, checkpoint, photos, fla
     assert code == 2 and all(word in err for word in words), err
 
 
-def test_contrast_does_not_swallow_the_photo(script, checkpoint, photos):
-    code, _, err = script('inference', photos / 'wide.png', f'--load_checkpoint={checkpoint}', '--workers=0', '--contrast', photos / 'wide.jpg')
-    assert code == 2 and 'put --contrast after the images' in err
+def test_contrast_does_not_swallow_the_photo(script, checkpoint, photos, tmp_path):
+    """Behind --contrast a file is an image, and the contrast is the runner-up; the command says so."""
+    code, out, err = script('inference', photos / 'wide.png', f'--load_checkpoint={checkpoint}', '--workers=0', '--output=out',
+                            '--contrast', photos / 'wide.jpg')
+    assert code == 0 and 'taken for images' in out, err
+    entries = json.loads((tmp_path / 'out/manifest.json').read_text())['images']
+    assert len(entries) == 2 and all(entry['contrast']['class'] != entry['class'] for entry in entries)
+
+
+def test_several_methods_stand_side_by_side(script, checkpoint, photos, tmp_path):
+    code, _, err = script('inference', photos / 'wide.jpg', f'--load_checkpoint={checkpoint}', '--workers=0', '--output=out',
+                          '--score_map_process=jointll,saliency,grad_cam', '--contrast=4')
+    assert code == 0, err
+    names = {path.name for path in (tmp_path / 'out').iterdir()}
+    assert names == {'manifest.json', 'wide_jointll+saliency+grad_cam_contrast.png', 'wide_jointll.npy', 'wide_saliency.npy',
+                     'wide_grad_cam.npy', 'wide_jointll_difference.npy', 'wide_grad_cam_difference.npy'}
+
+
+@pytest.mark.parametrize('method', ['evidence', 'log-odds', 'backprop', 'backprop-difference'])
+def test_a_contrast_method_is_the_librarys(script, checkpoint, photos, tmp_path, method):
+    code, _, err = script('inference', photos / 'wide.jpg', f'--load_checkpoint={checkpoint}', '--workers=0', '--output=out',
+                          f'--contrast_method={method}', '--device=cpu')
+    assert code == 0, err
+    entry, = json.loads((tmp_path / 'out/manifest.json').read_text())['images']
+    model, found = weights.load_model(checkpoint)
+    image = eval_transform(found.known['crop_size'])(open_upright(photos / 'wide.jpg'))[None]
+    classes = torch.tensor([entry['class']]), torch.tensor([entry['contrast']['class']])
+    expected = contrast_maps(model, image, *classes, method)[0].detach().numpy()
+    own = np.load(tmp_path / 'out' / entry['contrast']['maps'][f'{method}_contrast'])
+    np.testing.assert_allclose(own, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    if method == 'evidence':
+        odds = np.log(entry['probability'] / entry['contrast']['probability'])
+        assert own.sum() == pytest.approx(odds, abs=1e-3)
+
+
+# --- the page ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def page(script, checkpoint, photos, tmp_path):
+    """The path of a page of four photos with two methods."""
+    code, out, err = script('inference', photos, f'--load_checkpoint={checkpoint}', '--workers=0', '--output=out', '--format=html',
+                            '--score_map_process=jointll,grad_cam', '--contrast', '--top_k=3')
+    assert code == 0 and 'gallery.html' in out, err
+    assert not list((tmp_path / 'out').glob('*.png'))
+    return tmp_path / 'out' / 'gallery.html'
+
+
+def test_the_page_needs_nothing_from_elsewhere(page):
+    text = page.read_text()
+    assert not re.search(r'(?:src|href)\s*=\s*["\'](?!data:|#)', text) and 'http-equiv="refresh"' not in text
+    assert not re.search(r'url\((?!["\']?data:)|@import|fetch\(|XMLHttpRequest|import\(', text)
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='the page is tried in a browser: no chromium or google-chrome is installed')
+def test_the_page_works_in_a_browser(page, tmp_path):
+    """Loaded from a file without a network: the photos, methods and classes are there, keys change what is shown, and the
+    script ends without an error."""
+    probe = """
+    <script>
+    window.onerror = (message) => document.title = 'error: ' + message;
+    addEventListener('load', () => setTimeout(() => {
+      const texts = () => document.body.innerText;
+      const before = texts();
+      for (const key of ['ArrowRight', 'ArrowDown'])
+        document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: key, bubbles: true}));
+      const report = document.createElement('pre');
+      report.id = 'report';
+      report.textContent = JSON.stringify({title: document.title, changed: before !== texts(), text: before,
+        sliders: document.querySelectorAll('input[type=range]').length,
+        canvases: document.querySelectorAll('canvas').length});
+      document.body.append(report);
+    }, 500));
+    </script></body>"""
+    copy = tmp_path / 'probe.html'
+    copy.write_text(page.read_text().replace('</body>', probe))
+    finished = subprocess.run([CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--virtual-time-budget=8000',
+                               f'--user-data-dir={tmp_path / "profile"}', '--dump-dom', f'file://{copy}'],
+                              capture_output=True, text=True, timeout=120, check=True)
+    report = json.loads(html.unescape(re.search(r'<pre id="report">(.*?)</pre>', finished.stdout, re.S)[1]))
+    assert not report['title'].startswith('error'), report
+    assert report['sliders'] >= 1 and report['canvases'] >= 1
+    assert all(word in report['text'] for word in ('jointll', 'grad_cam', 'Toy_')), report
+    assert report['changed'], report
