@@ -282,11 +282,8 @@ class ImageDataset(Images):
     def read(self, key):
         index, seed = key if isinstance(key, tuple) else (key, None)
         pixels, label = self.resized(index), int(self.labels[index])
-        if seed is None:
-            return self.transform.crop(pixels), label, index
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return self.transform.crop(pixels), label, index
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        return self.transform.crop(pixels, generator), label, index
 
     def resized(self, index):
         """(3,R,R) uint8: an image before it is cropped, from the cache or the file."""
@@ -397,8 +394,10 @@ class Loader(DataLoader):
 
     def __iter__(self):
         for values, *more in super().__iter__():
-            values = to_device(values, self.device)
-            yield self.dataset.transform.normalise(values) if isinstance(self.dataset, Images) else values, *more
+            if isinstance(self.dataset, Images):  # before they are in the memory order of networks, which is slower
+                values = values.to(self.device, non_blocking=values.is_pinned())
+                values = self.dataset.transform.normalise(values)
+            yield to_device(values, self.device), *more
 
 
 def make_loader(images, batch_size, workers, device, sampler=None):

@@ -3,7 +3,6 @@
 Source: the published transforms (Kim et al., ICCV 2021). All files are decoded by PIL.
 """
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -144,11 +143,11 @@ def opening_images(paths, name):
 class Transform:
     """What a network takes, of a photo: in a loader's worker bytes, a quarter of the memory, and numbers on the device.
 
-    resize_size: the side R of the square that photos are resized to. crop: (3,R,R) uint8 -> (3,S,S). normalisation: the
-    network's (mean, deviation).
+    resize_size: the side R of the square that photos are resized to. crop_size: the side S of the random square of it
+    that training takes, mirrored or not; None: the whole. normalisation: the network's (mean, deviation).
     """
     resize_size: int
-    crop: Callable = v2.Identity()
+    crop_size: int | None = None
     normalisation: tuple = IMAGENET
 
     def __call__(self, image):
@@ -158,6 +157,16 @@ class Transform:
     def resize(self, image):
         """PIL image -> (3,R,R) uint8: bilinear with anti-aliasing, in bytes at most one grey level from PIL's."""
         return v2.functional.resize(v2.functional.pil_to_tensor(image), [self.resize_size] * 2, antialias=True)
+
+    def crop(self, pixels, generator=None):
+        """(3,R,R) -> (3,S,S). generator: of the draws, by default torch's own. The draws are those of torchvision's
+        RandomCrop and RandomHorizontalFlip, which take ten times as long."""
+        if self.crop_size is None:
+            return pixels
+        room = self.resize_size - self.crop_size + 1
+        top, left = (int(torch.randint(room, (), generator=generator)) for _ in range(2))
+        pixels = pixels[:, top:top + self.crop_size, left:left + self.crop_size]
+        return pixels.flip(2) if torch.rand((), generator=generator) < 0.5 else pixels
 
     def normalise(self, pixels):
         """(...,3,S,S) uint8 -> float32, on its device."""
@@ -173,7 +182,7 @@ def _statistics(normalisation, device):
 
 def train_transform(resize_size, crop_size, normalisation=IMAGENET):
     """Published: resize to a square, random crop, horizontal flip; the network's mean and deviation."""
-    return Transform(resize_size, v2.Compose([v2.RandomCrop(crop_size), v2.RandomHorizontalFlip()]), normalisation)
+    return Transform(resize_size, crop_size, normalisation)
 
 
 def eval_transform(crop_size, normalisation=IMAGENET):
