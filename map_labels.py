@@ -30,6 +30,7 @@ LABELS = {
     'occlusion': ('score of {c} lost when hidden', 'per pixel'),
 }
 SIGNED = {'input_x_gradient', 'integrated_gradients', 'occlusion'}  # speak for the class or against it
+DIFFERENCE = '-difference'  # of an attribution method's maps of two classes: a contrast method too
 CONTRAST_LABELS = {
     'joint-difference': 'p(A, z | x) − p(B, z | x) per cell',
     'posterior-difference': 'p(z | x, A) − p(z | x, B) per cell',
@@ -60,8 +61,8 @@ def contrast_label(name):
     """Of a contrast method: one of its own, or an attribution method that explains log p(A|x) / p(B|x)."""
     if name in CONTRAST_LABELS:
         return CONTRAST_LABELS[name]
-    if name.endswith('-difference'):
-        return difference_label(name.removesuffix('-difference'))
+    if name.endswith(DIFFERENCE):
+        return difference_label(name.removesuffix(DIFFERENCE))
     what, per = LABELS[name]
     return _joined(what.replace('the score of {c}', 'log p(A | x) / p(B | x)').replace(
         'score of {c}', 'log p(A | x) / p(B | x)').replace('{c}', 'A rather than B'), per)
@@ -69,4 +70,4 @@ def contrast_label(name):
 
 def is_signed_contrast(name):
     """Whether a contrast method's map speaks for A or for B: magnitudes, and what ReLU leaves, only say where."""
-    return name in CONTRAST_LABELS or name in SIGNED or name.endswith('-difference')
+    return name in CONTRAST_LABELS or name in SIGNED or name.endswith(DIFFERENCE)
