@@ -18,7 +18,7 @@ demo: setup
 	@$(BIN)/python demo.py
 
 test: setup-test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 soak: setup-test
 	@$(BIN)/python tests/soak.py
