@@ -1,5 +1,6 @@
 # make demo    set up .venv, train CAM and CALM_EM on painted birds, measure and picture both
 # make test    set up .venv, run all tests
+# make soak    set up .venv, try faults by the hundred: a table of what survived (5 minutes)
 # make lint    set up .venv, run the linter
 # make setup   set up .venv
 # make bench   set up .venv, measure how fast everything is beside the plain ways: 15 minutes
@@ -8,7 +9,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint bench docs setup setup-test clean
+.PHONY: help demo test soak lint bench docs setup setup-test clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -18,6 +19,9 @@ demo: setup
 
 test: setup-test
 	@$(BIN)/python -m pytest
+
+soak: setup-test
+	@$(BIN)/python tests/soak.py
 
 lint: setup-test
 	@$(BIN)/python -m ruff check .

@@ -56,13 +56,17 @@ def measure(seed, row, method, stage, from_cam, *flags):
     return values + [np.nan] * (7 - len(values))
 
 
-def main():
+def make_parser():
     parser = config.plain_parser(__doc__)
     parser.add_argument('seeds', nargs='?', type=config.COUNT, default=3, metavar='SEEDS',
                         help='number of seeds (default: 3)')
     parser.add_argument('--rows', nargs='+', type=config.choice(tuple(ROWS)), default=tuple(ROWS), metavar='ROW',
                         help=f'measure these rows only, of: {"; ".join(ROWS)}')
-    args = parser.parse_args()
+    return parser
+
+
+def main():
+    args = make_parser().parse_args()
     seeds, rows = range(args.seeds), []
     for name in args.rows:
         values = np.array([measure(seed, name, *ROWS[name]) for seed in seeds], float)  # (seeds,7)

@@ -4,12 +4,10 @@ An experiment has the LAST checkpoint, the PREVIOUS one, and the BEST by accurac
 all before it (wsol.pretrained), so that one changed bit is noticed; torch.load reads it like any other. What is read is
 looked at in one place, here: types, shapes, and settings, by the parsers that the flags have.
 """
-import contextlib
 import hashlib
 import json
 import math
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -30,14 +28,18 @@ NUMPY_SCALARS = [(np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'), n
 
 
 class _Hashed:
-    """A file to write to that knows the SHA-256 of what was written."""
+    """A file to write to that knows the SHA-256 of what was written, and why it could not be."""
 
     def __init__(self, file):
-        self.file, self.sha256 = file, hashlib.sha256()
+        self.file, self.sha256, self.error = file, hashlib.sha256(), None
 
     def write(self, data):
         self.sha256.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self):
         self.file.flush()
@@ -49,10 +51,9 @@ def _write_sealed(path, content):
         try:
             torch.save(content, hashed)
         except RuntimeError as error:  # what torch's writer of zips makes of an OSError
-            reason = re.search(r'\[Errno (\d+)\] ([^:\n]*)', str(error))
-            if reason is None:
+            if hashed.error is None:
                 raise
-            raise OSError(int(reason[1]), reason[2]) from error
+            raise hashed.error from error
         file.write(pretrained.SEAL + hashed.sha256.hexdigest().encode())
     util.flush_to_disk(path)
     with open(path, 'rb') as file:
@@ -122,13 +123,15 @@ def read(path):
         return _read(path)
     except UserError as error:
         spare = path.with_name(PREVIOUS)
-        if path.name in (LAST, BEST) and spare.is_file():
-            with contextlib.suppress(UserError):
-                epoch = _read(spare).get('epoch')
-                use = f'remove {path.name} and it is taken in its place, or' if path.name == LAST else 'to use it,'
-                raise UserError(f'{error}. {spare} is whole (after epoch {epoch}): {use} name it by '
-                                '--load_checkpoint') from error
-        raise
+        if path.name not in (LAST, BEST) or not spare.is_file():
+            raise
+        try:
+            epoch = _read(spare).get('epoch')
+        except UserError:
+            raise error from None
+        use = f'remove {path.name} and it is taken in its place, or' if path.name == LAST else 'to use it,'
+        raise UserError(f'{error}. {spare} is whole (after epoch {epoch}): {use} name it by '
+                        '--load_checkpoint') from error
 
 
 def _read(path):

@@ -20,7 +20,8 @@ from reports import Measured
 from util import UserError
 
 NAMED_BY = {'norm_type': 'norm', 'threshold_type': 'thresholds', 'seed': 'seed', 'smooth_grad_nr_iter': 'copies',
-            'integrated_grad_nr_iter': 'points', 'precision': 'precision', 'iou_thresholds': 'IoU'}
+            'integrated_grad_nr_iter': 'points', 'precision': 'precision', 'iou_thresholds': 'IoU',
+            'drop_lowest': 'lowest dropped, %,'}
 
 
 @dataclass
@@ -54,8 +55,16 @@ def read_results(folder):
     """The results in an experiment's folder, the latest first. Raises UserError where there are none."""
     if not folder.is_dir():
         raise UserError(f'{folder} is no folder; name experiments as they lie, such as save/calm_em')
-    paths = sorted(folder.glob('*.json'), key=lambda path: (-path.stat().st_mtime_ns, path.name))
-    results = [content for content in map(evaluation.read_result, paths) if {'metric', 'settings'} <= content.keys()]
+    results = []
+    for path in sorted(folder.glob('*.json'), key=lambda path: (-path.stat().st_mtime_ns, path.name)):
+        content = evaluation.read_result(path)
+        if {'metric', 'settings'} <= content.keys():
+            try:
+                reports.measured(content)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise UserError(f'{path} is not as the evaluations of this version write it ({error!r}): measure '
+                                'again, or move it away') from error
+            results.append(content)
     if not results:
         raise UserError(f'{folder} holds no results; measure the experiment first: python eval_cue_location.py '
                         f'--experiment_name={folder.name}, likewise eval_pixel_perturb.py and eval_wsol.py')
@@ -91,13 +100,12 @@ def rows_of(folder, experiment):
                 rows.append(row)
             row.add(result)
     for about, result in networks:
-        own = [row for row in rows if row.about == about]
+        own = [row for row in rows if row.about == about and row.results]
         if not own:
             own = [Row(experiment, result['settings'].get('attribution_method', ''), about)]
             rows += own
         for row in own:
-            if row.results or not row.columns:
-                row.columns = reports.measured(result) | row.columns
+            row.columns = reports.measured(result) | row.columns
     return sorted(rows, key=lambda row: (not row.results, row.method))
 
 
@@ -166,7 +174,7 @@ def make_tables(rows, published):
                 lines.append([f'{row.name} − {rows[0].name}', *cells])
         if own:
             tables.append(reports.Table(title, ['', *own.values()], lines))
-    return tables
+    return tables + reports.over_networks(rows)
 
 
 def _cell(row, column, plain=False):
@@ -179,9 +187,10 @@ def _cell(row, column, plain=False):
 def notes(rows):
     """What a reader should know of the differences, in sentences."""
     first, said = rows[0], []
-    for row in rows[1:]:
-        if row.about['images_sha256'] != first.about['images_sha256']:
-            said.append(f'{row.name} was measured on other images than {first.name}: no difference is given.')
+    others = [row.name for row in rows[1:] if row.about['images_sha256'] != first.about['images_sha256']]
+    if others:
+        more = f' and {len(others) - 1} more' if others[1:] else ''
+        said.append(f'{others[0]}{more}, measured on other images than {first.name}: no difference is given.')
     for row in rows:
         if 'pixel_perturb' in row.results and 'outcomes' not in row.results['pixel_perturb']:
             said.append(f'{row.name} was measured before outcomes by image were kept: run eval_pixel_perturb.py again '
@@ -194,7 +203,7 @@ def draw(rows, folder):
     title, paths = ' and '.join(dict.fromkeys(row.experiment for row in rows)), []
     ratios = {row.name: row.results['pixel_perturb']['ratios'] for row in rows if 'pixel_perturb' in row.results}
     bands = {row.name: reports.precision_band(row.results['cue_location']) for row in rows
-             if 'recalls' in row.results.get('cue_location', {})}
+             if 'recalls' in row.results.get('cue_location', {}) and row.columns['corrected mean'].value is not None}
     for name, what, curves, draw_curves in (
             ('ratios.png', 'remove-and-classify', ratios, figures.ratio_curve),
             ('precision_recall.png', 'cue localization', bands, figures.precision_bands)):
@@ -214,7 +223,7 @@ def main():
     name_rows(rows)
     tables, folder = make_tables(rows, paper_rows() if args.paper else []), Path(args.output)
     util.say(f'\n{reports.as_text(tables[1:])}\nSquare brackets hold 95 % intervals. docs/comparing.md explains every '
-          'column.')
+             'column.')
     for sentence in notes(rows):
         util.say(sentence)
     written = reports.write_tables(folder / 'table', tables, args.format)

@@ -95,8 +95,12 @@ def method_panels(name, model, image, labels, picture, cue):
             pictures.Panel(picture, f'{name}: why A, not B', first - second, signed=True, cue=cue)]
 
 
+def make_parser():
+    return config.plain_parser(__doc__)
+
+
 def main():
-    config.plain_parser(__doc__).parse_args()
+    make_parser().parse_args()
     for experiment, flags in TRAININGS.items():
         train(FOLDER, experiment, *TRAIN, '--last_stage=layer2', '--seed=0', *flags)
     for experiment, process in MEASURED.values():

@@ -181,10 +181,12 @@ def summarise(counts, pairs, evaluations):
 
 
 def dropped_shares(counts):
-    """{'true', 'false'}: the percent of true and of false pixels under the lowest threshold. counts: (P,2,bins)."""
+    """{'true', 'false', 'all'}: the percent of true, of false and of all pixels under the lowest threshold. counts:
+    (P,2,bins)."""
     below, total = counts[..., 0].sum(0), counts.sum((0, 2))
-    return {name: 100 * float(below[side] / total[side]) if total[side] else None
-            for name, side in (('true', 1), ('false', 0))}
+    shares = {name: 100 * float(below[side] / total[side]) if total[side] else None
+              for name, side in (('true', 1), ('false', 0))}
+    return shares | {'all': 100 * float(below.sum() / total.sum())}
 
 
 def pair_records(pairs, evaluations, per_pair, counts):
@@ -206,7 +208,7 @@ def report(summaries, dropped, published):
     for truth, summary in summaries.items():
         for (protocol, underflow), name in ROWS.items():
             values = summary[protocol][underflow]
-            shares = dropped[truth].values() if underflow == 'dropped' else ('-', '-')
+            shares = [dropped[truth][side] if underflow == 'dropped' else '-' for side in ('true', 'false')]
             rows.append([TRUTHS[truth] + name, *(values[key] for key in paper.KEYS), values['pairs'], *shares])
     if published:
         rows.append(['the paper (CUB, ResNet-50)', *published, sum(paper.PAIRS), '-', '-'])

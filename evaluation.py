@@ -319,10 +319,13 @@ def read_result(path):
     return content | {'settings': settings if isinstance(settings, dict) else {}}
 
 
-def find_result(folder, metric, process, weights_sha256):
-    """The latest result of a metric and an attribution method for these weights, in an experiment's folder."""
+def find_result(folder, metric, process, weights_sha256, **settings):
+    """The latest result of a metric and an attribution method for these weights, in an experiment's folder. settings:
+    further ones that it was measured with; no pixels dropped unless they say so."""
+    settings = {'drop_lowest': 0.0, 'score_map_process': process} | settings
     for path in sorted(Path(folder).glob(f'{metric}_*.json'), key=lambda path: -path.stat().st_mtime_ns):
         content = read_result(path)
-        if content.get('weights_sha256') == weights_sha256 and content['settings'].get('score_map_process') == process:
+        own = {'drop_lowest': 0.0} | content['settings']
+        if content.get('weights_sha256') == weights_sha256 and all(own.get(key) == settings[key] for key in settings):
             return content
     raise UserError(f'{folder} holds no result of {metric} with --score_map_process={process} for these weights')

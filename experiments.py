@@ -38,16 +38,17 @@ def train(folder, experiment, *flags):
         run(folder, 'main.py', f'--experiment_name={experiment}', *flags)
 
 
-def result(folder, metric, process):
+def result(folder, metric, process, **settings):
     """What an evaluation measured of the network that an experiment has trained. Raises UserError where it has not."""
     trained = evaluation.read_result(folder / 'results.json')
-    return evaluation.find_result(folder, metric, process, trained['weights_sha256'])
+    return evaluation.find_result(folder, metric, process, trained.get('weights_sha256'), **settings)
 
 
-def measure(folder, experiment, metric, process, *flags):
-    """The result of an evaluation of an experiment below folder, measured now unless that is done."""
+def measure(folder, experiment, metric, process, *flags, **settings):
+    """The result of an evaluation of an experiment below folder, measured now unless that is done. settings: those of
+    the flags by which it is told from others."""
     try:
-        return result(folder / experiment, metric, process)
+        return result(folder / experiment, metric, process, **settings)
     except UserError:
         run(folder, f'eval_{metric}.py', f'--experiment_name={experiment}', f'--score_map_process={process}', *flags)
-    return result(folder / experiment, metric, process)
+    return result(folder / experiment, metric, process, **settings)

@@ -54,6 +54,18 @@ def precision_bands(title, bands):
     return figure
 
 
+def abstention_curves(title, curves):
+    """PxAP over the share of pixels that the published count leaves out: that count's line solid, that of all pixels
+    dashed. curves: {name: (share in percent, PxAP published, PxAP of all pixels)}, each (Q,)."""
+    figure, axes = _curve_axes(xlabel='pixels that the published count leaves out, %', ylabel='PxAP, %, all pairs',
+                               title=title, xlim=(0, 100))
+    for name, (share, published, counted) in curves.items():
+        line, = axes.plot(share, published, marker='o', label=f'{name}, published')
+        axes.plot(share, counted, marker='o', linestyle='--', color=line.get_color(), label=f'{name}, all pixels')
+    axes.legend(fontsize=7)
+    return figure
+
+
 def precision_recall_curves(title, curves):
     """curves: {name: (precision, recall)}, from the highest threshold down."""
     figure, axes = _curve_axes(xlabel='recall, %', ylabel='precision, %', title=title, xlim=(0, 100), ylim=(0, 100))

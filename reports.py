@@ -6,6 +6,7 @@ Differences are paired: both networks are measured on the same images (by their 
 import csv
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,8 @@ PXAP = {  # topic -> truth, protocol, underflow: where a result has its figures
     'published': ('parts', 'published', 'dropped'), 'corrected': ('parts', 'per_pair', 'counted'),
     'exact': ('exact', 'per_pair', 'counted')}
 WSOL = {'MaxBoxAccV2': 'MaxBoxAccV2', 'MaxBoxAcc': 'MaxBoxAcc', 'Top-1 Loc': 'Top-1 Loc', 'mask PxAP': 'PxAP'}
-INTERVENTIONS = {'rank corr.': 'rank', 'mass on cue': 'share', 'sign': 'sign', 'slope': 'slope', 'error': 'error'}
+INTERVENTIONS = {'PxAP exact': 'pxap', 'rank corr.': 'rank', 'mass on cue': 'share', 'sign': 'sign', 'slope': 'slope',
+                 'error': 'error'}
 TOPICS = {  # title -> {column: its name within the table}
     'Accuracy, %': {'accuracy': 'accuracy'},
     **{title: {f'{topic} {key}': key for key in paper.KEYS} for topic, title in (
@@ -169,6 +171,29 @@ class Table(NamedTuple):
 
     def texts(self):
         return [['-' if cell is None else str(cell) for cell in row] for row in [self.header, *self.rows]]
+
+
+def over_networks(rows):
+    """[Table], topic by topic, of mean and standard deviation over networks of one name, as trained with several seeds;
+    [] where no two have one. rows: compare.py's."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(f'{Path(row.experiment).name}: {row.method}', []).append(row)
+    groups = {name: own for name, own in groups.items() if len(own) > 1}
+
+    def cell(own, column):
+        values = [row.columns[column].value for row in own if column in row.columns]
+        if len(values) < len(own) or None in values:
+            return None
+        decimals = DECIMALS.get(column, 1)
+        return f'{np.mean(values):.{decimals}f} ± {np.std(values, ddof=1):.{decimals}f}'
+    tables = []
+    for title, columns in TOPICS.items():
+        lines = [[name, str(len(own)), *(cell(own, column) for column in columns)] for name, own in groups.items()]
+        lines = [line for line in lines if any(line[2:])]
+        if lines:
+            tables.append(Table(f'{title}; mean ± standard deviation', ['', 'networks', *columns.values()], lines))
+    return tables
 
 
 def as_text(tables):

@@ -10,189 +10,24 @@ Result: <save_root>/reproduce/<data set>/tables.md, tables.csv, tables.tex and r
     python reproduce.py --plan
     python reproduce.py --dataset=ToyBirds --seeds=3
 """
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import config
-import evaluation
-import experiments
 import figures
 import paper
+import plan
 import reports
 import util
-import weights
-from data_loaders import find_dataset
 from reports import Cell, Table
 from util import UserError
-from wsol import build_model
-from wsol._torchvision import torchvision
-from wsol.shapes import shapes_only
 
-IMAGES = {'CUB': (5994, 1000, 5794), 'ILSVRC': (1_281_167, 10_000, 50_000), 'OpenImages': (29_819, 2_500, 5_000),
-          'ToyBirds': (720, 144, 360)}  # train, val, test
-CUES = {'CUB': (2579, 11_039), 'ToyBirds': (360, 1280)}  # images of cue localization, their class pairs all together
-COST = {'backprop': (1, 1), 'integrated_grad': (51, 51), 'smooth_grad': (50, 50), 'var_grad': (50, 50),
-        'vanilla': (1, 0), 'jointll': (1, 0)}  # forwards for an image, backwards for an image and a class
-SPEEDS = {'GPU': 20e12, 'CPU': 0.2e12}  # operations a second that the estimates assume
-NAMES = {'cue_location': 'cue localization', 'pixel_perturb': 'remove-and-classify'}
 OWN = ('dataset', 'experiment_name', 'save_root', 'seed', 'attribution_method', 'load_checkpoint', 'score_map_process')
 
 
-@dataclass(frozen=True)
-class Network:
-    """A network of the plan: trained by main.py with these flags, or published."""
-    dataset: str
-    head: str
-    name: str                # of its experiment
-    folder: Path             # above its experiment's
-    training: tuple = ()     # flags of main.py; none for published weights
-    published: str | None = None
-
-    def weights_sha256(self):
-        """Of the weights that are there; None where there are none."""
-        path = self.published and weights.published_file(self.published)
-        if path:
-            return _sha256(path) if path.is_file() else None
-        return evaluation.read_result(self.folder / self.name / 'results.json').get('weights_sha256')
-
-    def result(self, metric, process):
-        """What was measured of it; None where that is not done."""
-        sha256 = self.weights_sha256()
-        try:
-            return sha256 and evaluation.find_result(self.folder / self.name, metric, process, sha256)
-        except UserError:
-            return None
-
-
-@cache
-def _sha256(path):
-    return weights.read_checkpoint(path).sha256
-
-
-class Step(NamedTuple):
-    """A training, or where metric is given a measurement, of a network."""
-    network: Network
-    metric: str | None = None
-    process: str | None = None
-
-    def title(self):
-        method = paper.METHODS.get((self.network.head, self.process))
-        return f'{NAMES[self.metric]}: {method}' if self.metric else f'train {self.network.name}'
-
-    def is_done(self):
-        if self.metric:
-            return self.network.result(self.metric, self.process) is not None
-        return experiments.is_trained(self.network.folder, self.network.name)
-
-    def run(self, flags):
-        network = self.network
-        if not self.metric:
-            experiments.train(network.folder, network.name, *network.training, *flags)
-            return
-        source = [f'--load_checkpoint={network.published}'] if network.published else []
-        experiments.run(network.folder, f'eval_{self.metric}.py', f'--experiment_name={network.name}', *source,
-                        f'--score_map_process={self.process}', *flags)
-
-
 # --- the plan -----------------------------------------------------------------------------------------
-
-
-def networks_of(dataset, seeds, root, trains_all):
-    """The Networks of a data set. trains_all: CALM's too, where the authors publish its weights."""
-    found = []
-    for seed in range(seeds):
-        folder, common = root / dataset / f'seed{seed}', [f'--seed={seed}', f'--dataset={dataset}']
-        if dataset == 'ToyBirds':
-            common = [*experiments.TRAIN, '--last_stage=layer2', f'--seed={seed}']
-            found.append(Network(dataset, 'CAM', 'start', folder, (
-                *common, '--attribution_method=CAM', *experiments.FROM_RANDOM)))
-            common += ['--load_checkpoint=start', *experiments.FINE_TUNE]
-        else:
-            common += ['--architecture=resnet50', '--use_bn=True', '--large_feature_map=True']
-        for head in dict.fromkeys(head for head, _ in methods_of(dataset)):
-            published = weights.published_name(f'{head}-{dataset}')
-            if published and not trains_all:
-                found += [Network(dataset, head, head, folder, published=published)] if seed == 0 else []
-            else:
-                found.append(Network(dataset, head, head, folder, (*common, f'--attribution_method={head}')))
-    return found
-
-
-def methods_of(dataset):
-    """The (head, process) of a data set's tables: of CUB and ToyBirds the paper's table, of others CALM's own maps."""
-    return [method for method in paper.METHODS if dataset in CUES or (method[0], dataset) in paper.ACCURACY]
-
-
-def steps_of(networks):
-    """The Steps, network by network."""
-    steps = []
-    for network in networks:
-        if network.training:
-            steps.append(Step(network))
-        metrics_of = ('pixel_perturb', 'cue_location') if network.dataset in CUES else ('pixel_perturb',)
-        steps += [Step(network, metric, process) for head, process in methods_of(network.dataset)
-                  if head == network.head == network.name for metric in metrics_of]
-    return steps
-
-
-def lacks(step, flags):
-    """[(what a step needs and is not there, the command that gets it)]. flags: config.parse's."""
-    network, missing = step.network, []
-    data = find_dataset(network.dataset, flags.data_root, flags.metadata_root)
-    if network.dataset != 'ToyBirds':  # which is painted when it is opened
-        for split in ('test',) if step.metric else ('train', 'val', 'test'):
-            if not ((data.list_folders[split] / 'image_ids.txt').is_file() and data.image_folders[split].is_dir()):
-                missing.append((f'{network.dataset} {split}', data.prepare[split]))
-        folders = [data.cub_root / name for name in ('attributes', 'parts', 'segmentations')] if data.cub_root else []
-        if step.metric == 'cue_location' and not all(folder.is_dir() for folder in folders):
-            missing.append((f'{network.dataset} parts, attributes and segmentations', data.prepare['test']))
-    if network.published and not weights.published_file(network.published).is_file():
-        missing.append((f'weights {network.published}',
-                        f'python main.py --is_train=False --load_checkpoint={network.published}'))
-    if '--pretrained=False' not in network.training and not step.metric and not _backbone().is_file():
-        missing.append(("ImageNet's weights of ResNet-50", f'download {_backbone_url()} to {_backbone().parent}'))
-    return missing
-
-
-def _backbone_url():
-    return torchvision.models.get_model_weights('resnet50').IMAGENET1K_V1.url
-
-
-def _backbone():
-    return Path(torch.hub.get_dir()) / 'checkpoints' / Path(_backbone_url()).name
-
-
-@cache
-def forward_operations(training):
-    """(multiplications and additions of one forward of a network, counted on shapes alone; epochs). training: flags of
-    main.py."""
-    args = config.parse('main', argv=list(training))
-    counter = FlopCounterMode(display=False)
-    model = build_model(**config.network_settings(args), num_classes=200).eval()
-    with shapes_only(), counter:
-        model(torch.zeros(1, 3, args.crop_size, args.crop_size))
-    return counter.get_total_flops(), args.epochs
-
-
-def operations(step, flags):
-    """What a step costs: a backward counts as two forwards. flags: those that go behind the step's own."""
-    network = step.network
-    published = ('--large_feature_map', f'--attribution_method={network.head}')
-    forward, epochs = forward_operations((*(network.training or published), *flags))
-    train, val, test = IMAGES[network.dataset]
-    if not step.metric:
-        return forward * (epochs * (3 * train + val) + val + test)
-    forwards, backwards = COST[step.process]
-    if step.metric == 'pixel_perturb':
-        return forward * test * (forwards + 2 * backwards + 2 * len(reports.ERASED))
-    images, pairs = CUES[network.dataset]
-    return forward * (images * forwards + 2 * backwards * (images + pairs))
 
 
 def plan_table(dataset, steps, args, flags):
@@ -202,23 +37,24 @@ def plan_table(dataset, steps, args, flags):
         rows.setdefault(step.title(), []).append(step)
     lines = []
     for title, own in rows.items():
-        done, missing = sum(step.is_done() for step in own), dict(lacks(own[0], args))
-        left = sum(operations(step, flags) for step in own if not step.is_done())
+        done, missing = sum(step.is_done() for step in own), dict(plan.lacks(own[0], args))
+        left = sum(plan.operations(step, flags) for step in own if not step.is_done())
         state = f'{done} of {len(own)} done' if done or not missing else f'missing: {", ".join(missing)}'
-        lines.append([title, len(own), state, *(Cell(left / speed / 3600, decimals=2) for speed in SPEEDS.values())])
-    return Table(f'The plan: {dataset}', ['step', 'networks', 'state', *(f'hours left, {kind}' for kind in SPEEDS)],
-                 lines)
+        hours = [Cell(left / speed / 3600, decimals=2) for speed in plan.SPEEDS.values()]
+        lines.append([title, len(own), state, *hours])
+    header = ['step', 'networks', 'state', *(f'hours left, {kind}' for kind in plan.SPEEDS)]
+    return Table(f'The plan: {dataset}', header, lines)
 
 
 def print_plan(steps_by_dataset, args, flags):
     """The plan, what is missing, and how to get it."""
     tables = [plan_table(dataset, steps, args, flags) for dataset, steps in steps_by_dataset.items()]
     util.say('\n' + reports.as_text(tables))
-    util.say(f'Hours are estimated from operation counts, for a GPU at {SPEEDS["GPU"] / 1e12:g} and a CPU at '
-          f'{SPEEDS["CPU"] / 1e12:g} tera-operations a second, both round figures; loading is not counted.')
+    util.say(f'Hours are estimated from operation counts, for a GPU at {plan.SPEEDS["GPU"] / 1e12:g} and a CPU at '
+             f'{plan.SPEEDS["CPU"] / 1e12:g} tera-operations a second, both round figures; loading is not counted.')
     missing = {}
     for step in (step for steps in steps_by_dataset.values() for step in steps if not step.is_done()):
-        for what, command in lacks(step, args):
+        for what, command in plan.lacks(step, args):
             missing.setdefault(command, {})[what] = None
     for command, what in missing.items():
         util.say(f'missing: {", ".join(what)}. To get it: {command}')
@@ -253,10 +89,10 @@ class Found(NamedTuple):
 def find_results(networks):
     """[Found] of the methods that were measured."""
     found = []
-    for head, process in methods_of(networks[0].dataset):
+    for head, process in plan.methods_of(networks[0].dataset):
         columns = {}
         for network in (network for network in networks if network.name == head):
-            for metric in NAMES:
+            for metric in plan.NAMES:
                 for column, measured in reports.measured(network.result(metric, process) or {}).items():
                     columns.setdefault(column, []).append(measured)
         if columns:
@@ -351,7 +187,7 @@ def report(dataset, networks, root):
 
 def make_parser():
     def names(text):
-        return text if text == 'all' else config.choice(tuple(IMAGES))(config.dataset_name(text))
+        return text if text == 'all' else config.choice(tuple(plan.IMAGES))(config.dataset_name(text))
     parser = config.plain_parser(__doc__)
     parser.add_argument('--dataset', type=names, default='all', metavar='NAME',
                         help="CUB, ILSVRC, OpenImages, ToyBirds, or all: the paper's three (default: all)")
@@ -371,15 +207,15 @@ def main():
         raise UserError(f'--{taken[0]} is what reproduce.py chooses itself: leave it out')
     datasets = ('CUB', 'ILSVRC', 'OpenImages') if args.dataset == 'all' else (args.dataset,)
     root = Path(args.save_root) / 'reproduce'
-    networks = {dataset: networks_of(dataset, args.seeds or (3 if dataset == 'ToyBirds' else 1), root, args.train)
+    networks = {dataset: plan.networks_of(dataset, args.seeds or (3 if dataset == 'ToyBirds' else 1), root, args.train)
                 for dataset in datasets}
-    steps = {dataset: steps_of(own) for dataset, own in networks.items()}
+    steps = {dataset: plan.steps_of(own) for dataset, own in networks.items()}
     print_plan(steps, more, flags)
     if args.plan:
         return
     failed, left = [], []
     for step in (step for own in steps.values() for step in own if not step.is_done()):
-        if lacks(step, more) or step.metric and not step.network.published and not step.network.weights_sha256():
+        if plan.lacks(step, more) or step.metric and not step.network.published and not step.network.weights_sha256():
             left.append(step.title())
             continue
         try:

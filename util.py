@@ -56,7 +56,7 @@ def _explain(error):
     advice = next((advice for pattern, advice in EXPLAINED if re.search(pattern, text)), None)
     if isinstance(error, UserError):
         # a loader's worker hands its error on wrapped in a traceback: the last line is ours
-        return _last_words('error: ' + text.rsplit('UserError: ', 1)[-1].strip(), 2)
+        return _last_words('error: ' + ' '.join(text.rsplit('UserError: ', 1)[-1].strip().splitlines()), 2)
     reason = text.strip().splitlines()[-1 if 'Traceback' in text else 0][:300]
     if advice is not None:
         return _last_words(f'error: {advice} ({reason})', 2)

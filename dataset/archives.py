@@ -1,5 +1,6 @@
 """Unpack an archive safely and whole: nothing outside its folder, nothing half in place."""
 import contextlib
+import errno
 import functools
 import gzip
 import os
@@ -88,7 +89,8 @@ def unpack(archive, folder, wanted, limit=None):
     except UserError:
         raise
     except OSError as error:
-        if error.errno is not None and not isinstance(error, gzip.BadGzipFile):  # the disk's
+        # a damaged zip has its reader seek to where no file is
+        if error.errno not in (None, errno.EINVAL) and not isinstance(error, gzip.BadGzipFile):  # the disk's
             raise
         raise _damaged(archive, error) from error
     except Exception as error:  # damaged archives make tarfile, zipfile and zlib raise many kinds

@@ -226,8 +226,8 @@ class Repainter:
     """
 
     def __init__(self, root):
-        stamp = read_json(Path(root) / STAMP)
-        if not isinstance(stamp, dict) or stamp.get('version') != VERSION:
+        stamp = _read_stamp(Path(root) / STAMP)
+        if stamp is None:
             raise UserError(f'{root} holds no ToyBirds of version {VERSION}: its images cannot be painted again')
         self.seed, self.colours = stamp['seed'], dict(class_colours())
         names = [_image_id(label, split, number) for label, split, number in _tasks(stamp['images_per_class'])]
@@ -264,10 +264,19 @@ def _stamp(images_per_class, seed):
     return {'version': VERSION, 'seed': seed, 'images_per_class': images_per_class}
 
 
+def _read_stamp(path):
+    """What a painting of this version says of itself; None where there is none, or none that can be read."""
+    stamp = read_json(path)
+    counts = stamp.get('images_per_class') if isinstance(stamp, dict) else None
+    known = isinstance(counts, dict) and stamp == _stamp(counts, stamp.get('seed'))
+    numbers = [stamp['seed'], *counts.values()] if known else [None]
+    return stamp if all(type(number) is int and 0 <= number < 2**32 for number in numbers) else None
+
+
 def _is_whole(folders):
     """Whether two folders are the halves of one painting of this version."""
-    stamps = [read_json(folder / STAMP) for folder in folders]
-    return isinstance(stamps[0], dict) and stamps[0] == stamps[1] and stamps[0].get('version') == VERSION
+    stamps = [_read_stamp(folder / STAMP) for folder in folders]
+    return stamps[0] is not None and stamps[0] == stamps[1]
 
 
 def paint_dataset(data_root, metadata_root, images_per_class=None, seed=0):

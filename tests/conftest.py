@@ -115,6 +115,11 @@ def at_home(script, tiny_birds, tmp_path, monkeypatch):
     return commands
 
 
+def files_below(folder):
+    """{path relative to the folder: content} of all files in it, hidden ones too."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob('*') if path.is_file()}
+
+
 def without(flags, *names):
     """The flags but for those of these names."""
     return [flag for flag in flags if flag.split('=')[0].removeprefix('--') not in names]
@@ -228,3 +233,58 @@ def paint_folder(folder, names=('cat', 'dog', 'eel'), counts=(4, 4, 4)):
                 pixels[..., number] += 120
                 Image.fromarray(pixels).save(path)
     return folder
+
+
+# --- trainings --------------------------------------------------------------------------------------------
+
+def content_of(folder):
+    import weights
+    return torch.load(folder / weights.FILE, weights_only=True)
+
+
+def same(first, second):
+    """Whether two values of checkpoints are equal, tensors bit for bit."""
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(value, second[key]) for key, value in first.items())
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same, first, second))
+    return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
+
+
+def same_training(first, second):
+    """Whether two experiments hold the same network, the same state of the optimiser and the same log."""
+    contents = [content_of(folder) for folder in (first, second)]
+    logs = [[{key: value for key, value in json.loads(line).items() if 'per_second' not in key}
+             for line in (folder / 'log.jsonl').read_text().splitlines()] for folder in (first, second)]
+    return logs[0] == logs[1] and all(same(*(content[key] for content in contents))
+                                      for key in ('state_dict', 'optimizer', 'epoch', 'model', 'class_names'))
+
+
+@pytest.fixture
+def pets(script, tmp_path):
+    """The flags of a training on a folder of 12 training images in batches of 5, so in 3 steps."""
+    folder = paint_folder(tmp_path / 'pets', counts=(4, 2, 2))
+    return [*without(OWN_FLAGS, 'epochs', 'batch_size'), '--batch_size=5', f'--dataset={folder}']
+
+
+@pytest.fixture
+def tiny_random_network(monkeypatch):
+    """resnet18 stands for a tiny network whose training draws at random: dropout, and blocks that are left out."""
+    from torch import nn
+    from torchvision.ops import StochasticDepth
+
+    from wsol import networks
+
+    class Block(nn.Sequential):
+        def forward(self, features):
+            return features + super().forward(features)
+
+    def build(weights=None, **options):
+        block = Block(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), StochasticDepth(0.3, 'row'))
+        stages = nn.Sequential()
+        stages.add_module('conv1', nn.Conv2d(3, 8, 3, 4))
+        stages.add_module('layer1', block)
+        return stages, 8
+    usual = networks.ARCHITECTURES['resnet18']
+    monkeypatch.setitem(networks.ARCHITECTURES, 'resnet18', networks.Architecture(
+        build, usual.slow, usual.backbone, usual.options))

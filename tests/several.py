@@ -4,7 +4,7 @@
 
 resnet34 stands for a tiny network without BatchNorm, which sees one image at a time: what several processes compute of
 it is what one does. An environment variable FAULT, "rank,step,kind", makes one process fail before a step of a training:
-"error" by a UserError, "kill" by SIGKILL, "stop" by asking for the end with SIGTERM.
+"error" by a UserError, the others by signals: "kill" at once, "stop", "warn" and "interrupt" as schedulers and users ask.
 """
 import json
 import os
@@ -25,7 +25,7 @@ from util import UserError
 from wsol import networks
 
 LIMIT = 240  # seconds after which a test gives up on processes that should have ended
-SIGNALS = {'kill': signal.SIGKILL, 'stop': signal.SIGTERM}
+SIGNALS = {'kill': signal.SIGKILL, 'stop': signal.SIGTERM, 'warn': signal.SIGUSR1, 'interrupt': signal.SIGINT}
 
 
 def _plain(weights=None, **options):

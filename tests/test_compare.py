@@ -145,7 +145,7 @@ def test_other_images_are_not_compared(script, measured, tmp_path):
         path.write_text(json.dumps(json.loads(path.read_text()) | {'images_sha256': 'others'}))
     (measured / 'CALM_EM/results.json').unlink()
     code, out, _ = script('compare', 'save/CAM', 'save/CALM_EM', '--format=csv')
-    assert code == 0 and 'CALM_EM was measured on other images than CAM: no difference is given.' in out
+    assert code == 0 and 'measured on other images than CAM: no difference is given.' in out
     assert '−' not in (tmp_path / 'comparison/table.csv').read_text()
 
 
@@ -158,11 +158,48 @@ def test_results_without_outcomes_have_values_and_say_why_no_intervals(script, m
     assert code == 0 and 'CAM was measured before outcomes by image were kept: run eval_pixel_perturb.py again' in out
 
 
+def write_result(path, **content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {'dataset': 'ToyBirds', 'images': 4, 'images_sha256': 'abc', 'weights_sha256': 'def', 'epoch': 1}
+    path.write_text(json.dumps(about | {'settings': {'attribution_method': 'CAM', 'score_map_process': 'random'}} | content))
+
+
+def test_interventions_and_experiments_of_one_name(tmp_path, script):
+    """A row for each contrast, with the interval that its result has; accuracies in rows named by the folders."""
+    for name, accuracy in (('a/x', 50.0), ('b/x', 75.0)):
+        write_result(tmp_path / name / 'results.json', metric='accuracy', val_accuracy=1.0, test_accuracy=accuracy)
+    write_result(tmp_path / 'a/x/interventions.json', metric='interventions',
+                 methods={'log-odds': {'rank': [0.5, 0.4, 0.6], 'share': [10, None, None]}})
+    code, out, err = script('compare', 'a/x', 'b/x', '--format=csv')
+    assert code == 0, err
+    with open(tmp_path / 'comparison/table.csv') as file:
+        rows = list(csv.DictReader(file))
+    cells = {(row['row'], row['column']): row for row in rows if row['table'] not in ('All that was measured',)}
+    assert {key: cell['value'] for key, cell in cells.items()} == {
+        ('a/x: CAM', 'accuracy'): '50.0', ('b/x: CAM', 'accuracy'): '75.0', ('b/x: CAM − a/x: CAM', 'accuracy'): '25.0',
+        ('a/x: log-odds', 'rank corr.'): '0.5', ('a/x: log-odds', 'mass on cue'): '10',
+        ('x: CAM', 'networks'): '2', ('x: CAM', 'accuracy'): '62.5 ± 17.7'}
+    assert [cells['a/x: log-odds', 'rank corr.'][side] for side in ('low', 'high')] == ['0.4', '0.6']
+
+
+def test_a_cue_that_no_mask_shows_has_no_figure_and_no_curve(tmp_path, script):
+    pair = {'classes': [1, 2], 'images': 2, 'parts': ['head'], 'precision': 'nan nan'}
+    pair |= dict.fromkeys(['parts_per_pair_underflow_counted', 'parts_published_underflow_dropped'])
+    nothing = dict.fromkeys(paper.KEYS)
+    write_result(tmp_path / 'x/cue_location.json', metric='cue_location', recalls='50 100', pairs=[pair], pxap={
+        'parts': {'published': {'dropped': nothing}, 'per_pair': {'counted': nothing}}}, dropped={'parts': {'true': None}})
+    code, out, err = script('compare', 'x', '--format=csv')
+    assert code == 0, err
+    assert not (tmp_path / 'comparison/precision_recall.png').exists()
+
+
 def test_mistakes(script, save, tmp_path):
     refused(script('compare', 'save/nothing'), 'save/nothing is no folder')
     (tmp_path / 'save/empty').mkdir()
     (tmp_path / 'save/empty/notes.json').write_text('[1]')
     refused(script('compare', 'save/CAM', 'save/empty'), 'save/empty holds no results', '--experiment_name=empty')
+    write_result(tmp_path / 'save/empty/x.json', metric='pixel_perturb')
+    refused(script('compare', 'save/empty'), 'save/empty/x.json is not as the evaluations', 'ratios')
     refused(script('compare', 'save/CAM', '--format=word'), '"word" is not one of markdown, csv, latex')
 
 
@@ -207,3 +244,16 @@ def test_the_papers_figures_are_the_documents():
     rows = re.findall(r'^\| ([\w ]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$', (ROOT / 'docs/protocols.md').read_text(), re.M)
     assert {name: tuple(map(float, values)) for name, *values in rows} == {
         name: paper.PXAP[method] for method, name in paper.METHODS.items()}
+
+
+def test_networks_of_one_name_have_a_mean_and_a_deviation():
+    def row(experiment, method, accuracy, **columns):
+        values = {'accuracy': accuracy, **columns}
+        return compare.Row(experiment, method, {}, {name: reports.Measured(value) for name, value in values.items()})
+    rows = [row('save/seed0/CAM', 'CAM', 90.0), row('save/seed1/CAM', 'CAM', 94.0), row('save/seed0/EM', 'CALM_EM', 50.0),
+            row('save/seed1/EM', 'CALM_EM', 51.0, R_10=0.5), row('save/seed0/alone', 'CAM', 1.0)]
+    (table,) = reports.over_networks(rows)
+    deviations = [np.std([90, 94], ddof=1), np.std([50, 51], ddof=1)]
+    assert table.header == ['', 'networks', 'accuracy']  # R_10 is that of one network alone
+    assert table.rows == [['CAM: CAM', '2', f'92.0 ± {deviations[0]:.1f}'], ['EM: CALM_EM', '2', f'50.5 ± {deviations[1]:.1f}']]
+    assert reports.over_networks(rows[::2]) == []

@@ -10,6 +10,7 @@ from conftest import ROOT, SIZE, refused
 
 import experiments
 import paper
+import plan
 import reports
 import reproduce
 from wsol import build_model
@@ -51,7 +52,7 @@ def test_the_plan_names_what_is_missing_and_how_to_get_it(script, tmp_path, monk
 def test_operations_are_counted_as_they_are_run():
     """A forward: a multiplication and an addition for each weight and place of a convolution. A training: three forwards
     an image and epoch, and the tests."""
-    network = reproduce.Network('ToyBirds', 'CAM', 'CAM', None, ('--architecture=resnet18', '--last_stage=layer1', '--crop_size=56'))
+    network = plan.Network('ToyBirds', 'CAM', 'CAM', None, ('--architecture=resnet18', '--last_stage=layer1', '--crop_size=56'))
     total = 0
 
     def count(module, inputs, output):
@@ -63,10 +64,10 @@ def test_operations_are_counted_as_they_are_run():
             module.register_forward_hook(count)
     model(torch.zeros(1, 3, 56, 56))
     total += 2 * model.conv_last.weight.numel() * 14 * 14  # which the head applies itself
-    assert reproduce.forward_operations(network.training)[0] == total
-    train, val, test = reproduce.IMAGES['ToyBirds']
-    assert reproduce.operations(reproduce.Step(network), ['--epochs=2']) == total * (2 * (3 * train + val) + val + test)
-    erased = reproduce.operations(reproduce.Step(network, 'pixel_perturb', 'smooth_grad'), [])
+    assert plan.forward_operations(network.training)[0] == total
+    train, val, test = plan.IMAGES['ToyBirds']
+    assert plan.operations(plan.Step(network), ['--epochs=2']) == total * (2 * (3 * train + val) + val + test)
+    erased = plan.operations(plan.Step(network, 'pixel_perturb', 'smooth_grad'), [])
     assert erased == total * test * (50 + 2 * 50 + 10)
 
 

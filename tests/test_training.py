@@ -7,8 +7,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import OWN_FLAGS, SMALL, open_birds, paint_folder, read_result, refused, roots_of, without
-from torch import nn
+from conftest import (
+    SMALL,
+    content_of,
+    open_birds,
+    read_result,
+    refused,
+    roots_of,
+    same,
+    same_training,
+    without,
+)
 
 import training
 import util
@@ -16,29 +25,6 @@ import weights
 from data_loaders import ImageDataset
 from wsol import build_model, networks
 from wsol.heads import CAM
-
-
-def content_of(folder):
-    return torch.load(folder / weights.FILE, weights_only=True)
-
-
-def same(first, second):
-    """Whether two values of checkpoints are equal, tensors bit for bit."""
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(value, second[key]) for key, value in first.items())
-    if isinstance(first, list):
-        return len(first) == len(second) and all(map(same, first, second))
-    return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
-
-
-def same_training(first, second):
-    """Whether two experiments hold the same network, the same state of the optimiser and the same log."""
-    contents = [content_of(folder) for folder in (first, second)]
-    logs = [[{key: value for key, value in json.loads(line).items() if 'per_second' not in key}
-             for line in (folder / 'log.jsonl').read_text().splitlines()] for folder in (first, second)]
-    return logs[0] == logs[1] and all(same(*(content[key] for content in contents))
-                                      for key in ('state_dict', 'optimizer', 'epoch', 'model', 'class_names'))
-
 
 # --- the schedule -------------------------------------------------------------------------------------------------
 
@@ -66,13 +52,6 @@ def test_one_cycle_rises_for_three_tenths_and_falls_to_nothing(epochs):
     assert values.max() == pytest.approx(1, abs=1e-3) and shares[values.argmax()] == pytest.approx(0.3, abs=1e-3)
     assert np.abs(np.diff(values)).max() < 5e-4  # without a jump
     assert (np.diff(values)[shares[1:] <= 0.3] > 0).all() and (np.diff(values)[shares[:-1] >= 0.3] < 0).all()
-
-
-@pytest.fixture
-def pets(script, tmp_path):
-    """The flags of a training on a folder of 12 training images in batches of 5, so in 3 steps."""
-    folder = paint_folder(tmp_path / 'pets', counts=(4, 2, 2))
-    return [*without(OWN_FLAGS, 'epochs', 'batch_size'), '--batch_size=5', f'--dataset={folder}']
 
 
 @pytest.fixture
@@ -165,26 +144,6 @@ def test_the_accuracies_are_those_of_the_networks_predictions(script, tiny_birds
             right = [int(model(image[None]).argmax()) == label for image, label, _ in images]
         assert results[f'{split}_accuracy'] == again[f'{split}_accuracy'] == pytest.approx(100 * np.mean(right))
     assert again['weights_sha256'] == results['weights_sha256']
-
-
-@pytest.fixture
-def tiny_random_network(monkeypatch):
-    """resnet18 stands for a tiny network whose training draws at random: dropout, and blocks that are left out."""
-    from torchvision.ops import StochasticDepth
-
-    class Block(nn.Sequential):
-        def forward(self, features):
-            return features + super().forward(features)
-
-    def build(weights=None, **options):
-        block = Block(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), StochasticDepth(0.3, 'row'))
-        stages = nn.Sequential()
-        stages.add_module('conv1', nn.Conv2d(3, 8, 3, 4))
-        stages.add_module('layer1', block)
-        return stages, 8
-    usual = networks.ARCHITECTURES['resnet18']
-    monkeypatch.setitem(networks.ARCHITECTURES, 'resnet18', networks.Architecture(
-        build, usual.slow, usual.backbone, usual.options))
 
 
 def test_the_tiny_network_draws_at_random_in_training(tiny_random_network):

@@ -5,6 +5,7 @@ annotations are CUB-200-2011's (Wah et al. 2011) and any data set's in the same 
 Result: class pairs by the number of differing parts, and for an image and a pair the mask of
 the pixels that show a differing part.
 """
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -227,11 +228,15 @@ def read_by_id(path, known=None):
 def _numbers(path):
     """A file of finite numbers, the same count on every line -> array."""
     try:
-        values = np.loadtxt(path, ndmin=2)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of an empty file
+            values = np.loadtxt(path, ndmin=2)
     except OSError as error:
         raise UserError(f'{path}: not found. {LAYOUT}') from error
     except ValueError as error:
         raise UserError(f'{path}: {error}') from error
+    if not values.size:
+        raise UserError(f'{path} is empty')
     wrong = ~(np.abs(values) < 1e9)  # of NaN too
     if wrong.any():
         row, column = np.argwhere(wrong)[0]

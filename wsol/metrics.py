@@ -148,6 +148,8 @@ def resampled_sums(values, seed, draws=2000):
     alike are one kind, so that U units drawn again are one draw of a multinomial: memory grows with the kinds alone.
     """
     kinds, numbers = np.unique(values, axis=0, return_counts=True)
+    if not len(kinds):
+        return np.zeros((draws, values.shape[1]))
     return np.random.default_rng(seed).multinomial(len(values), numbers / len(values), size=draws) @ kinds
 
 

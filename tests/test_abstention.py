@@ -1,0 +1,33 @@
+"""abstention.py: the share of dropped pixels and both PxAPs, as the evaluations measure them."""
+import re
+
+from conftest import refused
+
+import evaluation
+
+
+def test_the_table_holds_the_figures_of_the_results_and_measures_nothing_twice(at_home, save, script, tiny_birds, tmp_path):
+    small = ['--crop_size=56', '--workers=0', '--device=cpu']
+    code, out, err = script('abstention', 'save/CAM', 'save/CALM_EM', '--drop=60,0', *small)
+    assert code == 0, err
+    assert len(at_home) == 4 and all('eval_cue_location.py' in command[0] for command in at_home)
+    lines = (tmp_path / 'abstention' / 'abstention.txt').read_text().splitlines()
+    rows = [re.split(r'\s{2,}', line.strip()) for line in lines[2:]]
+    assert [row[:2] for row in rows] == [['CAM', '0 %'], ['CAM', '60 %'], ['CALM_EM', '0 %'], ['CALM_EM', '60 %']]
+    for name, percent, *shown in rows:
+        results = [evaluation.read_result(path) for path in (save / name).glob('cue_location*_log*.json')]
+        (own,) = [own for own in results if own['settings']['drop_lowest'] == float(percent.split()[0])]
+        pxap = own['pxap']['parts']['per_pair']
+        expected = own['dropped']['parts']['all'], pxap['dropped']['mean'], pxap['counted']['mean']
+        assert shown == [f'{value:.1f}' for value in expected]
+    share = {(name, percent): float(value) for name, percent, value, *_ in rows}
+    assert abs(share['CAM', '60 %'] - 60) < 2 and share['CAM', '0 %'] < 2
+    assert (tmp_path / 'abstention' / 'abstention.png').stat().st_size > 5000
+    code, _, err = script('abstention', 'save/CAM', '--drop=60,0', *small)
+    assert code == 0 and len(at_home) == 4, err
+
+
+def test_what_is_no_experiment_is_refused(script, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    refused(script('abstention', 'empty'), 'empty', 'save/')
+    refused(script('abstention', 'empty', '--thresholds=3'), 'thresholds')
