@@ -165,6 +165,25 @@ def forward_operations(training):
     return counter.get_total_flops(), args.epochs
 
 
+@cache
+def training_memory(training):
+    """About how many bytes a training takes on a device in bfloat16: weights, gradients, momenta, and what the forward
+    of a batch keeps for the backward, counted on shapes alone. training: flags of main.py."""
+    args, kept = config.parse('main', argv=list(training)), {}
+
+    def keep(tensor):
+        kept[id(tensor.untyped_storage())] = tensor  # alive, so that its number is no other's
+        return tensor
+    model, images = build_model(**config.network_settings(args), num_classes=200), 2
+    state = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    with shapes_only(), torch.enable_grad(), torch.autocast('cpu', torch.bfloat16), \
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.loss(torch.zeros(images, 3, args.crop_size, args.crop_size), torch.zeros(images, dtype=torch.int64))
+    activations = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()
+                      if not isinstance(tensor, torch.nn.Parameter))
+    return 3 * state + activations * args.batch_size // images
+
+
 def operations(step, flags):
     """What a step costs: a backward counts as two forwards. flags: those that go behind the step's own."""
     network = step.network

@@ -112,7 +112,7 @@ def _cue_location(result):
             sample = Sample(units, values, np.ones(len(values))) if protocol == 'per_pair' and len(values) else None
             columns[f'{topic} {key}'] = Measured(result['pxap'][truth][protocol][underflow][key], sample)
     dropped = result.get('dropped', {}).get('parts', {})
-    return columns | {f'dropped {side}': Measured(share) for side, share in dropped.items()}
+    return columns | {f'dropped {side}': Measured(dropped[side]) for side in ('true', 'false') if side in dropped}
 
 
 def _pixel_perturb(result):

@@ -41,8 +41,9 @@ def plan_table(dataset, steps, args, flags):
         left = sum(plan.operations(step, flags) for step in own if not step.is_done())
         state = f'{done} of {len(own)} done' if done or not missing else f'missing: {", ".join(missing)}'
         hours = [Cell(left / speed / 3600, decimals=2) for speed in plan.SPEEDS.values()]
-        lines.append([title, len(own), state, *hours])
-    header = ['step', 'networks', 'state', *(f'hours left, {kind}' for kind in plan.SPEEDS)]
+        memory = '-' if own[0].metric else Cell(plan.training_memory((*own[0].network.training, *flags)) / 1e9)
+        lines.append([title, len(own), state, *hours, memory])
+    header = ['step', 'networks', 'state', *(f'hours left, {kind}' for kind in plan.SPEEDS), 'memory, GB']
     return Table(f'The plan: {dataset}', header, lines)
 
 
@@ -51,7 +52,8 @@ def print_plan(steps_by_dataset, args, flags):
     tables = [plan_table(dataset, steps, args, flags) for dataset, steps in steps_by_dataset.items()]
     util.say('\n' + reports.as_text(tables))
     util.say(f'Hours are estimated from operation counts, for a GPU at {plan.SPEEDS["GPU"] / 1e12:g} and a CPU at '
-             f'{plan.SPEEDS["CPU"] / 1e12:g} tera-operations a second, both round figures; loading is not counted.')
+             f'{plan.SPEEDS["CPU"] / 1e12:g} tera-operations a second, both round figures; loading is not counted. '
+             'Memory is what a training in bfloat16 keeps: of a batch, the weights, and their momenta.')
     missing = {}
     for step in (step for steps in steps_by_dataset.values() for step in steps if not step.is_done()):
         for what, command in plan.lacks(step, args):

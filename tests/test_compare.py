@@ -74,7 +74,7 @@ def test_precision_at_recall_by_hand():
     np.testing.assert_allclose(metrics.precision_at_recall(counts, list(expected)), list(expected.values()))
     nothing = np.array([[1, 2, 1, 0], [0, 0, 0, 0]])
     assert np.isnan(metrics.precision_at_recall(nothing)).all()
-    assert eval_cue_location.dropped_shares(counts[None]) == {'true': 50, 'false': 25}
+    assert eval_cue_location.dropped_shares(counts[None]) == {'true': 50, 'false': 25, 'all': 37.5}
 
 
 @pytest.fixture(scope='module')
@@ -120,7 +120,8 @@ def test_two_experiments_in_one_table(script, measured, tmp_path):
     assert float(cell['value']) == pytest.approx(apart.mean())
     assert [float(cell['low']), float(cell['high'])] == pytest.approx([apart.mean() - half, apart.mean() + half], abs=half / 4)
     assert cell['value'] and cells['All that was measured', 'the paper (CUB): CALM_EM', 'published mean']['value'] == '34.3'
-    for side, share in cue['dropped']['parts'].items():
+    for side in ('true', 'false'):
+        share = cue['dropped']['parts'][side]
         assert float(cells['All that was measured', second, f'dropped {side}']['value']) == pytest.approx(share)
     assert f'{mean[first]:.1f} [' in out and 'docs/comparing.md' in out
     for name in ('ratios', 'precision_recall'):

@@ -129,3 +129,9 @@ def test_what_cannot_be_contrasted_is_refused(networks, images):
         contrast_maps(networks['CAM'], images, FIRST, SECOND, 'joint-difference')
     with pytest.raises(UserError, match='contrast= goes from 2 to 7'):
         contrast_maps(networks['CAM'], images, FIRST, torch.tensor([2, 7]))
+
+
+@pytest.mark.parametrize('name, method', [('CAM', 'log-odds'), ('CALM_EM', 'prior-log-odds')])
+def test_each_head_has_a_contrast_of_its_own(networks, images, name, method):
+    own, named = (contrast_maps(networks[name], images, FIRST, SECOND, *asked) for asked in ([], [method]))
+    assert torch.equal(own, named)

@@ -162,3 +162,14 @@ def test_mistakes(script):
     refused(script('reproduce', '--seeds=0'), '--seeds')
     refused(script('reproduce', '--epoch=3'), 'did you mean --epochs?')
     refused(script('reproduce', '--attribution_method=CAM'), '--attribution_method is what reproduce.py chooses itself')
+
+
+def test_the_memory_of_a_training_grows_with_the_batch():
+    """A part that the weights take, three times over, and one that each image takes: its own maps at least."""
+    def memory(batch_size):
+        return plan.training_memory(('--architecture=resnet18', '--attribution_method=CALM_EM', f'--batch_size={batch_size}'))
+    model = build_model('resnet18', 'CALM_EM', 200)
+    weights = 3 * 4 * sum(weight.numel() for weight in model.parameters())
+    image = memory(9) - memory(8)
+    assert memory(8) == pytest.approx(weights + 8 * image, rel=1e-3)
+    assert image > 2 * 2 * (64 * 112 * 112 + 4 * 64 * 56 * 56)  # two bytes a value, of the stem and of the first stage

@@ -148,12 +148,14 @@ def check_contrast(name, head):
         raise UserError(f'{head.__name__} does not define {name}, which needs p(z|x); it defines {defined}')
 
 
-def contrast_maps(model, images, labels, contrast, method='evidence', seeds=None, settings=None, activations=None):
+def contrast_maps(model, images, labels, contrast, method=None, seeds=None, settings=None, activations=None):
     """Signed maps (B,h,w) of why the classes `labels` (B,) and not `contrast` (B,).
 
-    method: a key of CONTRASTS; its unit and what its cells sum to stand there. The other arguments are those of
+    method: a key of CONTRASTS; its unit and what its cells sum to stand there. None is the head's own: prior-log-odds
+    for CALM, log-odds for CAM, which agree best with interventions (docs/findings.md). The other arguments are those of
     attribution_maps. Raises UserError.
     """
+    method = method or model.own_contrast
     check_contrast(method, type(model))
     check_classes(model, images, labels, contrast)
     first, second = (chosen[:, None].to(images.device) for chosen in (labels, contrast))

@@ -114,6 +114,7 @@ class CAM(nn.Module):
     own children, so that state-dict names are the published ones (`layer1...`, `conv_last...`).
     """
     own_maps = 'vanilla'  # the attribution method that the head stands for
+    own_contrast = 'log-odds'  # and the contrast method that says best why one class and not another
 
     def __init__(self, backbone, num_features, num_classes, prior=None):
         super().__init__()
@@ -163,6 +164,7 @@ class CALM(CAM):
     paper's text has it: softplus and L1 normalisation with its gradient).
     """
     own_maps = 'jointll'
+    own_contrast = 'prior-log-odds'
     criterion = None  # (log_row, prior) -> loss
 
     def __init__(self, backbone, num_features, num_classes, prior='relu'):
