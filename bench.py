@@ -368,7 +368,7 @@ def gradients(bench):
     try:
         from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam, NoiseTunnel, Saliency
     except ImportError:
-        print('captum is not installed: left out')
+        util.say('captum is not installed: left out')
         return
     model, images, labels = bench.network(), bench.images(1), bench.labels(1)
     leaf, last = images.clone().requires_grad_(), model.get_submodule(model.stages[-1])
@@ -396,7 +396,7 @@ def torchcam(bench, count=4):
     try:
         from torchcam.methods import GradCAM, LayerCAM
     except ImportError:
-        print('torchcam is not installed: left out')
+        util.say('torchcam is not installed: left out')
         return
     model, images, labels = bench.network(), bench.images(count), bench.labels(count)
 
@@ -459,20 +459,20 @@ def make_parser():
 def main():
     args = make_parser().parse_args()
     bench = Bench(args.architecture, args.crop_size, util.pick_device(args.device), args.rounds)
-    print(f'{args.architecture}, {args.crop_size}x{args.crop_size} pixels, {bench.device.type}, {util.usable_cores()} '
-          f'cores, torch {torch.__version__}; auto is {bench.precisions[bench.best]}')
+    util.say(f'{args.architecture}, {args.crop_size}x{args.crop_size} pixels, {bench.device.type}, '
+             f'{util.usable_cores()} cores, torch {torch.__version__}; auto is {bench.precisions[bench.best]}')
     measured = {}
     for name in args.only:
         for entry in ITEMS[name](bench):
             measured[entry.name] = entry.unit, bench.measure(entry)
-            print('  '.join(row(entry.name, *measured[entry.name])), flush=True)
+            util.say('  '.join(row(entry.name, *measured[entry.name])))
     header = ['per image', 'the plain way', 'float32: times less', 'auto: times less', 'over the floor']
-    print('\n' + util.table(header, [row(name, *own) for name, own in measured.items()]))
+    util.say('\n' + util.table(header, [row(name, *own) for name, own in measured.items()]))
     projected = {}
     if 'cue_localization' in args.only:
         projected = project_on_cub({name: own for name, (_, own) in measured.items()})
-        print(f'\ncue localization on CUB, {CUB["images"]} images and {CUB["evaluations"]} evaluations, from what an '
-              'image and a pair cost here: ' + ', '.join(f'{way} {projected[way]:.0f} s' for way in sorted(projected)))
+        util.say(f'\ncue localization on CUB, {CUB["images"]} images and {CUB["evaluations"]} evaluations, from what '
+                 'an image and a pair cost here: ' + ', '.join(f'{way} {projected[way]:.0f} s' for way in sorted(projected)))
     if args.json:
         util.write_json(args.json, {'settings': vars(args), 'cue_localization_on_cub': projected, 'figures': {
             name: {'unit': unit, **own} for name, (unit, own) in measured.items()}})

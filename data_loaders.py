@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 import processes
 from image_files import SUFFIXES, images_below, is_hidden, open_image, opening_images
-from util import UserError, make_folder, progress, to_device, usable_cores, warn, write_atomically
+from util import UserError, make_folder, progress, say, to_device, usable_cores, warn, write_atomically
 from wsol import lists, superclasses
 from wsol.cub import CueAnnotations
 
@@ -305,7 +305,7 @@ class ImageDataset(Images):
         if processes.is_first() and (not path.is_file() or path.stat().st_size != total):
             make_folder(path.parent)
             free = shutil.disk_usage(path.parent).free
-            print(f'{path}: {len(self)} images of {size}x{size} pixels will take {total / 1e9:.2f} GB')
+            say(f'{path}: {len(self)} images of {size}x{size} pixels will take {total / 1e9:.2f} GB')
             if total > free:
                 raise UserError(f'{path.parent} has {free / 1e9:.2f} GB free; leave --cache out, or name another '
                                 '--save_root')

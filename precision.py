@@ -78,7 +78,7 @@ def main():
     args, flags = make_parser().parse_known_args()
     text = {'evaluations': evaluations, 'trainings': trainings}[args.what](flags, args.seeds)
     util.write_lines(FOLDER / f'{args.what}.txt', [text])
-    print(f'\n{text}\n\n{FOLDER / args.what}.txt')
+    util.say(f'\n{text}\n\n{FOLDER / args.what}.txt')
 
 
 if __name__ == '__main__':
