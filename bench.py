@@ -472,7 +472,8 @@ def main():
     if 'cue_localization' in args.only:
         projected = project_on_cub({name: own for name, (_, own) in measured.items()})
         util.say(f'\ncue localization on CUB, {CUB["images"]} images and {CUB["evaluations"]} evaluations, from what '
-                 'an image and a pair cost here: ' + ', '.join(f'{way} {projected[way]:.0f} s' for way in sorted(projected)))
+                 'an image and a pair cost here: '
+                 + ', '.join(f'{way} {projected[way]:.0f} s' for way in sorted(projected)))
     if args.json:
         util.write_json(args.json, {'settings': vars(args), 'cue_localization_on_cub': projected, 'figures': {
             name: {'unit': unit, **own} for name, (unit, own) in measured.items()}})
