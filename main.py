@@ -107,7 +107,7 @@ def initial_network(args, data, before, starts_from, folder, device):
     if source is not None:
         source.check_fit(config.network_settings(args), data.num_classes, but_classifier)
     model = build_model(**config.network_settings(args), num_classes=data.num_classes,
-                        pretrained=args.pretrained and source is None)
+                        pretrained=args.pretrained if source is None else False)
     if source is not None:
         weights.load_weights(model, source, but_classifier)
     model = model.to(device, memory_format=util.memory_format(device))

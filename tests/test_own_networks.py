@@ -9,6 +9,7 @@ from PIL import Image
 from torch import nn
 
 import config
+import weights
 from wsol import UserError, attribution_maps, build_model, from_classifier, from_module, parameter_groups
 from wsol._torchvision import torchvision
 from wsol.networks import normalisation
@@ -201,6 +202,27 @@ def test_pretrained_file_fills_the_backbone(name, wrapped, tmp_path):
     torch.save({key: value for key, value in state.items() if key != shared_names[0]}, tmp_path / 'other.pth')
     with pytest.raises(UserError, match=f'lacks {shared_names[0]}'):
         build_model(name, 'CAM', 3, pretrained=tmp_path / 'other.pth')
+
+
+def test_a_training_starts_from_the_file(script, tiny_birds, tmp_path):
+    """main.py --pretrained=FILE, learning nothing: the backbone that is saved is the file's."""
+    state = random_classifier('resnet18').state_dict()
+    torch.save(state, 'file.pth')
+    code, _, err = script('main', *tiny_birds, '--architecture=resnet18', '--attribution_method=CALM_EM', '--pretrained=file.pth',
+                          '--freeze', '--epochs=1', '--batch_size=20', '--experiment_name=from_file')
+    assert code == 0, err
+    saved = weights.load_model('from_file')[1].weights
+    shared_names = [name for name in saved if name in state]
+    assert len(shared_names) > 100 and all(torch.equal(saved[name], state[name]) for name in shared_names)
+
+
+def test_weights_that_timm_cannot_have_are_an_error_of_one_line(monkeypatch):
+    def unreachable(*_, pretrained, **__):
+        if pretrained:
+            raise OSError('no\nsuch host')
+    monkeypatch.setattr(timm, 'create_model', unreachable)
+    with pytest.raises(UserError, match='could not be had .no such host.*--pretrained=FILE'):
+        build_model('timm/resnet18', 'CAM', 3, pretrained=True)
 
 
 def test_a_plain_state_dict_is_explained_without_training(script, tmp_path):

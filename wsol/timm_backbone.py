@@ -86,6 +86,12 @@ def _create(short, pretrained, **classes):
             return _timm().create_model(short, pretrained=pretrained, **classes, **options)
         except TypeError:  # it does not know the option
             continue
+        except (OSError, RuntimeError) as error:  # the hub's errors are OSErrors
+            if not pretrained:
+                raise
+            reason = ' '.join(str(error).split())[:200]
+            raise UserError(f'the ImageNet weights of {PREFIX}{short} could not be had ({reason}); start from random '
+                            'weights with --pretrained=False, or from a file with --pretrained=FILE') from error
     raise UserError(f'timm cannot make {short}')
 
 
