@@ -1,9 +1,10 @@
 """A lease: one process at a time works on a thing, whichever host, container or user it belongs to.
 
-It is a file beside the thing, `.<name>.lease.<n>`, that says who works on it and since when; a thread touches it every
+It is a file beside the thing, `.<name>.lease.<token>`, that says who works on it and since when; a thread touches it every
 few seconds. Nobody asks whether a process lives, since its number means nothing elsewhere. On one kernel a lock on the
 file tells at once whether its holder is gone. Elsewhere a lease is dead when its file has not been touched for PERIOD,
-by the clock of the file system that holds it. Who takes over makes the file of the next number, which only one can.
+by the clock of the file system that holds it. Who wants the thing makes a file of its own, under a name that never
+comes again, and looks once more: who sees another's steps back, and of two at least one sees the other.
 
     with leases.hold(folder / 'training', f'{folder} is being trained'):
         ...
@@ -17,6 +18,7 @@ import random
 import socket
 import threading
 import time
+import uuid
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -99,13 +101,11 @@ def _acquire(place, what, wait):
             time.sleep(0.5)
             continue
         dead |= found
-        path = place.with_name(f'.{place.name}.lease.{1 + max(map(_number, dead), default=0)}')
-        try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR)
-        except FileExistsError:  # another has been quicker
-            continue
+        # a name that came again could be another's by the time that it is taken for dead
+        path = place.with_name(f'.{place.name}.lease.{uuid.uuid4().hex}')
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR)
         _sign(descriptor)
-        if _files(place) - dead != {path}:  # another has come at the same time under another number: both step back
+        if _files(place) - dead != {path}:  # another has come at the same time: both step back
             os.close(descriptor)
             path.unlink(missing_ok=True)
             time.sleep(random.random())
@@ -117,11 +117,6 @@ def _acquire(place, what, wait):
 
 def _files(place):
     return set(place.parent.glob(f'.{place.name}.lease.*'))
-
-
-def _number(path):
-    number = path.name.rsplit('.', 1)[-1]
-    return int(number) if number.isdecimal() else 0
 
 
 def _sign(descriptor):

@@ -3,7 +3,7 @@ import os
 import signal
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from conftest import files_below, refused, roots_of
@@ -65,7 +65,7 @@ def test_the_holder_is_named_and_nothing_is_left(place):
             pass
     with leases.hold(place, '') as lease:  # killed a moment ago, with a PERIOD of a minute: taken over at once
         lease.check()
-        assert [path.name for path in place.parent.iterdir()] == ['.thing.lease.2']
+        assert list(place.parent.iterdir()) == [lease.path]  # the dead one's is gone
     assert list(place.parent.iterdir()) == []
 
 
@@ -106,7 +106,7 @@ def test_who_slept_through_a_takeover_ends(place, elsewhere):
 def test_a_lease_that_says_nothing_is_nobodys_after_a_while(place, elsewhere, content):
     (place.parent / '.thing.lease.7').write_bytes(content)
     with leases.hold(place, '') as lease:
-        assert lease.path.name == '.thing.lease.8'
+        assert list(place.parent.iterdir()) == [lease.path] and lease.path.name != '.thing.lease.7'
 
 
 def test_of_many_that_race_one_holds_it(place):
@@ -130,6 +130,24 @@ def test_of_many_that_race_one_holds_it(place):
             assert hear() == b'.'
     run(5)
     assert counter.read_text() == '60'
+
+
+def test_a_lease_that_is_made_while_another_is_taken_for_dead_is_seen(place, monkeypatch):
+    """The first lets go while it is looked at, and at once a second process takes the thing: a third does not hold it too."""
+    first, judge, second = leases._acquire(place, '', False), leases._holder, []
+
+    with ExitStack() as stack:
+        def slowly(path):
+            if second:
+                return judge(path)
+            first.release()
+            second.append(stack.enter_context(child(holding(place))))
+            assert second[0][1]() == b'.'
+            return None
+        monkeypatch.setattr(leases, '_holder', slowly)
+        with pytest.raises(UserError, match=f'by process {second[0][0] if second else ""}'), leases.hold(place, ''):
+            pass
+        assert len(second) == 1 and len(list(place.parent.iterdir())) == 1
 
 
 def test_a_second_training_of_an_experiment_is_refused_before_it_touches_anything(script, pets, tmp_path):
