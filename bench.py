@@ -448,7 +448,8 @@ def make_parser():
     parser.add_argument('--only', nargs='+', choices=ITEMS, default=list(ITEMS), help='these parts alone')
     parser.add_argument('--architecture', default='resnet50', help='default: %(default)s, with 28x28 maps')
     parser.add_argument('--crop_size', type=config.COUNT, default=224, help='of the images (default: %(default)s)')
-    parser.add_argument('--rounds', type=config.COUNT, default=3, help='beside one that warms up (default: %(default)s)')
+    parser.add_argument('--rounds', type=config.COUNT, default=3,
+                        help='beside one that warms up (default: %(default)s)')
     parser.add_argument('--device', default='auto', choices=['auto', 'cuda', 'cpu'])
     parser.add_argument('--json', help='write all figures there')
     parser.add_argument('--plot', help='draw the ratios there')
