@@ -123,7 +123,7 @@ class Album:
         longest = min(self.picture_size, most)
         picture = open_picture(path, longest, min(SMALLEST, longest))
         if max(width, height) > longest:
-            why = 'as many pixels as a picture may have' if longest == most else f'--picture_size={longest}'
+            why = 'as many pixels as a picture may have' if longest == most else f'--picture_size is {longest}'
             self.reduced.append(f'{path} ({width} x {height}) at {picture.shape[1]} x {picture.shape[0]}: {why}')
         return picture
 

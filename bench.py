@@ -7,7 +7,6 @@ random weights, images are noise: neither data nor a checkpoint is needed.
 
     python bench.py --json=save/bench.json --plot=save/bench.png
 """
-import argparse
 import itertools
 import statistics
 import tempfile
@@ -24,12 +23,12 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+import config
 import eval_cue_location
 import eval_pixel_perturb
 import figures
 import image_files
 import util
-from config import COUNT
 from data_loaders import ImageDataset, Images, SeededBatches, make_loader
 from map_sources import NetworkMaps
 from wsol import attribution_maps, build_model, metrics
@@ -445,11 +444,12 @@ def ratios_figure(measured):
 
 
 def make_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = config.plain_parser(__doc__)
     parser.add_argument('--only', nargs='+', choices=ITEMS, default=list(ITEMS), help='these parts alone')
     parser.add_argument('--architecture', default='resnet50', help='default: %(default)s, with 28x28 maps')
-    parser.add_argument('--crop_size', type=COUNT, default=224, help='of the images (default: %(default)s)')
-    parser.add_argument('--rounds', type=COUNT, default=3, help='beside one that warms up (default: %(default)s)')
+    parser.add_argument('--crop_size', type=config.COUNT, default=224, help='of the images (default: %(default)s)')
+    parser.add_argument('--rounds', type=config.COUNT, default=3,
+                        help='beside one that warms up (default: %(default)s)')
     parser.add_argument('--device', default='auto', choices=['auto', 'cuda', 'cpu'])
     parser.add_argument('--json', help='write all figures there')
     parser.add_argument('--plot', help='draw the ratios there')

@@ -18,10 +18,10 @@ import reports
 import util
 from reports import Measured
 from util import UserError
+from wsol.contrast import CONTRASTS
 
 NAMED_BY = {'norm_type': 'norm', 'threshold_type': 'thresholds', 'seed': 'seed', 'smooth_grad_nr_iter': 'copies',
-            'integrated_grad_nr_iter': 'points', 'precision': 'precision', 'iou_thresholds': 'IoU',
-            'drop_lowest': 'lowest dropped, %,'}
+            'integrated_grad_nr_iter': 'points', 'precision': 'precision', 'iou_thresholds': 'IoU'}
 
 
 @dataclass
@@ -72,11 +72,14 @@ def read_results(folder):
 
 
 def plain_method(settings):
-    """How a user calls an attribution method: by the paper's name, else by the head and the process."""
+    """How a user calls an attribution method: by the paper's name, else by the head and the process or the contrast."""
     if settings.get('scoremap_root'):
         return f'maps of {settings["scoremap_root"]}'
-    key = settings.get('attribution_method'), settings.get('score_map_process')
-    return paper.METHODS.get(key, ', '.join(filter(None, key)))
+    contrast = settings.get('contrast_method')
+    process = contrast if contrast in CONTRASTS else settings.get('score_map_process')
+    key = settings.get('attribution_method'), process
+    dropped = settings.get('drop_lowest')  # never in the place of the method itself, however late it was measured
+    return paper.METHODS.get(key, ', '.join(filter(None, key))) + (f', lowest {dropped:g} % dropped' if dropped else '')
 
 
 def rows_of(folder, experiment):

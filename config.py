@@ -45,10 +45,11 @@ def choice(options, aliases=None):
     def parse(text):
         name = (aliases or {}).get(text, text)
         if name not in options:
-            near = difflib.get_close_matches(text, list(options) + list(aliases or {}), 1)
+            known = {known.lower(): known for known in (*options, *(aliases or {}))}
+            near = difflib.get_close_matches(text.lower(), known, 1)
             listed = ', '.join(options[:30]) + (', ...' if len(options) > 30 else '')
             raise argparse.ArgumentTypeError(f'"{text}" is not one of {listed}'
-                                             + (f'; did you mean {near[0]}?' if near else ''))
+                                             + (f'; did you mean {known[near[0]]}?' if near else ''))
         return name
     return parse
 

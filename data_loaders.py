@@ -119,8 +119,9 @@ class DataSet:
         path = self.list_folders[split] / 'localization.txt'
         if not path.is_file():
             raise UserError(f'{path} is not there: it says where the objects are, one line "path,x0,y0,x1,y1" for each '
-                            'box, with image_sizes.txt beside it ("path,width,height"), or "path,mask.png,ignore.png". '
-                            f'To prepare it: {self.prepare[split]}')
+                            'box, with image_sizes.txt beside it ("path,width,height"), or "path,mask.png,ignore.png"'
+                            + (f'. To prepare it: {command}' if (command := self.prepare[split]).startswith('python')
+                               else ''))
         return path.parent
 
     def annotations(self):

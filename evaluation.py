@@ -195,7 +195,12 @@ def _find_network(args, script):
     if script in ('inference', 'export') and 'architecture' in args.given and not names_own:
         return weights.TrainedClassifier.of(args.architecture, args.pretrained)
     own = weights.experiment_folder(args.save_root, args.experiment_name)
-    path = weights.find_checkpoint(args.load_checkpoint, args.save_root, own)
+    try:
+        path = weights.find_checkpoint(args.load_checkpoint, args.save_root, own)
+    except UserError as error:
+        if script == 'inference' and not names_own:
+            raise UserError(f'{error}. Without any training: --architecture=resnet50') from error
+        raise
     return weights.open_network(path, args.architecture)
 
 

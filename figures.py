@@ -88,7 +88,7 @@ def accuracy_curves(title, thresholds, curves):
 def training_curves(title, log):
     """Loss, accuracies and learning rate over the epochs. log: the lines of log.jsonl."""
     figure = Figure(figsize=(5, 6), dpi=110)
-    figure.subplots_adjust(0.16, 0.08, 0.97, 0.94)  # a layout that is worked out takes longer than a small epoch
+    figure.subplots_adjust(0.23, 0.08, 0.97, 0.94)  # a layout that is worked out takes longer than a small epoch
     figure.suptitle(title)
     panels = (('loss', {'train': 'train_loss'}), ('accuracy, %', {'train': 'train_accuracy', 'val': 'val_accuracy'}),
               ('learning rate', {'at the start of the epoch': 'lr'}))

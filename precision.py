@@ -7,7 +7,6 @@ Result: tables on the screen and save/precision/, with the results of the script
     python precision.py evaluations --load_checkpoint=save/demo/CALM_EM --dataset=ToyBirds --crop_size=112
     python precision.py trainings --seeds=5
 """
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +67,7 @@ def trainings(flags, seeds):
 
 
 def make_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = config.plain_parser(__doc__)
     parser.add_argument('what', choices=[evaluations.__name__, trainings.__name__])
     parser.add_argument('--seeds', type=config.COUNT, default=5, help='of the trainings (default: %(default)s)')
     return parser

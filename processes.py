@@ -139,7 +139,8 @@ class Stopped(BaseException):
     def __init__(self, number):
         super().__init__(number)
         self.code = 128 + number
-        self.message = f'stopped by {signal.Signals(number).name} before the first step; nothing is lost'
+        self.message = (f'stopped by {signal.Signals(number).name} between two steps; what was saved is kept, and the '
+                        'same command goes on')
 
 
 class Stop:

@@ -36,7 +36,7 @@ def data_flags(flags):
     ('--dataset=toybirds', ['did you mean ToyBirds?']), ('--dataset=imagenet', ['did you mean ImageNet?']),
     ('--epochs=0', ['--epochs', '"0"', '[1, inf)']), ('--epochs=ten', ['"ten"', 'an integer']),
     ('--lr=-1', ['--lr', '"-1"']), ('--lr=nan', ['--lr', '"nan"']), ('--use_bn=maybe', ['"maybe"', 'True nor False']),
-    ('--attribution_method=CALM', ['CALM_EM', 'CALM_ML']),
+    ('--attribution_method=CALM', ['CALM_EM', 'CALM_ML']), ('--attribution_method=calm_em', ['did you mean CALM_EM?']),
     ('--momentum=1.5', ['--momentum']), ('extra', ['extra']),
 ])
 @pytest.mark.parametrize('name', ['main', 'eval_pixel_perturb'])

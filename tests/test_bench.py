@@ -5,6 +5,7 @@ from itertools import count
 import numpy as np
 import pytest
 import torch
+from conftest import refused
 from test_data_loaders import noise_dataset
 
 import bench as benchmark
@@ -81,6 +82,11 @@ def test_cubs_time_follows_from_an_image_and_a_pair():
                for pairs in (1, 4)}
     seconds = benchmark.project_on_cub(results)
     assert seconds == pytest.approx({'plain': 0.05 * 11039, 'float32': 0.1 * 2579 + 0.002 * 11039})
+
+
+@pytest.mark.parametrize('name, flag', [('bench', '--only=trainin'), ('bench', '--rounds=0'), ('precision', 'training')])
+def test_a_mistake_is_one_line(script, name, flag):
+    refused(script(name, flag), flag.split('=')[-1])
 
 
 def test_a_run_measures_everything(script, tmp_path, monkeypatch):

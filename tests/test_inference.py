@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from conftest import open_birds
+from conftest import open_birds, refused
 from PIL import Image
 
 import data_loaders
@@ -157,6 +157,10 @@ def test_mistakes(script, checkpoint, photos, tmp_path, flags, words):
     assert code == 2 and 'Traceback' not in err
     assert all(word in err for word in words), err
     assert not (tmp_path / 'maps' / 'manifest.json').exists()
+
+
+def test_without_a_checkpoint_the_way_without_training_is_said(script, photos, tmp_path):
+    refused(script('inference', 'photos/wide.jpg'), 'no checkpoint', '--architecture=resnet50')
 
 
 def test_two_files_of_one_name_do_not_overwrite_each_other(tmp_path):

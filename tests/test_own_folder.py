@@ -10,6 +10,7 @@ from PIL import Image
 import weights
 from data_loaders import find_dataset
 from dataset.check import check_dataset
+from util import UserError
 
 
 def found_in(folder):
@@ -78,6 +79,12 @@ def test_classes_whose_names_are_numbers_are_named_and_not_counted(script, tmp_p
         entry, = json.loads((tmp_path / 'out/manifest.json').read_text())['images']
         assert (entry['class'], entry['class_name']) == (label, name)
     refused(script('inference', folder / 'test/1', '--target=4'), 'class 4 is out of range', '0 to 2')
+
+
+def test_without_boxes_wsol_says_what_they_are_and_asks_for_no_images(folder):
+    with pytest.raises(UserError, match='image_sizes.txt') as error:
+        find_dataset(str(folder)).boxes('val', [])
+    assert 'put images' not in str(error.value)
 
 
 def test_boxes_enable_wsol(script, folder, tmp_path):

@@ -70,6 +70,13 @@ def test_the_figure_holds_the_log():
                      ('learning rate', 'at the start of the epoch'): [0.1, 0.05, 0.1 / 3]}
 
 
+@pytest.mark.parametrize('rate', [0.1, 0.01, 1e-4, 3e-6])
+def test_the_figures_words_are_within_it(rate):
+    figure = figures.training_curves('birds', [{**LOG[0], 'lr': rate}])
+    figure.draw_without_rendering()
+    assert all(axes.yaxis.label.get_window_extent().x0 >= 0 for axes in figure.axes)
+
+
 def test_the_figure_is_drawn_now_and_then_and_at_the_end(tmp_path, monkeypatch, capsys):
     drawn, now = [], [0]
     monkeypatch.setattr(figures, 'save', lambda figure, path: drawn.append(now[0]))
