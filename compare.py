@@ -51,8 +51,18 @@ def make_parser():
     return parser
 
 
+def has_own_scale(result):
+    """Whether maps were normalised and binned as their method asks for: such a result needs no further name."""
+    settings, script = result['settings'], f'eval_{result["metric"]}'
+    contrast = settings.get('contrast_method') if settings.get('contrast_method') in CONTRASTS else None
+    own = evaluation.own_scale(settings.get('score_map_process'), contrast, script)
+    return all(settings.get(flag) in (None, value)
+               for flag, value in zip(('norm_type', 'threshold_type'), own, strict=True))
+
+
 def read_results(folder):
-    """The results in an experiment's folder, the latest first. Raises UserError where there are none."""
+    """The results in an experiment's folder: those of their method's own scale, then the others; the latest first.
+    Raises UserError where there are none."""
     if not folder.is_dir():
         raise UserError(f'{folder} is no folder; name experiments as they lie, such as save/calm_em')
     results = []
@@ -68,7 +78,7 @@ def read_results(folder):
     if not results:
         raise UserError(f'{folder} holds no results; measure the experiment first: python eval_cue_location.py '
                         f'--experiment_name={folder.name}, likewise eval_pixel_perturb.py and eval_wsol.py')
-    return results
+    return sorted(results, key=lambda result: not has_own_scale(result))
 
 
 def plain_method(settings):

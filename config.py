@@ -286,7 +286,7 @@ class Parser(argparse.ArgumentParser):
         if unknown != message:
             flag = unknown.split()[0].split('=')[0]
             if not flag.startswith('-'):
-                raise UserError(f'"{flag}" belongs to no flag; images go before the flags, a value after its own')
+                raise UserError(f'"{flag}" belongs to no flag; a value goes after its flag, and images before all')
             near = difflib.get_close_matches(flag, self._option_string_actions, 1)
             message = f'unknown flag {flag}' + (f'; did you mean {near[0]}?' if near else '') + ' (--help lists all)'
         raise UserError(message)

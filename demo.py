@@ -110,7 +110,7 @@ def main():
     text = table()
     util.write_lines(FOLDER / 'table.txt', [text])
     util.say('\nToyBirds, 360 test images. PxAP in %, by the number of differing parts (1, 2, 3), higher is better.\n'
-             'published: nearest part point, running over the pairs, underflow dropped; per pair: underflow counted;\n'
+             'published: the published protocol, lowest pixels dropped; per pair: each alone, all pixels counted;\n'
              'exact: the same against the exact part masks. R_k: correct after erasing the top k % / after random\n'
              'erasure, lower is better.\n')
     util.say(text)

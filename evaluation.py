@@ -215,11 +215,7 @@ def _only_runs_forward(args, script):
 
 def _with_defaults(args, model, script):
     """The attribution method and how its maps are normalised and binned, where the flags are silent: the paper's.
-
-    CALM's own maps are probabilities: taken as they are, on a logarithmic scale. All others are scaled to 0..1 one by
-    one; so are all maps in the WSOL evaluation, whose thresholds are shares of a map's range. Raises UserError where
-    --score_map_method contradicts the process.
-    """
+    Raises UserError where --score_map_method contradicts the process."""
     args = Munch(args)
     gradients = args.score_map_method == 'backprop'  # how the published command line asks for them
     contrast = CONTRASTS.get(contrast_in_place(args, script))
@@ -234,10 +230,22 @@ def _with_defaults(args, model, script):
     if gradients and process and process.one_forward:
         raise UserError(f'--score_map_method=backprop contradicts --score_map_process={args.score_map_process}, which '
                         'is read off the activations; leave one of them out')
-    probabilities = process.head is CALM if process else contrast is not None and contrast.unit == 'probability'
-    args.norm_type = args.norm_type or ('clipping' if probabilities and script != 'eval_wsol' else 'minmax')
-    args.threshold_type = args.threshold_type or ('log' if probabilities else 'even')
+    norm_type, threshold_type = own_scale(args.score_map_process, contrast_in_place(args, script), script)
+    args.norm_type, args.threshold_type = args.norm_type or norm_type, args.threshold_type or threshold_type
     return args
+
+
+def own_scale(process, contrast, script):
+    """(norm, thresholds) of the maps of an attribution method or, in its place, of a contrast method.
+
+    CALM's own maps are probabilities: taken as they are, on a logarithmic scale. All others are scaled to 0..1 one by
+    one; so are all maps in the WSOL evaluation, whose thresholds are shares of a map's range.
+    """
+    if contrast:
+        probabilities = CONTRASTS[contrast].unit == 'probability'
+    else:
+        probabilities = process in PROCESSES and PROCESSES[process].head is CALM
+    return 'clipping' if probabilities and script != 'eval_wsol' else 'minmax', 'log' if probabilities else 'even'
 
 
 # --- results ----------------------------------------------------------------------------------------

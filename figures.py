@@ -61,7 +61,7 @@ def abstention_curves(title, curves):
                                title=title, xlim=(0, 100))
     for name, (share, published, counted) in curves.items():
         line, = axes.plot(share, published, marker='o', label=f'{name}, published')
-        axes.plot(share, counted, marker='o', linestyle='--', color=line.get_color(), label=f'{name}, all pixels')
+        axes.plot(share, counted, linestyle='--', color=line.get_color(), label=f'{name}, all pixels')
     figure.legend(fontsize=7, loc='outside lower center', ncols=2)
     return figure
 

@@ -1,10 +1,10 @@
 """A lease: one process at a time works on a thing, whichever host, container or user it belongs to.
 
-It is a file beside the thing, `.<name>.lease.<token>`, that says who works on it and since when; a thread touches it every
-few seconds. Nobody asks whether a process lives, since its number means nothing elsewhere. On one kernel a lock on the
-file tells at once whether its holder is gone. Elsewhere a lease is dead when its file has not been touched for PERIOD,
-by the clock of the file system that holds it. Who wants the thing makes a file of its own, under a name that never
-comes again, and looks once more: who sees another's steps back, and of two at least one sees the other.
+It is a file beside the thing, `.<name>.lease.<token>`, that says who works on it and since when; a thread touches it
+every few seconds. Nobody asks whether a process lives, since its number means nothing elsewhere. On one kernel a lock
+on the file tells at once whether its holder is gone. Elsewhere a lease is dead when its file has not been touched for
+PERIOD, by the clock of the file system that holds it. Who wants the thing makes a file of its own, under a name that
+never comes again, and looks once more: who sees another's steps back, and of two at least one sees the other.
 
     with leases.hold(folder / 'training', f'{folder} is being trained'):
         ...

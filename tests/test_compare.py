@@ -138,7 +138,7 @@ def test_rows_are_told_apart_by_what_differs(script, tiny_birds, measured, tmp_p
         'precision_recall.png', 'ratios.png', 'table.csv']
     with open(tmp_path / 'out/table.csv') as file:
         names = {row['row'] for row in csv.DictReader(file) if '−' not in row['row']}
-    assert names == {'CALM_EM', 'CALM_EM: CALM_EM, norm clipping', 'CALM_EM: CALM_EM, saliency'}
+    assert names == {'CALM_EM', 'CALM_EM: CALM_EM, norm minmax', 'CALM_EM: CALM_EM, saliency'}
 
 
 def test_another_contrast_or_dropped_pixels_never_pass_for_the_method_itself(script, tiny_birds, measured, tmp_path):
