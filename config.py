@@ -236,6 +236,8 @@ FLAGS = {
              'difference, of the maps of A and of B (default; eval_interventions.py measures all), or, of both classes '
              f'at once: {", ".join(CONTRASTS)}', (*CUE, *INTERVENTIONS, *INFERENCE), recorded=True, shared=False,
              several=INTERVENTIONS),
+        Flag('verbose', False, boolean, 'list the class pairs that are left out, not their number alone', CUE,
+             shared=False),
         Flag('drop_lowest', 0.0, number(float, 0, True, 100), 'percentage of the pixels of each map, the lowest, that '
              'get the score 0: log thresholds then count them nowhere', CUE, recorded=True, shared=False),
         _maps('norm_type', None, choice(tuple(NORM_TYPES)), 'max, minmax, or clipping: as it is, cut to 0..1 '

@@ -215,7 +215,7 @@ def report(summaries, dropped, published):
     util.say(util.table(['PxAP, %, by differing parts', *paper.KEYS, 'pairs', 'dropped: true, %', 'false, %'], rows))
 
 
-def keep_pairs_with_images(annotations, labels):
+def keep_pairs_with_images(annotations, labels, verbose=False):
     """Leave out the class pairs with a class that has no test image, and say so."""
     if labels.max() >= annotations.num_classes:
         raise UserError(f'{annotations.root} has the attributes of {annotations.num_classes} classes, but a test image '
@@ -226,13 +226,16 @@ def keep_pairs_with_images(annotations, labels):
         raise UserError(f'no class pair to evaluate: for none of the {total} pairs that differ in 1 to 3 parts do '
                         'both classes have test images; check --metadata_root and --data_root')
     if dropped:
-        util.warn(f'{len(dropped)} of {total} class pairs have a class without test images and are left out')
+        util.warn(f'{len(dropped)} of {total} class pairs have a class without test images and are left out'
+                  + ('' if verbose else '; --verbose lists them'))
+        for pair in dropped if verbose else []:
+            util.say(f'left out: classes {pair.first + 1} and {pair.second + 1}')
 
 
-def open_cues(data, images):
+def open_cues(data, images, verbose=False):
     """The CueImages of a split. Raises UserError where nothing can be evaluated."""
     annotations = data.annotations()
-    keep_pairs_with_images(annotations, images.labels)
+    keep_pairs_with_images(annotations, images.labels, verbose)
     cues = CueImages(images, annotations)
     if not cues.rows:
         raise UserError('no image to evaluate: in none of the test images is a differing part visible; check '
@@ -243,7 +246,7 @@ def open_cues(data, images):
 def main():
     run = evaluation.open_evaluation(config.parse('eval_cue_location', __doc__), 'eval_cue_location', needs_model=False)
     args, images = run.args, run.open_split('test')
-    cues = open_cues(run.data, images)
+    cues = open_cues(run.data, images, args.verbose)
     pairs, number = cues.annotations.pairs, np.array([len(pair.parts) for pair in cues.annotations.pairs])
     source = run.map_source(images, 'test', cues.asked_classes, cues.rows)
     edges = metrics.bin_edges(args.threshold_type, args.cam_curve_interval)

@@ -90,3 +90,16 @@ def test_dropping_pixels_moves_the_published_count_and_its_share(tiny_birds, sav
     shares = result['dropped']['exact']
     assert 50 < shares['false'] < 70 and shares['true'] < 70
     assert len(list((save / 'CAM').glob('cue_location*.json'))) == 2
+
+
+def test_left_out_pairs_are_counted_and_listed_where_that_is_asked_for(tiny_birds, capsys):
+    _, data = open_birds(tiny_birds)
+    for verbose in (False, True):
+        annotations = data.annotations()
+        before = list(annotations.pairs)
+        eval_cue_location.keep_pairs_with_images(annotations, np.arange(1, 18), verbose)
+        out, err = capsys.readouterr()
+        dropped = [pair for pair in before if 0 in pair[:2]]
+        assert dropped and f'{len(dropped)} of {len(before)} class pairs' in err and ('--verbose' in err) != verbose
+        listed = [f'left out: classes {pair.first + 1} and {pair.second + 1}' for pair in dropped]
+        assert out.splitlines() == (listed if verbose else [])

@@ -4,11 +4,12 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import open_birds, refused
+from conftest import ROOT, open_birds, refused
 from PIL import Image
 
 import data_loaders
@@ -237,6 +238,20 @@ def test_a_contrast_method_is_the_librarys(script, checkpoint, photos, tmp_path,
     if method == 'evidence':
         odds = np.log(entry['probability'] / entry['contrast']['probability'])
         assert own.sum() == pytest.approx(odds, abs=1e-3)
+
+
+def test_a_photo_of_a_hundred_megapixels_takes_less_than_a_gigabyte(checkpoint, tmp_path):
+    """The script in a process of its own, whose largest memory the system tells: the libraries alone take half of it."""
+    Image.new('RGB', (12000, 9000), 'tan').save(tmp_path / 'large.jpg')
+    command = [sys.executable, 'inference.py', tmp_path / 'large.jpg', f'--load_checkpoint={checkpoint}', '--workers=0',
+               '--device=cpu', f'--output={tmp_path / "out"}', '--picture_size=4000', '--contrast']
+    tell = 'import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); ' \
+           'print("took", resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)'
+    finished = subprocess.run([sys.executable, '-c', tell, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    unit = 1 if sys.platform == 'darwin' else 1024
+    assert int(finished.stdout.split('took')[1]) * unit < 1e9
+    assert len(list((tmp_path / 'out').glob('*.png'))) == 1
 
 
 # --- the page ---------------------------------------------------------------------------------------------
