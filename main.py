@@ -185,7 +185,9 @@ def train(args, device, stop, folder, lease):
     model = initial_network(args, data, before, starts_from, folder, device)
     learner, seen = model, images
     if args.freeze:
-        learner, seen = frozen.head_of(model), frozen.extract_all(model, images, folder, args, device)
+        learner = frozen.head_of(model)
+        if before is None or before.epoch < args.epochs:  # else nothing is left to learn
+            seen = frozen.extract_all(model, images, folder, args, device)
     training = make_training(args, learner, images, device, folder, lease, stop)
     if processes.is_first():
         util.check_writable(folder, size_of_checkpoint(model))
