@@ -175,7 +175,7 @@ FLAGS = {
         Flag('skip_broken', False, boolean, 'leave images out that do not open, and say how many', RUNS, kept=True,
              recorded=True),
         Flag('cache', False, boolean, 'keep the resized images in one file per split below save_root/cache/, so that '
-             'nothing is decoded again; the size is told before', ('main', *EVALUATIONS)),
+             'nothing is decoded again, and the features of --freeze; the size is told before', ('main', *EVALUATIONS)),
         Flag('proxy_training_set', False, boolean, 'train on image_ids_proxy.txt', MAIN, kept=True),
         Flag('resize_size', 256, SIZE, 'training images are resized to this square', MAIN, kept=True),
         Flag('crop_size', 224, SIZE, 'then cropped to this; evaluation images are resized to it', kept=True,

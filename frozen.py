@@ -1,10 +1,13 @@
 """--freeze: every image goes through the backbone once, and the head trains on what it left. Minutes on a laptop.
 
 The features of an image and of its mirror image are kept, in half precision, in a file that goes when the training
-ends. So there is no augmentation but the mirroring, and no BatchNorm is touched.
+ends, or with --cache stays for the next one. There is no augmentation but the mirroring; no BatchNorm is touched.
 """
 import copy
+import hashlib
 import tempfile
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +18,8 @@ import util
 from data_loaders import make_loader
 from util import UserError
 from wsol.networks import find_architecture
+
+HEAD = ('conv_last.', 'attention.')  # what is trained, of the state dict's names
 
 
 class FeatureSet(Dataset):
@@ -50,44 +55,76 @@ def head_of(model):
     """The network's own head as a model of features: the same parameters, of which those of the backbone are frozen."""
     head = copy.copy(model)  # shares its modules
     head.stages = ()         # so that its features are what it is given
-    trained = ('conv_last.', 'attention.')
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(trained))
+        parameter.requires_grad_(name.startswith(HEAD))
     return head
 
 
 def extract_all(model, images, folder, args, device):
-    """{split: FeatureSet} of what a training looks at."""
-    return {split: extract(model, images[split], split, folder, split == 'train', args.batch_size, args.workers, device,
-                           args.precision) for split in ('train', 'val')}
+    """{split: FeatureSet} of what a training looks at.
+
+    The features are in a file without a name in folder, or with --cache in one that stays below save_root/cache/, for
+    every training on the same images and backbone.
+    """
+    model.eval()
+    return {split: FeatureSet(_features(model, images[split], split, folder, args, device), images[split])
+            for split in ('train', 'val')}
+
+
+def _features(model, images, split, folder, args, device):
+    """(N,M,D,h,w) float16 of a split, computed unless they are kept: of the training images the mirror images' too."""
+    def write(make):
+        features = None
+        for rows, found in extract(model, images, split, args, device):
+            if features is None:
+                features = make((len(images), *found.shape[1:]))
+                util.say(f'features of {len(images)} {split} images: {features.nbytes / 1e6:,.0f} MB in {folder}'
+                         + ('' if args.cache else ', for the time of the training'))
+            features[rows] = found
+        return features
+
+    if not args.cache:
+        return write(partial(_new_file, folder, None))
+    folder = Path(args.save_root) / 'cache'
+    path = folder / f'features_{split}_{args.crop_size}.{_fingerprint(model, images, args)}.npy'
+    if not path.is_file():
+        util.make_folder(folder)
+        util.write_atomically(path, lambda unfinished: write(partial(_new_file, folder, unfinished)))
+    return np.load(path, mmap_mode='r')
+
+
+def _fingerprint(model, images, args):
+    """Of all that the features hang on, 16 hexadecimal digits: other features have another file."""
+    digest = hashlib.sha256(f'{images.fingerprint()},{args.crop_size},{args.precision}'.encode())
+    for name, value in model.state_dict().items():
+        if not name.startswith(HEAD):
+            digest.update(f'{name},{tuple(value.shape)}'.encode() + value.cpu().numpy().tobytes())
+    digest.update(repr([model.get_submodule(stage) for stage in model.stages]).encode())  # strides, too
+    return digest.hexdigest()[:16]
 
 
 @torch.inference_mode()
-def extract(model, images, split, folder, mirrored, batch_size, workers, device, precision):
-    """The FeatureSet of a split. folder: where its file is, which has no name. mirrored: those of the mirror images
-    too."""
-    model.eval()
-    features, loader = None, make_loader(images, batch_size, workers, device)
+def extract(model, images, split, args, device):
+    """The rows (B,) and features (B,M,D,h,w) float16 of batch after batch, with a bar. Raises UserError."""
+    loader = make_loader(images, args.batch_size, args.workers, device)
     for batch, _, rows in util.progress(loader, f'features of {split}', 'batch'):
         batch = util.to_device(batch, device)
-        with util.autocast(precision, device):
+        with util.autocast(args.precision, device):
             found = torch.stack([model.extract_features(own).float() for own in (
-                [batch, batch.flip(3)] if mirrored else [batch])], dim=1)  # (B,M,D,h,w)
-        if features is None:
-            features = _new_file(folder, (len(images), *found.shape[1:]))
-            util.say(f'features of {len(images)} {split} images: {features.nbytes / 1e6:,.0f} MB in {folder}, for the '
-                     'time of the training')
+                [batch, batch.flip(3)] if split == 'train' else [batch])], dim=1)  # (B,M,D,h,w)
         kept = found.half()
         if not kept.isfinite().all():
             raise UserError(f'the backbone gives features beyond 65,504 or no numbers on {split}: leave --freeze out')
-        features[rows.numpy()] = kept.cpu().numpy()
-    return FeatureSet(features, images)
+        yield rows.numpy(), kept.cpu().numpy()
 
 
-def _new_file(folder, shape):
-    """An array in a file without a name, whose space is free again when this process ends, however it does."""
+def _new_file(folder, path, shape):
+    """An array in a file; where path is None it has no name, and its space is free again when this process ends,
+    however it does."""
     util.check_writable(folder, 2 * int(np.prod(shape)))
     try:
+        if path is not None:
+            return np.lib.format.open_memmap(path, 'w+', np.float16, shape)
         with tempfile.TemporaryFile(dir=folder) as file:
             return np.memmap(file, np.float16, 'w+', shape=shape)
     except OSError as error:

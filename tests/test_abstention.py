@@ -1,5 +1,6 @@
 """abstention.py: the share of dropped pixels and both PxAPs, as the evaluations measure them."""
 import re
+import shutil
 
 from conftest import refused
 
@@ -25,6 +26,22 @@ def test_the_table_holds_the_figures_of_the_results_and_measures_nothing_twice(a
     assert (tmp_path / 'abstention' / 'abstention.png').stat().st_size > 5000
     code, _, err = script('abstention', 'save/CAM', '--drop=60,0', *small)
     assert code == 0 and len(at_home) == 4, err
+
+
+def test_networks_of_one_name_are_one_line_for_each_method_they_have(at_home, save, script, tiny_birds, tmp_path):
+    small = ['--crop_size=56', '--workers=0', '--device=cpu']
+    for name in ('CAM', 'CALM_EM'):
+        shutil.copytree(save / name, save / 'again' / name)
+    code, _, err = script('abstention', *(f'save/{name}' for name in ('CAM', 'again/CAM', 'CALM_EM', 'again/CALM_EM')),
+                          '--drop=0', '--processes=vanilla,saliency,object_mask', *small)
+    assert code == 0, err
+    lines = (tmp_path / 'abstention' / 'abstention.txt').read_text().splitlines()
+    rows = [re.split(r'\s{2,}', line.strip()) for line in lines[2:]]
+    # vanilla is the map of the logits, which every head has; the prior is CALM's alone
+    assert [row[0] for row in rows] == ['CAM, vanilla', 'CAM, object_mask', 'CALM_EM, vanilla', 'CALM_EM, saliency',
+                                        'CALM_EM, object_mask']
+    assert all(cell.endswith('± 0.0') for row in rows for cell in row[2:])  # the two networks are one
+    assert rows[1][2:] == rows[4][2:] and rows[2][3:] != rows[3][3:]  # the birds' masks know no network
 
 
 def test_what_is_no_experiment_is_refused(script, tmp_path):

@@ -269,3 +269,16 @@ def test_networks_of_one_name_have_a_mean_and_a_deviation():
     assert table.header == ['', 'networks', 'accuracy']  # R_10 is that of one network alone
     assert table.rows == [['CAM: CAM', '2', f'92.0 ± {deviations[0]:.1f}'], ['EM: CALM_EM', '2', f'50.5 ± {deviations[1]:.1f}']]
     assert reports.over_networks(rows[::2]) == []
+
+
+def test_the_means_of_two_names_differ_by_a_paired_interval():
+    """Of networks whose figures differ by one number in every pair, the interval has no width."""
+    values = np.arange(6.0)
+
+    def row(experiment, offset):
+        sample = reports.Sample(tuple('abcdef'), values + offset, np.ones(6))
+        return compare.Row(experiment, 'x', {}, {'exact mean': reports.Measured(sample.value(), sample)})
+    rows = [row(f'seed{seed}/{name}', offset + seed) for seed in (0, 1) for name, offset in (('A', 0), ('B', 10))]
+    (table,) = reports.over_networks(rows)
+    assert [line[0] for line in table.rows] == ['A: x', 'B: x', 'B: x − A: x']
+    assert str(table.rows[2][table.header.index('mean')]) == '+10.0 [+10.0, +10.0]'

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, open_birds, refused
+from munch import Munch
 
 import frozen
 import weights
@@ -75,16 +76,37 @@ def test_refused_where_layers_below_the_head_are_new(tiny_birds, script):
                    '--experiment_name=frozen'), '--freeze', 'vgg16')
 
 
-def test_features_of_an_image_and_its_mirror_image(tiny_birds, tmp_path):
+@pytest.mark.parametrize('kept', [False, True])
+def test_features_of_an_image_and_its_mirror_image(tiny_birds, tmp_path, kept):
     torch.manual_seed(0)
     model = build_model('resnet18', 'CAM', 18, last_stage='layer1').eval()
-    images, _ = open_birds(tiny_birds)
-    found = frozen.extract(model, images, 'test', tmp_path, True, 7, 0, torch.device('cpu'), 'float32')
+    images = {split: open_birds(tiny_birds, split)[0] for split in ('train', 'val')}
+    args = Munch(cache=kept, save_root=tmp_path / 'save', batch_size=7, workers=0, precision='float32', crop_size=56)
+
+    def files():
+        return sorted(path.name for path in (tmp_path / 'save').rglob('*') if path.is_file())
+
+    def extract_all():
+        return frozen.extract_all(model, images, tmp_path, args, torch.device('cpu'))
+    found = extract_all()
     for index in (0, 10, 35):
         for seed in (4, 5):
-            image = images[index][0].flip(2) if seed % 2 else images[index][0]
-            own, label, row = found[index, seed]
-            expected = model.extract_features(image[None])[0].detach()
-            assert (label, row) == (int(images.labels[index]), index)
+            image = images['train'][index][0]
+            own, label, row = found['train'][index, seed]
+            expected = model.extract_features(image.flip(2)[None] if seed % 2 else image[None])[0].detach()
+            assert (label, row) == (int(images['train'].labels[index]), index)
             np.testing.assert_allclose(own.numpy(), expected.numpy(), rtol=1e-3, atol=1e-4)
-    assert not list(tmp_path.iterdir())  # the file has no name
+    assert not list(tmp_path.glob('*.npy')) and len(files()) == 2 * kept  # else the file has no name
+    if kept:
+        before = files()
+        images['val'].resized = None  # no image is read again
+        np.testing.assert_array_equal(extract_all()['val'].features, found['val'].features)
+        with torch.no_grad():
+            model.conv_last.weight += 1  # the head has no part in the features
+        extract_all()
+        assert files() == before
+        del images['val'].resized
+        with torch.no_grad():
+            model.layer1[0].conv1.weight += 1  # the backbone has
+        extract_all()
+        assert len(files()) == 4 and set(before) < set(files())
