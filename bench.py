@@ -296,8 +296,8 @@ def cue_localization(bench):
         ways = {'plain': partial(_plain_cues, bench, plain, cues, edges)}
         for way, precision in bench.precisions.items():
             source = NetworkMaps(cues, model, 'jointll', precision)
-            ways[way] = partial(eval_cue_location.fill_histograms, make_loader(cues, 8, 0, bench.device), source,
-                                bench.device, 'clipping', edges)
+            ways[way] = partial(eval_cue_location.fill_histograms, make_loader(cues, 8, 0, bench.device),
+                                [eval_cue_location.Measure(source, 'clipping', edges)], bench.device)
         ways['floor'] = partial(_without_graph, bench, bench.best, model, bench.images(count))
         yield Item(f'cue localization, {count} images x {num_pairs} pairs', ways, count)
 

@@ -222,7 +222,7 @@ FLAGS = {
     'maps and metrics': (
         _maps('score_map_process', None, choice((*PROCESS_NAMES, OBJECT_MASK)), 'the attribution method (default: '
               f'vanilla for CAM, jointll for CALM): {", ".join(PROCESS_NAMES)}; {OBJECT_MASK}: the segmentation '
-              'itself, a control', several=INFERENCE),
+              'itself, a control', several=(*INFERENCE, *CUE)),
         Flag('score_map_method', 'activation_map', choice(('activation_map', 'backprop')),
              'backprop: with process vanilla, the vanilla gradient; implied by the gradient processes', MAPS),
         _maps('superclass_file', None, str, 'YAML, "label: [labels]", for superclass processes (default: the data '
@@ -235,11 +235,11 @@ FLAGS = {
         Flag('contrast_method', None, choice(('difference', *CONTRASTS)), 'how class A is contrasted with class B: '
              'difference, of the maps of A and of B (default; eval_interventions.py measures all), or, of both classes '
              f'at once: {", ".join(CONTRASTS)}', (*CUE, *INTERVENTIONS, *INFERENCE), recorded=True, shared=False,
-             several=INTERVENTIONS),
+             several=(*CUE, *INTERVENTIONS)),
         Flag('verbose', False, boolean, 'list the class pairs that are left out, not their number alone', CUE,
              shared=False),
         Flag('drop_lowest', 0.0, number(float, 0, True, 100), 'percentage of the pixels of each map, the lowest, that '
-             'get the score 0: log thresholds then count them nowhere', CUE, recorded=True, shared=False),
+             'get the score 0: log thresholds then count them nowhere', CUE, recorded=True, shared=False, several=CUE),
         _maps('norm_type', None, choice(tuple(NORM_TYPES)), 'max, minmax, or clipping: as it is, cut to 0..1 '
               "(default: clipping for maps that are CALM's probabilities, but in eval_wsol; minmax for all others)",
               (*CUE, *WSOL)),

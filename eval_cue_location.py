@@ -5,13 +5,18 @@ a pair, map_A - map_B is resized to the image, made absolute, and scored as a de
 parts' pixels, by pixel average precision (PxAP). Data in CUB's layout. The published code adds pair after
 pair to the same histograms and drops scores under the first threshold; both are kept, and reported beside
 the corrected figures, with the share of the pixels that are dropped.
-Result: save/<experiment_name>/cue_location_<data set>_<method>_<process>_<norm>_<thresholds>.<images and
+Several methods, separated by commas, are measured in one pass: every image runs through the network once.
+Result, for each: save/<experiment_name>/cue_location_<data set>_<method>_<process>_<norm>_<thresholds>.<images and
 weights>.json and .png.
 
     python eval_cue_location.py --experiment_name=calm_em
 """
+import itertools
+from typing import NamedTuple
+
 import numpy as np
 import torch
+from munch import Munch
 
 import config
 import evaluation
@@ -20,6 +25,7 @@ import paper
 import processes
 import util
 from data_loaders import Images
+from map_sources import MapSource
 from util import UserError
 from wsol import metrics
 from wsol.cub import UNION_PARTS
@@ -29,6 +35,7 @@ ROWS = {  # protocol and underflow -> how the table calls them
     ('published', 'dropped'): 'published protocol', ('published', 'counted'): 'published protocol, all pixels counted',
     ('per_pair', 'dropped'): 'each pair alone, lowest pixels dropped',
     ('per_pair', 'counted'): 'each pair alone, all pixels counted'}
+SEVERAL = ('score_map_process', 'contrast_method', 'drop_lowest')  # flags that list what one pass measures
 CHUNK = 64  # (image, pair) evaluations scored at a time: bounds the memory
 
 
@@ -72,9 +79,9 @@ def signed_differences(maps, classes, pairs, per_class):
     return first - second if per_class else first
 
 
-def signed_contrasts(source, images, indices, pairs):
+def signed_contrasts(source, images, indices, pairs, activations):
     """The maps (E,h,w) of a contrast method for the class pairs of each image of a batch, from one forward."""
-    activations, found = source.forward(images), [[] for _ in pairs]
+    found = [[] for _ in pairs]
     for number in range(max(map(len, pairs))):
         rows = [row for row, own in enumerate(pairs) if number < len(own)]
         classes = torch.tensor([pairs[row][number][:2] for row in rows], device=images.device)
@@ -84,15 +91,16 @@ def signed_contrasts(source, images, indices, pairs):
     return [torch.stack(own) for own in found]
 
 
-def signed_maps(source, images, indices, cues):
-    """For each image of a batch the signed maps (E,h,w) of "why A and not B", a map for each of its class pairs."""
+def signed_maps(source, images, indices, cues, activations):
+    """For each image of a batch the signed maps (E,h,w) of "why A and not B", a map for each of its class pairs.
+    activations: the network's forward."""
     pairs = [[cues.annotations.pairs[number] for number in cues.pairs[index]] for index in indices.tolist()]
     if source.per_pair:
-        return signed_contrasts(source, images, indices, pairs)
+        return signed_contrasts(source, images, indices, pairs, activations)
     asked = [cues.asked_classes(index) for index in indices.tolist()]
     width = max(map(len, asked))
     classes = torch.tensor([row + row[:1] * (width - len(row)) for row in asked], device=images.device)  # (B,K), padded
-    maps = source(images, indices, classes).maps  # B of (K,h,w)
+    maps = source(images, indices, classes, activations).maps  # B of (K,h,w)
     return [signed_differences(*of_image, source.per_class) for of_image in zip(maps, asked, pairs, strict=True)]
 
 
@@ -110,50 +118,65 @@ def cue_scores(differences, size, norm_type, drop_lowest=0.0):
     return scores
 
 
-@torch.inference_mode()
-def fill_histograms(loader, source, device, norm_type, edges, drop_lowest=0.0):
-    """One pass over the images, filling all pairs' histograms.
+class Measure(NamedTuple):
+    """What is measured in a pass over the images: a source of maps, and how its maps are scored."""
+    source: MapSource
+    norm_type: str
+    edges: np.ndarray         # of the histograms' bins
+    drop_lowest: float = 0.0  # of cue_scores
 
-    source: a MapSource. edges: of the histograms' bins. drop_lowest: of cue_scores. Returns {truth: (P,2,bins) int64}
-    for the truths 'parts' (the published one: nearest part point within the bird) and, where known, 'exact'; and (P,)
-    images per pair.
+
+@torch.inference_mode()
+def fill_histograms(loader, measures, device):
+    """One pass over the images, and one forward for each, filling all pairs' histograms for each of the Measures.
+
+    Returns, for each, {truth: (P,2,bins) int64} for the truths 'parts' (the published one: nearest part point within
+    the bird) and, where known, 'exact'; and (P,) images per pair.
     """
-    cues = loader.dataset
+    cues, sources = loader.dataset, list({id(own.source): own.source for own in measures}.values())
     pairs = cues.annotations.pairs
     differing = np.zeros((len(pairs), 256), bool)  # pair, part -> does it differ?
     for number, pair in enumerate(pairs):
         differing[number, list(pair.parts)] = True
     differing = torch.from_numpy(differing).to(device)
-    bins = len(edges) + 1
-    counts, evaluations = {}, np.zeros(len(pairs), np.int64)
+    counts, evaluations = [{} for _ in measures], np.zeros(len(pairs), np.int64)
     for images, _, indices, partition, object_mask, exact in util.progress(loader, 'cue localization', 'batch'):
-        differences = signed_maps(source, util.to_device(images, device), indices, cues)  # B of (E,h,w)
+        images = util.to_device(images, device)
+        activations = sources[0].forward(images)
+        differences = {id(own): signed_maps(own, images, indices, cues, activations) for own in sources}
         partition, object_mask, exact = (truth.flatten(1).to(device) for truth in (partition, object_mask, exact))
         for row, index in enumerate(indices.tolist()):
             numbers = cues.pairs[index]
-            truths = {'parts': partition[row].long()}  # (S*S,)
-            if exact.numel():
-                truths['exact'] = exact[row].long()
+            evaluations[numbers] += 1
             for start in range(0, len(numbers), CHUNK):
                 chosen = numbers[start:start + CHUNK]
-                own = differences[row][start:start + CHUNK]
-                scores = cue_scores(own, images.shape[2:], norm_type, drop_lowest)  # (E,S,S)
-                binned, rows = metrics.bin_scores(scores, edges).flatten(1), torch.arange(len(chosen), device=device)
-                for name, parts in truths.items():
-                    truth = differing[chosen][:, parts]  # (E,S*S)
-                    if name == 'parts':
-                        truth &= object_mask[row]
-                    counts.setdefault(name, np.zeros((len(pairs), 2, bins), np.int64))
-                    counts[name][chosen] += metrics.count_scores(binned, truth, bins, rows, len(chosen))
-            evaluations[numbers] += 1
+                truths = {'parts': differing[chosen][:, partition[row].long()] & object_mask[row]}  # (E,S*S)
+                if exact.numel():
+                    truths['exact'] = differing[chosen][:, exact[row].long()]
+                for measure, own in zip(measures, counts, strict=True):
+                    signed = differences[id(measure.source)][row][start:start + CHUNK]
+                    _count(measure, signed, images.shape[2:], truths, own, chosen, len(pairs))
     return counts, evaluations
 
 
+def _count(measure, signed, size, truths, counts, chosen, num_pairs):
+    """Add the pixels of the signed maps (E,h,w) of one image and the pairs `chosen` to the histograms. truths: {name:
+    (E,S*S) bool}. counts: {name: (P,2,bins)}."""
+    bins = len(measure.edges) + 1
+    scores = cue_scores(signed, size, measure.norm_type, measure.drop_lowest)  # (E,S,S)
+    binned, rows = metrics.bin_scores(scores, measure.edges).flatten(1), torch.arange(len(chosen), device=scores.device)
+    for name, truth in truths.items():
+        counts.setdefault(name, np.zeros((num_pairs, 2, bins), np.int64))
+        counts[name][chosen] += metrics.count_scores(binned, truth, bins, rows, len(chosen))
+
+
 def over_all(counts, evaluations):
-    """The histograms and numbers of evaluations of all processes together. The first has some of each truth."""
+    """The histograms of each Measure and the numbers of evaluations, of all processes together. The first has some of
+    each truth."""
     of_each = processes.gather((counts, evaluations))
-    counts = {name: sum(own[name] for own, _ in of_each if name in own) for name in of_each[0][0]}
-    return counts, sum(own for _, own in of_each)
+    together = [{name: sum(own[number][name] for own, _ in of_each if name in own[number]) for name in first}
+                for number, first in enumerate(of_each[0][0])]
+    return together, sum(own for _, own in of_each)
 
 
 def summarise(counts, pairs, evaluations):
@@ -243,31 +266,38 @@ def open_cues(data, images, verbose=False):
     return cues
 
 
-def main():
-    run = evaluation.open_evaluation(config.parse('eval_cue_location', __doc__), 'eval_cue_location', needs_model=False)
-    args, images = run.args, run.open_split('test')
-    cues = open_cues(run.data, images, args.verbose)
-    pairs, number = cues.annotations.pairs, np.array([len(pair.parts) for pair in cues.annotations.pairs])
-    source = run.map_source(images, 'test', cues.asked_classes, cues.rows)
-    edges = metrics.bin_edges(args.threshold_type, args.cam_curve_interval)
-    counts, evaluations = over_all(*fill_histograms(run.loader(cues), source, run.device, args.norm_type, edges,
-                                                    args.drop_lowest))
-    if not processes.is_first():
-        return
+def open_runs(args):
+    """The Evaluations of every combination of the attribution methods, contrast methods and shares of dropped pixels
+    that the flags list, all of one network and one data set."""
+    listed = [args[name] if isinstance(args[name], tuple) else (args[name],) for name in SEVERAL]
+    chosen = [dict(zip(SEVERAL, values, strict=True)) for values in itertools.product(*listed)]
+    # a network folded for forwards alone serves no gradients: those who ask for them open it
+    chosen.sort(key=lambda own: evaluation.only_runs_forward(Munch(args, **own), 'eval_cue_location'))
+    first = evaluation.open_evaluation(Munch(args, **chosen[0]), 'eval_cue_location', needs_model=False)
+    scale = {name: args[name] for name in ('norm_type', 'threshold_type')}
+    runs = [first, *(first.with_maps(**own, **scale) for own in chosen[1:])]
+    for run in runs[1:]:
+        util.say(run.describe())
+    return runs
+
+
+def finish(run, counts, evaluations, images, cues):
+    """Say and write what one Evaluation has measured. counts: {truth: (P,2,bins)}."""
+    args, pairs, number = run.args, cues.annotations.pairs, np.array([len(own.parts) for own in cues.annotations.pairs])
     summaries, per_pair = {}, {}
     for truth, histogram in counts.items():
         summaries[truth], per_pair[truth] = summarise(histogram, pairs, evaluations)
     dropped = {truth: dropped_shares(histogram) for truth, histogram in counts.items()}
 
     by_number = ', '.join(f'{(evaluations[number == k] > 0).sum()} with {k}' for k in (1, 2, 3))
-    util.say(f'\n{run.maps_name()}, {run.data.name}: {evaluations.sum()} (image, pair) evaluations of {len(cues)} '
-             f'images; pairs: {by_number} differing parts')
+    dropping = f', lowest {args.drop_lowest:g} % dropped' if args.drop_lowest else ''
+    util.say(f'\n{run.maps_name()}{dropping}, {run.data.name}: {evaluations.sum()} (image, pair) evaluations of '
+             f'{len(cues)} images; pairs: {by_number} differing parts')
     is_published = run.data.name == 'CUB' and args.scoremap_root is None and not args.drop_lowest
     method = args.attribution_method, args.score_map_process
     report(summaries, dropped, paper.PXAP.get(method) if is_published else None)
-    dropping = [f'lowest{args.drop_lowest:g}dropped'] if args.drop_lowest else []
     result = run.result_file('cue_location', images, 'test', run.maps_name(), args.norm_type, args.threshold_type,
-                             *dropping)
+                             *([f'lowest{args.drop_lowest:g}dropped'] if args.drop_lowest else []))
     histogram = counts.get('exact', counts['parts'])
     curves = {f'{k} differing part{"s" * (k > 1)}': metrics.precision_recall(histogram[number == k].sum(0))
               for k in (1, 2, 3) if evaluations[number == k].any()}
@@ -275,6 +305,20 @@ def main():
     result.write({'evaluated_images': len(cues), 'evaluations': int(evaluations.sum()), 'pxap': summaries,
                   'dropped': dropped, 'recalls': ' '.join(f'{100 * recall:.0f}' for recall in metrics.RECALLS),
                   'pairs': pair_records(pairs, evaluations, per_pair, histogram)})
+
+
+def main():
+    runs = open_runs(config.parse('eval_cue_location', __doc__))
+    first, images = runs[0], runs[0].open_split('test')
+    cues = open_cues(first.data, images, first.args.verbose)
+    sources = {run.maps_name(): run.map_source(images, 'test', cues.asked_classes, cues.rows) for run in runs}
+    measures = [Measure(sources[run.maps_name()], run.args.norm_type,
+                        metrics.bin_edges(run.args.threshold_type, run.args.cam_curve_interval), run.args.drop_lowest)
+                for run in runs]
+    counts, evaluations = over_all(*fill_histograms(first.loader(cues), measures, first.device))
+    if processes.is_first():
+        for run, own in zip(runs, counts, strict=True):
+            finish(run, own, evaluations, images, cues)
 
 
 if __name__ == '__main__':

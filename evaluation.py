@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -79,6 +79,10 @@ class Evaluation:
             members = self.data.superclasses(images.class_names, args.superclass_file)
         return NetworkMaps(images, process=args.score_map_process, seed=args.seed, superclasses=members,
                            settings=sampling_settings(args), **options)
+
+    def with_maps(self, **chosen):
+        """The same network and data, asked for the maps of other flags. Raises UserError where it has none such."""
+        return replace(self, args=_choose_maps(Munch(self.args, **chosen), self.model, self.data, self.script))
 
     def describe(self):
         """One line: which maps, and how they are made comparable."""
@@ -168,14 +172,8 @@ def open_evaluation(args, script, needs_model=True, needs_data=True):
         model = checkpoint.build(config.network_settings(args), num_classes, device)
         check_image_size(model, args.crop_size)
     if script in config.MAPS:
-        args = _with_defaults(args, model, script)
-        if contrast_in_place(args, script):
-            check_contrast(args.contrast_method, type(model))
-        elif args.score_map_process == config.OBJECT_MASK:
-            data.annotations()
-        elif args.scoremap_root is None:
-            check_process(args.score_map_process, type(model))
-    if model is not None and _only_runs_forward(args, script):
+        args = _choose_maps(args, model, data, script)
+    if model is not None and only_runs_forward(args, script):
         fold_batchnorm(model, args.crop_size)
     if script in config.RUNS:
         args.precision = util.pick_precision(args.precision, device)
@@ -204,13 +202,25 @@ def _find_network(args, script):
     return weights.open_network(path, args.architecture)
 
 
-def _only_runs_forward(args, script):
+def only_runs_forward(args, script):
     """Whether a script asks its network for forwards alone: no gradient, no other network made of it."""
     contrast = contrast_in_place(args, script)
     # None: maps that no network makes, or that are read off the activations
     maps = PROCESSES.get(contrast.removesuffix('-difference') if contrast else args.score_map_process)
     return script == 'main' or script in config.EVALUATIONS and (
         args.scoremap_root is not None or maps is None or maps.one_forward)
+
+
+def _choose_maps(args, model, data, script):
+    """The flags with the attribution method and its scale. Raises UserError where the network or the data has none."""
+    args = _with_defaults(args, model, script)
+    if contrast_in_place(args, script):
+        check_contrast(args.contrast_method, type(model))
+    elif args.score_map_process == config.OBJECT_MASK:
+        data.annotations()
+    elif args.scoremap_root is None:
+        check_process(args.score_map_process, type(model))
+    return args
 
 
 def _with_defaults(args, model, script):

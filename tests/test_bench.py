@@ -49,8 +49,8 @@ def test_the_plain_cue_localization_counts_what_ours_counts(bench):
     for index, pair in enumerate(cues.annotations.pairs[:3]):
         own = np.isin(nearest_part(cues.points[index], 500, 375, 32), pair.parts) & cues.object_mask
         np.testing.assert_array_equal(benchmark._plain_mask(cues.points[index], 32, pair, cues.object_mask), own)
-    counts, evaluations = eval_cue_location.fill_histograms(make_loader(cues, 2, 0, CPU), NetworkMaps(cues, model, 'jointll'), CPU,
-                                                            'clipping', edges)
+    measure = eval_cue_location.Measure(NetworkMaps(cues, model, 'jointll'), 'clipping', edges)
+    (counts,), evaluations = eval_cue_location.fill_histograms(make_loader(cues, 2, 0, CPU), [measure], CPU)
     plain = benchmark._plain_cues(bench, model, cues, edges)
     ours = counts['parts'].sum(0)[:, 1:-1]  # numpy drops the underflow, as published
     assert evaluations.tolist() == [3] * 4 and plain.sum() > 1000
