@@ -118,8 +118,8 @@ def versions_at_a_time(query, usual, numbers_kept):
     images = query.images
     if images.device.type != 'cuda':
         return usual
-    free, _ = torch.cuda.mem_get_info(images.device)
-    free += torch.cuda.memory_reserved(images.device) - torch.cuda.memory_allocated(images.device)  # torch's own reserve
+    unused = torch.cuda.memory_reserved(images.device) - torch.cuda.memory_allocated(images.device)  # torch's reserve
+    free = torch.cuda.mem_get_info(images.device)[0] + unused
     pixels = images.shape[2] * images.shape[3]
     fitting = int(GPU_SHARE * free / (pixels * (numbers_kept + query.asked.shape[1]) * images.element_size()))
     return min(max(usual, 1 << fitting.bit_length() >> 1), 16 * usual)
