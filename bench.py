@@ -63,6 +63,7 @@ class Bench:
 
     def __init__(self, architecture, size, device, rounds):
         self.architecture, self.size, self.device, self.rounds = architecture, size, device, rounds
+        util.try_algorithms(device)
         self.precisions = {'float32': 'float32'}
         if util.computes_in_bfloat16(device):
             self.precisions['auto'] = 'bfloat16'
