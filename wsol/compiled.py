@@ -26,6 +26,6 @@ def compile_backbone(model, backend='inductor'):
 
 
 def _cannot_compile(error):
-    reason = ' '.join(str(error).split())[:200]
+    reason = ' '.join(str(error).split('Set TORCHDYNAMO_VERBOSE')[0].split())[:200]  # advice to developers follows
     return UserError(f'--compile: torch cannot compile here ({reason}); that takes a C++ compiler such as g++, and '
                      'Triton on a GPU. Install what is missing, or leave --compile out')
