@@ -38,7 +38,7 @@ class Bench:
 
     def network(self, num_classes=200, folded=False, plain=False, other=None):
         """In eval mode. plain: in the memory layout that torch has by default, with its BatchNorms. other: an
-        architecture in the place of the one that is measured, with 14x14 maps."""
+        architecture in the place of the one that is measured, with small maps."""
         torch.manual_seed(0)
         large = {'large_feature_map': True} if not other and self.architecture.startswith('resnet') else {}
         model = build_model(other or self.architecture, 'CALM_EM', num_classes, **large).to(self.device)
@@ -52,8 +52,9 @@ class Bench:
             fold_batchnorm(model, self.size)
         return model
 
-    def images(self, count, plain=False):
-        images = torch.randn(count, 3, self.size, self.size, generator=torch.Generator().manual_seed(1))
+    def images(self, count, plain=False, size=None):
+        size = size or self.size
+        images = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
         return images.to(self.device) if plain else util.to_device(images, self.device)
 
     def labels(self, count, num_classes=200):

@@ -30,7 +30,7 @@ from wsol.query import SamplingSettings
 ITEMS = {}
 COPIES = 8     # of an image, for SmoothGrad; as many points on the path of integrated gradients
 PHOTOS = 256   # for the loaders
-SMALL = 'resnet18'  # with 14x14 maps, where many forwards of large batches would take minutes
+SMALL = 'resnet18'  # on half-size images, where many forwards of large batches would take minutes
 PHOTO = 500, 375  # pixels, as many as most of CUB's have
 CUB = {'images': 2579, 'evaluations': 11039}  # of cue localization on CUB's test split, all 191 pairs
 
@@ -145,17 +145,18 @@ def remove_and_classify(bench):
     known = SimpleNamespace(image_id=str)
     for count, num_classes, other in ((1, 200, None), (8, 10, SMALL), (8, 1000, SMALL), (32, 200, SMALL)):
         plain, model = (bench.network(num_classes, other=other, **{kind: True}) for kind in ('plain', 'folded'))
-        same, labels = bench.images(count, plain=True), bench.labels(count, num_classes)
-        batch = [(bench.images(count), labels, torch.arange(count))]
+        size, labels = bench.size // 2 if other else bench.size, bench.labels(count, num_classes)
+        same, images = bench.images(count, True, size), bench.images(count, False, size)
+        batch = [(images, labels, torch.arange(count))]
         ways = {'plain': partial(plain_ways.erasure, plain, same, labels)}
         for way, precision in bench.precisions.items():
             source = NetworkMaps(known, model, 'jointll', precision)
             ways[way] = partial(eval_pixel_perturb.classify_erased, model, batch, source, bench.device, 0, precision,
                                 count)
-        ways['floor'] = partial(_without_graph, bench, bench.best, _eleven_times, model, batch[0][0])
+        ways['floor'] = partial(_without_graph, bench, bench.best, _eleven_times, model, images)
         name = f'remove-and-classify, batch of {count}, {num_classes} classes'
         if other:
-            yield Item(f'{name}, {other} with 14x14 maps, one round', ways, count, rounds=1)
+            yield Item(f'{name}, {other} on half-size images, one round', ways, count, rounds=1)
         else:
             yield Item(name, ways, count)
 
