@@ -165,6 +165,9 @@ FLAGS = {
              "the backbone's; auto: trains in bfloat16 where the hardware computes in it, and evaluates in float32 (as "
              'torch computes it: its convolutions use TF32 on recent NVIDIA GPUs); heads, losses and maps are float32',
              RUNS, kept=True, recorded=True),
+        Flag('compile', False, boolean, 'run the backbone through torch.compile, which takes minutes at first and a '
+             'C++ compiler; for trainings, and for evaluations that run forwards alone', ('main', *EVALUATIONS),
+             recorded=True),
     ),
     'data': (
         Flag('dataset', 'CUB', dataset_name, f'{", ".join(DATASETS)} (ImageNet = ILSVRC), or your own folder of '

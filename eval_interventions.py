@@ -88,7 +88,7 @@ def true_effects(model, images, questions, repainter, device):
                 places[key] = len(pictures)
                 pictures.append(repainter.paint(image_id, swap))
         batch = torch.stack([images.transform(as_image(picture)) for picture in pictures])
-        scores = model(util.to_device(batch, device)).log_softmax(1).double().cpu().numpy()  # (V,C)
+        scores = model(util.to_device(batch, device)).log_softmax(1).cpu().double().numpy()  # (V,C)
         for number in numbers:
             _, _, first, second, parts = questions[number]
             odds = scores[:, first] - scores[:, second]

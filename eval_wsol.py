@@ -125,14 +125,21 @@ class MaskCounts(Counts):
 
 def localise(loader, source, counts, device):
     """One pass over a split, adding every map to counts. source: a MapSource; without a network no class is right."""
+    def add(batch):
+        for measured, is_right in batch:
+            counts.add(measured, is_right)
+
     with ThreadPoolExecutor(util.usable_cores()) as pool:  # OpenCV lets other threads run
+        before = ()
         for images, labels, indices in util.progress(loader, 'localization', 'batch'):
             labels = util.to_device(labels, device)
             probs, _, maps = source(util.to_device(images, device), indices, labels[:, None])
             maps = [own[0].float().cpu().numpy() for own in maps]  # B of (h,w)
             right = np.zeros(len(labels), bool) if probs is None else (probs.argmax(1) == labels).cpu().numpy()
-            for measured, is_right in zip(pool.map(counts.measure, maps, indices.tolist()), right, strict=True):
-                counts.add(measured, is_right)
+            begun = zip(pool.map(counts.measure, maps, indices.tolist()), right, strict=True)
+            add(before)  # the boxes of the batch before were sought while this one was in the network
+            before = begun
+        add(before)
     counts.share()
     return counts
 

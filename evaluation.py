@@ -28,6 +28,7 @@ from image_files import eval_transform
 from map_sources import ContrastMaps, FolderMaps, NetworkMaps, ObjectMasks
 from util import UserError
 from wsol._torchvision import torchvision
+from wsol.compiled import compile_backbone
 from wsol.contrast import CONTRASTS, check_contrast
 from wsol.folding import fold_batchnorm
 from wsol.heads import CALM
@@ -89,7 +90,8 @@ class Evaluation:
         chosen = [f'{word} {self.args[flag]}' for word, flag in
                   (('norm', 'norm_type'), ('thresholds', 'threshold_type'))
                   if self.script in config.ALL_FLAGS[flag].readers]
-        return ', '.join([f'maps: {self.maps_name()}', *chosen, self.args.precision])
+        compiled = ['compiled'] if self.args.compile else []
+        return ', '.join([f'maps: {self.maps_name()}', *chosen, self.args.precision, *compiled])
 
     def maps_name(self):
         """<method>_<process>; for maps made elsewhere their folder's name, and a number that tells two apart."""
@@ -161,6 +163,8 @@ def open_evaluation(args, script, needs_model=True, needs_data=True):
     """
     device, checkpoint, model = util.pick_device(args.device), None, None
     processes.join(device)
+    if script == 'main' or script in config.EVALUATIONS:
+        util.try_algorithms(device)
     if needs_model or args.scoremap_root is None or args.load_checkpoint is not None:
         checkpoint = _find_network(args, script)
         args = config.adopt(args, checkpoint.path, checkpoint.known, checkpoint.network)
@@ -175,6 +179,11 @@ def open_evaluation(args, script, needs_model=True, needs_data=True):
         args = _choose_maps(args, model, data, script)
     if model is not None and only_runs_forward(args, script):
         fold_batchnorm(model, args.crop_size)
+        if args.compile:
+            compile_backbone(model)
+    elif args.compile and script in config.EVALUATIONS:
+        method = contrast_in_place(args, script) or args.score_map_process
+        raise UserError(f'--compile is for evaluations that run forwards alone, and {method} needs more; leave it out')
     if script in config.RUNS:
         args.precision = util.pick_precision(args.precision, device)
         args.workers = util.pick_workers(args.workers, 'workers' in args.given)
@@ -310,8 +319,9 @@ class ResultFile:
                    'command': command_line()}
         before = read_result(self.path)['settings']
         now = json.loads(json.dumps(self.identity['settings']))  # as a file has them: lists, no tuples
-        changed = [f'{name} was {before.get(name)}, is {value}' for name, value in now.items()
-                   if before and before.get(name) != value]
+        earlier = {name: flag.default for name, flag in config.ALL_FLAGS.items()} | before  # it may know fewer flags
+        changed = [f'{name} was {earlier.get(name)}, is {value}' for name, value in now.items()
+                   if before and earlier.get(name) != value]
         util.write_json(self.path, content)
         if quiet:
             return

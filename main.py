@@ -30,6 +30,7 @@ from training import Keeper, Training, lr_factor, shared_loss, top1_accuracy
 from training_log import TrainingLog
 from util import UserError
 from wsol import build_model, parameter_groups
+from wsol.compiled import compile_backbone
 from wsol.networks import check_image_size, normalisation
 
 
@@ -173,7 +174,8 @@ def train(args, device, stop, folder, lease):
                         'all machines share')
     evaluates_in = util.pick_precision(args.precision, device)
     args.update(open_settings(args, before, device))
-    util.say(f'trains in {args.precision} on {device.type}, evaluates in {evaluates_in}')
+    compiled = ', compiled' if args.compile else ''
+    util.say(f'trains in {args.precision} on {device.type}, evaluates in {evaluates_in}{compiled}')
     if before:
         check_resumable(before, args)
         more = f' and {before.step} steps' if before.step else ''
@@ -183,11 +185,11 @@ def train(args, device, stop, folder, lease):
     images = open_images(args, data)
     util.seed_everything(args.seed)
     model = initial_network(args, data, before, starts_from, folder, device)
-    learner, seen = model, images
-    if args.freeze:
-        learner = frozen.head_of(model)
-        if before is None or before.epoch < args.epochs:  # else nothing is left to learn
-            seen = frozen.extract_all(model, images, folder, args, device)
+    learner, seen = frozen.head_of(model) if args.freeze else model, images
+    if args.compile:
+        compile_backbone(model)
+    if args.freeze and (before is None or before.epoch < args.epochs):  # else nothing is left to learn
+        seen = frozen.extract_all(model, images, folder, args, device)
     training = make_training(args, learner, images, device, folder, lease, stop)
     if processes.is_first():
         util.check_writable(folder, size_of_checkpoint(model))
@@ -219,6 +221,7 @@ def main():
         return test_checkpoint(args)
     with processes.Stop() as stop:
         device = util.pick_device(args.device)
+        util.try_algorithms(device)
         args.workers = util.pick_workers(args.workers, 'workers' in args.given)
         processes.join(device)
         folder = weights.experiment_folder(args.save_root, args.experiment_name)

@@ -184,6 +184,12 @@ def pick_device(name='auto'):
     return torch.device(name, processes.local_rank()) if name == 'cuda' else torch.device(name)
 
 
+def try_algorithms(device):
+    """Have cuDNN try its algorithms for each new size and keep the fastest: for work on images of one size. Which one
+    that is may change from run to run, and with it the last digits."""
+    torch.backends.cudnn.benchmark = device.type == 'cuda'
+
+
 def computes_in_bfloat16(device):
     """Whether a device multiplies in bfloat16 itself: one that only emulates it is slower than in float32."""
     if device.type == 'cuda':

@@ -144,6 +144,25 @@ def test_backbones_carry_no_tensor_of_the_cpu_along(backbone, far_away):
     assert model.extract_features(images).device == model(images).device == FAR
 
 
+class SinglePrecision(TorchDispatchMode):
+    """Refuses double precision on the accelerator, which Apple's has not."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.device == FAR and result.dtype == torch.float64:
+            raise TypeError(f'{function} gives double precision on {FAR}')
+        return result
+
+
+@pytest.mark.parametrize('threshold_type', metrics.THRESHOLD_TYPES)
+def test_scores_are_binned_without_double_precision_on_the_device(far_away, threshold_type):
+    scores, edges = torch.zeros(2, 7, 7, device=FAR), metrics.bin_edges(threshold_type)
+    with SinglePrecision():
+        assert metrics.bin_scores(scores, edges).device == FAR
+        with pytest.raises(TypeError, match='double precision'):
+            metrics.bin_scores(scores.double(), edges)
+
+
 @pytest.mark.parametrize('norm_type', metrics.NORM_TYPES)
 def test_maps_are_resized_and_normalised_where_they_are(far_away, norm_type):
     maps = torch.zeros(2, 7, 7, device=FAR)

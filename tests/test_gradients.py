@@ -1,5 +1,6 @@
 """wsol.gradients: captum and torchcam as oracles, and the identities each method must keep."""
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam, Occlu
 from torchcam.methods import CAM as TorchCAM
 from torchcam.methods import LayerCAM
 
-from wsol import build_model, gradients
+from wsol import build_model, gradients, perturbation, query
 from wsol.attribution import attribution_maps
 from wsol.query import SamplingSettings
 
@@ -176,19 +177,51 @@ def noise_of(model, images, seeds, count, sigma):
     return torch.cat(copies).unflatten(0, (len(images), count)).transpose(0, 1) - images
 
 
-@pytest.mark.parametrize('process', ['integrated_grad', 'integrated_gradients', 'smooth_grad', 'smooth_grad_square', 'var_grad'])
-def test_versions_of_an_image_are_computed_together_as_one_by_one(model, images, process, monkeypatch):
-    settings, results = {'smooth_grad_nr_iter': 6, 'integrated_grad_nr_iter': 6}, []
-    for at_a_time in (1, 4, 100):
-        monkeypatch.setattr(gradients, 'VERSIONS_AT_A_TIME', at_a_time)
+VERSIONS = {  # process -> how many versions of an image it takes, beside single ones
+    'integrated_grad': 71, 'integrated_gradients': 70, 'smooth_grad': 70, 'smooth_grad_square': 70, 'var_grad': 70,
+    'score_cam': 64, 'occlusion': 12 * 12}
+
+
+@pytest.mark.parametrize('process', VERSIONS)
+def test_versions_of_an_image_are_computed_together_as_one_by_one(model, process, monkeypatch):
+    """In double precision, where the network's own rounding by the size of a batch is far below 1e-6."""
+    model, image = copy.deepcopy(model).double(), torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(1)).double()
+    results, settings = [], SamplingSettings(smooth_grad_nr_iter=70, integrated_grad_nr_iter=70)
+    for at_a_time in (1, 8, 64):
+        for module, name in ((gradients, 'VERSIONS_AT_A_TIME'), (perturbation, 'MASKS_AT_A_TIME')):
+            monkeypatch.setattr(module, name, at_a_time)
         sizes = []
         handle = model.register_forward_pre_hook(lambda _, inputs, sizes=sizes: sizes.append(len(inputs[0])))
-        results.append(maps(model, images, process, **settings))
+        results.append(attribution_maps(model, image, LABELS[:1], process, settings=settings))
         handle.remove()
-        total = 7 if process == 'integrated_grad' else 6
-        assert sizes == len(images) * [min(at_a_time, total - start) for start in range(0, total, at_a_time)]
+        if process in ('score_cam', 'occlusion'):
+            assert sizes.pop(0) == 1
+        total = sum(sizes)
+        assert total == VERSIONS[process]
+        assert sizes == [min(at_a_time, total - start) for start in range(0, total, at_a_time)]
     for together in results[1:]:
-        torch.testing.assert_close(together, results[0], rtol=1e-3, atol=1e-4 * results[0].abs().max().item())
+        assert (together - results[0]).abs().max() <= 1e-6 * results[0].abs().max()
+
+
+def test_on_a_cpu_as_many_versions_go_together_as_ever(model, images):
+    assert (gradients.VERSIONS_AT_A_TIME, perturbation.MASKS_AT_A_TIME) == (8, 32)
+    assert query.versions_at_a_time(SimpleNamespace(images=images), 8, 1000) == 8
+
+
+@pytest.mark.parametrize('usual, kept', [(8, gradients.NUMBERS_KEPT), (32, perturbation.NUMBERS_KEPT)])
+def test_on_cuda_the_versions_fit_into_their_share_of_the_free_memory(monkeypatch, usual, kept):
+    """Of 1 GB to 141 GB; what torch holds in reserve is free, too."""
+    images = SimpleNamespace(device=torch.device('cuda'), shape=(1, 3, 224, 224), element_size=lambda: 4)
+    asked, found = SimpleNamespace(images=images, asked=torch.zeros(1, 200)), []
+    for free in (1e9, 4e9, 8e9, 24e9, 80e9, 141e9):
+        for reserved in (0, 0.5):
+            monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda _, free=free, reserved=reserved: (free * (1 - reserved), 2e11))
+            monkeypatch.setattr(torch.cuda, 'memory_reserved', lambda _, free=free, reserved=reserved: 1e9 + free * reserved)
+            monkeypatch.setattr(torch.cuda, 'memory_allocated', lambda _: 1e9)
+            found.append(query.versions_at_a_time(asked, usual, kept))
+        assert found[-1] == found[-2] and usual <= found[-1] <= 16 * usual and found[-1].bit_count() == 1
+        assert found[-1] == usual or found[-1] * 224**2 * (kept + 200) * 4 <= query.GPU_SHARE * free
+    assert found == sorted(found) and found[0] == usual < found[-1]
 
 
 def test_the_noises_deviation_is_the_images_own_range_over_sigma(model):
@@ -213,6 +246,34 @@ def test_the_noises_deviation_is_the_images_own_range_over_sigma(model):
         pairs = [(unit[0, 0], unit[1, 0]), (unit[3, 1], unit[9, 1]), (unit[0, 0], unit[0, 1]), (unit[0, 0, 0], unit[0, 0, 1])]
         for first, second in pairs:
             assert abs((first * second).mean().item()) < 4 / first.numel() ** 0.5
+
+
+def test_the_noise_is_that_of_a_generator_of_the_cpu_with_the_images_seed(model, images):
+    """To the bit: what it adds to an image has not changed since the first results."""
+    noise = noise_of(model, images, [5, 6], 10, 4.0)
+    for index, seed in enumerate((5, 6)):
+        image, generator = images[index], torch.Generator().manual_seed(seed)
+        sigma = (image.max() - image.min()) / 4.0
+        copies = torch.stack([image + torch.randn(image.shape, generator=generator) * sigma for _ in range(10)])
+        assert torch.equal(noise[:, index], copies - image)
+
+
+def test_cuda_draws_the_noise_itself(monkeypatch):
+    """From a generator of its own: nothing is drawn on the CPU and carried there."""
+    asked = []
+
+    def draw(shape, generator, device):
+        asked.append(device)
+        return torch.zeros(shape)
+
+    class Far(torch.Tensor):
+        device, is_cuda = torch.device('cuda', 1), True
+    monkeypatch.setattr(torch, 'Generator', lambda device: SimpleNamespace(device=device, manual_seed=lambda _: SimpleNamespace(device=device)))
+    monkeypatch.setattr(torch, 'randn', draw)
+    monkeypatch.setattr(gradients, '_many_magnitudes', lambda _, copies: list(copies))
+    settings = SamplingSettings(smooth_grad_nr_iter=3)
+    gradients._noisy_magnitudes(SimpleNamespace(images=torch.zeros(1, 3, 4, 4).as_subclass(Far), seeds=[7], settings=settings))
+    assert asked == 3 * [torch.device('cuda', 1)]
 
 
 def test_the_noise_itself_depends_on_the_images_seed_alone(model, images):

@@ -130,6 +130,20 @@ def test_scores_in_single_precision_fall_into_the_bins_of_the_doubles(kind):
     assert (near.astype(np.float64) < edges).any() and (near.astype(np.float64) > edges).any()
 
 
+FLOATS = st.floats(0, 1, width=32)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.lists(FLOATS, max_size=30), st.booleans())
+def test_any_scores_fall_into_the_bins_of_any_edges_as_doubles_would(edges, scores, half):
+    """In single precision, and in half of it."""
+    edges = np.sort(edges)
+    near = edges.astype(np.float32)
+    scores = torch.tensor(np.concatenate([np.array(scores, np.float32), near, np.nextafter(near, np.float32(2))]))
+    scores = scores.bfloat16() if half else scores
+    expected = (scores.double().numpy()[:, None] >= edges).sum(1)
+    np.testing.assert_array_equal(metrics.bin_scores(scores, edges), expected)
+
+
 def test_erased_pixels_are_the_published_ones():
     reference = golden('erase_masks')
     rank, random = metrics.ranks(torch.tensor(reference['scores'])[:, 0], generators(3))

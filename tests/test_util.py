@@ -1,11 +1,13 @@
 """util: how tensors go to a device, what a device computes in, how many cores there are, files written whole."""
 import os
 import random
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import refused
 
 import util
 from util import UserError
@@ -44,6 +46,13 @@ def test_images_come_in_the_layout_of_the_devices_convolutions_and_all_else_as_i
         parcel = Parcel(ndim, False)
         util.to_device(parcel, torch.device(kind))
         assert parcel.sent[1]['memory_format'] is expected
+
+
+@pytest.mark.parametrize('kind', ['cuda', 'mps', 'cpu'])
+def test_cudnn_tries_its_algorithms_on_cuda_alone(monkeypatch, kind):
+    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', False)
+    util.try_algorithms(torch.device(kind))
+    assert torch.backends.cudnn.benchmark == (kind == 'cuda')
 
 
 def test_a_batch_is_the_same_numbers_on_the_device():
@@ -192,3 +201,12 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_beside_it(tmp_path
     with pytest.raises(UserError, match=r'cannot write .*results.json: No space left'):
         util.write_atomically(path, full)
     assert path.read_bytes() == before and [child.name for child in tmp_path.iterdir()] == ['results.json']
+
+
+@pytest.mark.parametrize('name, tries', [('eval_wsol', True), ('main', True), ('inference', False)])
+def test_algorithms_are_tried_where_images_have_one_size(script, monkeypatch, name, tries):
+    seen = []
+    monkeypatch.setattr(util, 'try_algorithms', seen.append)
+    Path('photo.jpg').touch()
+    refused(script(name, '--device=cpu', '--load_checkpoint=nowhere', '--is_train=False', *['photo.jpg'] * (name == 'inference')), 'nowhere')
+    assert bool(seen) == tries

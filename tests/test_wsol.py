@@ -1,6 +1,7 @@
 """eval_wsol.py: real masks, and the script against naive loops that share no code with it."""
 import pickle
 import shutil
+import threading
 
 import cv2
 import numpy as np
@@ -9,9 +10,11 @@ import torch
 from conftest import SIZE, open_birds, read_result, refused, roots_of, shared, without
 
 import eval_wsol
+import map_sources
 import reports
 import weights
 from data_loaders import find_dataset
+from util import UserError
 from wsol import metrics
 from wsol.attribution import attribution_maps
 
@@ -182,3 +185,39 @@ def test_metadata_without_boxes_is_one_clear_error(script, tiny_birds, save, tmp
     refused(script('eval_wsol', *flags), 'localization.txt is empty')
     (tmp_path / 'meta/ToyBirds/val/localization.txt').unlink()
     refused(script('eval_wsol', *flags), 'localization.txt is not there', 'path,x0,y0,x1,y1')
+
+
+def test_boxes_are_sought_while_the_next_batch_is_in_the_network():
+    """A batch's boxes are waited for after the forward of the next, and counted in order."""
+    seen, first_is_begun, next_is_in = [], threading.Event(), threading.Event()
+
+    class Counts(eval_wsol.Counts):
+        def measure(self, score_map, index):
+            first_is_begun.set()
+            assert next_is_in.wait(60)
+            return index
+
+        def add(self, index, is_right):
+            seen.append((index, bool(is_right)))
+
+    def source(images, indices, classes):
+        if indices[0] > 0:  # the second batch: the first one's boxes are being sought, and none has been counted
+            assert first_is_begun.wait(60) and not seen
+            next_is_in.set()
+        return map_sources.MapBatch(torch.eye(3)[indices % 3], classes, [torch.zeros(1, 4, 4)] * 2)
+    loader = [(torch.zeros(2, 3, 4, 4), torch.tensor([0, 0]), torch.tensor(rows)) for rows in ([0, 1], [2, 3])]
+    eval_wsol.localise(loader, source, Counts(), torch.device('cpu'))
+    assert seen == [(0, True), (1, False), (2, False), (3, True)]
+
+
+def test_what_fails_while_boxes_are_sought_is_raised():
+    class Counts(eval_wsol.Counts):
+        def measure(self, score_map, index):
+            raise UserError(f'image {index}')
+
+    def source(images, indices, classes):
+        return map_sources.MapBatch(None, classes, [torch.zeros(1, 4, 4)])
+    loader = [(torch.zeros(1, 3, 4, 4), torch.tensor([0]), torch.tensor([row])) for row in range(3)]
+    for part in (loader, loader[:1]):
+        with pytest.raises(UserError, match='image 0'):
+            eval_wsol.localise(part, source, Counts(), torch.device('cpu'))

@@ -167,10 +167,13 @@ class CueAnnotations:
         return [index for index, pair in enumerate(self.pairs)
                 if label in (pair.first, pair.second) and seen.intersection(pair.parts)]
 
+    def photo_size(self, image_id):
+        """(width, height) in pixels."""
+        return _read_picture(self.root / 'images' / image_id, lambda image: image.size)
+
     def partition(self, image_id, size):
         """(size,size) uint8: the union part whose point is nearest."""
-        width, height = _read_picture(self.root / 'images' / image_id, lambda image: image.size)
-        return nearest_part(self.points(image_id), width, height, size)
+        return nearest_part(self.points(image_id), *self.photo_size(image_id), size)
 
     def object_mask(self, image_id, size):
         """(size,size) bool: the bird's segmentation, resized with PIL's default filter, > 0."""

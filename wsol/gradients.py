@@ -9,9 +9,10 @@ from itertools import islice
 import numpy as np
 import torch
 
-from .query import image_by_image, register
+from .query import image_by_image, register, versions_at_a_time
 
-VERSIONS_AT_A_TIME = 8  # noisy copies, or points on a path, of one image per forward and backward: bounds the memory
+VERSIONS_AT_A_TIME = 8  # noisy copies, or points on a path, of one image per forward and backward (a GPU takes more)
+NUMBERS_KEPT = 1000     # for each pixel of such a version: what the graph of a ResNet-50 with 28x28 maps holds
 
 # --- gradients by the input ---------------------------------------------------------------------
 
@@ -49,9 +50,9 @@ def backprop(query):
 
 
 def _many_magnitudes(query, versions):
-    """The vanilla gradient map (K,H,W) of each version (3,H,W) of one image, VERSIONS_AT_A_TIME of them together."""
-    versions = iter(versions)
-    while part := list(islice(versions, VERSIONS_AT_A_TIME)):
+    """The vanilla gradient map (K,H,W) of each version (3,H,W) of one image, some of them together."""
+    versions, at_a_time = iter(versions), versions_at_a_time(query, VERSIONS_AT_A_TIME, NUMBERS_KEPT)
+    while part := list(islice(versions, at_a_time)):
         yield from _magnitudes(query, torch.stack(part))
 
 
@@ -70,12 +71,14 @@ def _noisy_magnitudes(query):
     """Vanilla gradient maps (K,H,W) of noisy copies of one image.
 
     As published, the noise's deviation is the image's range / smooth_grad_sigma. Each image has its
-    own generator: the noise depends on its seed, not on the batch.
+    own generator: the noise depends on its seed, not on the batch. CUDA draws its own noise, which is other noise than
+    the CPU's of the same seed, so that no copy has to be carried to it.
     """
     seed, = query.seeds
-    image, generator = query.images[0], torch.Generator().manual_seed(seed)
+    image = query.images[0]
+    generator = torch.Generator(image.device if image.is_cuda else 'cpu').manual_seed(seed)
     sigma = (image.amax() - image.amin()) / query.settings.smooth_grad_sigma
-    copies = (image + torch.randn(image.shape, generator=generator).to(image) * sigma
+    copies = (image + torch.randn(image.shape, generator=generator, device=generator.device).to(image) * sigma
               for _ in range(query.settings.smooth_grad_nr_iter))
     return _many_magnitudes(query, copies)
 
@@ -124,7 +127,8 @@ def integrated_gradients(query):
     Gauss-Legendre quadrature. Complete: a map sums to score(image) - score(zero image).
     """
     points, weights = np.polynomial.legendre.leggauss(query.settings.integrated_grad_nr_iter)
-    points, weights = (torch.from_numpy(values).to(query.images)[:, None, None, None].split(VERSIONS_AT_A_TIME)
+    at_a_time = versions_at_a_time(query, VERSIONS_AT_A_TIME, NUMBERS_KEPT)
+    points, weights = (torch.from_numpy(values).to(query.images)[:, None, None, None].split(at_a_time)
                        for values in ((1 + points) / 2, weights / 2))  # of (N,1,1,1)
     return sum((weight * _products(query, query.images * point)).sum(0)
                for point, weight in zip(points, weights, strict=True))

@@ -6,16 +6,18 @@ forwards per image.
 import torch
 
 from .metrics import normalise, resize
-from .query import full_precision, image_by_image, register
+from .query import full_precision, image_by_image, register, versions_at_a_time
 
 OCCLUSION_SIDE, OCCLUSION_STRIDE = 1 / 7, 1 / 14  # of the image's side
-MASKS_AT_A_TIME = 32  # masked images per forward
+MASKS_AT_A_TIME = 32  # masked images per forward (a GPU takes more)
+NUMBERS_KEPT = 120    # for each pixel of a masked image: what a ResNet-50 with 28x28 maps holds at once without a graph
 
 
 def _scores_of_masked(query, masks):
     """Class scores of one image under each mask. query: of one image; masks: (M,1,H,W) in 0..1. Returns (M,K)."""
+    at_a_time = versions_at_a_time(query, MASKS_AT_A_TIME, NUMBERS_KEPT)
     with torch.no_grad():
-        chunks = [query.model(query.images * part) for part in masks.split(MASKS_AT_A_TIME)]
+        chunks = [query.model(query.images * part) for part in masks.split(at_a_time)]
     return query.explained(torch.cat(chunks))
 
 

@@ -13,6 +13,7 @@ from .errors import UserError
 from .heads import CAM
 
 PROCESSES = {}
+GPU_SHARE = 0.25  # of a GPU's free memory: what the versions of an image that go through the network together may take
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,23 @@ def image_by_image(function):
         return torch.stack([function(query.single(index)) for index in range(len(query.images))])
     batch.__doc__ = function.__doc__
     return batch
+
+
+def versions_at_a_time(query, usual, numbers_kept):
+    """How many versions of an image (noisy copies, masked ones) go through the network together; no map depends on it.
+
+    usual: on a CPU, which hardly gains by more. On CUDA as many as fit into GPU_SHARE of what is free, between usual
+    and 16 times as many, and a power of two: cuDNN tries its algorithms anew for each size. numbers_kept: for each
+    pixel of a version, beside the maps of the asked classes.
+    """
+    images = query.images
+    if images.device.type != 'cuda':
+        return usual
+    unused = torch.cuda.memory_reserved(images.device) - torch.cuda.memory_allocated(images.device)  # torch's reserve
+    free = torch.cuda.mem_get_info(images.device)[0] + unused
+    pixels = images.shape[2] * images.shape[3]
+    fitting = int(GPU_SHARE * free / (pixels * (numbers_kept + query.asked.shape[1]) * images.element_size()))
+    return min(max(usual, 1 << fitting.bit_length() >> 1), 16 * usual)
 
 
 def full_precision(tensor):
