@@ -9,7 +9,7 @@ from munch import Munch
 import util
 from data_loaders import DATASETS, canonical_name
 from util import UserError
-from wsol import ARCHITECTURE_NAMES, ARCHITECTURES, HEADS, PROCESSES
+from wsol import ARCHITECTURE_NAMES, ARCHITECTURES, HEADS, PROCESSES, prior_training
 from wsol.contrast import CONTRASTS
 from wsol.metrics import NORM_TYPES, THRESHOLD_TYPES
 from wsol.networks import find_architecture, options_taken
@@ -102,6 +102,15 @@ def dataset_name(text):
         return canonical_name(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def measures(text):
+    """NAME:VALUE,..., of wsol.prior_training."""
+    try:
+        prior_training.parse(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 OVERLAYS = {'blend': "the map's colours over the photo in grey", 'mask': 'the photo, darker where the map is lower',
@@ -216,6 +225,8 @@ FLAGS = {
         _training('lr_decay_frequency', 30, COUNT, 'step: times 0.1 at the start of every epoch this divides'),
         _training('momentum', 0.9, number(float, 0, True, 1), "Nesterov's"),
         _training('weight_decay', 1e-4, RATE, 'L2'),
+        _training('prior_training', None, measures, "CALM's: what is done to p(z|x) in training and only there; "
+                  f'several, separated by commas, of {", ".join(f"{name}:VALUE" for name in prior_training.MEASURES)}'),
         Flag('tensorboard', False, boolean, "write each epoch's line for TensorBoard too, in the experiment's folder "
              '(an optional package)', MAIN),
     ),

@@ -166,6 +166,7 @@ class CALM(CAM):
     own_maps = 'jointll'
     own_contrast = 'prior-log-odds'
     criterion = None  # (log_row, prior) -> loss
+    prior_training = None  # of wsol.prior_training: what `loss` does to the attention in training mode
 
     def __init__(self, backbone, num_features, num_classes, prior='relu'):
         super().__init__(backbone, num_features, num_classes)
@@ -179,6 +180,13 @@ class CALM(CAM):
         # (eval mode) are those of p(y|x) itself
         return spatial_prior(self.attention[1](attention), self.detach_normaliser and self.training)
 
+    def prior_of_loss(self, attention):
+        """p(z|x) (B,h,w) as the loss takes it, of the attention's logits (B,h,w), and what is added to the loss ()."""
+        if self.prior_training is None or not self.training:
+            return self.prior(attention), 0.0
+        attention, summand = self.prior_training(self.attention[1](attention))
+        return spatial_prior(attention, self.detach_normaliser), summand
+
     def head(self, features):
         features, logits, _ = super().head(features)
         with torch.autocast(features.device.type, enabled=False):
@@ -190,18 +198,19 @@ class CALM(CAM):
 
     def plain_loss(self, images, labels):
         """`loss` as the equations have it: the definition that tests hold `loss` against."""
-        _, logits, prior = self.activations(images)
+        features, logits, _ = self.activations(images)
+        prior, summand = self.prior_of_loss(pointwise(features, self.attention[0])[:, 0])
         log_conditional = logits.log_softmax(1)  # (B,C,h,w)
         grid = labels[:, None, None].expand_as(prior)  # (B,h,w)
         log_row = -F.nll_loss(log_conditional, grid, reduction='none')  # (B,h,w)
         with torch.no_grad():
             scores = log_marginal(log_conditional, prior)
-        return self.criterion(log_row, prior), scores
+        return self.criterion(log_row, prior) + summand, scores
 
     def loss(self, images, labels):
         def equations(log_row, attention):
-            prior = self.prior(attention)
-            return self.criterion(log_row, prior), prior
+            prior, summand = self.prior_of_loss(attention)
+            return self.criterion(log_row, prior) + summand, prior
         features = self.extract_features(images)
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(self.conv_last.weight.dtype)
