@@ -61,6 +61,11 @@ def several(parse):
     return parse_all
 
 
+def stages(text):
+    """A ResNet's stages, separated by commas, in their order."""
+    return ','.join(sorted(several(choice(('layer1', 'layer2', 'layer3', 'layer4')))(text)))
+
+
 def device_name(text):
     """auto, cuda, cuda:1, mps, cpu."""
     kind, _, number = text.partition(':')
@@ -198,8 +203,8 @@ FLAGS = {
                  'gradient of its sum'),
         _network('large_feature_map', False, boolean, '28x28 instead of 14x14 maps (of 224x224 images)'),
         _network('use_bn', False, boolean, "BatchNorm in VGG's and Inception's added layers"),
-        _network('last_stage', 'layer4', choice(('layer1', 'layer2', 'layer3', 'layer4')),
-                 'ResNet: stop here, for a smaller receptive field'),
+        _network('last_stage', 'layer4', stages, 'ResNet: stop here, for a smaller receptive field; several, separated '
+                 'by commas: the features of each, side by side on the finest grid'),
         Flag('pretrained', True, boolean_or_file, 'start from ImageNet weights of the backbone; False: from random '
              'ones; a file: from the state dict in it, which fits but for the classifier',
              (*MAIN, *INFERENCE, *EXPORT)),

@@ -127,6 +127,16 @@ def test_unknown_flags_and_values_are_answered_with_the_nearest(script, name, fl
     refused(script(name, *(['photo.jpg'] if name == 'inference' else []), flag), *words)
 
 
+@pytest.mark.parametrize('text, expected', [('layer3', 'layer3'), ('layer3, layer1,layer3', 'layer1,layer3'), ('layer5', None),
+                                            ('layer1,', None)])
+def test_stages_are_told_in_their_order(text, expected):
+    if expected is None:
+        with pytest.raises(UserError, match='is not one of layer1, layer2, layer3, layer4'):
+            config.parse('main', argv=[f'--last_stage={text}'])
+    else:
+        assert config.parse('main', argv=[f'--last_stage={text}']).last_stage == expected
+
+
 @pytest.mark.parametrize('text, expected', [('jointll', ('jointll',)), ('jointll, vanilla,jointll', ('jointll', 'vanilla'))])
 def test_inference_takes_several_methods_and_the_evaluations_one(script, text, expected):
     flag = f'--score_map_process={text}'

@@ -119,15 +119,21 @@ class CAM(nn.Module):
     def __init__(self, backbone, num_features, num_classes, prior=None):
         super().__init__()
         self.stages = tuple(name for name, _ in backbone.named_children())
+        self.earlier = getattr(backbone, 'earlier', ())  # stages whose features are taken beside those of the last
         for name, stage in backbone.named_children():
             self.add_module(name, stage)
         self.conv_last = nn.Conv2d(num_features, num_classes, 1)
 
     def extract_features(self, images):
-        """(B,3,H,W) -> (B,D,h,w)."""
+        """(B,3,H,W) -> (B,D,h,w). Of several stages: side by side on the grid of the first, the finest."""
+        found = []
         for name in self.stages:
             images = self.get_submodule(name)(images)
-        return images
+            if name in self.earlier:
+                found.append(images)
+        if not found:
+            return images
+        return torch.cat([F.interpolate(own, found[0].shape[2:], mode='nearest') for own in [*found, images]], 1)
 
     def head(self, features):
         """(B,D,h,w) -> Activations, in the weights' precision whatever autocast made of the backbone's."""

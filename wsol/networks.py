@@ -97,7 +97,8 @@ def build_model(architecture, attribution_method, num_classes, pretrained=False,
     from ImageNet weights (downloaded once, hash checked), a file from the state dict in it. large_feature_map: 28x28
     instead of 14x14 maps of a 224x224 image. use_bn: VGG-16 with BatchNorm, and BatchNorm in the layers
     added to VGG and Inception (a ResNet has it anyway). prior: 'relu' or 'softplus' (CALM only).
-    last_stage: end a ResNet at 'layer1', 'layer2' or 'layer3', for a smaller receptive field.
+    last_stage: end a ResNet at 'layer1', 'layer2' or 'layer3', for a smaller receptive field; 'layer2,layer3': the
+    features of both, the coarser grid enlarged to the finer one.
     Returns an nn.Module: model(images (B,3,H,W)) -> class scores (B,C). Raises UserError.
     """
     recipe, head = find_architecture(architecture), find_head(attribution_method)
