@@ -201,6 +201,8 @@ FLAGS = {
         _network('attribution_method', 'CAM', choice(tuple(HEADS), METHOD_ALIASES), ', '.join(HEADS)),
         _network('prior', 'relu', choice(('relu', 'softplus')), "CALM's; relu: as released; softplus: with the "
                  'gradient of its sum'),
+        _network('no_cue', False, boolean, "CALM's: one more location, nowhere in the picture, with an attention and a "
+                 'distribution over the classes that are learned'),
         _network('large_feature_map', False, boolean, '28x28 instead of 14x14 maps (of 224x224 images)'),
         _network('use_bn', False, boolean, "BatchNorm in VGG's and Inception's added layers"),
         _network('last_stage', 'layer4', stages, 'ResNet: stop here, for a smaller receptive field; several, separated '
@@ -380,7 +382,7 @@ def problem_of(name, value):
 def network_settings(args):
     """The arguments of build_model that the flags state; a checkpoint carries the same dict. What this network has no
     use for, and the published command lines state all the same, has its default."""
-    unused = {'use_bn', 'prior'} - set(options_taken(args.architecture, args.attribution_method))
+    unused = {'use_bn', 'prior', 'no_cue'} - set(options_taken(args.architecture, args.attribution_method))
     return {name: flag.default if name in unused else args[name] for name, flag in ALL_FLAGS.items() if flag.network}
 
 
@@ -403,8 +405,8 @@ def adopt(args, source, known, network):
 def changed_settings(args, before):
     """What a training that goes on may not change and yet does: ['lr was 0.1, is 0.2']. before: its own settings."""
     now = args | network_settings(args)
-    names = [name for name, flag in ALL_FLAGS.items() if flag.kept]
-    return [f'{name} was {before.get(name)}, is {now[name]}' for name in names if before.get(name) != now[name]]
+    then = {name: before.get(name, flag.default) for name, flag in ALL_FLAGS.items() if flag.kept}  # some are newer
+    return [f'{name} was {value}, is {now[name]}' for name, value in then.items() if value != now[name]]
 
 
 def recorded_settings(args, script):

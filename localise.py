@@ -28,6 +28,7 @@ ROWS = {  # name -> method, last stages, further flags; the first is what the ot
     'CAM': ('CAM', 'layer2'),
     'CALM_EM': CALM,
     **{f'CALM_EM, {text.replace(":", " ")}': (*CALM, f'--prior_training={text}') for text in MEASURES},
+    'CALM_EM, no-cue location': (*CALM, '--no_cue'),
     'CALM_EM, frozen backbone': (*CALM, '--freeze'),
     'CAM, layer1': ('CAM', 'layer1'),
     'CALM_EM, layer1': ('CALM_EM', 'layer1', '--prior=softplus'),
