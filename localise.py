@@ -30,6 +30,7 @@ ROWS = {  # name -> method, last stages, further flags; the first is what the ot
     **{f'CALM_EM, {text.replace(":", " ")}': (*CALM, f'--prior_training={text}') for text in MEASURES},
     'CALM_EM, no-cue location': (*CALM, '--no_cue'),
     'CALM_EM, frozen backbone': (*CALM, '--freeze'),
+    'CALM_EM, frozen backbone, lr 0.01': (*CALM, '--freeze', '--lr=0.01'),  # a head alone may learn faster
     'CAM, layer1': ('CAM', 'layer1'),
     'CALM_EM, layer1': ('CALM_EM', 'layer1', '--prior=softplus'),
     'CAM, layer1 and layer2': ('CAM', 'layer1,layer2'),
