@@ -17,7 +17,7 @@ import config
 import evaluation
 import experiments
 import util
-from experiments import FINE_TUNE, FROM_RANDOM, PRECISION, TRAIN, train
+from experiments import PRECISION
 
 FOLDER = Path('save/ablation')
 ROWS = {  # name -> method, last stage, from a CAM classifier?, further flags
@@ -41,14 +41,8 @@ ROWS = {  # name -> method, last stage, from a CAM classifier?, further flags
 
 def measure(seed, row, method, stage, from_cam, *flags):
     """Train and evaluate one row with one seed. Returns accuracy, PxAP 1, 2, 3 of its maps, and of its prior."""
-    folder, name = FOLDER / f'seed{seed}', row.replace(', ', '_').replace(' ', '_')
-    common = [*TRAIN, f'--last_stage={stage}', f'--seed={seed}']
-    if from_cam:
-        train(folder, f'start_{stage}', *common, '--attribution_method=CAM', *FROM_RANDOM)
-        learn = [*FINE_TUNE, f'--load_checkpoint=start_{stage}']
-    else:
-        learn = [*FROM_RANDOM, '--epochs=40']  # as long as the start and the fine-tuning together
-    train(folder, name, *common, f'--attribution_method={method}', *learn, *flags)
+    folder = FOLDER / f'seed{seed}'
+    name = experiments.train_row(folder, row, seed, method, stage, from_cam, *flags)
     values = [evaluation.read_result(folder / name / 'results.json')['test_accuracy']]
     for process in ['vanilla'] if method == 'CAM' else ['jointll', 'saliency']:
         pxap = experiments.measure(folder, name, 'cue_location', process, PRECISION)['pxap']

@@ -9,7 +9,7 @@ from munch import Munch
 import util
 from data_loaders import DATASETS, canonical_name
 from util import UserError
-from wsol import ARCHITECTURE_NAMES, ARCHITECTURES, HEADS, PROCESSES
+from wsol import ARCHITECTURE_NAMES, ARCHITECTURES, HEADS, PROCESSES, prior_training
 from wsol.contrast import CONTRASTS
 from wsol.metrics import NORM_TYPES, THRESHOLD_TYPES
 from wsol.networks import find_architecture, options_taken
@@ -61,6 +61,11 @@ def several(parse):
     return parse_all
 
 
+def stages(text):
+    """A ResNet's stages, separated by commas, in their order."""
+    return ','.join(sorted(several(choice(('layer1', 'layer2', 'layer3', 'layer4')))(text)))
+
+
 def device_name(text):
     """auto, cuda, cuda:1, mps, cpu."""
     kind, _, number = text.partition(':')
@@ -102,6 +107,15 @@ def dataset_name(text):
         return canonical_name(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def measures(text):
+    """NAME:VALUE,..., of wsol.prior_training."""
+    try:
+        prior_training.parse(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 OVERLAYS = {'blend': "the map's colours over the photo in grey", 'mask': 'the photo, darker where the map is lower',
@@ -190,10 +204,12 @@ FLAGS = {
         _network('attribution_method', 'CAM', choice(tuple(HEADS), METHOD_ALIASES), ', '.join(HEADS)),
         _network('prior', 'relu', choice(('relu', 'softplus')), "CALM's; relu: as released; softplus: with the "
                  'gradient of its sum'),
+        _network('no_cue', False, boolean, "CALM's: one more location, nowhere in the picture, with an attention and a "
+                 'distribution over the classes that are learned'),
         _network('large_feature_map', False, boolean, '28x28 instead of 14x14 maps (of 224x224 images)'),
         _network('use_bn', False, boolean, "BatchNorm in VGG's and Inception's added layers"),
-        _network('last_stage', 'layer4', choice(('layer1', 'layer2', 'layer3', 'layer4')),
-                 'ResNet: stop here, for a smaller receptive field'),
+        _network('last_stage', 'layer4', stages, 'ResNet: stop here, for a smaller receptive field; several, separated '
+                 'by commas: the features of each, side by side on the finest grid'),
         Flag('pretrained', True, boolean_or_file, 'start from ImageNet weights of the backbone; False: from random '
              'ones; a file: from the state dict in it, which fits but for the classifier',
              (*MAIN, *INFERENCE, *EXPORT)),
@@ -219,6 +235,8 @@ FLAGS = {
         _training('lr_decay_frequency', 30, COUNT, 'step: times 0.1 at the start of every epoch this divides'),
         _training('momentum', 0.9, number(float, 0, True, 1), "Nesterov's"),
         _training('weight_decay', 1e-4, RATE, 'L2'),
+        _training('prior_training', None, measures, "CALM's: what is done to p(z|x) in training and only there; "
+                  f'several, separated by commas, of {", ".join(f"{name}:VALUE" for name in prior_training.MEASURES)}'),
         Flag('tensorboard', False, boolean, "write each epoch's line for TensorBoard too, in the experiment's folder "
              '(an optional package)', MAIN),
     ),
@@ -367,7 +385,7 @@ def problem_of(name, value):
 def network_settings(args):
     """The arguments of build_model that the flags state; a checkpoint carries the same dict. What this network has no
     use for, and the published command lines state all the same, has its default."""
-    unused = {'use_bn', 'prior'} - set(options_taken(args.architecture, args.attribution_method))
+    unused = {'use_bn', 'prior', 'no_cue'} - set(options_taken(args.architecture, args.attribution_method))
     return {name: flag.default if name in unused else args[name] for name, flag in ALL_FLAGS.items() if flag.network}
 
 
@@ -390,8 +408,8 @@ def adopt(args, source, known, network):
 def changed_settings(args, before):
     """What a training that goes on may not change and yet does: ['lr was 0.1, is 0.2']. before: its own settings."""
     now = args | network_settings(args)
-    names = [name for name, flag in ALL_FLAGS.items() if flag.kept]
-    return [f'{name} was {before.get(name)}, is {now[name]}' for name in names if before.get(name) != now[name]]
+    then = {name: before.get(name, flag.default) for name, flag in ALL_FLAGS.items() if flag.kept}  # some are newer
+    return [f'{name} was {value}, is {now[name]}' for name, value in then.items() if value != now[name]]
 
 
 def recorded_settings(args, script):

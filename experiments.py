@@ -1,7 +1,7 @@
 """Experiments as a user runs them: the project's own commands, printed, and not run again where they are done.
 
-The settings on painted birds, which demo.py, ablation.py and reproduce.py share: all networks are alike, ResNet-18,
-started from one CAM classifier, as the paper's networks start from an ImageNet classifier.
+The settings on painted birds, which demo.py, ablation.py, localise.py and reproduce.py share: all networks are alike,
+ResNet-18, started from one CAM classifier, as the paper's networks start from an ImageNet classifier.
 """
 import torch
 
@@ -38,6 +38,20 @@ def train(folder, experiment, *flags):
         run(folder, 'main.py', f'--experiment_name={experiment}', *flags)
 
 
+def train_row(folder, row, seed, method, stages, from_cam, *flags):
+    """Train a row of a table of painted birds, which is a network, below folder: fine-tuned from a CAM classifier of
+    the same seed and stages, or from random weights for as long as both together. Returns the experiment's name."""
+    name = row.replace(', ', '_').replace(' ', '_')
+    common = [*TRAIN, f'--last_stage={stages}', f'--seed={seed}']
+    if from_cam:
+        train(folder, f'start_{stages}', *common, '--attribution_method=CAM', *FROM_RANDOM)
+        learn = [*FINE_TUNE, f'--load_checkpoint=start_{stages}']
+    else:
+        learn = [*FROM_RANDOM, '--epochs=40']
+    train(folder, name, *common, f'--attribution_method={method}', *learn, *flags)
+    return name
+
+
 def result(folder, metric, process, **settings):
     """What an evaluation measured of the network that an experiment has trained. Raises UserError where it has not."""
     trained = evaluation.read_result(folder / 'results.json')
@@ -45,10 +59,11 @@ def result(folder, metric, process, **settings):
 
 
 def measure(folder, experiment, metric, process, *flags, **settings):
-    """The result of an evaluation of an experiment below folder, measured now unless that is done. settings: those of
-    the flags by which it is told from others."""
+    """The result of an evaluation of an experiment below folder, measured now unless that is done. process: None where
+    a flag names a contrast method instead. settings: those of the flags by which it is told from others."""
+    maps = [] if process is None else [f'--score_map_process={process}']
     try:
         return result(folder / experiment, metric, process, **settings)
     except UserError:
-        run(folder, f'eval_{metric}.py', f'--experiment_name={experiment}', f'--score_map_process={process}', *flags)
+        run(folder, f'eval_{metric}.py', f'--experiment_name={experiment}', *maps, *flags)
     return result(folder / experiment, metric, process, **settings)

@@ -29,8 +29,9 @@ from image_files import eval_transform, train_transform
 from training import Keeper, Training, lr_factor, shared_loss, top1_accuracy
 from training_log import TrainingLog
 from util import UserError
-from wsol import build_model, parameter_groups
+from wsol import HEADS, build_model, parameter_groups, prior_training
 from wsol.compiled import compile_backbone
+from wsol.heads import CALM
 from wsol.networks import check_image_size, normalisation
 
 
@@ -140,6 +141,8 @@ def make_training(args, model, images, device, folder, lease, stop):
         if device.type != 'cuda':
             raise UserError('--sync_bn is for GPUs: torch has no BatchNorm over several processes on a CPU')
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if args.prior_training:
+        model.prior_training = prior_training.parse(args.prior_training)
     groups = parameter_groups(model, args.architecture, args.lr, args.lr_classifier_ratio, args.is_different_checkpoint)
     optimiser = torch.optim.SGD(groups, momentum=args.momentum, nesterov=args.momentum > 0,
                                 weight_decay=args.weight_decay)
@@ -161,13 +164,21 @@ def size_of_checkpoint(model):
     return 2 * sum(value.numel() * value.element_size() for value in model.state_dict().values()) + (1 << 20)
 
 
-def train(args, device, stop, folder, lease):
-    """Train as the flags ask, going on where the experiment has been, and test the network's accuracy."""
-    starts_from = args.use_load_checkpoint if 'use_load_checkpoint' in args.given else args.load_checkpoint is not None
+def check_flags(args, starts_from):
+    """Raise UserError for flags that do not go together."""
     if args.freeze:
         frozen.check_freezable(args.architecture)
     if args.is_different_checkpoint and not starts_from:
         raise UserError('--is_different_checkpoint fine-tunes from a checkpoint: name it with --load_checkpoint')
+    if args.prior_training and not issubclass(HEADS[args.attribution_method], CALM):
+        raise UserError(f'--prior_training is for p(z|x), which {args.attribution_method} has not: leave it out, or '
+                        'choose --attribution_method=CALM_EM')
+
+
+def train(args, device, stop, folder, lease):
+    """Train as the flags ask, going on where the experiment has been, and test the network's accuracy."""
+    starts_from = args.use_load_checkpoint if 'use_load_checkpoint' in args.given else args.load_checkpoint is not None
+    check_flags(args, starts_from)
     before = checkpoint_to_go_on_from(folder, args)
     if len(set(processes.gather(before and (before.epoch, before.step)))) > 1:
         raise UserError(f'the processes find different checkpoints in {folder}: --save_root should be a folder that '

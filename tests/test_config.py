@@ -106,7 +106,7 @@ def test_all_scripts_take_one_command_line():
     for flag in ALL_FLAGS.values():
         if flag.shared:
             value = flag.default if flag.default is not None else {
-                'seed': 7, 'contrast_method': 'evidence', 'score_map_process': 'random', 'norm_type': 'max', 'threshold_type': 'log'}.get(flag.name, 'x')
+                'seed': 7, 'contrast_method': 'evidence', 'prior_training': 'drop:0.5,top:3', 'score_map_process': 'random', 'norm_type': 'max', 'threshold_type': 'log'}.get(flag.name, 'x')
             line.append(f'--{flag.name}={",".join(map(str, value)) if isinstance(value, tuple) else value}')
             values[flag.name] = value
     for name in SCRIPTS:
@@ -125,6 +125,16 @@ def test_all_scripts_take_one_command_line():
 ])
 def test_unknown_flags_and_values_are_answered_with_the_nearest(script, name, flag, words):
     refused(script(name, *(['photo.jpg'] if name == 'inference' else []), flag), *words)
+
+
+@pytest.mark.parametrize('text, expected', [('layer3', 'layer3'), ('layer3, layer1,layer3', 'layer1,layer3'), ('layer5', None),
+                                            ('layer1,', None)])
+def test_stages_are_told_in_their_order(text, expected):
+    if expected is None:
+        with pytest.raises(UserError, match='is not one of layer1, layer2, layer3, layer4'):
+            config.parse('main', argv=[f'--last_stage={text}'])
+    else:
+        assert config.parse('main', argv=[f'--last_stage={text}']).last_stage == expected
 
 
 @pytest.mark.parametrize('text, expected', [('jointll', ('jointll',)), ('jointll, vanilla,jointll', ('jointll', 'vanilla'))])

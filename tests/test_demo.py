@@ -101,8 +101,8 @@ def test_the_ablations_table_holds_mean_and_deviation_over_the_seeds(script, at_
     rows_to_run = {'CAM': ('CAM', 'layer1', True), 'CALM_EM, softplus': ('CALM_EM', 'layer1', True, '--prior=softplus'),
                    'CALM_ML, relu, from random weights': ('CALM_ML', 'layer1', False)}
     assert all(name in ablation.ROWS and ablation.ROWS[name][::2] == settings[::2] for name, settings in rows_to_run.items())
-    monkeypatch.setattr(ablation, 'TRAIN', TINY)
-    monkeypatch.setattr(ablation, 'FROM_RANDOM', [*ablation.FROM_RANDOM, quick])
+    monkeypatch.setattr(experiments, 'TRAIN', TINY)
+    monkeypatch.setattr(experiments, 'FROM_RANDOM', [*experiments.FROM_RANDOM, quick])
     monkeypatch.setattr(ablation, 'ROWS', {name: (*settings, quick) for name, settings in rows_to_run.items()})
     code, out, err = script('ablation', '2')
     assert code == 0, err

@@ -22,7 +22,7 @@ README, ATTRIBUTION, DATA, TROUBLE = (TEXTS[Path(name)] for name in (
     'README.md', 'docs/attribution.md', 'docs/data.md', 'docs/troubleshooting.md'))
 EVERYTHING = '\n'.join(TEXTS.values())
 # scripts whose flags are not in config's table -> the module that has their make_parser
-OWN_PARSERS = ('search', 'compare', 'reproduce', 'abstention', 'demo', 'ablation', 'bench', 'precision')
+OWN_PARSERS = ('search', 'compare', 'reproduce', 'abstention', 'demo', 'ablation', 'localise', 'bench', 'precision')
 
 
 def test_the_front_page_is_short():

@@ -9,7 +9,8 @@ from wsol import attribution_maps, build_model, folding
 from wsol.heads import CAM
 from wsol.query import PROCESSES
 
-NETWORKS = [('resnet18', {'large_feature_map': True}), ('vgg16', {'use_bn': True}),
+NETWORKS = [('resnet18', {'large_feature_map': True}), ('resnet18', {'last_stage': 'layer1,layer3'}),
+            ('vgg16', {'use_bn': True}),
             ('inception_v3', {'use_bn': True}),
             ('mobilenet_v3_large', {}), ('densenet121', {})]
 SIZE = 75

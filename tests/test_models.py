@@ -155,6 +155,27 @@ def test_a_network_can_stop_at_an_earlier_stage(stage, features):
         assert model.extract_features(torch.empty(1, 3, 64, 64)).shape[1] == features
 
 
+@pytest.mark.parametrize('method', ['CAM', 'CALM_EM'])
+@pytest.mark.parametrize('name, widths', [('resnet18', [64, 128, 256]), ('resnet50', [256, 512, 1024])])
+def test_several_stages_lie_side_by_side_on_the_finest_grid(name, widths, method):
+    torch.manual_seed(0)
+    model = build_model(name, method, 7, last_stage='layer1,layer3').eval()
+    single = {stage: build_model(name, method, 7, last_stage=stage).eval() for stage in ('layer1', 'layer3')}
+    for other in single.values():
+        assert model.state_dict().keys() >= other.state_dict().keys()
+        other.load_state_dict({key: value for key, value in model.state_dict().items()
+                               if key in other.state_dict() and not key.startswith(('conv_last', 'attention'))}, strict=False)
+    assert model.state_dict().keys() == single['layer3'].state_dict().keys()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        features = model.extract_features(images)
+        fine, coarse = (single[stage].extract_features(images) for stage in ('layer1', 'layer3'))
+    assert features.shape == (2, widths[0] + widths[2], 16, 16) and coarse.shape[2:] == (4, 4)
+    assert torch.equal(features[:, :widths[0]], fine)
+    assert torch.equal(features[:, widths[0]:], coarse.repeat_interleave(4, 2).repeat_interleave(4, 3))
+    torch.testing.assert_close(model(images).softmax(1).sum(1), torch.ones(2))
+
+
 def test_random_initialisation_is_xavier_with_zero_biases():
     torch.manual_seed(0)
     model = build_model('resnet18', 'CALM_EM', 7)

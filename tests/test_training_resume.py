@@ -38,11 +38,12 @@ def same_to_the_end(first, second):
     return same_training(first, second) and all(results[0][key] == results[1][key] for key in keys)
 
 
-@pytest.mark.parametrize('workers', [0, 1, 2])
-def test_a_training_stopped_at_any_step_goes_on_to_the_bit(script, pets, tiny_random_network, tmp_path, failing, workers):
+@pytest.mark.parametrize('workers, flags', [(0, []), (1, []), (2, []), (0, ['--prior_training=drop:0.5'])])
+def test_a_training_stopped_at_any_step_goes_on_to_the_bit(script, pets, tiny_random_network, tmp_path, failing, workers,
+                                                           flags):
     """Three epochs of three steps: stopped in the first step, at an epoch's end, and within the next ones."""
     base = [*without(pets, 'workers'), f'--workers={workers}', '--epochs=3', '--attribution_method=CALM_EM',
-            '--lr_schedule=one_cycle']
+            '--lr_schedule=one_cycle', *flags]
     assert script('main', *base, '--experiment_name=straight')[0] == 0
     for step, done in ((1, (0, 1)), (2, (0, 3)), (2, (1, 2)), (3, (2, 2))):
         failing(step, 'stop')

@@ -59,6 +59,11 @@ def posterior(joint_map, epsilon=1e-10):
     return joint_map / (joint_map.sum((-2, -1), keepdim=True) + epsilon)
 
 
+def beside_the_grid(values, elsewhere):
+    """Values (...,h,w) with that of one more location, elsewhere (...): (...,1,h*w+1). The equations take any grid."""
+    return torch.cat([values.flatten(-2), elsewhere.expand(values.shape[:-2])[..., None]], -1)[..., None, :]
+
+
 def calm_ml_loss(log_row, prior):
     """-log p(y*|x), the mean over the batch. log_row: (B,h,w), log p(y*|x,z) of the true class."""
     return -log_marginal(log_row[:, None], prior).mean()
@@ -110,24 +115,30 @@ class Activations(NamedTuple):
 class CAM(nn.Module):
     """Class activation mapping: the mean of the logits over the grid, then softmax.
 
-    prior: CALM's alone. backbone: an nn.Sequential of named stages (wsol.resnet); its stages become this module's
-    own children, so that state-dict names are the published ones (`layer1...`, `conv_last...`).
+    prior, no_cue: CALM's alone. backbone: an nn.Sequential of named stages (wsol.resnet); its stages become this
+    module's own children, so that state-dict names are the published ones (`layer1...`, `conv_last...`).
     """
     own_maps = 'vanilla'  # the attribution method that the head stands for
     own_contrast = 'log-odds'  # and the contrast method that says best why one class and not another
 
-    def __init__(self, backbone, num_features, num_classes, prior=None):
+    def __init__(self, backbone, num_features, num_classes, prior=None, no_cue=False):
         super().__init__()
         self.stages = tuple(name for name, _ in backbone.named_children())
+        self.earlier = getattr(backbone, 'earlier', ())  # stages whose features are taken beside those of the last
         for name, stage in backbone.named_children():
             self.add_module(name, stage)
         self.conv_last = nn.Conv2d(num_features, num_classes, 1)
 
     def extract_features(self, images):
-        """(B,3,H,W) -> (B,D,h,w)."""
+        """(B,3,H,W) -> (B,D,h,w). Of several stages: side by side on the grid of the first, the finest."""
+        found = []
         for name in self.stages:
             images = self.get_submodule(name)(images)
-        return images
+            if name in self.earlier:
+                found.append(images)
+        if not found:
+            return images
+        return torch.cat([F.interpolate(own, found[0].shape[2:], mode='nearest') for own in [*found, images]], 1)
 
     def head(self, features):
         """(B,D,h,w) -> Activations, in the weights' precision whatever autocast made of the backbone's."""
@@ -161,23 +172,59 @@ class CALM(CAM):
     """Class activation latent mapping: p(y|x) = sum_z p(y|x,z) p(z|x).
 
     prior: 'relu' (released code: attention by ReLU, its sum detached) or 'softplus' (as the
-    paper's text has it: softplus and L1 normalisation with its gradient).
+    paper's text has it: softplus and L1 normalisation with its gradient). no_cue: one more location, which is nowhere
+    in the picture, with an attention and a distribution over the classes that are learned: p(z|x) then sums to
+    1 - p(none|x) over the picture, and the joint to p(y|x) - p(y|none) p(none|x).
     """
     own_maps = 'jointll'
     own_contrast = 'prior-log-odds'
     criterion = None  # (log_row, prior) -> loss
+    prior_training = None  # of wsol.prior_training: what `loss` does to the attention in training mode
 
-    def __init__(self, backbone, num_features, num_classes, prior='relu'):
+    def __init__(self, backbone, num_features, num_classes, prior='relu', no_cue=False):
         super().__init__(backbone, num_features, num_classes)
         activation = {'relu': nn.ReLU, 'softplus': nn.Softplus}[prior]
         self.attention = nn.Sequential(nn.Conv2d(num_features, 1, 1), activation())
-        self.detach_normaliser = prior == 'relu'
+        self.detach_normaliser, self.no_cue = prior == 'relu', no_cue
+        if no_cue:  # beside what they belong to, so that they are trained, frozen and loaded with it
+            self.conv_last.register_parameter('no_cue', nn.Parameter(torch.zeros(num_classes)))
+            self.attention.register_parameter('no_cue', nn.Parameter(torch.ones(())))
+
+    def whole(self, values, elsewhere):
+        """Values (...,h,w) with that of the no-cue location, (...,1,h*w+1), where the network has one.
+
+        elsewhere: a function that gives it, (...), of the attention's logit () and of log p(y|none) (C,).
+        """
+        if not self.no_cue:
+            return values
+        return beside_the_grid(values, elsewhere(self.attention.no_cue, self.conv_last.no_cue.log_softmax(0)))
+
+    def whole_prior(self, prior):
+        """p(z|x) (B,h,w) with p(none|x): what it lacks to 1."""
+        return self.whole(prior, lambda *_: (1 - prior.sum((1, 2))).clamp(min=0))
+
+    def whole_conditional(self, log_conditional):
+        """log p(y|x,z) (B,C,h,w) with log p(y|none)."""
+        return self.whole(log_conditional, lambda _, log_probs: log_probs)
+
+    def normalised(self, attention):
+        """The attention (B,h,w), >= 0, over its sum, with that of the no-cue location."""
+        # holding the sum constant is part of the published training; gradients that explain a trained network
+        # (eval mode) are those of p(y|x) itself
+        whole = self.whole(attention, lambda logit, _: self.attention[1](logit))
+        return spatial_prior(whole, self.detach_normaliser and self.training)
 
     def prior(self, attention):
         """p(z|x) (B,h,w) of the attention's logits (B,h,w)."""
-        # holding the sum constant is part of the published training; gradients that explain a trained network
-        # (eval mode) are those of p(y|x) itself
-        return spatial_prior(self.attention[1](attention), self.detach_normaliser and self.training)
+        prior = self.normalised(self.attention[1](attention))
+        return prior[..., :-1].view_as(attention) if self.no_cue else prior
+
+    def prior_of_loss(self, attention):
+        """p(z|x) as the loss takes it, of the attention's logits (B,h,w), and what is added to the loss ()."""
+        attention, summand = self.attention[1](attention), 0.0
+        if self.prior_training is not None and self.training:
+            attention, summand = self.prior_training(attention)
+        return self.normalised(attention), summand
 
     def head(self, features):
         features, logits, _ = super().head(features)
@@ -186,24 +233,33 @@ class CALM(CAM):
             return Activations(features, logits, self.prior(attention))
 
     def class_scores(self, activations):
-        return log_marginal(activations.logits.log_softmax(1), activations.prior)
+        log_conditional = self.whole_conditional(activations.logits.log_softmax(1))
+        return log_marginal(log_conditional, self.whole_prior(activations.prior))
 
     def plain_loss(self, images, labels):
         """`loss` as the equations have it: the definition that tests hold `loss` against."""
-        _, logits, prior = self.activations(images)
-        log_conditional = logits.log_softmax(1)  # (B,C,h,w)
+        features = self.extract_features(images)
+        with torch.autocast(features.device.type, enabled=False):
+            return self._plain_loss(features, labels)
+
+    def _plain_loss(self, features, labels):
+        features, logits, _ = self.head(features)
+        prior, summand = self.prior_of_loss(pointwise(features, self.attention[0])[:, 0])
+        log_conditional = self.whole_conditional(logits.log_softmax(1))  # (B,C,h,w)
         grid = labels[:, None, None].expand_as(prior)  # (B,h,w)
         log_row = -F.nll_loss(log_conditional, grid, reduction='none')  # (B,h,w)
         with torch.no_grad():
             scores = log_marginal(log_conditional, prior)
-        return self.criterion(log_row, prior), scores
+        return self.criterion(log_row, prior) + summand, scores
 
     def loss(self, images, labels):
         def equations(log_row, attention):
-            prior = self.prior(attention)
-            return self.criterion(log_row, prior), prior
+            prior, summand = self.prior_of_loss(attention)
+            return self.criterion(log_row, prior) + summand, prior
         features = self.extract_features(images)
         with torch.autocast(features.device.type, enabled=False):
+            if self.no_cue:  # the step below knows the grid alone
+                return self._plain_loss(features, labels)
             features = features.to(self.conv_last.weight.dtype)
             return loss_and_scores(features, self.conv_last, self.attention[0], labels, equations)
 

@@ -85,19 +85,21 @@ def find_head(name):
 
 def options_taken(architecture, attribution_method):
     """The arguments of build_model that change this network: a ResNet has no use for use_bn, CAM none for prior."""
-    prior = ('prior',) if issubclass(find_head(attribution_method), CALM) else ()
-    return (*find_architecture(architecture).options, *prior)
+    own = ('prior', 'no_cue') if issubclass(find_head(attribution_method), CALM) else ()
+    return (*find_architecture(architecture).options, *own)
 
 
 def build_model(architecture, attribution_method, num_classes, pretrained=False, large_feature_map=False,
-                use_bn=False, prior='relu', last_stage='layer4'):
+                use_bn=False, prior='relu', last_stage='layer4', no_cue=False):
     """The network of an attribution method on a backbone.
 
     architecture: one of ARCHITECTURE_NAMES, or timm/NAME. attribution_method: a key of HEADS. pretrained: True starts
     from ImageNet weights (downloaded once, hash checked), a file from the state dict in it. large_feature_map: 28x28
     instead of 14x14 maps of a 224x224 image. use_bn: VGG-16 with BatchNorm, and BatchNorm in the layers
-    added to VGG and Inception (a ResNet has it anyway). prior: 'relu' or 'softplus' (CALM only).
-    last_stage: end a ResNet at 'layer1', 'layer2' or 'layer3', for a smaller receptive field.
+    added to VGG and Inception (a ResNet has it anyway). prior: 'relu' or 'softplus'; no_cue: one more location, nowhere
+    in the picture (CALM only).
+    last_stage: end a ResNet at 'layer1', 'layer2' or 'layer3', for a smaller receptive field; 'layer2,layer3': the
+    features of both, the coarser grid enlarged to the finer one.
     Returns an nn.Module: model(images (B,3,H,W)) -> class scores (B,C). Raises UserError.
     """
     recipe, head = find_architecture(architecture), find_head(attribution_method)
@@ -107,7 +109,7 @@ def build_model(architecture, attribution_method, num_classes, pretrained=False,
             raise UserError(f'--architecture={architecture} does not take --{name}={asked[name]}')
     options = {name: asked[name] for name in recipe.options}
     stages, num_features = recipe.build(pretrained or None, **options)
-    model = head(stages, num_features, num_classes, prior)
+    model = head(stages, num_features, num_classes, prior, no_cue)
     _initialise(model, recipe, bool(pretrained))
     return model
 

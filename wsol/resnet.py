@@ -2,7 +2,8 @@
 
 Source: torchvision's resnet (He et al., CVPR 2016); stride of layer4 1, and of layer3 1 for the
 large map, in the first block's 3x3 convolution and its downsample branch; no dilation.
-Result: the stages up to layer4 under torchvision's names, and the width of the last.
+Result: the stages up to layer4 under torchvision's names, and the width of their features. Of several stages
+(hypercolumns, Hariharan et al., CVPR 2015) the features are those of all of them side by side.
 """
 from torch import nn
 
@@ -19,13 +20,16 @@ def _unstride(layer):
 
 
 def resnet(name, source, large_feature_map, last_stage):
-    """(nn.Sequential of the stages, number of features). source: of torchvision_network."""
+    """(nn.Sequential of the stages, number of features). source: of torchvision_network. last_stage: where it ends, or
+    all stages whose features are taken, separated by commas."""
     network = torchvision_network(name, source)
     _unstride(network.layer4)
     if large_feature_map:
         _unstride(network.layer3)
     stages = nn.Sequential()
-    for stage in STAGES[:STAGES.index(last_stage) + 1]:
+    taken = sorted(last_stage.split(','), key=STAGES.index)
+    for stage in STAGES[:STAGES.index(taken[-1]) + 1]:
         stages.add_module(stage, getattr(network, stage))
-    last = stages[-1][-1]  # the last block
-    return stages, getattr(last, 'conv3', last.conv2).out_channels
+    stages.earlier = taken[:-1]  # whose features are taken too (wsol.heads)
+    blocks = [getattr(network, stage)[-1] for stage in taken]  # the last of each
+    return stages, sum(getattr(block, 'conv3', block.conv2).out_channels for block in blocks)

@@ -1,0 +1,144 @@
+"""What makes CALM localise on painted birds? One change at a time, from the same start and for the same time.
+
+All rows fine-tune one CAM classifier, of the same seed and the same stages, for 15 epochs. The columns are PxAP in
+percent against the exact part masks, the mean over the class pairs, each alone, all pixels counted; every map is scaled
+to 0..1 by its own range (minmax), and thresholds are even. CAM's log-odds is its difference of maps, A - B. A row
+reaches the goal where one of its contrasts of classes is above CAM's A - B, its own prior and the controls, each beyond
+the 95 % interval (Student's t over the seeds, paired), at no more than 2 points of accuracy less than CAM.
+Result: save/localise/table.txt. What is done already is not run again.
+
+    python localise.py --seeds=3
+    python localise.py --seeds=1 --rows CALM_EM "CALM_EM, top 5"
+"""
+from pathlib import Path
+
+import numpy as np
+
+import config
+import evaluation
+import experiments
+import util
+from experiments import PRECISION
+from reports import Cell
+
+FOLDER = Path('save/localise')
+CALM = ('CALM_EM', 'layer2', '--prior=softplus')
+MEASURES = ('entropy:0.03', 'entropy:0.3', 'entropy:-0.03', 'entropy:-0.3', 'drop:0.5', 'drop_top:0.5', 'top:5')
+ROWS = {  # name -> method, last stages, further flags; the first is what the others are compared with
+    'CAM': ('CAM', 'layer2'),
+    'CALM_EM': CALM,
+    **{f'CALM_EM, {text.replace(":", " ")}': (*CALM, f'--prior_training={text}') for text in MEASURES},
+    'CALM_EM, no-cue location': (*CALM, '--no_cue'),
+    'CALM_EM, frozen backbone': (*CALM, '--freeze'),
+    'CALM_EM, frozen backbone, lr 0.01': (*CALM, '--freeze', '--lr=0.01'),  # a head alone may learn faster
+    'CAM, layer1': ('CAM', 'layer1'),
+    'CALM_EM, layer1': ('CALM_EM', 'layer1', '--prior=softplus'),
+    'CAM, layer1 and layer2': ('CAM', 'layer1,layer2'),
+    'CALM_EM, layer1 and layer2': ('CALM_EM', 'layer1,layer2', '--prior=softplus'),
+}
+CONTRASTS = ('joint-difference', 'prior-log-odds', 'log-odds')
+COLUMNS = ('accuracy', *CONTRASTS, 'prior')
+A_B = COLUMNS.index('log-odds')  # for CAM
+CONTROLS = {"the bird's mask": 'object_mask', 'random maps': 'random'}
+ACCURACY_LOSS = 2  # points
+T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t by degrees of freedom, from 1
+
+
+def pxap(folder, name, process=None, contrast=None):
+    """PxAP of an experiment's maps by an attribution method, or of a contrast method."""
+    scale = {'norm_type': 'minmax', 'threshold_type': 'even', 'contrast_method': contrast}
+    flags = [f'--{flag}={value}' for flag, value in scale.items() if value]
+    found = experiments.measure(folder, name, 'cue_location', process, PRECISION, *flags, **scale)
+    return found['pxap']['exact']['per_pair']['counted']['mean']
+
+
+def measure(seed, row, method, stages, *flags):
+    """Train and evaluate one row with one seed. Returns its COLUMNS, NaN where the method has none."""
+    folder = FOLDER / f'seed{seed}'
+    name = experiments.train_row(folder, row, seed, method, stages, True, *flags)
+    contrasts = [pxap(folder, name, contrast=contrast) if method != 'CAM' or contrast == 'log-odds' else np.nan
+                 for contrast in CONTRASTS]
+    prior = np.nan if method == 'CAM' else pxap(folder, name, 'saliency')
+    return [evaluation.read_result(folder / name / 'results.json')['test_accuracy'], *contrasts, prior]
+
+
+def mean_and_interval(values):
+    """(mean, low, high), 95 % by Student's t. values: (S,). One value has no interval; that of more than 10 is a little
+    wide."""
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return mean, None, None
+    half = T_975[min(len(values) - 1, len(T_975)) - 1] * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def less_cam(values, row):
+    """(S,5): a row's columns less CAM's accuracy and, of all maps, less CAM's A - B, seed by seed. values: {row:
+    (S,5)}."""
+    own, cam = values[row], values['CAM'][:len(values[row])]
+    return own - cam[:, [0, *[A_B] * (len(COLUMNS) - 1)]]
+
+
+def verdict(values, controls):
+    """One sentence: which contrasts of CALM reach the goal, or which comes nearest. values: {row: (S,5)}; controls:
+    {name: PxAP}."""
+    found = []
+    for row in values:
+        gains = less_cam(values, row)
+        for column, contrast in enumerate(CONTRASTS, 1):
+            own = values[row][:, column]
+            if ROWS[row][0] == 'CAM':
+                continue
+            against = [gains[:, column], own - values[row][:, -1], *(own - control for control in controls.values())]
+            intervals = [mean_and_interval(gain) for gain in against]
+            is_reached = gains[:, 0].mean() >= -ACCURACY_LOSS and all(low is not None and low > 0
+                                                                      for _, low, _ in intervals)
+            found.append((is_reached, intervals[0], f'{row}, {contrast}'))
+    reached = [name for is_reached, _, name in found if is_reached]
+    if reached:
+        return f'Of {len(found)} maps of CALM these reach the goal: {"; ".join(reached)}.'
+    if not found:
+        return ''
+    _, interval, name = max(found, key=lambda entry: entry[1][0])
+    return (f"Of {len(found)} maps of CALM none reaches the goal. Highest against CAM's A - B is {name}: "
+            f'{Cell(*interval, 1, "+")}.')
+
+
+def report(values, controls):
+    """The tables and the verdict as text. values: {row: (S,5)}."""
+    def text(column):
+        deviation = f' ± {column.std(ddof=1):.1f}' if len(column) > 1 else ''
+        return '-' if np.isnan(column).any() else f'{column.mean():.1f}{deviation}'
+    own = [[row, str(len(array)), *map(text, array.T)] for row, array in values.items()]
+    compared = [[row, str(len(values[row])), *(str(Cell(*mean_and_interval(column), 1, '+')) for column in less_cam(
+        values, row).T)] for row in values if row != 'CAM']
+    parts = ['Mean ± standard deviation over the seeds', util.table(['', 'seeds', *COLUMNS], own),
+             f'Controls: {", ".join(f"{name} {value:.1f}" for name, value in controls.items())}.']
+    if compared:
+        parts += ["Less CAM's accuracy and CAM's A - B (its log-odds), with 95 % intervals over the seeds",
+                  util.table(['', 'seeds', *COLUMNS], compared), verdict(values, controls)]
+    return '\n\n'.join(part for part in parts if part)
+
+
+def make_parser():
+    parser = config.plain_parser(__doc__)
+    parser.add_argument('--seeds', type=config.COUNT, default=3, metavar='N', help='number of seeds (default: 3)')
+    parser.add_argument('--rows', nargs='+', type=config.choice(tuple(ROWS)), default=tuple(ROWS), metavar='ROW',
+                        help=f'measure CAM and these rows only, of: {"; ".join(ROWS)}')
+    return parser
+
+
+def main():
+    args = make_parser().parse_args()
+    values = {}
+    for seed in range(args.seeds):
+        for row in dict.fromkeys(['CAM', *args.rows]):
+            own = np.array([measure(seed, row, *ROWS[row])], float)
+            values[row] = np.concatenate([values[row], own]) if row in values else own
+            controls = {name: pxap(FOLDER / 'seed0', 'CAM', process) for name, process in CONTROLS.items()}
+            util.write_lines(FOLDER / 'table.txt', [report(values, controls)])
+    util.say(f'\n{report(values, controls)}\n\n{FOLDER / "table.txt"}')
+
+
+if __name__ == '__main__':
+    util.run(main)
