@@ -34,7 +34,8 @@ def classify_erased(model, loader, source, device, seed, precision, at_a_time):
         probs, _, maps = source(images, indices, labels[:, None])
         # ranks need no normalisation, and clipping would make ties: --norm_type has no use here
         maps = torch.cat([metrics.resize(one, images.shape[2:]) for one in maps])  # B of (1,h,w) -> (B,S,S)
-        generators = [torch.Generator().manual_seed(own) for own in util.image_seeds(seed, indices).tolist()]
+        drawn_on = device if device.type == 'cuda' else 'cpu'  # so that CUDA is sent no orders
+        generators = [torch.Generator(drawn_on).manual_seed(own) for own in util.image_seeds(seed, indices).tolist()]
         ranks = metrics.ranks(maps, generators)
         copies = list(itertools.product(ranks, metrics.ERASE_RATIOS, range(len(images))))
         correct = [probs.argmax(1) == labels]

@@ -122,12 +122,14 @@ def precision_at_recall(counts, recalls=RECALLS):
 def ranks(maps, generators):
     """Each pixel's place in the order from the highest value down; ties fall at random.
 
-    maps: (N,H,W); generators: N torch.Generator on the CPU, one per image, so that the random order is the same on any
-    device. Returns two (N,H*W) int64 tensors where the maps are: the ranks by value, and those of a random order.
+    maps: (N,H,W); generators: N torch.Generator, one per image. CUDA's own draw where the maps are, and draw another
+    order than the CPU's of the same seed. Returns two (N,H*W) int64 tensors where the maps are: the ranks by value, and
+    those of a random order.
     (A ReLU prior makes many exact ties; in reading order they would erase the picture from its top.)
     """
     flat = maps.flatten(1)
-    random = torch.stack([torch.randperm(flat.shape[1], generator=g) for g in generators]).to(maps.device)  # (N,P)
+    random = torch.stack([torch.randperm(flat.shape[1], generator=g, device=g.device) for g in generators])
+    random = random.to(maps.device)  # (N,P)
     order = flat.gather(1, random).argsort(dim=1, descending=True, stable=True)
     order = random.gather(1, order)  # the pixels from the highest value down
     place = torch.arange(flat.shape[1], device=maps.device).expand_as(order)
