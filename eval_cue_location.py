@@ -276,8 +276,9 @@ def open_runs(args):
     first = evaluation.open_evaluation(Munch(args, **chosen[0]), 'eval_cue_location', needs_model=False)
     scale = {name: args[name] for name in ('norm_type', 'threshold_type')}
     runs = [first, *(first.with_maps(**own, **scale) for own in chosen[1:])]
-    for run in runs[1:]:
-        util.say(run.describe())
+    for said in dict.fromkeys(run.describe() for run in runs):
+        if said != first.describe():  # which was said when the network was opened
+            util.say(said)
     return runs
 
 
