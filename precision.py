@@ -50,10 +50,10 @@ def evaluations(flags, seeds):
 
 
 def trainings(flags, seeds):
-    """The test accuracy of a network for each seed, trained in both precisions and evaluated in float32."""
+    """The test accuracy of a network for each seed, trained and tested in either precision."""
     accuracy = np.empty((seeds, 2))
     for seed in range(seeds):
-        for column, precision in enumerate(('float32', 'auto')):  # both are evaluated in float32
+        for column, precision in enumerate(PRECISIONS):
             name = f'seed{seed}_{precision}'
             experiments.train(FOLDER, name, *TRAIN, f'--seed={seed}', f'--precision={precision}', *flags)
             accuracy[seed, column] = evaluation.read_result(FOLDER / name / 'results.json')['test_accuracy']
@@ -62,8 +62,8 @@ def trainings(flags, seeds):
     deviation = np.column_stack([accuracy, difference]).std(0, ddof=min(1, seeds - 1))
     rows.append(['mean ± deviation', *(f'{mean:.1f} ± {spread:.1f}' for mean, spread in
                                        zip(accuracy.mean(0), deviation[:2], strict=True))])
-    return (util.table(['test accuracy, %', 'float32', 'auto'], rows)
-            + f'\nauto less float32: {difference.mean():+.2f} ± {deviation[2]:.2f} points over the seeds')
+    return (util.table(['test accuracy, %', *PRECISIONS], rows)
+            + f'\nbfloat16 less float32: {difference.mean():+.2f} ± {deviation[2]:.2f} points over the seeds')
 
 
 def make_parser():

@@ -7,7 +7,6 @@ from conftest import SMALL, without
 
 import experiments
 import precision
-import util
 from evaluation import read_result
 
 FOLDER = precision.FOLDER
@@ -42,14 +41,13 @@ def test_every_figure_stands_in_both_precisions(script, runs, tiny_birds, save, 
 
 
 def test_trainings_differ_in_nothing_but_the_precision(runs, tiny_birds, capsys, monkeypatch):
-    monkeypatch.setattr(util, 'computes_in_bfloat16', lambda device: True)
     flags = [*without(tiny_birds, 'precision', 'seed'), *SMALL, '--epochs=1']
     text = precision.trainings(flags, 2)
-    accuracy = np.array([[read_result(FOLDER / f'seed{seed}_{kind}' / 'results.json')['test_accuracy'] for kind in ('float32', 'auto')]
+    accuracy = np.array([[read_result(FOLDER / f'seed{seed}_{kind}' / 'results.json')['test_accuracy'] for kind in precision.PRECISIONS]
                          for seed in range(2)])
     for seed, own in enumerate(accuracy):
         assert f'seed {seed}' in text and all(f'{value:.1f}' in text for value in own)
     assert f'{(accuracy[:, 1] - accuracy[:, 0]).mean():+.2f}' in text
-    settings = [read_result(FOLDER / f'seed1_{kind}' / 'results.json')['settings'] for kind in ('float32', 'auto')]
+    settings = [read_result(FOLDER / f'seed1_{kind}' / 'results.json')['settings'] for kind in precision.PRECISIONS]
     assert {key for key in settings[0] if settings[0][key] != settings[1][key]} <= {'precision', 'experiment_name', 'given'}
     assert [own['precision'] for own in settings] == ['float32', 'bfloat16']
