@@ -8,7 +8,7 @@ seeds, are one line: the mean, and in the table the standard deviation.
 Result: <output>/abstention.txt, the table, and abstention.png: the share of dropped pixels against PxAP, as the
 published code counts and with all pixels counted.
 
-    python abstention.py save/demo/CAM save/demo/CALM_EM --drop=0,20,50,80 --processes=vanilla,jointll,saliency
+    python abstention.py save/demo/CAM save/demo/CALM_EM --drop=0,20,50,80 --processes=own,saliency
 """
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from util import UserError
 from wsol import HEADS
 from wsol.query import PROCESSES
 
+OWN = 'own'
+
 
 def make_parser():
     parser = config.plain_parser(__doc__)
@@ -30,9 +32,10 @@ def make_parser():
     parser.add_argument('--drop', default=(0.0, 20.0, 50.0, 80.0), metavar='PERCENT,...',
                         type=config.several(config.number(float, 0, True, 100)),
                         help='percentages of the pixels (default: 0,20,50,80)')
-    parser.add_argument('--processes', metavar='PROCESS,...',
-                        type=config.several(config.choice((*PROCESSES, config.OBJECT_MASK))),
-                        help='attribution methods, each measured where a network has it (default: the own of each)')
+    parser.add_argument('--processes', metavar='PROCESS,...', default=(OWN,),
+                        type=config.several(config.choice((OWN, *PROCESSES, config.OBJECT_MASK))),
+                        help="attribution methods, each measured where a network has it; own: the network's own, "
+                        'vanilla or jointll (default: own)')
     parser.add_argument('--output', default='abstention', metavar='FOLDER', help='where to (default: abstention)')
     return parser
 
@@ -43,7 +46,8 @@ def methods_of(folder, processes):
     if method not in HEADS:
         raise UserError(f'{folder} holds no finished training; name experiments as they lie, such as save/calm_em')
     head = HEADS[method]
-    return [process for process in processes or [head.own_maps]
+    processes = dict.fromkeys(head.own_maps if process == OWN else process for process in processes)
+    return [process for process in processes
             if process == config.OBJECT_MASK or issubclass(head, PROCESSES[process].head)]
 
 
@@ -81,7 +85,7 @@ def main():
     percents, points = sorted(set(args.drop)), {}
     for folder in map(Path, args.folders):
         for process, own in measure(folder, methods_of(folder, args.processes), percents, flags).items():
-            points.setdefault(f'{folder.name}, {process}' if args.processes else folder.name, []).append(own)
+            points.setdefault(f'{folder.name}, {process}' if len(args.processes) > 1 else folder.name, []).append(own)
     points = {name: np.stack(own) for name, own in points.items()}  # (networks, percentages, 3)
     curves = {name: own.mean(0).T for name, own in points.items()}
     rows = [row for name, own in points.items() for row in table_rows(name, percents, own)]

@@ -6,6 +6,7 @@ rows were measured on the same images, by their SHA-256. docs/comparing.md expla
 Result: <output>/table.md, table.csv, table.tex, and the curves ratios.png and precision_recall.png.
 
     python compare.py save/demo/CAM save/demo/CALM_EM
+    python compare.py save/demo/CALM_EM --reference=saliency
 """
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,8 @@ def make_parser():
     parser = config.plain_parser(__doc__)
     parser.add_argument('folders', nargs='+', metavar='FOLDER', help="an experiment's folder, as save/calm_em; the "
                         'others are compared with the first one')
+    parser.add_argument('--reference', metavar='METHOD', help='compare with this row of the first folder, such as '
+                        'saliency or log-odds (default: its first row)')
     parser.add_argument('--paper', action='store_true', help="add the paper's rows (CUB, ResNet-50)")
     parser.add_argument('--output', default='comparison', metavar='FOLDER', help='where to (default: comparison)')
     parser.add_argument('--format', default=tuple(reports.FORMATS), metavar='NAME,...',
@@ -158,6 +161,16 @@ def difference(row, reference, column):
     return reports.Cell(*values, *(None,) * (3 - len(values)), reports.DECIMALS.get(column, 1), '+')
 
 
+def put_first(rows, reference):
+    """The rows, that of the first experiment first whose method is called `reference`. Raises UserError."""
+    own = [row for row in rows if row.experiment == rows[0].experiment]
+    for row in own:
+        if reference in (row.method, row.method.split(', ', 1)[-1]):
+            return [row, *(other for other in rows if other is not row)]
+    raise UserError(f'--reference={reference}: {own[0].experiment} has no such row; it has '
+                    + '; '.join(row.method for row in own))
+
+
 def paper_rows():
     """The paper's figures as Rows."""
     rows = []
@@ -233,6 +246,8 @@ def main():
     if len(set(names)) < len(names):
         names = folders
     rows = [row for folder, name in zip(folders, names, strict=True) for row in rows_of(folder, str(name))]
+    if args.reference:
+        rows = put_first(rows, args.reference)
     name_rows(rows)
     tables, folder = make_tables(rows, paper_rows() if args.paper else []), Path(args.output)
     util.say(f'\n{reports.as_text(tables[1:])}\nSquare brackets hold 95 % intervals. docs/comparing.md explains every '

@@ -33,12 +33,12 @@ def test_networks_of_one_name_are_one_line_for_each_method_they_have(at_home, sa
     for name in ('CAM', 'CALM_EM'):
         shutil.copytree(save / name, save / 'again' / name)
     code, _, err = script('abstention', *(f'save/{name}' for name in ('CAM', 'again/CAM', 'CALM_EM', 'again/CALM_EM')),
-                          '--drop=0', '--processes=vanilla,saliency,object_mask', *small)
+                          '--drop=0', '--processes=own,saliency,object_mask', *small)
     assert code == 0, err
     lines = (tmp_path / 'abstention' / 'abstention.txt').read_text().splitlines()
     rows = [re.split(r'\s{2,}', line.strip()) for line in lines[2:]]
-    # vanilla is the map of the logits, which every head has; the prior is CALM's alone
-    assert [row[0] for row in rows] == ['CAM, vanilla', 'CAM, object_mask', 'CALM_EM, vanilla', 'CALM_EM, saliency',
+    # the prior is CALM's alone
+    assert [row[0] for row in rows] == ['CAM, vanilla', 'CAM, object_mask', 'CALM_EM, jointll', 'CALM_EM, saliency',
                                         'CALM_EM, object_mask']
     assert all(cell.endswith('± 0.0') for row in rows for cell in row[2:])  # the two networks are one
     assert rows[1][2:] == rows[4][2:] and rows[2][3:] != rows[3][3:]  # the birds' masks know no network

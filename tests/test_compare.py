@@ -14,6 +14,7 @@ import eval_cue_location
 import paper
 import reports
 from reports import Cell, Sample, Table
+from util import UserError
 from wsol import metrics
 
 
@@ -282,3 +283,12 @@ def test_the_means_of_two_names_differ_by_a_paired_interval():
     (table,) = reports.over_networks(rows)
     assert [line[0] for line in table.rows] == ['A: x', 'B: x', 'B: x − A: x']
     assert str(table.rows[2][table.header.index('mean')]) == '+10.0 [+10.0, +10.0]'
+
+
+def test_any_row_of_the_first_folder_can_be_the_reference():
+    rows = [compare.Row('a', 'CALM_EM', {}), compare.Row('a', 'CALM_EM, saliency', {}), compare.Row('b', 'CALM_EM, saliency', {})]
+    assert compare.put_first(rows, 'saliency') == [rows[1], rows[0], rows[2]]
+    assert compare.put_first(rows, 'CALM_EM, saliency')[0] is rows[1]
+    assert compare.put_first(rows, 'CALM_EM') == rows
+    with pytest.raises(UserError, match='--reference=evidence: a has no such row; it has CALM_EM; CALM_EM, saliency'):
+        compare.put_first(rows, 'evidence')
