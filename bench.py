@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.ticker import FixedLocator
 from torch import nn
 
 import config
@@ -105,13 +106,18 @@ def ratios_figure(measured):
     """A bar for each item: how many times faster than the plain way, with the lowest and the highest round."""
     best = {name: ratio(own['plain'], own['auto' if 'auto' in own else 'float32'])
             for name, (_, own) in measured.items()}
-    figure = figures.Figure(figsize=(9, 0.35 * len(best) + 1), layout='constrained')
+    figure = figures.Figure(figsize=(10, 0.28 * len(best) + 1), layout='constrained')
     axes = figure.subplots()
     middle, low, high = np.array(list(best.values())).T
-    axes.barh(list(best), middle, xerr=[middle - low, high - middle], color='teal')
+    axes.barh(list(best), middle - 1, left=1, xerr=[middle - low, high - middle], color='teal')
     axes.axvline(1, color='black', linewidth=1)
     axes.invert_yaxis()
+    axes.margins(y=0.01)
     axes.set(xlabel='times less than the plain way', xscale='log')
+    axes.xaxis.set_major_locator(FixedLocator([0.5, 1, 1.5, 2, 3, 5, 10, 20]))
+    axes.xaxis.set_major_formatter('{x:g}')
+    axes.xaxis.set_minor_locator(FixedLocator([]))
+    axes.tick_params(axis='y', labelsize=8)
     return figure
 
 

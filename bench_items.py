@@ -229,9 +229,10 @@ def counted_otherwise(results):
         ours = results[way][0][0]['parts'].copy()
         ours[..., [0, -1]] = 0  # numpy counts nothing there
         moved = 100 * np.abs(ours - plain).sum() / 2 / plain.sum()
-        pxap = [metrics.pixel_average_precision(own.sum(0), underflow=False) for own in (ours, plain)]
-        said.append(f'{way}: {moved:.3f} % of the pixels are counted in another bin than plainly, PxAP is '
-                    f'{pxap[0]:.3f}, plainly {pxap[1]:.3f}')
+        said.append(f'{way}: {moved:.3f} % of the pixels are counted in another bin than plainly')
+        ours, plainly = (float(metrics.pixel_average_precision(own.sum(0), underflow=False)) for own in (ours, plain))
+        if np.isfinite([ours, plainly]).all():  # else no true pixel is counted
+            said[-1] += f', PxAP is {ours:.3f}, plainly {plainly:.3f}'
     return '; '.join(sorted(said))
 
 

@@ -86,7 +86,7 @@ def test_what_is_counted_otherwise_is_said():
     ours[0, 1, 0] = 77  # underflow, which numpy drops
     for moved in (0, 5):
         ours[0, 1, 2:4] = moved, 50 - moved
-        said = bench_items.counted_otherwise({'plain': plain, 'auto': ({'parts': ours}, None), 'floor': None})
+        said = bench_items.counted_otherwise({'plain': plain, 'auto': ([{'parts': ours}], None), 'floor': None})
         assert said.startswith(f'auto: {moved}.000 % of the pixels')
 
 
