@@ -209,7 +209,8 @@ def some_cues(bench, count, num_pairs):
 
 
 def cues_of_cub(bench):
-    """The CueImages of CUB's test images, the first of them that some pair evaluates. Raises UserError."""
+    """The CueImages of CUB's test images, of those that some pair evaluates as many as are asked for, one out of each
+    stretch of the list. Raises UserError."""
     annotations = Annotations(bench.cub_root)
     names = read_by_id(annotations.root / 'images.txt')
     labels, splits = (read_by_id(annotations.root / f'{name}.txt', names)
@@ -218,7 +219,7 @@ def cues_of_cub(bench):
     images = NoiseImages(np.array(ids), np.array(own), annotations.root / 'images',
                          image_files.eval_transform(bench.size))
     cues = eval_cue_location.CueImages(images, annotations)
-    del cues.rows[bench.cub_images:]
+    cues.rows = cues.rows[::max(1, len(cues.rows) // bench.cub_images)][:bench.cub_images]
     return cues
 
 
@@ -251,7 +252,9 @@ def cue_localization(bench):
             source = NetworkMaps(cues, model, 'jointll', precision)
             ways[way] = partial(eval_cue_location.fill_histograms, make_loader(cues, 8, 0, bench.device),
                                 [eval_cue_location.Measure(source, 'clipping', edges)], bench.device)
-        ways['floor'] = partial(_without_graph, bench, bench.best, model, bench.images(min(len(cues), 8)))
+        batches = bench.images(len(cues)).split(8)
+        ways['floor'] = partial(_without_graph, bench, bench.best, lambda batches, model=model: [
+            model(images) for images in batches], batches)
         yield Item(f'cue localization, {name}', ways, len(cues), compare=counted_otherwise)
 
 
