@@ -23,6 +23,7 @@ from wsol.contrast import CONTRASTS
 
 NAMED_BY = {'norm_type': 'norm', 'threshold_type': 'thresholds', 'seed': 'seed', 'smooth_grad_nr_iter': 'copies',
             'integrated_grad_nr_iter': 'points', 'precision': 'precision', 'iou_thresholds': 'IoU'}
+MOST_CURVES = 21  # colours times lines of figures.py
 
 
 @dataclass
@@ -233,6 +234,9 @@ def draw(rows, folder):
     for name, what, curves, draw_curves in (
             ('ratios.png', 'remove-and-classify', ratios, figures.ratio_curve),
             ('precision_recall.png', 'cue localization', bands, figures.precision_bands)):
+        if len(curves) > MOST_CURVES:
+            util.say(f'{name} shows {MOST_CURVES} of {len(curves)} rows: more could not be told apart')
+        curves = dict(list(curves.items())[:MOST_CURVES])
         if curves:
             figures.save(draw_curves(f'{title}: {what}', curves), folder / name)
             paths.append(folder / name)
