@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import config
+import eval_cue_location
 import evaluation
 import experiments
 import figures
@@ -51,40 +52,56 @@ def methods_of(folder, processes):
             if process == config.OBJECT_MASK or issubclass(head, PROCESSES[process].head)]
 
 
+def settings_of(flags):
+    """{name: value} of the flags by which a result is told from others. Raises UserError for a mistake in them."""
+    args = config.parse('eval_cue_location', argv=flags)
+    for name in ('experiment_name', 'threshold_type', *eval_cue_location.SEVERAL):
+        if name in args.given:
+            raise UserError(f'--{name} is what abstention.py itself chooses; leave it out (--help)')
+    return {name: args[name] for name in args.given if config.ALL_FLAGS[name].recorded and args[name] != 'auto'}
+
+
 def measure(folder, processes, percents, flags):
     """{process: (Q,3)} of an experiment, in percent: for each percentage the share of dropped pixels, PxAP published,
-    and PxAP of all pixels. What is missing is measured in one pass."""
+    and PxAP of all pixels, NaN where there is none. What is missing is measured in one pass."""
+    settings = settings_of(flags) | {'threshold_type': 'log'}
+
     def results():
-        return {process: [experiments.result(folder, 'cue_location', process, drop_lowest=percent, threshold_type='log')
+        return {process: [experiments.result(folder, 'cue_location', process, drop_lowest=percent, **settings)
                           for percent in percents] for process in processes}
     try:
         found = results()
     except UserError:
         experiments.run(folder.parent, 'eval_cue_location.py', f'--experiment_name={folder.name}',
                         f'--score_map_process={",".join(processes)}', '--threshold_type=log',
-                        f'--drop_lowest={",".join(f"{percent:g}" for percent in percents)}', *flags)
+                        f'--drop_lowest={",".join(f"{percent:.10g}" for percent in percents)}', *flags)
         found = results()
 
     def point(own):
         pxap = own['pxap']['parts']['per_pair']
         return own['dropped']['parts']['all'], pxap['dropped']['mean'], pxap['counted']['mean']
-    return {process: np.array([point(own) for own in rows]) for process, rows in found.items()}
+    return {process: np.array([point(own) for own in rows], float) for process, rows in found.items()}
 
 
 def table_rows(name, percents, points):
     """The lines of one method. points: (networks, percentages, 3)."""
     spread = points.std(0, ddof=1) if len(points) > 1 else np.full(points.shape[1:], np.nan)
-    return [[name, f'{percent:g} %', *(f'{mean:.1f}' if np.isnan(own) else f'{mean:.1f} ± {own:.1f}'
-                                       for mean, own in zip(means, deviations, strict=True))]
+
+    def text(mean, deviation):
+        return '-' if np.isnan(mean) else f'{mean:.1f}' + ('' if np.isnan(deviation) else f' ± {deviation:.1f}')
+    return [[name, f'{percent:.10g} %', *map(text, means, deviations)]
             for percent, means, deviations in zip(percents, points.mean(0), spread, strict=True)]
 
 
 def main():
     args, flags = make_parser().parse_known_args()
-    config.parse('eval_cue_location', argv=flags)  # a mistake in them is known before the first measurement
-    percents, points = sorted(set(args.drop)), {}
-    for folder in map(Path, args.folders):
-        for process, own in measure(folder, methods_of(folder, args.processes), percents, flags).items():
+    settings_of(flags)  # a mistake in them is known before the first measurement
+    percents, points = sorted({round(percent, 6) for percent in args.drop}), {}
+    methods = {folder: methods_of(folder, args.processes) for folder in map(Path, args.folders)}
+    if not any(methods.values()):
+        raise UserError(f'none of the networks has --processes={",".join(args.processes)}')
+    for folder, processes in methods.items():
+        for process, own in (measure(folder, processes, percents, flags) if processes else {}).items():
             points.setdefault(f'{folder.name}, {process}' if len(args.processes) > 1 else folder.name, []).append(own)
     points = {name: np.stack(own) for name, own in points.items()}  # (networks, percentages, 3)
     curves = {name: own.mean(0).T for name, own in points.items()}

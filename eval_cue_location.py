@@ -270,6 +270,10 @@ def open_runs(args):
     """The Evaluations of every combination of the attribution methods, contrast methods and shares of dropped pixels
     that the flags list, all of one network and one data set."""
     listed = [args[name] if isinstance(args[name], tuple) else (args[name],) for name in SEVERAL]
+    if args.scoremap_root and len(listed[0]) * len(listed[1]) > 1:
+        raise UserError('--scoremap_root is one source of maps, and several methods are a network\'s; leave one out')
+    if args.score_map_method == 'backprop':  # the published name of the vanilla gradient
+        listed[0] = ['backprop' if process == 'vanilla' else process for process in listed[0]]
     chosen = [dict(zip(SEVERAL, values, strict=True)) for values in itertools.product(*listed)]
     # a network folded for forwards alone serves no gradients: those who ask for them open it
     chosen.sort(key=lambda own: evaluation.only_runs_forward(Munch(args, **own), 'eval_cue_location'))
@@ -291,14 +295,14 @@ def finish(run, counts, evaluations, images, cues):
     dropped = {truth: dropped_shares(histogram) for truth, histogram in counts.items()}
 
     by_number = ', '.join(f'{(evaluations[number == k] > 0).sum()} with {k}' for k in (1, 2, 3))
-    dropping = f', lowest {args.drop_lowest:g} % dropped' if args.drop_lowest else ''
+    dropping = f', lowest {args.drop_lowest:.10g} % dropped' if args.drop_lowest else ''
     util.say(f'\n{run.maps_name()}{dropping}, {run.data.name}: {evaluations.sum()} (image, pair) evaluations of '
              f'{len(cues)} images; pairs: {by_number} differing parts')
     is_published = run.data.name == 'CUB' and args.scoremap_root is None and not args.drop_lowest
     method = args.attribution_method, args.score_map_process
     report(summaries, dropped, paper.PXAP.get(method) if is_published else None)
     result = run.result_file('cue_location', images, 'test', run.maps_name(), args.norm_type, args.threshold_type,
-                             *([f'lowest{args.drop_lowest:g}dropped'] if args.drop_lowest else []))
+                             *([f'lowest{args.drop_lowest:.10g}dropped'] if args.drop_lowest else []))
     histogram = counts.get('exact', counts['parts'])
     curves = {f'{k} differing part{"s" * (k > 1)}': metrics.precision_recall(histogram[number == k].sum(0))
               for k in (1, 2, 3) if evaluations[number == k].any()}
@@ -312,7 +316,8 @@ def main():
     runs = open_runs(config.parse('eval_cue_location', __doc__))
     first, images = runs[0], runs[0].open_split('test')
     cues = open_cues(first.data, images, first.args.verbose)
-    sources = {run.maps_name(): run.map_source(images, 'test', cues.asked_classes, cues.rows) for run in runs}
+    by_name = {run.maps_name(): run for run in runs}  # those that drop other pixels have the same maps
+    sources = {name: run.map_source(images, 'test', cues.asked_classes, cues.rows) for name, run in by_name.items()}
     measures = [Measure(sources[run.maps_name()], run.args.norm_type,
                         metrics.bin_edges(run.args.threshold_type, run.args.cam_curve_interval), run.args.drop_lowest)
                 for run in runs]

@@ -181,6 +181,9 @@ def open_evaluation(args, script, needs_model=True, needs_data=True):
         fold_batchnorm(model, args.crop_size)
         if args.compile:
             compile_backbone(model)
+    elif args.compile and model is None:
+        raise UserError('--compile is for a network, and --scoremap_root alone needs none; leave it out, or name the '
+                        'network with --load_checkpoint')
     elif args.compile and script in config.EVALUATIONS:
         method = contrast_in_place(args, script) or args.score_map_process
         raise UserError(f'--compile is for evaluations that run forwards alone, and {method} needs more; leave it out')
@@ -354,8 +357,11 @@ def read_result(path):
 
 def find_result(folder, metric, process, weights_sha256, **settings):
     """The latest result of a metric and an attribution method for these weights, in an experiment's folder. settings:
-    further ones that it was measured with; no pixels dropped unless they say so."""
-    settings = {'drop_lowest': 0.0, 'score_map_process': process} | settings
+    further ones that it was measured with; unless they say so, no pixels dropped, and the method's own scale."""
+    expected = {'drop_lowest': 0.0, 'score_map_process': process}
+    if metric == 'cue_location' and process:
+        expected |= zip(('norm_type', 'threshold_type'), own_scale(process, None, 'eval_cue_location'), strict=True)
+    settings = expected | settings
     for path in sorted(Path(folder).glob(f'{metric}_*.json'), key=lambda path: -path.stat().st_mtime_ns):
         content = read_result(path)
         own = {'drop_lowest': 0.0} | content['settings']

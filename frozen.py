@@ -89,13 +89,14 @@ def _features(model, images, split, folder, args, device):
     path = folder / f'features_{split}_{args.crop_size}.{_fingerprint(model, images, args)}.npy'
     if not path.is_file():
         util.make_folder(folder)
-        util.write_atomically(path, lambda unfinished: write(partial(_new_file, folder, unfinished)))
+        util.write_atomically(path, lambda unfinished: write(partial(_new_file, folder, unfinished)),
+                             durable=True)
     return np.load(path, mmap_mode='r')
 
 
 def _fingerprint(model, images, args):
     """Of all that the features hang on, 16 hexadecimal digits: other features have another file."""
-    digest = hashlib.sha256(f'{images.fingerprint()},{args.crop_size},{args.precision}'.encode())
+    digest = hashlib.sha256(f'{images.fingerprint()},{args.crop_size},{args.precision},{model.earlier}'.encode())
     for name, value in model.state_dict().items():
         if not name.startswith(HEAD):
             digest.update(f'{name},{tuple(value.shape)}'.encode() + value.cpu().numpy().tobytes())

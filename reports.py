@@ -175,8 +175,8 @@ class Table(NamedTuple):
 
 def over_networks(rows):
     """[Table], topic by topic, of mean and standard deviation over networks of one name, as trained with several seeds;
-    [] where no two have one. Below them how the mean differs from that of the first name, with its interval over the
-    images or class pairs. rows: compare.py's."""
+    [] where no two have one. Below them how the mean differs from that of the first row's name, with its interval over
+    the images or class pairs. rows: compare.py's."""
     groups = {}
     for row in rows:
         groups.setdefault(f'{Path(row.experiment).name}: {row.method}', []).append(row)
@@ -188,18 +188,20 @@ def over_networks(rows):
             return None
         decimals = DECIMALS.get(column, 1)
         return f'{np.mean(values):.{decimals}f} ± {np.std(values, ddof=1):.{decimals}f}'
+
     def difference(own, reference, column):
-        samples = [[row.columns[column].sample for row in rows if column in row.columns] for rows in (own, reference)]
-        units = {sample and sample.units for part in samples for sample in part}
-        if min(map(len, samples)) == 0 or len(units) > 1 or None in units:
+        measured = [row.columns.get(column) for row in (*own, *reference)]
+        units = {figure and figure.sample and figure.sample.units for figure in measured}
+        if len(units) > 1 or None in units:
             return None
+        samples = [[row.columns[column].sample for row in part] for part in (own, reference)]
         return Cell(*pooled(samples[0]).difference(pooled(samples[1])), DECIMALS.get(column, 1), '+')
 
-    tables, first = [], next(iter(groups), None)
+    tables, first = [], f'{Path(rows[0].experiment).name}: {rows[0].method}'
     for title, columns in TOPICS.items():
         lines = [[name, str(len(own)), *(cell(own, column) for column in columns)] for name, own in groups.items()]
         lines += [[f'{name} − {first}', '', *(difference(own, groups[first], column) for column in columns)]
-                  for name, own in groups.items() if name != first]
+                  for name, own in groups.items() if first in groups and name != first]
         lines = [line for line in lines if any(line[2:])]
         if lines:
             tables.append(Table(f'{title}; mean ± standard deviation', ['', 'networks', *columns.values()], lines))

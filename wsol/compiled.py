@@ -7,9 +7,9 @@ from .errors import UserError
 def compile_backbone(model, backend='inductor'):
     """Have torch.compile run the network's stages, in place; the heads and the names of the weights stay as they are.
 
-    model: of build_model, in which nothing is replaced any more. backend: torch.compile's. Features stay equal up to
-    rounding. Raises UserError, at the latest with the first images, where torch cannot compile: that takes a C++
-    compiler, and Triton on a GPU.
+    model: of build_model. backend: torch.compile's. What is replaced before the first images is compiled, too. Features
+    stay equal up to rounding. Raises UserError, at the latest with the first images, where torch cannot compile: that
+    takes a C++ compiler, and Triton on a GPU.
     """
     from torch._dynamo.exc import TorchDynamoException  # it takes a second, which only those spend who compile
 
