@@ -2,9 +2,11 @@
 import re
 import shutil
 
+import pytest
 from conftest import refused
 
 import evaluation
+from util import UserError
 
 
 def test_the_table_holds_the_figures_of_the_results_and_measures_nothing_twice(at_home, save, script, tiny_birds, tmp_path):
@@ -26,6 +28,11 @@ def test_the_table_holds_the_figures_of_the_results_and_measures_nothing_twice(a
     assert (tmp_path / 'abstention' / 'abstention.png').stat().st_size > 5000
     code, _, err = script('abstention', 'save/CAM', '--drop=60,0', *small)
     assert code == 0 and len(at_home) == 2, err
+    sha256 = evaluation.read_result(save / 'CAM' / 'results.json')['weights_sha256']
+    with pytest.raises(UserError):  # what other commands look for has even thresholds, and is not there yet
+        evaluation.find_result(save / 'CAM', 'cue_location', 'vanilla', sha256)
+    code, _, err = script('abstention', 'save/CAM', '--drop=60,0', '--norm_type=max', *small)
+    assert code == 0 and len(at_home) == 3, err  # another norm is measured anew
 
 
 def test_networks_of_one_name_are_one_line_for_each_method_they_have(at_home, save, script, tiny_birds, tmp_path):
@@ -48,3 +55,8 @@ def test_what_is_no_experiment_is_refused(script, tmp_path):
     (tmp_path / 'empty').mkdir()
     refused(script('abstention', 'empty'), 'empty', 'save/')
     refused(script('abstention', 'empty', '--thresholds=3'), 'thresholds')
+    refused(script('abstention', 'empty', '--threshold_type=even'), '--threshold_type', 'abstention.py')
+
+
+def test_a_method_that_no_network_has_is_refused(save, script):
+    refused(script('abstention', 'save/CAM', '--processes=saliency'), '--processes=saliency')

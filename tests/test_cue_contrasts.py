@@ -84,6 +84,8 @@ def test_cue_localization_by_a_contrast_is_that_of_its_maps_one_by_one(method, t
 def test_a_contrast_and_a_map_of_each_class_are_not_asked_at_once(tiny_birds, save, script):
     refused(script('eval_cue_location', *tiny_birds, '--experiment_name=CALM_EM', '--contrast_method=evidence',
                    '--score_map_process=gtcond'), '--contrast_method')
+    refused(script('eval_cue_location', *tiny_birds, '--scoremap_root=maps', '--score_map_process=vanilla,random'),
+            '--scoremap_root', 'several')
     refused(script('eval_cue_location', *tiny_birds, '--experiment_name=CAM', '--contrast_method=joint-difference'),
             'joint-difference')
 
