@@ -69,13 +69,10 @@ def measure(folder, processes, percents, flags):
     def results():
         return {process: [experiments.result(folder, 'cue_location', process, drop_lowest=percent, **settings)
                           for percent in percents] for process in processes}
-    try:
-        found = results()
-    except UserError:
-        experiments.run(folder.parent, 'eval_cue_location.py', f'--experiment_name={folder.name}',
-                        f'--score_map_process={",".join(processes)}', '--threshold_type=log',
-                        f'--drop_lowest={",".join(f"{percent:.10g}" for percent in percents)}', *flags)
-        found = results()
+    found = experiments.found_or_run(
+        results, folder.parent, 'eval_cue_location.py', f'--experiment_name={folder.name}',
+        f'--score_map_process={",".join(processes)}', '--threshold_type=log',
+        f'--drop_lowest={",".join(f"{percent:.10g}" for percent in percents)}', *flags)
 
     def point(own):
         pxap = own['pxap']['parts']['per_pair']

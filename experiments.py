@@ -62,8 +62,14 @@ def measure(folder, experiment, metric, process, *flags, **settings):
     """The result of an evaluation of an experiment below folder, measured now unless that is done. process: None where
     a flag names a contrast method instead. settings: those of the flags by which it is told from others."""
     maps = [] if process is None else [f'--score_map_process={process}']
+    return found_or_run(lambda: result(folder / experiment, metric, process, **settings), folder, f'eval_{metric}.py',
+                        f'--experiment_name={experiment}', *maps, *flags)
+
+
+def found_or_run(results, folder, script, *flags):
+    """What results() finds, after a script has run where it finds nothing and raises UserError."""
     try:
-        return result(folder / experiment, metric, process, **settings)
+        return results()
     except UserError:
-        run(folder, f'eval_{metric}.py', f'--experiment_name={experiment}', *maps, *flags)
-    return result(folder / experiment, metric, process, **settings)
+        run(folder, script, *flags)
+    return results()

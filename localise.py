@@ -44,22 +44,28 @@ ACCURACY_LOSS = 2  # points
 T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t by degrees of freedom, from 1
 
 
-def pxap(folder, name, process=None, contrast=None):
-    """PxAP of an experiment's maps by an attribution method, or of a contrast method."""
-    scale = {'norm_type': 'minmax', 'threshold_type': 'even', 'contrast_method': contrast}
-    flags = [f'--{flag}={value}' for flag, value in scale.items() if value]
-    found = experiments.measure(folder, name, 'cue_location', process, PRECISION, *flags, **scale)
-    return found['pxap']['exact']['per_pair']['counted']['mean']
+def pxap(folder, name, flag, methods):
+    """PxAP of an experiment's maps by several methods, measured in one pass. flag: score_map_process or
+    contrast_method, whose values they are."""
+    scale = {'norm_type': 'minmax', 'threshold_type': 'even', 'contrast_method': None, 'score_map_process': None}
+
+    def results():
+        return [experiments.result(folder / name, 'cue_location', None, **scale | {flag: method}) for method in methods]
+    found = experiments.found_or_run(results, folder, 'eval_cue_location.py', f'--experiment_name={name}', PRECISION,
+                                     '--norm_type=minmax', '--threshold_type=even', f'--{flag}={",".join(methods)}')
+    return [own['pxap']['exact']['per_pair']['counted']['mean'] for own in found]
 
 
 def measure(seed, row, method, stages, *flags):
     """Train and evaluate one row with one seed. Returns its COLUMNS, NaN where the method has none."""
     folder = FOLDER / f'seed{seed}'
     name = experiments.train_row(folder, row, seed, method, stages, True, *flags)
-    contrasts = [pxap(folder, name, contrast=contrast) if method != 'CAM' or contrast == 'log-odds' else np.nan
-                 for contrast in CONTRASTS]
-    prior = np.nan if method == 'CAM' else pxap(folder, name, 'saliency')
-    return [evaluation.read_result(folder / name / 'results.json')['test_accuracy'], *contrasts, prior]
+    contrasts = [contrast for contrast in CONTRASTS if method != 'CAM' or contrast == 'log-odds']
+    found = dict(zip(contrasts, pxap(folder, name, 'contrast_method', contrasts), strict=True))
+    if method != 'CAM':
+        found['prior'], = pxap(folder, name, 'score_map_process', ['saliency'])
+    found['accuracy'] = evaluation.read_result(folder / name / 'results.json')['test_accuracy']
+    return [found.get(column, np.nan) for column in COLUMNS]
 
 
 def mean_and_interval(values):
@@ -135,7 +141,8 @@ def main():
         for row in dict.fromkeys(['CAM', *args.rows]):
             own = np.array([measure(seed, row, *ROWS[row])], float)
             values[row] = np.concatenate([values[row], own]) if row in values else own
-            controls = {name: pxap(FOLDER / 'seed0', 'CAM', process) for name, process in CONTROLS.items()}
+            controls = dict(zip(CONTROLS, pxap(FOLDER / 'seed0', 'CAM', 'score_map_process', list(CONTROLS.values())),
+                                strict=True))
             util.write_lines(FOLDER / 'table.txt', [report(values, controls)])
     util.say(f'\n{report(values, controls)}\n\n{FOLDER / "table.txt"}')
 
