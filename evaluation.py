@@ -90,7 +90,7 @@ class Evaluation:
         chosen = [f'{word} {self.args[flag]}' for word, flag in
                   (('norm', 'norm_type'), ('thresholds', 'threshold_type'))
                   if self.script in config.ALL_FLAGS[flag].readers]
-        compiled = ['compiled'] if self.args.compile else []
+        compiled = ['compiled'] if self.args.compile and self.model and self.script in config.EVALUATIONS else []
         return ', '.join([f'maps: {self.maps_name()}', *chosen, self.args.precision, *compiled])
 
     def maps_name(self):
@@ -181,10 +181,7 @@ def open_evaluation(args, script, needs_model=True, needs_data=True):
         fold_batchnorm(model, args.crop_size)
         if args.compile:
             compile_backbone(model)
-    elif args.compile and model is None:
-        raise UserError('--compile is for a network, and --scoremap_root alone needs none; leave it out, or name the '
-                        'network with --load_checkpoint')
-    elif args.compile and script in config.EVALUATIONS:
+    elif model is not None and args.compile and script in config.EVALUATIONS:
         method = contrast_in_place(args, script) or args.score_map_process
         raise UserError(f'--compile is for evaluations that run forwards alone, and {method} needs more; leave it out')
     if script in config.RUNS:

@@ -4,9 +4,10 @@ Nothing is compiled to machine code here, which takes minutes: torch's backends 
 """
 import json
 
+import numpy as np
 import pytest
 import torch
-from conftest import SMALL, read_result, refused, same_training
+from conftest import SMALL, open_birds, read_result, refused, same_training
 
 import evaluation
 import main
@@ -125,6 +126,18 @@ def test_a_result_from_before_the_flag_was_not_compiled(script, tiny_birds, save
     path.write_text(json.dumps(content))
     code, out, err = script('eval_pixel_perturb', *flags)
     assert code == 0 and 'replaces' not in out, err
+
+
+def test_maps_made_elsewhere_leave_nothing_to_compile(script, tiny_birds, tmp_path, backend):
+    for split in ('val', 'test'):
+        images, _ = open_birds(tiny_birds, split)
+        for index in range(len(images)):
+            path = tmp_path / 'maps' / split / f'{images.image_id(index)}.npy'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, np.eye(7, dtype=np.float32))
+    seen = backend('eager')
+    code, out, err = script('eval_wsol', *tiny_birds, '--scoremap_root=maps', '--compile')
+    assert code == 0 and 'compiled' not in out and not seen, err
 
 
 def test_mistakes_are_one_line(script, tiny_birds, save, backend):

@@ -11,7 +11,7 @@ import torch
 
 from .query import image_by_image, register, versions_at_a_time
 
-VERSIONS_AT_A_TIME = 8  # noisy copies, or points on a path, of one image per forward and backward (a GPU takes more)
+VERSIONS_AT_A_TIME = 8  # noisy copies, or points on a path, of one image per forward and backward (CUDA takes more)
 NUMBERS_KEPT = 1000     # for each pixel of such a version: what the graph of a ResNet-50 with 28x28 maps holds
 
 # --- gradients by the input ---------------------------------------------------------------------

@@ -9,7 +9,7 @@ from .metrics import normalise, resize
 from .query import full_precision, image_by_image, register, versions_at_a_time
 
 OCCLUSION_SIDE, OCCLUSION_STRIDE = 1 / 7, 1 / 14  # of the image's side
-MASKS_AT_A_TIME = 32  # masked images per forward (a GPU takes more)
+MASKS_AT_A_TIME = 32  # masked images per forward (CUDA takes more)
 NUMBERS_KEPT = 120    # for each pixel of a masked image: what a ResNet-50 with 28x28 maps holds at once without a graph
 
 
