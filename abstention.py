@@ -61,14 +61,12 @@ def settings_of(flags):
     return {name: args[name] for name in args.given if config.ALL_FLAGS[name].recorded and args[name] != 'auto'}
 
 
-def measure(folder, processes, percents, flags):
+def measure(folder, processes, percents, flags, settings):
     """{process: (Q,3)} of an experiment, in percent: for each percentage the share of dropped pixels, PxAP published,
-    and PxAP of all pixels, NaN where there is none. What is missing is measured in one pass."""
-    settings = settings_of(flags) | {'threshold_type': 'log'}
-
+    and PxAP of all pixels, NaN where there is none. What is missing is measured in one pass. settings: of the flags."""
     def results():
-        return {process: [experiments.result(folder, 'cue_location', process, drop_lowest=percent, **settings)
-                          for percent in percents] for process in processes}
+        return {process: [experiments.result(folder, 'cue_location', process, **settings, drop_lowest=percent,
+                                             threshold_type='log') for percent in percents] for process in processes}
     found = experiments.found_or_run(
         results, folder.parent, 'eval_cue_location.py', f'--experiment_name={folder.name}',
         f'--score_map_process={",".join(processes)}', '--threshold_type=log',
@@ -92,13 +90,13 @@ def table_rows(name, percents, points):
 
 def main():
     args, flags = make_parser().parse_known_args()
-    settings_of(flags)  # a mistake in them is known before the first measurement
+    settings = settings_of(flags)  # a mistake in them is known before the first measurement
     percents, points = sorted({round(percent, 6) for percent in args.drop}), {}
     methods = {folder: methods_of(folder, args.processes) for folder in map(Path, args.folders)}
     if not any(methods.values()):
         raise UserError(f'none of the networks has --processes={",".join(args.processes)}')
     for folder, processes in methods.items():
-        for process, own in (measure(folder, processes, percents, flags) if processes else {}).items():
+        for process, own in (measure(folder, processes, percents, flags, settings) if processes else {}).items():
             points.setdefault(f'{folder.name}, {process}' if len(args.processes) > 1 else folder.name, []).append(own)
     points = {name: np.stack(own) for name, own in points.items()}  # (networks, percentages, 3)
     curves = {name: own.mean(0).T for name, own in points.items()}

@@ -23,7 +23,7 @@ from wsol.contrast import CONTRASTS
 
 NAMED_BY = {'norm_type': 'norm', 'threshold_type': 'thresholds', 'seed': 'seed', 'smooth_grad_nr_iter': 'copies',
             'integrated_grad_nr_iter': 'points', 'precision': 'precision', 'iou_thresholds': 'IoU'}
-MOST_CURVES = 21  # colours times lines of figures.py
+MOST_CURVES = len(figures.COLOURS) * len(figures.LINES)  # more look alike
 
 
 @dataclass

@@ -47,7 +47,7 @@ def train_row(folder, row, seed, method, stages, from_cam, *flags):
         train(folder, f'start_{stages}', *common, '--attribution_method=CAM', *FROM_RANDOM)
         learn = [*FINE_TUNE, f'--load_checkpoint=start_{stages}']
     else:
-        learn = [*FROM_RANDOM, '--epochs=40']
+        learn = [*FROM_RANDOM, '--epochs=40']  # as long as the start and the fine-tuning together
     train(folder, name, *common, f'--attribution_method={method}', *learn, *flags)
     return name
 

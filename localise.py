@@ -136,13 +136,14 @@ def make_parser():
 
 def main():
     args = make_parser().parse_args()
-    values = {}
+    values, controls = {}, {}
     for seed in range(args.seeds):
         for row in dict.fromkeys(['CAM', *args.rows]):
             own = np.array([measure(seed, row, *ROWS[row])], float)
             values[row] = np.concatenate([values[row], own]) if row in values else own
-            controls = dict(zip(CONTROLS, pxap(FOLDER / 'seed0', 'CAM', 'score_map_process', list(CONTROLS.values())),
-                                strict=True))
+            if not controls:  # which know no network: those of the first one serve all
+                measured = pxap(FOLDER / 'seed0', row, 'score_map_process', list(CONTROLS.values()))
+                controls = dict(zip(CONTROLS, measured, strict=True))
             util.write_lines(FOLDER / 'table.txt', [report(values, controls)])
     util.say(f'\n{report(values, controls)}\n\n{FOLDER / "table.txt"}')
 
