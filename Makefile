@@ -42,17 +42,17 @@ setup-test: .venv/.installed-test
 	@echo "setting up .venv with $$($(PYTHON) -V): downloads torch and the rest of requirements.txt once, some minutes"
 	@$(PYTHON) -m venv --clear .venv \
 	    || { echo "error: $(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
 	@touch $@
 
 .venv/.installed-test: requirements-test.txt .venv/.installed
 	@echo "adding requirements-test.txt to .venv"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-test.txt
 	@touch $@
 
 .venv/.installed-docs: requirements-docs.txt .venv/.installed
 	@echo "adding requirements-docs.txt to .venv"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-docs.txt
 	@touch $@
 
 clean:

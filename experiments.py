@@ -3,6 +3,8 @@
 The settings on painted birds, which demo.py, ablation.py, localise.py and reproduce.py share: all networks are alike,
 ResNet-18, started from one CAM classifier, as the paper's networks start from an ImageNet classifier.
 """
+from pathlib import Path
+
 import torch
 
 import evaluation
@@ -22,7 +24,7 @@ def run(folder, script, *flags):
     """Run one of the project's scripts as a user would, and show how."""
     command = [script, *flags, f'--save_root={folder}']
     util.say('\n$ python ' + ' '.join(command))
-    code = processes.call(command)
+    code = processes.call([Path(__file__).with_name(script), *command[1:]])
     if code:
         raise UserError(f'{script} ended with exit code {code}; see above')
 

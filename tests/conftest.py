@@ -20,8 +20,10 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / 'tests' / 'golden'
 SHARED = Path(os.environ.get('CALM_SHARED', ROOT.parent / 'shared'))
-# the tests' networks are tiny: threads that wait for one another cost more than they save, above all beside other work
+# the tests' networks are tiny: threads that wait for one another cost more than they save, above all beside other work;
+# the variable tells the processes that tests start
 torch.set_num_threads(1)
+os.environ['OMP_NUM_THREADS'] = '1'
 
 
 def shared(*parts):
@@ -104,7 +106,7 @@ def at_home(script, tiny_birds, tmp_path, monkeypatch):
         if command[0] != sys.executable:  # git, which is asked for the commit
             return run(command, **options)
         assert options['check'] is False and options['env']['CALM_PARENT'] == str(os.getpid())
-        commands.append(command[1:])
+        commands.append([Path(command[1]).name, *command[2:]])
         code = 0
         try:
             util.run(lambda: run_main(Path(command[1]).stem, *command[2:]))
