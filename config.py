@@ -261,8 +261,9 @@ FLAGS = {
              shared=False),
         Flag('drop_lowest', 0.0, number(float, 0, True, 100), 'percentage of the pixels of each map, the lowest, that '
              'get the score 0: log thresholds then count them nowhere', CUE, recorded=True, shared=False, several=CUE),
-        _maps('norm_type', None, choice(tuple(NORM_TYPES)), 'max, minmax, or clipping: as it is, cut to 0..1 '
-              "(default: clipping for maps that are CALM's probabilities, but in eval_wsol; minmax for all others)",
+        _maps('norm_type', None, choice(tuple(NORM_TYPES)), 'max, minmax; clipping: as it is, cut to 0..1; '
+              'rank: the share of pixels that are lower, on which no scale has an influence (default: clipping for maps '
+              "that are CALM's probabilities, but in eval_wsol; minmax for all others)",
               (*CUE, *WSOL)),
         _maps('threshold_type', None, choice(tuple(THRESHOLD_TYPES)), 'even: 0, .001, ...; log: 1e-7 ... 1 (default: '
               "log for maps that are CALM's probabilities, even for all others)", CUE),

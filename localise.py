@@ -1,8 +1,8 @@
 """What makes CALM localise on painted birds? One change at a time, from the same start and for the same time.
 
 All rows fine-tune one CAM classifier, of the same seed and the same stages, for 8 epochs. The columns are PxAP in
-percent against the exact part masks, the mean over the class pairs, each alone, all pixels counted; every map is scaled
-to 0..1 by its own range (minmax), and thresholds are even. CAM's log-odds is its difference of maps, A - B. A row
+percent against the exact part masks, the mean over the class pairs, each alone, all pixels counted. The score of a pixel
+is its rank in its map, so that no method's scale decides. CAM's log-odds is its difference of maps, A - B. A row
 reaches the goal where one of its contrasts of classes is above CAM's A - B, its own prior and the controls, each beyond
 the 95 % interval (Student's t over the seeds, paired), at no more than 2 points of accuracy less than CAM.
 Result: save/localise/table.txt. What is done already is not run again.
@@ -47,12 +47,12 @@ T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t b
 def pxap(folder, name, flag, methods):
     """PxAP of an experiment's maps by several methods, measured in one pass. flag: score_map_process or
     contrast_method, whose values they are."""
-    scale = {'norm_type': 'minmax', 'threshold_type': 'even', 'contrast_method': None, 'score_map_process': None}
+    scale = {'norm_type': 'rank', 'threshold_type': 'even', 'contrast_method': None, 'score_map_process': None}
 
     def results():
         return [experiments.result(folder / name, 'cue_location', None, **scale | {flag: method}) for method in methods]
     found = experiments.found_or_run(results, folder, 'eval_cue_location.py', f'--experiment_name={name}', PRECISION,
-                                     '--norm_type=minmax', '--threshold_type=even', f'--{flag}={",".join(methods)}')
+                                     '--norm_type=rank', '--threshold_type=even', f'--{flag}={",".join(methods)}')
     return [own['pxap']['exact']['per_pair']['counted']['mean'] for own in found]
 
 

@@ -17,7 +17,7 @@ def exact(folder, process, contrast):
     """PxAP in the one result of a method."""
     found = [result for path in folder.glob('cue_location_*.json') if (result := json.loads(path.read_text()))['settings'][
         'score_map_process'] == process and result['settings']['contrast_method'] == contrast]
-    assert len(found) == 1 and found[0]['settings']['norm_type'] == 'minmax'
+    assert len(found) == 1 and found[0]['settings']['norm_type'] == 'rank'
     return found[0]['pxap']['exact']['per_pair']['counted']['mean']
 
 

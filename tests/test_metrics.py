@@ -23,7 +23,10 @@ def test_resize_is_the_published_one(size, name):
     assert_close(metrics.resize(torch.tensor(reference['small'])[None], size)[0], reference[name])
 
 
-@pytest.mark.parametrize('norm_type', metrics.NORM_TYPES)
+PUBLISHED_NORMS = 'max', 'minmax', 'clipping'
+
+
+@pytest.mark.parametrize('norm_type', PUBLISHED_NORMS)
 def test_normalise_is_the_published_one(norm_type):
     reference = golden('normalize')
     ours = metrics.normalise(torch.tensor(reference['maps']), norm_type)
@@ -36,6 +39,28 @@ def test_normalised_maps_are_in_range_and_minmax_is_idempotent(values, norm_type
     assert (once >= 0).all() and (once <= 1).all()
     if norm_type == 'minmax':
         torch.testing.assert_close(metrics.normalise(once, norm_type), once)
+
+
+@given(hnp.arrays(np.float64, (3, 5), elements=st.integers(-4, 4)))
+def test_ranks_are_the_share_that_is_lower_and_half_of_what_is_equal(values):
+    expected = [[((values < value).sum() + (values == value).sum() / 2) / values.size for value in row] for row in values]
+    if values.min() == values.max():
+        expected = np.zeros_like(values)  # as for every constant map
+    np.testing.assert_allclose(metrics.normalise(torch.tensor(values)[None], 'rank')[0], expected, rtol=1e-6)
+
+
+def test_ranks_know_the_order_alone_so_that_pxap_is_the_same_on_any_scale():
+    """Where the published scale has the same map once counted whole, and once mostly underflowed."""
+    maps = torch.rand(2, 40, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
+    truth = (maps * torch.rand(2, 40, 40, generator=torch.Generator().manual_seed(1)) > 0.5).flatten(1)
+
+    def pxap(maps, norm_type, threshold_type):
+        edges = metrics.bin_edges(threshold_type)
+        bins = metrics.bin_scores(metrics.normalise(maps, norm_type), edges).flatten(1)
+        return metrics.pixel_average_precision(metrics.count_scores(bins, truth, len(edges) + 1), underflow=True)
+    steep = maps ** 40
+    assert pxap(maps, 'rank', 'even') == pxap(steep, 'rank', 'even') == pxap(7 * steep, 'rank', 'even')
+    assert abs(pxap(maps, 'clipping', 'log') - pxap(steep, 'clipping', 'log')) > 1
 
 
 @pytest.mark.parametrize('threshold_type', metrics.THRESHOLD_TYPES)
@@ -365,7 +390,7 @@ def test_the_interval_is_the_seeds():
 
 
 @pytest.mark.parametrize('threshold_type', metrics.THRESHOLD_TYPES)
-@pytest.mark.parametrize('norm_type', metrics.NORM_TYPES)
+@pytest.mark.parametrize('norm_type', PUBLISHED_NORMS)
 @pytest.mark.parametrize('kind', ['logit', 'joint'])
 def test_cue_localization_from_maps_to_metric_is_the_published_one(kind, norm_type, threshold_type):
     """The signed difference is resized, then made absolute, then normalised."""

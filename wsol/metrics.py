@@ -31,13 +31,21 @@ def _as_is(maps, low, high):
     return maps
 
 
-NORM_TYPES = {'max': _by_max, 'minmax': _by_range, 'clipping': _as_is}
+def _by_rank(maps, low, high):
+    flat = maps.flatten(-2).contiguous()
+    ordered = flat.sort(-1).values
+    below, up_to = (torch.searchsorted(ordered, flat, right=right) for right in (False, True))
+    return ((below + up_to) / (2 * flat.shape[-1])).to(maps).view_as(maps)
+
+
+NORM_TYPES = {'max': _by_max, 'minmax': _by_range, 'clipping': _as_is, 'rank': _by_rank}
 
 
 def normalise(maps, norm_type):
     """Each map (...,H,W) on its own to [0,1]; a constant map or one with a NaN becomes zeros.
 
-    norm_type: 'max' m / max, 'minmax' (m - min) / (max - min), 'clipping' m; then clamped to [0,1].
+    norm_type: 'max' m / max, 'minmax' (m - min) / (max - min), 'clipping' m; then clamped to [0,1]. 'rank' is the share
+    of the map's pixels that are lower, of equal ones the half: nothing but the order of the pixels is left.
     """
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     usable = low < high  # False for constant maps, and for NaN, which amin and amax hand on
