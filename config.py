@@ -257,14 +257,15 @@ FLAGS = {
              'difference, of the maps of A and of B (default; eval_interventions.py measures all), or, of both classes '
              f'at once: {", ".join(CONTRASTS)}', (*CUE, *INTERVENTIONS, *INFERENCE), recorded=True, shared=False,
              several=(*CUE, *INTERVENTIONS)),
+        Flag('slow_questions', 120, COUNT, 'so many questions, drawn by the seed, for methods that take some fifty '
+             'forwards and more for a map; all questions for the others', INTERVENTIONS, recorded=True, shared=False),
         Flag('verbose', False, boolean, 'list the class pairs that are left out, not their number alone', CUE,
              shared=False),
         Flag('drop_lowest', 0.0, number(float, 0, True, 100), 'percentage of the pixels of each map, the lowest, that '
              'get the score 0: log thresholds then count them nowhere', CUE, recorded=True, shared=False, several=CUE),
         _maps('norm_type', None, choice(tuple(NORM_TYPES)), 'max, minmax; clipping: as it is, cut to 0..1; '
-              'rank: the share of pixels that are lower, on which no scale has an influence (default: clipping for maps '
-              "that are CALM's probabilities, but in eval_wsol; minmax for all others)",
-              (*CUE, *WSOL)),
+              'rank: the share of pixels that are lower, on which no scale has an influence (default: clipping for '
+              "maps that are CALM's probabilities, but in eval_wsol; minmax for all others)", (*CUE, *WSOL)),
         _maps('threshold_type', None, choice(tuple(THRESHOLD_TYPES)), 'even: 0, .001, ...; log: 1e-7 ... 1 (default: '
               "log for maps that are CALM's probabilities, even for all others)", CUE),
         _maps('iou_thresholds', (30, 50, 70), percentages, 'overlaps in percent that count as found: 30,50,70', WSOL),

@@ -27,9 +27,8 @@ from wsol.cub import NO_PART, UNION_PARTS
 
 REGIONS = (*UNION_PARTS, 'background')
 BACKGROUND = UNION_PARTS.index('wing') + 1
-# methods that take some fifty forwards and more for a map are measured on a part of the questions, drawn by the seed
+# methods that take some fifty forwards and more for a map are measured on --slow_questions of the questions
 SLOW = ('integrated', 'smooth', 'var_grad', 'score_cam', 'occlusion')
-FEW = 120
 COLUMNS = {'pxap': 'PxAP, exact', 'rank': 'rank corr.', 'share': 'mass on cue, %', 'sign': 'sign, %', 'slope': 'slope',
            'error': 'error'}
 
@@ -244,7 +243,7 @@ def main():
     questions, regions = ask(images, annotations, run.args.crop_size)
     effects = true_effects(run.model, images, questions, Repainter(run.data.cub_root), run.device)
     present = np.stack([np.isin(np.arange(len(REGIONS)), regions[question.index]) for question in questions])
-    few = np.random.default_rng(seed).permutation(len(questions))[:FEW]
+    few = np.random.default_rng(seed).permutation(len(questions))[:run.args.slow_questions]
     result = run.result_file('interventions', images, 'test', run.args.attribution_method)
     content = {'questions': len(questions), 'network': network_facts(effects, questions, seed), 'methods': {}}
     for name, source in contrast_sources(run, type(run.model)).items():

@@ -1,8 +1,8 @@
 """What makes CALM localise on painted birds? One change at a time, from the same start and for the same time.
 
 All rows fine-tune one CAM classifier, of the same seed and the same stages, for 8 epochs. The columns are PxAP in
-percent against the exact part masks, the mean over the class pairs, each alone, all pixels counted. The score of a pixel
-is its rank in its map, so that no method's scale decides. CAM's log-odds is its difference of maps, A - B. A row
+percent against the exact part masks, the mean over the class pairs, each alone, all pixels counted. The score of a
+pixel is its rank in its map, so that no method's scale decides. CAM's log-odds is its difference of maps, A - B. A row
 reaches the goal where one of its contrasts of classes is above CAM's A - B, its own prior and the controls, each beyond
 the 95 % interval (Student's t over the seeds, paired), at no more than 2 points of accuracy less than CAM.
 Result: save/localise/table.txt. What is done already is not run again.

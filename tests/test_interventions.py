@@ -201,3 +201,15 @@ def test_interventions_need_the_painter(script, tiny_birds, save, tmp_path):
     assert code == 2 and 'did you mean evidence?' in err
     code, _, err = script('eval_interventions', *tiny_birds, '--experiment_name=CAM', '--contrast_method=joint-difference')
     assert code == 2 and 'CAM does not define' in err
+
+
+def test_slow_methods_are_measured_on_as_many_questions_as_asked(script, tiny_birds, save):
+    code, out, err = script('eval_interventions', *tiny_birds, '--experiment_name=CAM',
+                            '--contrast_method=integrated_gradients,log-odds', '--integrated_grad_nr_iter=2', '--slow_questions=3')
+    assert code == 0, err
+    path, = (save / 'CAM').glob('interventions_*.json')
+    content = json.loads(path.read_text())
+    asked = {name: own['questions'] for name, own in content['methods'].items()}
+    assert list(asked)[:2] == ['log-odds', 'integrated_gradients']  # the cheap ones first
+    assert asked['integrated_gradients'] == 3 < asked['log-odds'] == content['questions']
+    assert content['settings']['slow_questions'] == 3
