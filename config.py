@@ -269,7 +269,8 @@ FLAGS = {
         _maps('threshold_type', None, choice(tuple(THRESHOLD_TYPES)), 'even: 0, .001, ...; log: 1e-7 ... 1 (default: '
               "log for maps that are CALM's probabilities, even for all others)", CUE),
         _maps('iou_thresholds', (30, 50, 70), percentages, 'overlaps in percent that count as found: 30,50,70', WSOL),
-        _maps('scoremap_root', None, str, 'score maps made elsewhere: <root>/<split>/<image_id>.npy', EVALUATIONS),
+        _maps('scoremap_root', None, str, 'score maps made elsewhere: <root>/<split>/<image_id>.npy',
+              (*EVALUATIONS, *INTERVENTIONS)),
         _maps('cam_curve_interval', 0.001, number(float, 1e-6, True, 1), 'threshold step',
               (*CUE, *WSOL, *INTERVENTIONS)),
     ),

@@ -8,6 +8,7 @@ of Adebayo et al. 2018; cue localization of Kim et al., ICCV 2021.
 Result: save/<experiment_name>/interventions_ToyBirds_<method>.<images and weights>.json, a row for each contrast.
 
     python eval_interventions.py --experiment_name=calm_em
+    python eval_interventions.py --experiment_name=calm_em --scoremap_root=my_maps
 """
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ import processes
 import util
 from dataset.toybirds import Repainter, class_colours
 from image_files import as_image
+from map_sources import FolderMaps
 from util import UserError
 from wsol import build_model, metrics
 from wsol.contrast import CONTRASTS, contrast_maps
@@ -116,14 +118,20 @@ def region_masses(maps, regions):
 # --- methods and controls -----------------------------------------------------------------------------
 
 
-def contrast_sources(run, head):
-    """{name: function (images, indices, first, second) -> maps (B,h,w)} of every contrast method of the head."""
-    settings = evaluation.sampling_settings(run.args)
+def contrast_sources(run, images, questions):
+    """{name: function (batch (B,3,S,S), indices, first, second) -> maps (B,h,w)}: of every contrast method that is
+    asked for, or of the maps made elsewhere, and of the controls. Raises UserError."""
+    settings, head = evaluation.sampling_settings(run.args), type(run.model)
 
     def source(model, name):
         def maps(images, indices, first, second):
             return contrast_maps(model, images, first, second, name, util.image_seeds(run.args.seed, indices), settings)
         return maps
+    if run.args.scoremap_root is not None:
+        if run.args.contrast_method:
+            raise UserError("--scoremap_root brings its own maps, and --contrast_method names the network's; leave one "
+                            'of them out')
+        return {run.maps_name(): folder_source(run, images, questions)} | control_sources(run, source)
     defined = [name for name, entry in CONTRASTS.items() if issubclass(head, entry.head)]
     asked = run.args.contrast_method or defined
     unknown = [name for name in asked if name not in defined]
@@ -131,6 +139,22 @@ def contrast_sources(run, head):
         raise UserError(f'{head.__name__} does not define --contrast_method={unknown[0]}')
     names = sorted(asked, key=is_slow)  # the cheap ones first
     return {name: source(run.model, name) for name in names} | control_sources(run, source)
+
+
+def folder_source(run, images, questions):
+    """The difference of two maps made elsewhere: <root>/test/<class>/<image_id>.npy, all of one size."""
+    classes = {}
+    for question in questions:
+        classes.setdefault(question.index, set()).update((question.first, question.second))
+    folder = FolderMaps(run.args.scoremap_root, 'test', images, lambda index: sorted(classes[index]), sorted(classes))
+
+    def maps(batch, indices, first, second):
+        both = folder(batch, indices, torch.stack([first, second], 1)).maps  # B of (2,h,w)
+        if len({own.shape for own in both}) > 1:
+            raise UserError(f'--scoremap_root={folder.root}: the score maps of different images have different sizes; '
+                            'make them of one size')
+        return torch.stack(both).diff(dim=1)[:, 0].neg()
+    return maps
 
 
 def control_sources(run, source):
@@ -241,12 +265,14 @@ def main():
         raise UserError(f'interventions need the painter: --dataset=ToyBirds, not {run.data.name}')
     images, annotations, seed = run.open_split('test'), run.data.annotations(), run.args.seed
     questions, regions = ask(images, annotations, run.args.crop_size)
+    sources = contrast_sources(run, images, questions)  # first of all: mistakes in the flags are found here
     effects = true_effects(run.model, images, questions, Repainter(run.data.cub_root), run.device)
     present = np.stack([np.isin(np.arange(len(REGIONS)), regions[question.index]) for question in questions])
     few = np.random.default_rng(seed).permutation(len(questions))[:run.args.slow_questions]
-    result = run.result_file('interventions', images, 'test', run.args.attribution_method)
+    name = run.args.attribution_method if run.args.scoremap_root is None else run.maps_name()
+    result = run.result_file('interventions', images, 'test', name)
     content = {'questions': len(questions), 'network': network_facts(effects, questions, seed), 'methods': {}}
-    for name, source in contrast_sources(run, type(run.model)).items():
+    for name, source in sources.items():
         rows = np.sort(few) if is_slow(name) else np.arange(len(questions))
         asked = [questions[row] for row in rows]
         signed, absolute, counts = measure(run, images, asked, regions, source, name)

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from conftest import open_birds, refused
 from PIL import Image
 from torch import nn
 
 import eval_interventions as interventions
+import weights
 from dataset import open_dataset
 from dataset.toybirds import Repainter, class_colours
 from image_files import eval_transform
@@ -213,3 +215,30 @@ def test_slow_methods_are_measured_on_as_many_questions_as_asked(script, tiny_bi
     assert list(asked)[:2] == ['log-odds', 'integrated_gradients']  # the cheap ones first
     assert asked['integrated_gradients'] == 3 < asked['log-odds'] == content['questions']
     assert content['settings']['slow_questions'] == 3
+
+
+def test_maps_made_elsewhere_are_held_against_the_same_effects(script, tiny_birds, save, tmp_path):
+    """CAM's own maps of both classes, written to files, score as its contrast does; what is wrong is said before any work."""
+    own = [*tiny_birds, '--experiment_name=CAM']
+    images, _ = open_birds(tiny_birds)
+    model, _ = weights.load_model('CAM', save_root=save)
+    for index in range(len(images)):
+        for label, values in enumerate(model.activations(images[index][0][None]).logits[0].detach().numpy()):
+            path = tmp_path / f'mine/test/{label}/{images.image_id(index)}.npy'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, values)
+    for flag in ('--scoremap_root=mine', '--contrast_method=log-odds'):
+        code, _, err = script('eval_interventions', *own, flag)
+        assert code == 0, err
+    results = [json.loads(path.read_text())['methods'] for path in (save / 'CAM').glob('interventions_*.json')]
+    rows = {name: figures for methods in results for name, figures in methods.items() if not name.startswith('control')}
+    assert len(results) == len(rows) == 2
+    theirs = rows.pop('log-odds')
+    (name, mine), = rows.items()
+    assert name.startswith('maps-mine-')
+    for figure in ('pxap', 'rank', 'share', 'sign'):
+        assert mine[figure][0] == pytest.approx(theirs[figure][0], rel=1e-3), figure
+    refused(script('eval_interventions', *own, '--scoremap_root=mine', '--contrast_method=log-odds'), 'leave one of them out')
+    path.unlink()
+    code, _, err = script('eval_interventions', *own, '--scoremap_root=mine')
+    assert code == 2 and 'no score map' in err and 'repainting' not in err
