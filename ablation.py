@@ -17,6 +17,7 @@ import config
 import evaluation
 import experiments
 import util
+import whole_files
 from experiments import PRECISION
 
 FOLDER = Path('save/ablation')
@@ -68,7 +69,7 @@ def main():
         rows.append([name, *('-' if np.isnan(mean) else f'{mean:.1f} ± {spread:.1f}'
                              for mean, spread in zip(values.mean(0), deviation, strict=True))])
         text = util.table(['', 'accuracy', 'maps: PxAP 1', '2', '3', 'prior: PxAP 1', '2', '3'], rows)
-        util.write_lines(FOLDER / 'table.txt', [text])
+        whole_files.write_lines(FOLDER / 'table.txt', [text])
     util.say(f'\nToyBirds, ResNet-18, {len(seeds)} seeds: mean ± standard deviation. PxAP in % against the exact part\n'
              f'masks, each pair alone, underflow counted.\n\n{text}\n\n{FOLDER / "table.txt"}')
 

@@ -20,6 +20,7 @@ import evaluation
 import experiments
 import figures
 import util
+import whole_files
 from util import UserError
 from wsol import HEADS
 from wsol.query import PROCESSES
@@ -103,7 +104,7 @@ def main():
     rows = [row for name, own in points.items() for row in table_rows(name, percents, own)]
     text = util.table(['', 'lowest set to 0', 'dropped, %', 'PxAP, dropped not counted', 'PxAP, all counted'], rows)
     folder = Path(args.output)
-    util.write_lines(folder / 'abstention.txt', [text])
+    whole_files.write_lines(folder / 'abstention.txt', [text])
     figures.save(figures.abstention_curves('What dropping pixels does to PxAP', curves), folder / 'abstention.png')
     util.say('\nCue localization, nearest part point, each pair alone, logarithmic thresholds, mean over the pairs.\n\n'
              f'{text}\n\n{folder / "abstention.txt"}, {folder / "abstention.png"}')

@@ -13,7 +13,7 @@ import figures
 import map_labels
 import pictures
 import processes
-import util
+import whole_files
 from gallery import Gallery
 from image_files import upright_size
 from photos import open_picture
@@ -113,7 +113,7 @@ class Album:
     def _save(self, photo, name, values):
         """A raw map. Returns its file's name."""
         file = f'{photo.name}_{name}.npy'
-        util.write_atomically(self.folder / file, lambda path: util.save_array(path, values))
+        whole_files.write_atomically(self.folder / file, lambda path: whole_files.save_array(path, values))
         return file
 
     def _open(self, path, panels):

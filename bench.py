@@ -20,6 +20,7 @@ from torch import nn
 import config
 import figures
 import util
+import whole_files
 from bench_items import CUB, ITEMS, project_on_cub
 from wsol import build_model
 from wsol.folding import fold_batchnorm
@@ -162,7 +163,7 @@ def main():
                  + ', '.join(f'{way} {projected[way]:.0f} s' for way in sorted(projected)))
     if args.json:
         named = {name: {'unit': unit, **own} for name, (unit, own) in measured.items()}
-        util.write_json(args.json, {'settings': vars(args), 'cue_localization_on_cub': projected,
+        whole_files.write_json(args.json, {'settings': vars(args), 'cue_localization_on_cub': projected,
                                     'compared': compared, 'figures': named})
     if args.plot:
         figures.save(ratios_figure(measured), Path(args.plot))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import config
-import util
+import whole_files
 from util import UserError
 from wsol import pretrained
 
@@ -55,7 +55,7 @@ def _write_sealed(path, content):
                 raise
             raise hashed.error from error
         file.write(pretrained.SEAL + hashed.sha256.hexdigest().encode())
-    util.flush_to_disk(path)
+    whole_files.flush_to_disk(path)
     with open(path, 'rb') as file:
         pretrained.check_whole(file)
 
@@ -69,7 +69,7 @@ def write(path, content, before_it_counts=lambda partial: None):
         except ValueError as error:
             raise UserError(f'{path} was written, and reads otherwise; the disk fails. What was there stays') from error
         before_it_counts(partial)
-    util.write_atomically(path, write_and_verify, durable=True)
+    whole_files.write_atomically(path, write_and_verify, durable=True)
 
 
 def save(folder, content, is_best=False, is_first=False):
@@ -86,14 +86,14 @@ def save(folder, content, is_best=False, is_first=False):
         elif last.is_file():
             _keep(last, previous)
         if is_best:
-            util.write_atomically(best, lambda copy: shutil.copyfile(partial, copy), durable=True)
+            whole_files.write_atomically(best, lambda copy: shutil.copyfile(partial, copy), durable=True)
         (folder / 'results.json').unlink(missing_ok=True)  # of the network before
     write(last, content, rotate)
 
 
 def _keep(last, previous):
     """Give a file a second name, so that at no time it has none; where links are unknown, another name."""
-    spare = util.temporary(previous)
+    spare = whole_files.temporary(previous)
     try:
         os.link(last, spare)
     except OSError:

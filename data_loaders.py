@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 import processes
 from image_files import SUFFIXES, images_below, is_hidden, open_image, opening_images
-from util import UserError, make_folder, progress, say, to_device, usable_cores, warn, write_atomically
+from util import UserError, progress, say, to_device, usable_cores, warn
+from whole_files import make_folder, write_atomically
 from wsol import lists, superclasses
 from wsol.cub import CueAnnotations
 

@@ -18,6 +18,7 @@ import figures
 import pictures
 import util
 import weights
+import whole_files
 from dataset import open_dataset
 from experiments import CROP_SIZE, FINE_TUNE, FROM_RANDOM, PRECISION, TRAIN, measure, result, train
 from image_files import eval_transform, to_picture
@@ -108,7 +109,7 @@ def main():
             measure(FOLDER, experiment, metric, process, PRECISION)
     figures.save(contact_sheet(), FOLDER / 'contact_sheet.png')
     text = table()
-    util.write_lines(FOLDER / 'table.txt', [text])
+    whole_files.write_lines(FOLDER / 'table.txt', [text])
     util.say('\nToyBirds, 360 test images. PxAP in %, by the number of differing parts (1, 2, 3), higher is better.\n'
              'published: the published protocol, lowest pixels dropped; per pair: each alone, all pixels counted;\n'
              'exact: the same against the exact part masks. R_k: correct after erasing the top k % / after random\n'

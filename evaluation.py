@@ -22,6 +22,7 @@ import config
 import processes
 import util
 import weights
+import whole_files
 from data_loaders import DataSet, find_dataset, make_loader
 from dataset import open_dataset
 from image_files import eval_transform
@@ -62,7 +63,7 @@ class Evaluation:
     def loader(self, images):
         """Batches of a data set of images, in order; looks first whether what is measured on them can be written."""
         if processes.is_first():
-            util.check_writable(self.results_folder())
+            whole_files.check_writable(self.results_folder())
         return make_loader(images, self.args.batch_size, self.args.workers, self.device)
 
     def map_source(self, images, split, classes_of=None, rows=None):
@@ -322,7 +323,7 @@ class ResultFile:
         earlier = {name: flag.default for name, flag in config.ALL_FLAGS.items()} | before  # it may know fewer flags
         changed = [f'{name} was {earlier.get(name)}, is {value}' for name, value in now.items()
                    if before and earlier.get(name) != value]
-        util.write_json(self.path, content)
+        whole_files.write_json(self.path, content)
         if quiet:
             return
         replaced = f' replaces an earlier result ({"; ".join(changed)})' if changed else ''
@@ -346,7 +347,7 @@ def from_digits(text):
 
 def read_result(path):
     """A result's content, with its settings; both {} where there is nothing that can be read."""
-    content = util.read_json(path)
+    content = whole_files.read_json(path)
     content = content if isinstance(content, dict) else {}
     settings = content.get('settings')
     return content | {'settings': settings if isinstance(settings, dict) else {}}

@@ -18,6 +18,7 @@ from torch import nn
 import config
 import evaluation
 import util
+import whole_files
 from util import UserError
 from wsol.heads import joint
 
@@ -56,7 +57,7 @@ def export(network, size, path, about):
     if path.suffix == '.pt2':
         content = io.BytesIO()
         torch.export.save(program, content, extra_files=about)
-        util.write_atomically(path, lambda file: file.write_bytes(content.getvalue()))
+        whole_files.write_atomically(path, lambda file: file.write_bytes(content.getvalue()))
         return
     try:
         import onnxscript  # noqa: F401  torch's exporter is written with it
@@ -64,7 +65,7 @@ def export(network, size, path, about):
         raise UserError('exporting to ONNX needs two more packages: pip install onnx onnxscript') from error
     exported = torch.onnx.export(program, input_names=['images'], output_names=['probabilities', 'maps'], verbose=False)
     exported.model.metadata_props.update(about)
-    util.write_atomically(path, lambda file: exported.save(file))
+    whole_files.write_atomically(path, lambda file: exported.save(file))
 
 
 def main():

@@ -5,7 +5,7 @@ Photos and maps are in pictures.py.
 from cycler import cycler
 from matplotlib.figure import Figure
 
-import util
+import whole_files
 
 # told apart with the common colour vision deficiencies (Okabe and Ito 2008), then again in other lines
 COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#000000', '#56b4e9', '#e69f00')
@@ -14,7 +14,7 @@ LINES = ('-', '--', ':')
 
 def save(figure, path):
     """Write a figure as PNG, pixel by pixel as it is, whole or not at all."""
-    util.write_atomically(path, lambda file: figure.savefig(file, format='png', metadata={'Software': None}))
+    whole_files.write_atomically(path, lambda file: figure.savefig(file, format='png', metadata={'Software': None}))
 
 
 def _curve_axes(**labels):

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 import processes
 import util
+import whole_files
 from data_loaders import make_loader
 from util import UserError
 from wsol.networks import find_architecture
@@ -88,8 +89,8 @@ def _features(model, images, split, folder, args, device):
     folder = Path(args.save_root) / 'cache'
     path = folder / f'features_{split}_{args.crop_size}.{_fingerprint(model, images, args)}.npy'
     if not path.is_file():
-        util.make_folder(folder)
-        util.write_atomically(path, lambda unfinished: write(partial(_new_file, folder, unfinished)),
+        whole_files.make_folder(folder)
+        whole_files.write_atomically(path, lambda unfinished: write(partial(_new_file, folder, unfinished)),
                              durable=True)
     return np.load(path, mmap_mode='r')
 
@@ -122,7 +123,7 @@ def extract(model, images, split, args, device):
 def _new_file(folder, path, shape):
     """An array in a file; where path is None it has no name, and its space is free again when this process ends,
     however it does."""
-    util.check_writable(folder, 2 * int(np.prod(shape)))
+    whole_files.check_writable(folder, 2 * int(np.prod(shape)))
     try:
         if path is not None:
             return np.lib.format.open_memmap(path, 'w+', np.float16, shape)

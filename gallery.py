@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 import pictures
-import util
+import whole_files
 
 PARTS = Path(__file__).with_name('page')
 QUALITY = 85  # of the JPEGs
@@ -85,5 +85,5 @@ class Gallery:
     def write(self, path):
         """Write the page, whole or not at all. Returns its size in bytes."""
         content = self.page().encode('utf-8', 'replace')  # names of files may hold bytes that are no text
-        util.write_atomically(path, lambda file: file.write_bytes(content))
+        whole_files.write_atomically(path, lambda file: file.write_bytes(content))
         return len(content)

@@ -19,6 +19,7 @@ import map_labels
 import processes
 import util
 import weights
+import whole_files
 from album import DIFFERENCE, Album, Explained
 from image_files import broken_images, opening_images
 from map_sources import ContrastMaps
@@ -173,7 +174,7 @@ def draw_all(run, images, names, album, explainer):
 def write_manifest(run, album, entries):
     """What was explained, and how. entries: of draw_all."""
     settings = config.recorded_settings(run.args, 'inference') | {'score_map_process': album.processes}
-    util.write_json(album.folder / 'manifest.json', {
+    whole_files.write_json(album.folder / 'manifest.json', {
         **evaluation.checkpoint_identity(run.checkpoint), 'methods': {
             name: map_labels.map_label(name) for name in album.processes}, 'images': list(entries.values()),
         'settings': settings, 'versions': evaluation.versions(), 'machine': evaluation.machine(run.device)})

@@ -24,6 +24,7 @@ from datetime import datetime
 from pathlib import Path
 
 import util
+import whole_files
 from util import UserError
 
 PERIOD = 60.0  # seconds without a touch after which a lease is nobody's
@@ -37,7 +38,7 @@ def hold(place, what, wait=False):
     what: what its holder does, told to those who find it taken. wait: for as long as another holds it; else that is a
     UserError.
     """
-    with util.folder_at_hand(place.parent):
+    with whole_files.folder_at_hand(place.parent):
         try:
             lease = _acquire(place, what, wait)
         except OSError as error:
@@ -180,7 +181,7 @@ def _is_locked(file):
 
 def _now(path):
     """The present time by the clock of the file system that holds a path, in nanoseconds."""
-    probe = util.temporary(path)
+    probe = whole_files.temporary(path)
     try:
         probe.touch()
         return probe.stat().st_mtime_ns

@@ -18,6 +18,7 @@ import config
 import evaluation
 import experiments
 import util
+import whole_files
 from experiments import PRECISION
 from reports import Cell
 
@@ -144,7 +145,7 @@ def main():
             if not controls:  # which know no network: those of the first one serve all
                 measured = pxap(FOLDER / 'seed0', row, 'score_map_process', list(CONTROLS.values()))
                 controls = dict(zip(CONTROLS, measured, strict=True))
-            util.write_lines(FOLDER / 'table.txt', [report(values, controls)])
+            whole_files.write_lines(FOLDER / 'table.txt', [report(values, controls)])
     util.say(f'\n{report(values, controls)}\n\n{FOLDER / "table.txt"}')
 
 

@@ -24,6 +24,7 @@ import leases
 import processes
 import util
 import weights
+import whole_files
 from dataset import open_dataset
 from image_files import eval_transform, train_transform
 from training import Keeper, Training, lr_factor, shared_loss, top1_accuracy
@@ -203,7 +204,7 @@ def train(args, device, stop, folder, lease):
         seen = frozen.extract_all(model, images, folder, args, device)
     training = make_training(args, learner, images, device, folder, lease, stop)
     if processes.is_first():
-        util.check_writable(folder, size_of_checkpoint(model))
+        whole_files.check_writable(folder, size_of_checkpoint(model))
     if before:
         training.resume(before)
     else:

@@ -15,6 +15,7 @@ import config
 import evaluation
 import experiments
 import util
+import whole_files
 
 FOLDER = Path('save/precision')
 PRECISIONS = ('float32', 'bfloat16')
@@ -76,7 +77,7 @@ def make_parser():
 def main():
     args, flags = make_parser().parse_known_args()
     text = {'evaluations': evaluations, 'trainings': trainings}[args.what](flags, args.seeds)
-    util.write_lines(FOLDER / f'{args.what}.txt', [text])
+    whole_files.write_lines(FOLDER / f'{args.what}.txt', [text])
     util.say(f'\n{text}\n\n{FOLDER / args.what}.txt')
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 import paper
 import util
+import whole_files
 from evaluation import from_digits
 from wsol import metrics
 
@@ -265,7 +266,7 @@ def write_tables(path, tables, formats):
     for name in formats:
         suffix, make = FORMATS[name]
         written.append(path.with_suffix(suffix))
-        util.write_lines(written[-1], [make(tables).rstrip('\n')])
+        whole_files.write_lines(written[-1], [make(tables).rstrip('\n')])
     return written
 
 

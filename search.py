@@ -18,6 +18,7 @@ import evaluation
 import figures
 import processes
 import util
+import whole_files
 from util import UserError
 
 HEARTBEAT = 60  # seconds without a sign after which a trial counts as lost, and is taken up again
@@ -94,7 +95,7 @@ def main():
     if args.lr_low >= args.lr_high:
         raise UserError(f'--lr_low={args.lr_low} should be lower than --lr_high={args.lr_high}')
     folder = Path(training.save_root) / args.study
-    util.make_folder(folder)
+    whole_files.make_folder(folder)
     study = open_study(args.study, args.storage or f'sqlite:///{folder / "study.db"}', args.search_seed)
 
     def finished():
@@ -106,7 +107,7 @@ def main():
         while len(finished()) < args.trials:
             study.optimize(lambda trial: run_trial(trial, args, flags, training.save_root), n_trials=1)
             trials = sorted(finished(), key=lambda trial: -trial['val_accuracy'])
-            util.write_json(folder / 'trials.json', trials)
+            whole_files.write_json(folder / 'trials.json', trials)
             figures.save(draw(trials), folder / 'search.png')
             bar.update()
     trials = sorted(finished(), key=lambda trial: -trial['val_accuracy'])

@@ -20,6 +20,7 @@ import checkpoint_files
 import leases
 import processes
 import util
+import whole_files
 from training_log import TrainingLog
 from util import UserError
 
@@ -90,7 +91,7 @@ class Keeper:
     def write_log(self, lines):
         """The log as the checkpoint knows it, whatever has become of the file."""
         if processes.is_first():
-            util.write_json_lines(self.folder / 'log.jsonl', lines)
+            whole_files.write_json_lines(self.folder / 'log.jsonl', lines)
 
 
 @dataclass
@@ -237,7 +238,8 @@ class Training:
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {'state': momenta(before, parameters)})
         self.done, self.step = self.keeper.saved = before.epoch, before.step
         self.keeper.goes_on = True
-        self.log = before.content.get('log', util.read_json_lines(self.keeper.folder / 'log.jsonl'))[:before.epoch]
+        kept = whole_files.read_json_lines(self.keeper.folder / 'log.jsonl')
+        self.log = before.content.get('log', kept)[:before.epoch]
         rows = before.content.get('sums', [NO_SUMS])
         if len(rows) != processes.size():  # another number of processes than before: their sum is the same
             rows = [tuple(map(sum, zip(*rows, strict=True))), *[NO_SUMS] * (processes.size() - 1)]

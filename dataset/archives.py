@@ -14,7 +14,8 @@ from pathlib import PureWindowsPath
 from typing import NamedTuple
 
 import leases
-from util import UserError, progress, temporary
+from util import UserError, progress
+from whole_files import temporary
 
 CHUNK = 1 << 20          # bytes
 LARGEST_READ = 64 << 20  # bytes: no header of a tar is larger

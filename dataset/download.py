@@ -11,7 +11,8 @@ import urllib.error
 import urllib.request
 
 import leases
-from util import UserError, progress, write_json
+from util import UserError, progress
+from whole_files import write_json
 
 DRIVE = 'https://drive.usercontent.google.com/download'
 TRIES, TIMEOUT, PAUSE, CHUNK = 5, 30, 1.0, 1 << 20  # tries, seconds, seconds, bytes

@@ -3,7 +3,8 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 
 from image_files import open_image
-from util import UserError, progress, usable_cores, write_lines
+from util import UserError, progress, usable_cores
+from whole_files import write_lines
 from wsol.cub import read_by_id
 
 LISTS = ('class_labels.txt', 'image_sizes.txt', 'localization.txt', 'image_ids.txt')

@@ -23,7 +23,8 @@ from dataset import check, imagenet, open_dataset  # noqa: E402
 from dataset.archives import GROWTH, check_count, staged, unpack  # noqa: E402
 from dataset.download import Lock, drive_url, fetch  # noqa: E402
 from dataset.metadata import LISTS, write_cub_lists  # noqa: E402
-from util import UserError, run, say, warn, write_json  # noqa: E402
+from util import UserError, run, say, warn  # noqa: E402
+from whole_files import write_json  # noqa: E402
 
 REPOSITORY = 'https://raw.githubusercontent.com/clovaai/wsolevaluation'
 LISTS_COMMIT = 'b5c1e8a99868d5b2e869aa7f3f5ad8c310b16ca3'    # ids, labels, sizes, boxes

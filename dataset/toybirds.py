@@ -22,7 +22,8 @@ import numpy as np
 
 from dataset.archives import check_count, staged
 from dataset.metadata import corners_of, write_split
-from util import UserError, progress, read_json, write_lines
+from util import UserError, progress
+from whole_files import read_json, write_lines
 from wsol.cub import POINT_NAMES, UNION_PARTS
 
 VERSION = 1  # raise it whenever the same seed no longer gives the same bytes

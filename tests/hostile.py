@@ -15,7 +15,7 @@ from PIL import Image
 
 import checkpoint_files
 import image_files
-import util
+import whole_files
 from data_loaders import read_superclass_file
 from dataset import archives, check, toybirds
 from dataset.download import Lock
@@ -78,7 +78,7 @@ def _write_lists(folder):
     for name, rows in {'image_ids': ids, 'class_labels': [f'{own},{number % 3}' for number, own in enumerate(ids)],
                        'image_sizes': [f'{own},40,30' for own in ids],
                        'localization': [f'{own},1,2,{10 + number},20' for number, own in enumerate(ids)]}.items():
-        util.write_lines(folder / f'{name}.txt', rows)
+        whole_files.write_lines(folder / f'{name}.txt', rows)
     return np.array([own.encode() for own in ids])
 
 
@@ -109,7 +109,7 @@ def sizes(folder):
 @parser
 def masks(folder):
     own = _write_lists(folder)
-    util.write_lines(folder / 'localization.txt', [f'{name.decode()},a/m.png,a/i.png' for name in own])
+    whole_files.write_lines(folder / 'localization.txt', [f'{name.decode()},a/m.png,a/i.png' for name in own])
     return folder / 'localization.txt', lambda: lists.read_mask_paths(folder, own)
 
 
@@ -124,14 +124,14 @@ def checked_lists(folder):
 
 @parser
 def superclass_file(folder):
-    util.write_lines(folder / 'super.yaml', ['0: [1, 2]', '3: [4]', '5: 6'])
+    whole_files.write_lines(folder / 'super.yaml', ['0: [1, 2]', '3: [4]', '5: 6'])
     return folder / 'super.yaml', lambda: read_superclass_file(folder / 'super.yaml', 8)
 
 
 @parser
 def wordnet_relation(folder):
-    util.write_lines(folder / 'wordnet.is_a.txt', ['n1 n2', 'n1 n3', 'n2 n4'])
-    util.write_json(folder / 'imagenet_class_index.json', {str(row): [f'n{row + 2}', 'x'] for row in range(3)})
+    whole_files.write_lines(folder / 'wordnet.is_a.txt', ['n1 n2', 'n1 n3', 'n2 n4'])
+    whole_files.write_json(folder / 'imagenet_class_index.json', {str(row): [f'n{row + 2}', 'x'] for row in range(3)})
     return folder / 'wordnet.is_a.txt', lambda: superclasses.wordnet(folder, 3)
 
 
@@ -143,19 +143,19 @@ def wordnet_index(folder):
 
 @parser
 def cub_names(folder):
-    util.write_lines(folder / 'images.txt', [f'{number} birds/{number}.jpg' for number in range(1, 6)])
+    whole_files.write_lines(folder / 'images.txt', [f'{number} birds/{number}.jpg' for number in range(1, 6)])
     return folder / 'images.txt', lambda: cub.read_by_id(folder / 'images.txt')
 
 
 @parser
 def cub_numbers(folder):
-    util.write_lines(folder / 'part_locs.txt', [f'{number} 1 10.5 20.0 1' for number in range(1, 6)])
+    whole_files.write_lines(folder / 'part_locs.txt', [f'{number} 1 10.5 20.0 1' for number in range(1, 6)])
     return folder / 'part_locs.txt', lambda: cub._numbers(folder / 'part_locs.txt')
 
 
 @parser
 def hashes(folder):
-    util.write_json(folder / 'lock.json', {'a.tar': {'size': 3, 'sha256': 'ab'}})
+    whole_files.write_json(folder / 'lock.json', {'a.tar': {'size': 3, 'sha256': 'ab'}})
     return folder / 'lock.json', Lock(folder / 'lock.json').entries
 
 
@@ -163,15 +163,15 @@ def hashes(folder):
 def stamp(folder):
     for half in ('data', 'meta'):
         (folder / half / 'ToyBirds').mkdir(parents=True)
-        util.write_json(folder / half / 'ToyBirds' / toybirds.STAMP, toybirds._stamp({'train': 1, 'val': 1, 'test': 1}, 0))
+        whole_files.write_json(folder / half / 'ToyBirds' / toybirds.STAMP, toybirds._stamp({'train': 1, 'val': 1, 'test': 1}, 0))
     halves = folder / 'data/ToyBirds', folder / 'meta/ToyBirds'
     return halves[0] / toybirds.STAMP, lambda: toybirds._is_whole(halves) or toybirds.Repainter(halves[0])
 
 
 @parser
 def log_lines(folder):
-    util.write_json_lines(folder / 'log.jsonl', [{'epoch': 1, 'val_accuracy': 2.5}, {'epoch': 2, 'val_accuracy': 5.0}])
-    return folder / 'log.jsonl', lambda: util.read_json_lines(folder / 'log.jsonl')
+    whole_files.write_json_lines(folder / 'log.jsonl', [{'epoch': 1, 'val_accuracy': 2.5}, {'epoch': 2, 'val_accuracy': 5.0}])
+    return folder / 'log.jsonl', lambda: whole_files.read_json_lines(folder / 'log.jsonl')
 
 
 # --- maps, pictures, archives ----------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def log_lines(folder):
 
 @parser
 def score_map(folder):
-    util.save_array(folder / 'map.npy', np.random.default_rng(0).random((7, 7), np.float32))
+    whole_files.save_array(folder / 'map.npy', np.random.default_rng(0).random((7, 7), np.float32))
     return folder / 'map.npy', lambda: open_map(folder / 'map.npy')
 
 

@@ -10,6 +10,7 @@ import torch
 from conftest import refused
 
 import util
+import whole_files
 from util import UserError
 
 
@@ -185,21 +186,21 @@ def test_a_seed_of_any_size_makes_all_generators_repeat_themselves(seed):
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
     path = tmp_path / 'results.json'
-    util.write_json(path, {'old': 1})
+    whole_files.write_json(path, {'old': 1})
     before = path.read_bytes()
 
     def half(file):
         file.write_text('{"new"')
         raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
-        util.write_atomically(path, half)
+        whole_files.write_atomically(path, half)
     assert path.read_bytes() == before and [child.name for child in tmp_path.iterdir()] == ['results.json']
 
     def full(file):
         file.write_text('{"new"')
         raise OSError(28, 'No space left on device')
     with pytest.raises(UserError, match=r'cannot write .*results.json: No space left'):
-        util.write_atomically(path, full)
+        whole_files.write_atomically(path, full)
     assert path.read_bytes() == before and [child.name for child in tmp_path.iterdir()] == ['results.json']
 
 
