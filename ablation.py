@@ -16,6 +16,7 @@ import numpy as np
 import config
 import evaluation
 import experiments
+import flag_values
 import util
 import whole_files
 from experiments import PRECISION
@@ -53,9 +54,9 @@ def measure(seed, row, method, stage, from_cam, *flags):
 
 def make_parser():
     parser = config.plain_parser(__doc__)
-    parser.add_argument('seeds', nargs='?', type=config.COUNT, default=3, metavar='SEEDS',
+    parser.add_argument('seeds', nargs='?', type=flag_values.COUNT, default=3, metavar='SEEDS',
                         help='number of seeds (default: 3)')
-    parser.add_argument('--rows', nargs='+', type=config.choice(tuple(ROWS)), default=tuple(ROWS), metavar='ROW',
+    parser.add_argument('--rows', nargs='+', type=flag_values.choice(tuple(ROWS)), default=tuple(ROWS), metavar='ROW',
                         help=f'measure these rows only, of: {"; ".join(ROWS)}')
     return parser
 

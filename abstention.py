@@ -19,6 +19,7 @@ import eval_cue_location
 import evaluation
 import experiments
 import figures
+import flag_values
 import util
 import whole_files
 from util import UserError
@@ -32,10 +33,10 @@ def make_parser():
     parser = config.plain_parser(__doc__)
     parser.add_argument('folders', nargs='+', metavar='FOLDER', help="an experiment's folder, as save/calm_em")
     parser.add_argument('--drop', default=(0.0, 20.0, 50.0, 80.0), metavar='PERCENT,...',
-                        type=config.several(config.number(float, 0, True, 100)),
+                        type=flag_values.several(flag_values.number(float, 0, True, 100)),
                         help='percentages of the pixels (default: 0,20,50,80)')
     parser.add_argument('--processes', metavar='PROCESS,...', default=(OWN,),
-                        type=config.several(config.choice((OWN, *PROCESSES, config.OBJECT_MASK))),
+                        type=flag_values.several(flag_values.choice((OWN, *PROCESSES, config.OBJECT_MASK))),
                         help="attribution methods, each measured where a network has it; own: the network's own, "
                         'vanilla or jointll (default: own)')
     parser.add_argument('--output', default='abstention', metavar='FOLDER', help='where to (default: abstention)')

@@ -19,6 +19,7 @@ from torch import nn
 
 import config
 import figures
+import flag_values
 import util
 import whole_files
 from bench_items import CUB, ITEMS, project_on_cub
@@ -126,12 +127,13 @@ def make_parser():
     parser = config.plain_parser(__doc__)
     parser.add_argument('--only', nargs='+', choices=ITEMS, default=list(ITEMS), help='these parts alone')
     parser.add_argument('--architecture', default='resnet50', help='default: %(default)s, with 28x28 maps')
-    parser.add_argument('--crop_size', type=config.COUNT, default=224, help='of the images (default: %(default)s)')
-    parser.add_argument('--rounds', type=config.COUNT, default=3,
+    parser.add_argument('--crop_size', type=flag_values.COUNT, default=224, help='of the images (default: %(default)s)')
+    parser.add_argument('--rounds', type=flag_values.COUNT, default=3,
                         help='beside one that warms up (default: %(default)s)')
     parser.add_argument('--cub_root', help="a folder of CUB_200_2011's annotations: measure cue localization on its "
                         'test images too, noise where photos are missing')
-    parser.add_argument('--cub_images', type=config.COUNT, default=8, help='how many of them (default: %(default)s)')
+    parser.add_argument('--cub_images', type=flag_values.COUNT, default=8,
+                        help='how many of them (default: %(default)s)')
     parser.add_argument('--device', default='auto', choices=['auto', 'cuda', 'cpu'])
     parser.add_argument('--json', help='write all figures there')
     parser.add_argument('--plot', help='draw the ratios there')

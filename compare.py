@@ -14,6 +14,7 @@ from pathlib import Path
 import config
 import evaluation
 import figures
+import flag_values
 import paper
 import reports
 import util
@@ -50,7 +51,7 @@ def make_parser():
     parser.add_argument('--paper', action='store_true', help="add the paper's rows (CUB, ResNet-50)")
     parser.add_argument('--output', default='comparison', metavar='FOLDER', help='where to (default: comparison)')
     parser.add_argument('--format', default=tuple(reports.FORMATS), metavar='NAME,...',
-                        type=config.several(config.choice(tuple(reports.FORMATS))),
+                        type=flag_values.several(flag_values.choice(tuple(reports.FORMATS))),
                         help=f'{", ".join(reports.FORMATS)}; several, separated by commas (default: all)')
     return parser
 

@@ -17,6 +17,7 @@ import numpy as np
 import config
 import evaluation
 import experiments
+import flag_values
 import util
 import whole_files
 from experiments import PRECISION
@@ -129,8 +130,8 @@ def report(values, controls):
 
 def make_parser():
     parser = config.plain_parser(__doc__)
-    parser.add_argument('--seeds', type=config.COUNT, default=3, metavar='N', help='number of seeds (default: 3)')
-    parser.add_argument('--rows', nargs='+', type=config.choice(tuple(ROWS)), default=tuple(ROWS), metavar='ROW',
+    parser.add_argument('--seeds', type=flag_values.COUNT, default=3, metavar='N', help='number of seeds (default: 3)')
+    parser.add_argument('--rows', nargs='+', type=flag_values.choice(tuple(ROWS)), default=tuple(ROWS), metavar='ROW',
                         help=f'measure CAM and these rows only, of: {"; ".join(ROWS)}')
     return parser
 

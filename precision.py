@@ -14,6 +14,7 @@ import numpy as np
 import config
 import evaluation
 import experiments
+import flag_values
 import util
 import whole_files
 
@@ -70,7 +71,7 @@ def trainings(flags, seeds):
 def make_parser():
     parser = config.plain_parser(__doc__)
     parser.add_argument('what', choices=[evaluations.__name__, trainings.__name__])
-    parser.add_argument('--seeds', type=config.COUNT, default=5, help='of the trainings (default: %(default)s)')
+    parser.add_argument('--seeds', type=flag_values.COUNT, default=5, help='of the trainings (default: %(default)s)')
     return parser
 
 

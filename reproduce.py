@@ -17,6 +17,7 @@ import numpy as np
 
 import config
 import figures
+import flag_values
 import paper
 import plan
 import reports
@@ -189,11 +190,11 @@ def report(dataset, networks, root):
 
 def make_parser():
     def names(text):
-        return text if text == 'all' else config.choice(tuple(plan.IMAGES))(config.dataset_name(text))
+        return text if text == 'all' else flag_values.choice(tuple(plan.IMAGES))(flag_values.dataset_name(text))
     parser = config.plain_parser(__doc__)
     parser.add_argument('--dataset', type=names, default='all', metavar='NAME',
                         help="CUB, ILSVRC, OpenImages, ToyBirds, or all: the paper's three (default: all)")
-    parser.add_argument('--seeds', type=config.COUNT, default=None, metavar='N',
+    parser.add_argument('--seeds', type=flag_values.COUNT, default=None, metavar='N',
                         help='trainings of each network (default: 3 on ToyBirds, else 1)')
     parser.add_argument('--train', action='store_true', help='train CALM too, where the authors publish its weights')
     parser.add_argument('--plan', action='store_true', help='print the plan alone')

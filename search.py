@@ -19,6 +19,7 @@ import figures
 import processes
 import util
 import whole_files
+from flag_values import COUNT, RATE, SEED
 from util import UserError
 
 HEARTBEAT = 60  # seconds without a sign after which a trial counts as lost, and is taken up again
@@ -27,12 +28,12 @@ HEARTBEAT = 60  # seconds without a sign after which a trial counts as lost, and
 def make_parser():
     parser = config.plain_parser(__doc__)
     parser.add_argument('--study', default='search', metavar='NAME', help='folder below save_root (default: search)')
-    parser.add_argument('--trials', type=config.COUNT, default=30, metavar='N', help='in all (default: 30)')
-    parser.add_argument('--lr_low', type=config.RATE, default=1e-4, metavar='X', help='lowest rate (default: 1e-4)')
-    parser.add_argument('--lr_high', type=config.RATE, default=1e-1, metavar='X', help='highest rate (default: 0.1)')
+    parser.add_argument('--trials', type=COUNT, default=30, metavar='N', help='in all (default: 30)')
+    parser.add_argument('--lr_low', type=RATE, default=1e-4, metavar='X', help='lowest rate (default: 1e-4)')
+    parser.add_argument('--lr_high', type=RATE, default=1e-1, metavar='X', help='highest rate (default: 0.1)')
     parser.add_argument('--storage', default=None, metavar='URL',
                         help="any storage of Optuna's, for several machines (default: a SQLite file in the folder)")
-    parser.add_argument('--search_seed', type=config.SEED, default=0, metavar='N', help='of the draws (default: 0)')
+    parser.add_argument('--search_seed', type=SEED, default=0, metavar='N', help='of the draws (default: 0)')
     return parser
 
 

@@ -27,6 +27,7 @@ from conftest import OWN_FLAGS, content_of, paint_folder, run_main, same, withou
 
 import checkpoint_files  # noqa: E402
 import config  # noqa: E402
+import flag_values  # noqa: E402
 import training  # noqa: E402
 import util  # noqa: E402
 from util import UserError  # noqa: E402
@@ -228,8 +229,8 @@ def settings_changed(count, random):
 
 def main():
     parser = config.plain_parser(__doc__)
-    parser.add_argument('--scale', type=config.RATE, default=1.0, metavar='X', help='times the counts (default: 1)')
-    parser.add_argument('--seed', type=config.SEED, default=0, metavar='N', help='of the faults (default: 0)')
+    parser.add_argument('--scale', type=flag_values.RATE, default=1.0, metavar='X', help='times the counts (default: 1)')
+    parser.add_argument('--seed', type=flag_values.SEED, default=0, metavar='N', help='of the faults (default: 0)')
     args = parser.parse_args()
     torch.set_num_threads(1)
     networks.ARCHITECTURES.update(several.PLAIN)

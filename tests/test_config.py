@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT, refused, run_main
 
 import config
+import flag_values
 from config import ALL_FLAGS, SCRIPTS
 from util import UserError
 
@@ -174,11 +175,11 @@ def test_percentages(words, expected):
 
 def test_numbers_are_bounded_where_the_table_says():
     with pytest.raises(argparse.ArgumentTypeError):
-        config.number(int, 0, True, 10)('10')
-    assert config.number(float, 0, False)('1e-9') == 1e-9
+        flag_values.number(int, 0, True, 10)('10')
+    assert flag_values.number(float, 0, False)('1e-9') == 1e-9
     for text in ('0', 'inf', 'nan', '-1'):
         with pytest.raises(argparse.ArgumentTypeError):
-            config.number(float, 0, False)(text)
+            flag_values.number(float, 0, False)(text)
 
 
 # --- the flags and a checkpoint -------------------------------------------------------------------------
