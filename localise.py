@@ -26,7 +26,7 @@ from reports import Cell
 FOLDER = Path('save/localise')
 EPOCHS = 8  # of fine-tuning: fewer than the ablation's, for there are many rows
 CALM = ('CALM_EM', 'layer2', '--prior=softplus')
-MEASURES = ('entropy:0.1', 'entropy:-0.1', 'drop:0.5', 'drop_top:0.5', 'top:5')
+MEASURES = ('entropy:0.1', 'entropy:-0.1', 'entropy:-1', 'drop:0.5', 'drop_top:0.5', 'top:5')
 ROWS = {  # name -> method, last stages, further flags; the first is what the others are compared with
     'CAM': ('CAM', 'layer2'),
     'CALM_EM': CALM,
