@@ -26,6 +26,7 @@ from reports import Cell
 FOLDER = Path('save/localise')
 EPOCHS = 8  # of fine-tuning: fewer than the ablation's, for there are many rows
 CALM = ('CALM_EM', 'layer2', '--prior=softplus')
+FROZEN = ('--freeze', '--lr=0.01')  # a head alone may learn faster
 MEASURES = ('entropy:0.1', 'entropy:-0.1', 'entropy:-1', 'drop:0.5', 'drop_top:0.5', 'top:5')
 ROWS = {  # name -> method, last stages, further flags; the first is what the others are compared with
     'CAM': ('CAM', 'layer2'),
@@ -33,7 +34,10 @@ ROWS = {  # name -> method, last stages, further flags; the first is what the ot
     **{f'CALM_EM, {text.replace(":", " ")}': (*CALM, f'--prior_training={text}') for text in MEASURES},
     'CALM_EM, no-cue location': (*CALM, '--no_cue'),
     'CALM_EM, frozen backbone': (*CALM, '--freeze'),
-    'CALM_EM, frozen backbone, lr 0.01': (*CALM, '--freeze', '--lr=0.01'),  # a head alone may learn faster
+    'CALM_EM, frozen backbone, lr 0.01': (*CALM, *FROZEN),
+    'CALM_EM, frozen backbone, lr 0.01, entropy -1': (*CALM, *FROZEN, '--prior_training=entropy:-1'),
+    'CALM_EM, frozen backbone, lr 0.01, entropy -10': (*CALM, *FROZEN, '--prior_training=entropy:-10'),
+    'CAM, frozen backbone, lr 0.01': ('CAM', 'layer2', *FROZEN),
     'CAM, layer1': ('CAM', 'layer1'),
     'CALM_EM, layer1': ('CALM_EM', 'layer1', '--prior=softplus'),
     'CALM_EM, layer1 and layer2': ('CALM_EM', 'layer1,layer2', '--prior=softplus'),
