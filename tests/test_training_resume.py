@@ -21,14 +21,16 @@ LOG = 'save/result/log.jsonl'
 
 @pytest.fixture
 def failing(monkeypatch):
-    """Have trainings fail before a step, as several.fail_at; failing(None, None): no more."""
-    usual = training.Training.take_step
+    """Have trainings fail before a step, as several.fail_at; failing(None, None): no more. Ctrl-C is heard, which a shell
+    switches off for what it runs in the background."""
+    usual, before = training.Training.take_step, signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def fail(step, kind):
         monkeypatch.setattr(training.Training, 'take_step', usual)
         if step is not None:
             monkeypatch.setattr(training.Training, 'take_step', several.fail_at(step, kind))
-    return fail
+    yield fail
+    signal.signal(signal.SIGINT, before)
 
 
 def same_to_the_end(first, second):
