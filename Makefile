@@ -35,6 +35,7 @@ docs: .venv/.installed-docs
 setup: .venv/.installed
 setup-test: .venv/.installed-test
 
+# --no-compile: most of what is installed is never imported, and what is compiles then.
 # A stamp is written when an installation is complete, so a broken one is repeated.
 .venv/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \

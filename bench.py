@@ -166,7 +166,7 @@ def main():
     if args.json:
         named = {name: {'unit': unit, **own} for name, (unit, own) in measured.items()}
         whole_files.write_json(args.json, {'settings': vars(args), 'cue_localization_on_cub': projected,
-                                    'compared': compared, 'figures': named})
+                                           'compared': compared, 'figures': named})
     if args.plot:
         figures.save(ratios_figure(measured), Path(args.plot))
 

@@ -91,7 +91,7 @@ def _features(model, images, split, folder, args, device):
     if not path.is_file():
         whole_files.make_folder(folder)
         whole_files.write_atomically(path, lambda unfinished: write(partial(_new_file, folder, unfinished)),
-                             durable=True)
+                                     durable=True)
     return np.load(path, mmap_mode='r')
 
 

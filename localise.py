@@ -1,4 +1,4 @@
-"""What makes CALM localise on painted birds? One change at a time, from the same start and for the same time.
+"""What makes CALM localise on painted birds? One change at a time, and then what helped, together.
 
 All rows fine-tune one CAM classifier, of the same seed and the same stages, for 8 epochs. The columns are PxAP in
 percent against the exact part masks, the mean over the class pairs, each alone, all pixels counted. The score of a
