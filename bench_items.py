@@ -24,6 +24,7 @@ from data_loaders import ImageDataset, SeededBatches, make_loader
 from map_sources import NetworkMaps
 from wsol import attribution_maps, metrics
 from wsol.cub import ClassPair, CueAnnotations, read_by_id
+from wsol.depthwise import keep_in_float32
 from wsol.gradients import VERSIONS_AT_A_TIME
 from wsol.query import SamplingSettings
 
@@ -82,6 +83,20 @@ def training(bench, count=8):
                           lambda model, *batch: model.loss(*batch)[0], way)
     ways['floor'] = _step(bench, bench.network(), bench.images(count), labels, _cheapest_loss, bench.best)
     yield Item(f'training, batch of {count}', ways, count)
+
+
+@item
+def depthwise(bench, count=8, other='efficientnet_b0'):
+    """Trainings in bfloat16 on a CPU: the depthwise convolutions in bfloat16, too (plain), or in float32 (auto)."""
+    if bench.device.type != 'cpu' or 'auto' not in bench.precisions:
+        util.say('depthwise: this device does not compute in bfloat16, or is no CPU: left out')
+        return
+    models = {way: bench.network(other=other) for way in ('plain', 'float32', 'auto')}
+    keep_in_float32(models['auto'])
+    images, labels = bench.images(count), bench.labels(count)
+    ways = {way: _step(bench, model, images, labels, lambda model, *batch: model.loss(*batch)[0],
+                       'float32' if way == 'float32' else 'auto') for way, model in models.items()}
+    yield Item(f'training, batch of {count}, {other}, plain in bfloat16 alone', ways, count)
 
 
 def _peak(call):

@@ -32,6 +32,7 @@ from training_log import TrainingLog
 from util import UserError
 from wsol import HEADS, build_model, parameter_groups, prior_training
 from wsol.compiled import compile_backbone
+from wsol.depthwise import keep_in_float32
 from wsol.heads import CALM
 from wsol.networks import check_image_size, normalisation
 
@@ -198,6 +199,8 @@ def train(args, device, stop, folder, lease):
     util.seed_everything(args.seed)
     model = initial_network(args, data, before, starts_from, folder, device)
     learner, seen = frozen.head_of(model) if args.freeze else model, images
+    if args.precision == 'bfloat16' and device.type == 'cpu' and not args.freeze:  # it is their gradients that are slow
+        keep_in_float32(model)
     if args.compile:
         compile_backbone(model)
     if args.freeze and (before is None or before.epoch < args.epochs):  # else nothing is left to learn
