@@ -147,12 +147,12 @@ def folder_source(run, images, questions):
     for question in questions:
         classes.setdefault(question.index, set()).update((question.first, question.second))
     folder = FolderMaps(run.args.scoremap_root, 'test', images, lambda index: sorted(classes[index]), sorted(classes))
+    if len(folder.shapes) > 1:
+        raise UserError(f'--scoremap_root={folder.root}: the score maps of different images have different sizes; '
+                        'make them of one size')
 
     def maps(batch, indices, first, second):
         both = folder(batch, indices, torch.stack([first, second], 1)).maps  # B of (2,h,w)
-        if len({own.shape for own in both}) > 1:
-            raise UserError(f'--scoremap_root={folder.root}: the score maps of different images have different sizes; '
-                            'make them of one size')
         return torch.stack(both).diff(dim=1)[:, 0].neg()
     return maps
 

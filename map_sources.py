@@ -141,13 +141,14 @@ class FolderMaps(ReadMaps):
         self.root, self.split, self.by_class = Path(root), split, classes_of is not None
         if not self.root.is_dir():
             raise UserError(f'--scoremap_root={root}: no such folder')
-        rows = range(len(images)) if rows is None else rows
+        rows, self.shapes = range(len(images)) if rows is None else rows, set()  # (h,w) of all maps
         for index in util.progress(rows, 'looking at the score maps', 'image', leave=False):
             shapes = {open_map(self.find(index, label), read=False).shape
                       for label in (classes_of(index) if self.by_class else [None])}
             if len(shapes) > 1:
                 raise UserError(f'the score maps of {images.image_id(index)} have different sizes for different '
                                 'classes')
+            self.shapes |= shapes
 
     def find(self, index, label):
         """The file of an image's map. Raises UserError where there is none."""
