@@ -27,6 +27,7 @@ from wsol import HEADS
 from wsol.query import PROCESSES
 
 OWN = 'own'
+SHOWN = {'vanilla': 'logits', 'jointll': 'joint', 'saliency': 'prior', config.OBJECT_MASK: "the object's mask"}
 
 
 def make_parser():
@@ -99,7 +100,8 @@ def main():
         raise UserError(f'none of the networks has --processes={",".join(args.processes)}')
     for folder, processes in methods.items():
         for process, own in (measure(folder, processes, percents, flags, settings) if processes else {}).items():
-            points.setdefault(f'{folder.name}, {process}' if len(args.processes) > 1 else folder.name, []).append(own)
+            name = f'{folder.name}, {SHOWN.get(process, process)}' if len(args.processes) > 1 else folder.name
+            points.setdefault(name, []).append(own)
     points = {name: np.stack(own) for name, own in points.items()}  # (networks, percentages, 3)
     curves = {name: own.mean(0).T for name, own in points.items()}
     rows = [row for name, own in points.items() for row in table_rows(name, percents, own)]

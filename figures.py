@@ -60,9 +60,11 @@ def abstention_curves(title, curves):
     figure, axes = _curve_axes(xlabel='pixels that the published count leaves out, %', ylabel='PxAP, %, all pairs',
                                title=title, xlim=(0, 100))
     for name, (share, published, counted) in curves.items():
-        line, = axes.plot(share, published, marker='o', label=f'{name}, published')
-        axes.plot(share, counted, linestyle='--', color=line.get_color(), label=f'{name}, all pixels')
-    figure.legend(fontsize=7, loc='outside lower center', ncols=2)
+        line, = axes.plot(share, published, marker='o', label=name)
+        axes.plot(share, counted, linestyle='--', marker='.', color=line.get_color())
+    axes.plot([], [], color='gray', marker='o', label='solid: as published, dropped pixels not counted')
+    axes.plot([], [], color='gray', marker='.', linestyle='--', label='dashed: all pixels counted')
+    figure.legend(fontsize=7, loc='outside lower center', ncols=2, handlelength=4)
     return figure
 
 

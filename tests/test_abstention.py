@@ -45,8 +45,8 @@ def test_networks_of_one_name_are_one_line_for_each_method_they_have(at_home, sa
     lines = (tmp_path / 'abstention' / 'abstention.txt').read_text().splitlines()
     rows = [re.split(r'\s{2,}', line.strip()) for line in lines[2:]]
     # the prior is CALM's alone
-    assert [row[0] for row in rows] == ['CAM, vanilla', 'CAM, object_mask', 'CALM_EM, jointll', 'CALM_EM, saliency',
-                                        'CALM_EM, object_mask']
+    assert [row[0] for row in rows] == ['CAM, logits', "CAM, the object's mask", 'CALM_EM, joint', 'CALM_EM, prior',
+                                        "CALM_EM, the object's mask"]
     assert all(cell.endswith('± 0.0') for row in rows for cell in row[2:])  # the two networks are one
     assert rows[1][2:] == rows[4][2:] and rows[2][3:] != rows[3][3:]  # the birds' masks know no network
 
