@@ -18,7 +18,7 @@ demo: setup
 	@$(BIN)/python demo.py
 
 test: setup-test
-	@$(BIN)/python -m pytest -n auto --dist loadfile
+	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 soak: setup-test
 	@$(BIN)/python tests/soak.py

@@ -25,6 +25,13 @@ SHARED = Path(os.environ.get('CALM_SHARED', ROOT.parent / 'shared'))
 torch.set_num_threads(1)
 os.environ['OMP_NUM_THREADS'] = '1'
 
+# what takes longest begins first, so that no worker of pytest-xdist is left with it at the end while the others wait
+LONGEST = ('test_processes', 'test_demo', 'test_localise', 'test_scripts', 'test_bench', 'test_interventions', 'test_inference')
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
 
 def shared(*parts):
     """A file or folder of the reference data; skips the test where it is absent."""
