@@ -30,6 +30,7 @@ from wsol import ARCHITECTURES, HEADS, PROCESSES, prior_training
 from wsol.contrast import CONTRASTS
 from wsol.metrics import NORM_TYPES, THRESHOLD_TYPES
 from wsol.networks import options_taken
+from wsol.resnet import LAYERS
 
 OVERLAYS = {'blend': "the map's colours over the photo in grey", 'mask': 'the photo, darker where the map is lower',
             'outline': 'lines of equal value over the photo', 'map': 'the map alone'}  # how pictures show a map
@@ -121,6 +122,8 @@ FLAGS = {
         _network('use_bn', False, boolean, "BatchNorm in VGG's and Inception's added layers"),
         _network('last_stage', 'layer4', stages, 'ResNet: stop here, for a smaller receptive field; several, separated '
                  'by commas: the features of each, side by side on the finest grid'),
+        _network('pointwise_from', None, choice(LAYERS), 'ResNet: from this stage on 1x1 instead of 3x3 convolutions, '
+                 'as in BagNets, so that the receptive field grows no further; from random weights alone'),
         Flag('pretrained', True, boolean_or_file, 'start from ImageNet weights of the backbone; False: from random '
              'ones; a file: from the state dict in it, which fits but for the classifier',
              (*MAIN, *INFERENCE, *EXPORT)),

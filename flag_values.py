@@ -7,6 +7,7 @@ from data_loaders import canonical_name
 from util import UserError
 from wsol import ARCHITECTURE_NAMES, prior_training
 from wsol.networks import find_architecture
+from wsol.resnet import LAYERS
 
 
 def boolean(text):
@@ -57,7 +58,7 @@ def several(parse):
 
 def stages(text):
     """A ResNet's stages, separated by commas, in their order."""
-    return ','.join(sorted(several(choice(('layer1', 'layer2', 'layer3', 'layer4')))(text)))
+    return ','.join(sorted(several(choice(LAYERS))(text)))
 
 
 def device_name(text):

@@ -107,7 +107,7 @@ def test_all_scripts_take_one_command_line():
     for flag in ALL_FLAGS.values():
         if flag.shared:
             value = flag.default if flag.default is not None else {
-                'seed': 7, 'contrast_method': 'evidence', 'prior_training': 'drop:0.5,top:3', 'score_map_process': 'random', 'norm_type': 'max', 'threshold_type': 'log'}.get(flag.name, 'x')
+                'seed': 7, 'contrast_method': 'evidence', 'pointwise_from': 'layer3', 'prior_training': 'drop:0.5,top:3', 'score_map_process': 'random', 'norm_type': 'max', 'threshold_type': 'log'}.get(flag.name, 'x')
             line.append(f'--{flag.name}={",".join(map(str, value)) if isinstance(value, tuple) else value}')
             values[flag.name] = value
     for name in SCRIPTS:

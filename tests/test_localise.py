@@ -25,7 +25,8 @@ def test_the_table_holds_mean_deviation_and_differences_over_the_seeds(script, a
     quick = '--epochs=1'
     calm = ('CALM_EM', 'layer1', '--prior=softplus')
     rows = {'CAM': ('CAM', 'layer1', quick), 'CALM_EM, drop 0.5': (*calm, '--prior_training=drop:0.5', quick),
-            'CALM_EM, frozen backbone': (*calm, '--freeze', quick)}
+            'CALM_EM, frozen backbone': (*calm, '--freeze', quick),
+            'CALM_EM, receptive field 11': (*calm, '--pointwise_from=layer1', quick)}
     assert rows.keys() <= localise.ROWS.keys()
     monkeypatch.setattr(experiments, 'TRAIN', TINY)
     monkeypatch.setattr(experiments, 'FROM_RANDOM', [*experiments.FROM_RANDOM, quick])

@@ -142,7 +142,7 @@ def test_what_cannot_be_a_backbone_is_refused(name, words):
         build_model(name, 'CAM', 5)
 
 
-@pytest.mark.parametrize('name, option', [('convnext_tiny', 'large_feature_map'), ('vgg16', 'last_stage')])
+@pytest.mark.parametrize('name, option', [('convnext_tiny', 'large_feature_map'), ('vgg16', 'last_stage'), ('vgg16', 'pointwise_from')])
 def test_options_that_a_network_does_not_have_are_refused(name, option):
     with pytest.raises(UserError, match=option):
         build_model(name, 'CAM', 5, **{option: True if option == 'large_feature_map' else 'layer2'})
@@ -153,6 +153,31 @@ def test_a_network_can_stop_at_an_earlier_stage(stage, features):
     with torch.device('meta'):
         model = build_model('resnet18', 'CAM', 7, last_stage=stage)
         assert model.extract_features(torch.empty(1, 3, 64, 64)).shape[1] == features
+
+
+@pytest.mark.parametrize('options, field', [({'last_stage': 'layer1'}, 43), ({'last_stage': 'layer2'}, 99), (
+    {'last_stage': 'layer2', 'pointwise_from': 'layer2'}, 43), ({'last_stage': 'layer2', 'pointwise_from': 'layer1'}, 11)])
+def test_what_a_cell_of_a_resnet_18_sees_of_the_picture(options, field):
+    torch.manual_seed(0)
+    model = build_model('resnet18', 'CAM', 7, **options).eval()
+    images = torch.randn(4, 3, 160, 160, requires_grad=True)
+    features = model.extract_features(images)
+    middle = features.shape[2] // 2
+    features[:, :, middle, middle].square().sum().backward()
+    rows, columns = images.grad.abs().sum((0, 1)).nonzero().T
+    assert rows.max() - rows.min() + 1 == columns.max() - columns.min() + 1 == field
+
+
+def test_a_resnet_with_pointwise_stages_differs_in_these_alone_and_has_no_imagenet_weights():
+    with torch.device('meta'):
+        plain, pointwise = (build_model('resnet50', 'CALM_EM', 7, pointwise_from=first).state_dict() for first in (None, 'layer3'))
+    assert plain.keys() == pointwise.keys()
+    changed = {name for name in plain if plain[name].shape != pointwise[name].shape}
+    assert changed == {name for name in plain if name.startswith(('layer3', 'layer4')) and name.endswith('conv2.weight')}
+    assert all(pointwise[name].shape == (*plain[name].shape[:2], 1, 1) for name in changed)
+    for pretrained in (True, 'weights.pth'):
+        with pytest.raises(UserError, match='--pointwise_from=layer3 replaces convolutions .* --pretrained=False'):
+            build_model('resnet50', 'CAM', 7, pretrained=pretrained, pointwise_from='layer3')
 
 
 @pytest.mark.parametrize('method', ['CAM', 'CALM_EM'])

@@ -36,7 +36,8 @@ class Architecture:
     added: tuple[str, ...] = ()  # stages that ImageNet weights do not cover
 
 
-_RESNET = {'slow': ('conv1', 'layer1', 'layer2', 'layer3'), 'options': ('large_feature_map', 'last_stage'),
+_RESNET = {'slow': ('conv1', 'layer1', 'layer2', 'layer3'),
+           'options': ('large_feature_map', 'last_stage', 'pointwise_from'),
            'backbone': ('conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4')}
 _INCEPTION = ('Mixed', 'Conv2d_1', 'Conv2d_2', 'Conv2d_3', 'Conv2d_4')
 # The networks with the published strides: 14x14 or 28x28 maps of 224x224 images.
@@ -90,7 +91,7 @@ def options_taken(architecture, attribution_method):
 
 
 def build_model(architecture, attribution_method, num_classes, pretrained=False, large_feature_map=False,
-                use_bn=False, prior='relu', last_stage='layer4', no_cue=False):
+                use_bn=False, prior='relu', last_stage='layer4', no_cue=False, pointwise_from=None):
     """The network of an attribution method on a backbone.
 
     architecture: one of ARCHITECTURE_NAMES, or timm/NAME. attribution_method: a key of HEADS. pretrained: True starts
@@ -99,12 +100,14 @@ def build_model(architecture, attribution_method, num_classes, pretrained=False,
     added to VGG and Inception (a ResNet has it anyway). prior: 'relu' or 'softplus'; no_cue: one more location, nowhere
     in the picture (CALM only).
     last_stage: end a ResNet at 'layer1', 'layer2' or 'layer3', for a smaller receptive field; 'layer2,layer3': the
-    features of both, the coarser grid enlarged to the finer one.
+    features of both, the coarser grid enlarged to the finer one. pointwise_from: a ResNet's stage from which on 1x1
+    convolutions stand in place of 3x3 ones, so that the receptive field grows no further; from random weights alone.
     Returns an nn.Module: model(images (B,3,H,W)) -> class scores (B,C). Raises UserError.
     """
     recipe, head = find_architecture(architecture), find_head(attribution_method)
-    asked = {'large_feature_map': large_feature_map, 'last_stage': last_stage, 'use_bn': use_bn}
-    for name, usual in (('large_feature_map', False), ('last_stage', 'layer4')):
+    asked = {'large_feature_map': large_feature_map, 'last_stage': last_stage, 'pointwise_from': pointwise_from,
+             'use_bn': use_bn}
+    for name, usual in (('large_feature_map', False), ('last_stage', 'layer4'), ('pointwise_from', None)):
         if name not in recipe.options and asked[name] != usual:
             raise UserError(f'--architecture={architecture} does not take --{name}={asked[name]}')
     options = {name: asked[name] for name in recipe.options}

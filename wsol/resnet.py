@@ -3,13 +3,16 @@
 Source: torchvision's resnet (He et al., CVPR 2016); stride of layer4 1, and of layer3 1 for the
 large map, in the first block's 3x3 convolution and its downsample branch; no dilation.
 Result: the stages up to layer4 under torchvision's names, and the width of their features. Of several stages
-(hypercolumns, Hariharan et al., CVPR 2015) the features are those of all of them side by side.
+(hypercolumns, Hariharan et al., CVPR 2015) the features are those of all of them side by side. With 1x1 instead of 3x3
+convolutions (BagNet, Brendel & Bethge, ICLR 2019) a stage sees no more of the picture than the one before it.
 """
 from torch import nn
 
+from .errors import UserError
 from .torchvision_backbone import torchvision_network
 
-STAGES = ('conv1', 'bn1', 'relu', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4')
+LAYERS = ('layer1', 'layer2', 'layer3', 'layer4')
+STAGES = ('conv1', 'bn1', 'relu', 'maxpool', *LAYERS)
 
 
 def _unstride(layer):
@@ -19,10 +22,25 @@ def _unstride(layer):
         conv.stride = (1, 1)
 
 
-def resnet(name, source, large_feature_map, last_stage):
+def _make_pointwise(network, first):
+    """Put a random 1x1 convolution in place of every 3x3 one, from stage `first` on."""
+    for stage in LAYERS[LAYERS.index(first):]:
+        for block in getattr(network, stage):
+            for name, conv in list(block.named_children()):
+                if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3):
+                    setattr(block, name, nn.Conv2d(conv.in_channels, conv.out_channels, 1, conv.stride, bias=False))
+
+
+def resnet(name, source, large_feature_map, last_stage, pointwise_from):
     """(nn.Sequential of the stages, number of features). source: of torchvision_network. last_stage: where it ends, or
-    all stages whose features are taken, separated by commas."""
+    all stages whose features are taken, separated by commas. pointwise_from: the first stage with 1x1 instead of 3x3
+    convolutions, or None. Raises UserError."""
+    if pointwise_from and source is not None:
+        raise UserError(f'--pointwise_from={pointwise_from} replaces convolutions that ImageNet weights are of; train '
+                        'from random weights with --pretrained=False')
     network = torchvision_network(name, source)
+    if pointwise_from:
+        _make_pointwise(network, pointwise_from)
     _unstride(network.layer4)
     if large_feature_map:
         _unstride(network.layer3)
