@@ -14,6 +14,7 @@ import main
 import util
 from wsol import build_model
 from wsol.compiled import compile_backbone
+from wsol.depthwise import keep_in_float32
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +55,24 @@ def test_a_step_has_the_same_gradients_and_statistics():
         torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-3, atol=1e-5, msg=name)
     for name, expected in plain.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], expected, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_depthwise_convolutions_stay_in_float32_when_compiled():
+    """As a training in bfloat16 on a CPU has them (main.train): to the bit, and not what bfloat16 alone gives."""
+    images, found = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1)), []
+    for is_kept, is_compiled in ((True, True), (True, False), (False, False)):
+        model = network('mobilenet_v3_small').train()
+        if is_kept:
+            keep_in_float32(model)
+        if is_compiled:
+            compile_backbone(model, 'aot_eager')
+        with torch.autocast('cpu', torch.bfloat16):
+            features = model.extract_features(images)
+        features.float().square().sum().backward()
+        found.append([features, *(weight.grad for weight in model.parameters() if weight.grad is not None)])
+    compiled, kept, plain = found
+    assert all(torch.equal(own, expected) for own, expected in zip(compiled, kept, strict=True))
+    assert not torch.equal(kept[0], plain[0])
 
 
 def fail(graph, example):
