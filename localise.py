@@ -27,6 +27,7 @@ FOLDER = Path('save/localise')
 EPOCHS = 8  # of fine-tuning: fewer than the ablation's, for there are many rows
 CALM = ('CALM_EM', 'layer2', '--prior=softplus')
 FROZEN = ('--freeze', '--lr=0.01')  # a head alone may learn faster
+SPREAD = (*FROZEN, '--prior_training=entropy:-1')
 MEASURES = ('entropy:0.1', 'entropy:-0.1', 'entropy:-1', 'drop:0.5', 'drop_top:0.5', 'top:5')
 ROWS = {  # name -> method, last stages, further flags; the first is what the others are compared with
     'CAM': ('CAM', 'layer2'),
@@ -35,7 +36,7 @@ ROWS = {  # name -> method, last stages, further flags; the first is what the ot
     'CALM_EM, no-cue location': (*CALM, '--no_cue'),
     'CALM_EM, frozen backbone': (*CALM, '--freeze'),
     'CALM_EM, frozen backbone, lr 0.01': (*CALM, *FROZEN),
-    'CALM_EM, frozen backbone, lr 0.01, entropy -1': (*CALM, *FROZEN, '--prior_training=entropy:-1'),
+    'CALM_EM, frozen backbone, lr 0.01, entropy -1': (*CALM, *SPREAD),
     'CALM_EM, frozen backbone, lr 0.01, entropy -10': (*CALM, *FROZEN, '--prior_training=entropy:-10'),
     'CAM, frozen backbone, lr 0.01': ('CAM', 'layer2', *FROZEN),
     'CAM, layer1': ('CAM', 'layer1'),
@@ -44,6 +45,11 @@ ROWS = {  # name -> method, last stages, further flags; the first is what the ot
     # of the picture's 112 pixels, a tenth; it is 99 in the rows above, and 43 at layer1
     'CAM, receptive field 11': ('CAM', 'layer2', '--pointwise_from=layer1'),
     'CALM_EM, receptive field 11': (*CALM, '--pointwise_from=layer1'),
+    # and with what helped at layer2
+    'CALM_EM, layer1, frozen backbone, lr 0.01, entropy -1': ('CALM_EM', 'layer1', '--prior=softplus', *SPREAD),
+    'CALM_EM, layer1 and layer2, frozen backbone, lr 0.01, entropy -1': ('CALM_EM', 'layer1,layer2', '--prior=softplus',
+                                                                         *SPREAD),
+    'CALM_EM, receptive field 11, frozen backbone, lr 0.01, entropy -1': (*CALM, '--pointwise_from=layer1', *SPREAD),
 }
 CONTRASTS = ('joint-difference', 'prior-log-odds', 'log-odds')
 COLUMNS = ('accuracy', *CONTRASTS, 'prior')
