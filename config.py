@@ -28,6 +28,7 @@ from flag_values import (
 from util import UserError
 from wsol import ARCHITECTURES, HEADS, PROCESSES, prior_training
 from wsol.contrast import CONTRASTS
+from wsol.heads import PRIORS
 from wsol.metrics import NORM_TYPES, THRESHOLD_TYPES
 from wsol.networks import options_taken
 from wsol.resnet import LAYERS
@@ -114,7 +115,7 @@ FLAGS = {
         _network('architecture', 'resnet50', architecture_name, f'{", ".join(ARCHITECTURES)}; or any torchvision '
                  'classifier: convnext_tiny, mobilenet_v3_large, swin_t, ...; or any of timm, written timm/NAME'),
         _network('attribution_method', 'CAM', choice(tuple(HEADS), METHOD_ALIASES), ', '.join(HEADS)),
-        _network('prior', 'relu', choice(('relu', 'softplus')), "CALM's; relu: as released; softplus: with the "
+        _network('prior', 'relu', choice(tuple(PRIORS)), "CALM's; relu: as released; softplus: with the "
                  'gradient of its sum'),
         _network('no_cue', False, boolean, "CALM's: one more location, nowhere in the picture, with an attention and a "
                  'distribution over the classes that are learned'),
@@ -277,7 +278,7 @@ def parse(script, description='', argv=None, parser=None):
     defaults = {flag.name: flag.default for flag in ALL_FLAGS.values() if flag.shared or script in flag.readers}
     given = vars(parser.parse_args(argv))
     args = Munch(defaults | given, given=sorted(given))
-    if script == 'main' and args.is_train and args.crop_size > args.resize_size:
+    if script == 'main' and args.is_train and not args.freeze and args.crop_size > args.resize_size:
         raise UserError(f'--crop_size={args.crop_size} is larger than --resize_size={args.resize_size}')
     return args
 
@@ -302,8 +303,12 @@ def problem_of(name, value):
 def network_settings(args):
     """The arguments of build_model that the flags state; a checkpoint carries the same dict. What this network has no
     use for, and the published command lines state all the same, has its default."""
-    unused = {'use_bn', 'prior', 'no_cue'} - set(options_taken(args.architecture, args.attribution_method))
+    unused = _without_use(args.architecture, args.attribution_method)
     return {name: flag.default if name in unused else args[name] for name, flag in ALL_FLAGS.items() if flag.network}
+
+
+def _without_use(architecture, attribution_method):
+    return {'use_bn', 'prior'} - set(options_taken(architecture, attribution_method))
 
 
 def adopt(args, source, known, network):
@@ -312,9 +317,8 @@ def adopt(args, source, known, network):
     source: the checkpoint's path, for the message. known: {flag: value} of its data, taken over where the command line
     is silent. network: its arguments of build_model; a flag that states another value is refused where it matters.
     """
-    names = ('architecture', 'attribution_method')
-    architecture, method = (network.get(name, args[name]) for name in names)
-    for name in (*names, *options_taken(architecture, method)):
+    unused = _without_use(*(network.get(name, args[name]) for name in ('architecture', 'attribution_method')))
+    for name in (name for name, flag in ALL_FLAGS.items() if flag.network and name not in unused):
         if name in network and name in args.given and args[name] != network[name]:
             raise UserError(f'{source} was trained with --{name}={network[name]}, not --{name}={args[name]}; leave the '
                             'flag out or name another checkpoint')

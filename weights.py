@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import checkpoint_files
+import config
 import util
 from data_loaders import ALIASES, DATASETS
 from dataset import download
@@ -132,7 +133,8 @@ class TrainedClassifier(Checkpoint):
                             'trained network by --load_checkpoint')
         model = from_classifier(architecture, source)
         classes = model.conv_last.out_channels
-        network = {'architecture': architecture, 'attribution_method': 'CAM', 'num_classes': classes}
+        usual = {name: flag.default for name, flag in config.ALL_FLAGS.items() if flag.network}
+        network = usual | {'architecture': architecture, 'attribution_method': 'CAM', 'num_classes': classes}
         content = {'model': network, 'state_dict': model.state_dict(), 'normalisation': normalisation(architecture),
                    'class_names': imagenet_names() if classes == DATASETS['ILSVRC'].num_classes else None,
                    'args': {'dataset': 'ILSVRC'} if source is True else {}}

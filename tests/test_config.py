@@ -222,6 +222,20 @@ def test_silent_flags_take_what_the_checkpoint_knows_and_stated_ones_stay():
         config.adopt(config.parse('eval_wsol', argv=['--last_stage=layer2']), 'x', known, network)
 
 
+def test_a_flag_that_the_network_cannot_have_is_refused_and_not_dropped():
+    """convnext takes no --last_stage, CAM no --no_cue; the checkpoint would win, and the result would not say so."""
+    for flag, network in (('--last_stage=layer2', settings('--architecture=convnext_tiny')), ('--no_cue', settings())):
+        with pytest.raises(UserError, match=f'x was trained with {flag.partition("=")[0]}='):
+            config.adopt(config.parse('eval_wsol', argv=[flag]), 'x', {}, network)
+
+
+def test_a_crop_larger_than_the_resized_image_is_refused_where_images_are_cropped():
+    large = ['--crop_size=300', '--resize_size=256']
+    with pytest.raises(UserError, match='--crop_size=300 is larger than --resize_size=256'):
+        config.parse('main', argv=large)
+    assert config.parse('main', argv=[*large, '--freeze']).crop_size == 300
+
+
 def test_changed_settings_are_those_that_a_training_keeps():
     before = dict(config.parse('main', argv=['--seed=1']))
     free = ['--experiment_name=x', '--workers=1', '--device=cpu', '--epochs=9', '--data_root=y', '--pretrained=False', '--seed=1']

@@ -148,6 +148,22 @@ def test_options_that_a_network_does_not_have_are_refused(name, option):
         build_model(name, 'CAM', 5, **{option: True if option == 'large_feature_map' else 'layer2'})
 
 
+@pytest.mark.parametrize('options, words', [
+    ({'last_stage': 'layer5'}, '--last_stage: a ResNet has no stage "layer5"'), ({'last_stage': 'conv1'}, '"conv1"'),
+    ({'last_stage': ''}, 'no stage ""'), ({'pointwise_from': 'layer9'}, '--pointwise_from: .* no stage "layer9"'),
+    ({'last_stage': 'layer2', 'pointwise_from': 'layer3'}, '--pointwise_from changes .* from layer3 on'),
+    ({'last_stage': 'layer1,layer2', 'large_feature_map': True}, '--large_feature_map changes .* --last_stage=layer1,layer2'),
+    ({'prior': 'sigmoid'}, 'no prior "sigmoid"; there are relu, softplus'), ({'no_cue': True}, 'CAM does not take --no_cue')])
+def test_options_of_no_meaning_or_of_no_effect_are_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        build_model('resnet18', 'CAM', 5, **options)
+
+
+def test_a_stage_that_is_named_twice_is_taken_once():
+    with torch.device('meta'):
+        assert build_model('resnet18', 'CAM', 7, last_stage='layer2,layer2').conv_last.in_channels == 128
+
+
 @pytest.mark.parametrize('stage, features', [('layer1', 64), ('layer2', 128), ('layer3', 256)])
 def test_a_network_can_stop_at_an_earlier_stage(stage, features):
     with torch.device('meta'):

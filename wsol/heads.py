@@ -82,6 +82,9 @@ def calm_em_loss(log_row, prior):
 
 # --- the modules ---------------------------------------------------------------------------
 
+PRIORS = {'relu': nn.ReLU, 'softplus': nn.Softplus}  # what makes an attention of CALM's logits
+
+
 
 @contextmanager
 def evaluating(model):
@@ -183,8 +186,7 @@ class CALM(CAM):
 
     def __init__(self, backbone, num_features, num_classes, prior='relu', no_cue=False):
         super().__init__(backbone, num_features, num_classes)
-        activation = {'relu': nn.ReLU, 'softplus': nn.Softplus}[prior]
-        self.attention = nn.Sequential(nn.Conv2d(num_features, 1, 1), activation())
+        self.attention = nn.Sequential(nn.Conv2d(num_features, 1, 1), PRIORS[prior]())
         self.detach_normaliser, self.no_cue = prior == 'relu', no_cue
         if no_cue:  # beside what they belong to, so that they are trained, frozen and loaded with it
             self.conv_last.register_parameter('no_cue', nn.Parameter(torch.zeros(num_classes)))

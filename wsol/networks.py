@@ -11,7 +11,7 @@ from torch import nn
 
 from . import inception, timm_backbone, vgg
 from .errors import UserError
-from .heads import CALM, CALM_EM, CALM_ML, CAM, evaluating
+from .heads import CALM, CALM_EM, CALM_ML, CAM, PRIORS, evaluating
 from .resnet import resnet
 from .shapes import shapes_only
 from .torchvision_backbone import names, traced_backbone
@@ -84,6 +84,14 @@ def find_head(name):
     return HEADS[name]
 
 
+def check_head(name, prior, no_cue=False):
+    """Raise UserError for options that a head, a key of HEADS, cannot be built with."""
+    if prior not in PRIORS:
+        raise UserError(f'no prior "{prior}"; there are {", ".join(PRIORS)}')
+    if no_cue and not issubclass(find_head(name), CALM):
+        raise UserError(f'--attribution_method={name} does not take --no_cue: it has no distribution over locations')
+
+
 def options_taken(architecture, attribution_method):
     """The arguments of build_model that change this network: a ResNet has no use for use_bn, CAM none for prior."""
     own = ('prior', 'no_cue') if issubclass(find_head(attribution_method), CALM) else ()
@@ -110,6 +118,7 @@ def build_model(architecture, attribution_method, num_classes, pretrained=False,
     for name, usual in (('large_feature_map', False), ('last_stage', 'layer4'), ('pointwise_from', None)):
         if name not in recipe.options and asked[name] != usual:
             raise UserError(f'--architecture={architecture} does not take --{name}={asked[name]}')
+    check_head(attribution_method, prior, no_cue)
     options = {name: asked[name] for name in recipe.options}
     stages, num_features = recipe.build(pretrained or None, **options)
     model = head(stages, num_features, num_classes, prior, no_cue)

@@ -9,7 +9,7 @@ from torch import nn
 from . import timm_backbone
 from .errors import UserError
 from .heads import CAM, evaluating
-from .networks import find_head
+from .networks import check_head, find_head
 from .pretrained import read_state_dict
 from .torchvision_backbone import (
     CLASSIFIERS,
@@ -70,6 +70,7 @@ def from_module(module, layer, attribution_method='CALM_EM', num_classes=None, p
     if not isinstance(features, torch.Tensor) or features.ndim != 4:
         shape = tuple(getattr(features, 'shape', ())) or type(features).__name__
         raise UserError(f'the output of {layer} is no map (B,D,h,w) but {shape}; to_map= can make it one')
+    check_head(attribution_method, prior)
     model = find_head(attribution_method)(_as_stage(backbone), features.shape[1], num_classes, prior)
     for convolution in (model.conv_last, *([model.attention[0]] if hasattr(model, 'attention') else [])):
         nn.init.xavier_uniform_(convolution.weight)

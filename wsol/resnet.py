@@ -31,10 +31,31 @@ def _make_pointwise(network, first):
                     setattr(block, name, nn.Conv2d(conv.in_channels, conv.out_channels, 1, conv.stride, bias=False))
 
 
+def _check_name(flag, stage):
+    if stage not in LAYERS:
+        raise UserError(f'--{flag}: a ResNet has no stage "{stage}"; there are {", ".join(LAYERS)}')
+
+
+def _stages_taken(last_stage):
+    """'layer3,layer2' -> ['layer2', 'layer3']: in the order of the network, each once. Raises UserError."""
+    stages = last_stage.split(',')
+    for stage in stages:
+        _check_name('last_stage', stage)
+    return sorted(set(stages))
+
+
 def resnet(name, source, large_feature_map, last_stage, pointwise_from):
     """(nn.Sequential of the stages, number of features). source: of torchvision_network. last_stage: where it ends, or
     all stages whose features are taken, separated by commas. pointwise_from: the first stage with 1x1 instead of 3x3
     convolutions, or None. Raises UserError."""
+    taken = _stages_taken(last_stage)
+    if pointwise_from is not None:
+        _check_name('pointwise_from', pointwise_from)
+    for flag, stage in (('large_feature_map', 'layer3' if large_feature_map else None),
+                        ('pointwise_from', pointwise_from)):
+        if stage is not None and stage > taken[-1]:
+            raise UserError(f'--{flag} changes this network from {stage} on, and it ends at --last_stage={last_stage}: '
+                            'leave one of the two flags out')
     if pointwise_from and source is not None:
         raise UserError(f'--pointwise_from={pointwise_from} replaces convolutions that ImageNet weights are of; train '
                         'from random weights with --pretrained=False')
@@ -45,7 +66,6 @@ def resnet(name, source, large_feature_map, last_stage, pointwise_from):
     if large_feature_map:
         _unstride(network.layer3)
     stages = nn.Sequential()
-    taken = sorted(last_stage.split(','), key=STAGES.index)
     for stage in STAGES[:STAGES.index(taken[-1]) + 1]:
         stages.add_module(stage, getattr(network, stage))
     stages.earlier = taken[:-1]  # whose features are taken too (wsol.heads)
