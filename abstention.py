@@ -27,6 +27,8 @@ from wsol import HEADS
 from wsol.query import PROCESSES
 
 OWN = 'own'
+CHOSEN = ('experiment_name', 'save_root', 'load_checkpoint', 'scoremap_root', 'score_map_method', 'threshold_type',
+          *eval_cue_location.SEVERAL)  # flags of eval_cue_location that this script states itself, or has no use for
 SHOWN = {'vanilla': 'logits', 'jointll': 'joint', 'saliency': 'prior', config.OBJECT_MASK: "the object's mask"}
 
 
@@ -58,27 +60,38 @@ def methods_of(folder, processes):
 def settings_of(flags):
     """{name: value} of the flags by which a result is told from others. Raises UserError for a mistake in them."""
     args = config.parse('eval_cue_location', argv=flags)
-    for name in ('experiment_name', 'threshold_type', *eval_cue_location.SEVERAL):
+    for name in CHOSEN:
         if name in args.given:
-            raise UserError(f'--{name} is what abstention.py itself chooses; leave it out (--help)')
-    return {name: args[name] for name in args.given if config.ALL_FLAGS[name].recorded and args[name] != 'auto'}
+            raise UserError(f'--{name} is what abstention.py itself chooses, for each of its folders; leave it out '
+                            '(--help)')
+    data = {name: args[name] for name in ('dataset', 'data_root', 'metadata_root') if name in args.given}
+    return experiments.stated_settings('eval_cue_location', flags) | data
 
 
 def measure(folder, processes, percents, flags, settings):
     """{process: (Q,3)} of an experiment, in percent: for each percentage the share of dropped pixels, PxAP published,
-    and PxAP of all pixels, NaN where there is none. What is missing is measured in one pass. settings: of the flags."""
-    def results():
-        return {process: [experiments.result(folder, 'cue_location', process, **settings, drop_lowest=percent,
-                                             threshold_type='log') for percent in percents] for process in processes}
-    found = experiments.found_or_run(
-        results, folder.parent, 'eval_cue_location.py', f'--experiment_name={folder.name}',
-        f'--score_map_process={",".join(processes)}', '--threshold_type=log',
-        f'--drop_lowest={",".join(f"{percent:.10g}" for percent in percents)}', *flags)
+    and PxAP of all pixels, NaN where there is none. settings: of the flags. Percentages of which something is missing
+    are measured in one pass."""
+    def result(process, percent):
+        return experiments.result(folder, 'cue_location', process, **settings, drop_lowest=percent,
+                                  threshold_type='log')
+
+    def is_missing(percent):
+        try:
+            return not all(result(process, percent) for process in processes)
+        except UserError:
+            return True
+    missing = [f'{percent:.10g}' for percent in percents if is_missing(percent)]
+    if missing:
+        experiments.run(folder.parent, 'eval_cue_location.py', f'--experiment_name={folder.name}',
+                        f'--score_map_process={",".join(processes)}', '--threshold_type=log',
+                        f'--drop_lowest={",".join(missing)}', *flags)
 
     def point(own):
         pxap = own['pxap']['parts']['per_pair']
         return own['dropped']['parts']['all'], pxap['dropped']['mean'], pxap['counted']['mean']
-    return {process: np.array([point(own) for own in rows], float) for process, rows in found.items()}
+    return {process: np.array([point(result(process, percent)) for percent in percents], float)
+            for process in processes}
 
 
 def table_rows(name, percents, points):

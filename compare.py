@@ -22,7 +22,7 @@ from reports import Measured
 from util import UserError
 from wsol.contrast import CONTRASTS
 
-NAMED_BY = {'norm_type': 'norm', 'threshold_type': 'thresholds', 'seed': 'seed', 'smooth_grad_nr_iter': 'copies',
+NAMED_BY = {'norm_type': 'norm', 'threshold_type': 'thresholds', 'cam_curve_interval': 'step', 'seed': 'seed', 'smooth_grad_nr_iter': 'copies',
             'integrated_grad_nr_iter': 'points', 'precision': 'precision', 'iou_thresholds': 'IoU'}
 MOST_CURVES = len(figures.COLOURS) * len(figures.LINES)  # more look alike
 
@@ -58,11 +58,17 @@ def make_parser():
 
 def has_own_scale(result):
     """Whether maps were normalised and binned as their method asks for: such a result needs no further name."""
+    settings = result['settings']
+    return all(settings.get(flag) in (None, value) for flag, value in own_scale(result).items())
+
+
+def own_scale(result):
+    """{flag: value} of how the maps of a result are normalised and binned where a command line does not say it."""
     settings, script = result['settings'], f'eval_{result["metric"]}'
     contrast = settings.get('contrast_method') if settings.get('contrast_method') in CONTRASTS else None
-    own = evaluation.own_scale(settings.get('score_map_process'), contrast, script)
-    return all(settings.get(flag) in (None, value)
-               for flag, value in zip(('norm_type', 'threshold_type'), own, strict=True))
+    norm_type, threshold_type = evaluation.own_scale(settings.get('score_map_process'), contrast, script)
+    return {'norm_type': norm_type, 'threshold_type': threshold_type,
+            'cam_curve_interval': config.ALL_FLAGS['cam_curve_interval'].default}
 
 
 def read_results(folder):
@@ -113,7 +119,7 @@ def rows_of(folder, experiment):
             method = plain_method(result['settings'])
             twins = [row for row in rows if (row.method, row.about) == (method, about)]
             row = next((row for row in twins if result['metric'] not in row.results), None)
-            if row is None:
+            if row is None or not has_own_scale(result):
                 row = Row(experiment, method + _difference(result, twins), about)
                 rows.append(row)
             row.add(result)
@@ -128,12 +134,14 @@ def rows_of(folder, experiment):
 
 
 def _difference(result, twins):
-    """What tells a result from those of the same network, images and method: ', norm minmax'."""
-    if not twins:
-        return ''
-    before = next(row.results[result['metric']] for row in twins if result['metric'] in row.results)
-    return ''.join(f', {word} {result["settings"][flag]}' for flag, word in NAMED_BY.items()
-                   if result['settings'].get(flag) != before['settings'].get(flag))
+    """What tells a result from one on its method's own scale, and from those of the same network, images and method:
+    ', norm minmax'."""
+    settings = result['settings']
+    before = next((row.results[result['metric']]['settings'] for row in twins if result['metric'] in row.results),
+                  settings)
+    own = {flag: settings.get(flag) for flag in NAMED_BY} | own_scale(result)
+    return ''.join(f', {word} {settings[flag]}' for flag, word in NAMED_BY.items() if settings.get(flag) is not None
+                   and not settings[flag] == own[flag] == before.get(flag, own[flag]))
 
 
 def name_rows(rows):

@@ -333,6 +333,14 @@ def changed_settings(args, before):
     return [f'{name} was {value}, is {now[name]}' for name, value in then.items() if value != now[name]]
 
 
+def usual_settings(script):
+    """{flag: value} of the settings by which two results of the same maps differ: as they are where a command line is
+    silent. crop_size is not among them: a training knows its own."""
+    names = [flag.name for flag in FLAGS['maps and metrics'] if flag.recorded] + ['seed', 'precision']
+    usual = {name: ALL_FLAGS[name].default for name in names if script in ALL_FLAGS[name].readers}
+    return usual | {name: value for name, value in {'seed': 0, 'precision': 'float32'}.items() if name in usual}
+
+
 def recorded_settings(args, script):
     """The settings that a result records: those that its script reads and that bear on it."""
     return {name: args[name] for name, flag in sorted(ALL_FLAGS.items()) if flag.recorded and script in flag.readers}

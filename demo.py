@@ -51,7 +51,8 @@ def table():
               *(f'R_{100 * ratio:.0f}' for ratio in ERASE_RATIOS)]
     rows = []
     for name, (experiment, process) in MEASURED.items():
-        cue, erased = (result(FOLDER / experiment, metric, process) for metric in ('cue_location', 'pixel_perturb'))
+        cue, erased = (result(FOLDER / experiment, metric, process, PRECISION)
+                       for metric in ('cue_location', 'pixel_perturb'))
         columns = (cue['pxap']['parts']['published']['dropped'], cue['pxap']['parts']['per_pair']['counted'],
                    cue['pxap']['exact']['per_pair']['counted'])
         accuracy = None if name.startswith('control') else erased['accuracy']

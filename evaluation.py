@@ -354,15 +354,30 @@ def read_result(path):
 
 
 def find_result(folder, metric, process, weights_sha256, **settings):
-    """The latest result of a metric and an attribution method for these weights, in an experiment's folder. settings:
-    further ones that it was measured with; unless they say so, no pixels dropped, and the method's own scale."""
-    expected = {'drop_lowest': 0.0, 'score_map_process': process}
-    if metric == 'cue_location' and process:
-        expected |= zip(('norm_type', 'threshold_type'), own_scale(process, None, 'eval_cue_location'), strict=True)
-    settings = expected | settings
+    """The latest result of a metric and an attribution method for these weights, in an experiment's folder. process:
+    None where contrast_method is among the settings. settings: those that a command line states; all others are as
+    they are where it is silent, so that a result of another threshold step, say, is none. Raises UserError."""
+    script = f'eval_{metric}'
+    usual = config.usual_settings(script)
+    expected = usual | dict(zip(('norm_type', 'threshold_type'), own_scale(
+        process, settings.get('contrast_method'), script), strict=True))
+    expected = {name: value for name, value in expected.items() if name in usual} | {'score_map_process': process}
+    expected = _as_compared(expected | settings)
     for path in sorted(Path(folder).glob(f'{metric}_*.json'), key=lambda path: -path.stat().st_mtime_ns):
         content = read_result(path)
-        own = {'drop_lowest': 0.0} | content['settings']
-        if content.get('weights_sha256') == weights_sha256 and all(own.get(key) == settings[key] for key in settings):
+        own = _as_compared(usual | content['settings'])  # an earlier version knew fewer flags
+        if content.get('weights_sha256') == weights_sha256 and all(
+                own.get(name) == value for name, value in expected.items()):
             return content
-    raise UserError(f'{folder} holds no result of {metric} with --score_map_process={process} for these weights')
+    stated = ' '.join(f'--{name}={value}' for name, value in ({'score_map_process': process} | settings).items()
+                      if value is not None)
+    raise UserError(f'{folder} holds no result of {metric} with {stated} for these weights')
+
+
+def _as_compared(settings):
+    """Settings as a file has them, in one form where two mean the same."""
+    settings = {name: value for name, value in json.loads(json.dumps(settings)).items() if name != 'score_map_method'}
+    if settings.get('contrast_method') == 'difference':
+        settings['contrast_method'] = None
+    roots = {name: str(Path(settings[name]).resolve()) for name in ('data_root', 'metadata_root') if name in settings}
+    return settings | roots

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+import config
 import evaluation
 import processes
 import util
@@ -56,18 +57,32 @@ def train_row(folder, row, seed, method, stages, from_cam, *flags):
     return name
 
 
-def result(folder, metric, process, **settings):
-    """What an evaluation measured of the network that an experiment has trained. Raises UserError where it has not."""
+def stated_settings(script, flags):
+    """{name: value} of the flags by which a result is told from others, as it records them. Raises UserError for a
+    mistake in them."""
+    args = config.parse(script, argv=list(flags))
+    told_apart = {'crop_size', 'skip_broken', *config.usual_settings(script)} & set(args.given)
+    settings = {name: args[name] for name in args.given if name in told_apart}
+    settings = {name: value[0] if script in config.ALL_FLAGS[name].several and len(value) == 1 else value
+                for name, value in settings.items()}
+    if 'precision' in settings:
+        settings['precision'] = util.pick_precision(args.precision, util.pick_device(args.device), auto='float32')
+    return settings
+
+
+def result(folder, metric, process, *flags, **settings):
+    """What an evaluation measured, with these flags, of the network that an experiment has trained. settings: more of
+    what it was measured with. Raises UserError where it has not."""
     trained = evaluation.read_result(folder / 'results.json')
-    return evaluation.find_result(folder, metric, process, trained.get('weights_sha256'), **settings)
+    known = {name: value for name, value in trained['settings'].items() if name == 'crop_size'}
+    stated = stated_settings(f'eval_{metric}', flags)
+    return evaluation.find_result(folder, metric, process, trained.get('weights_sha256'), **known | stated | settings)
 
 
-def measure(folder, experiment, metric, process, *flags, **settings):
-    """The result of an evaluation of an experiment below folder, measured now unless that is done. process: None where
-    a flag names a contrast method instead. settings: those of the flags by which it is told from others."""
-    maps = [] if process is None else [f'--score_map_process={process}']
-    return found_or_run(lambda: result(folder / experiment, metric, process, **settings), folder, f'eval_{metric}.py',
-                        f'--experiment_name={experiment}', *maps, *flags)
+def measure(folder, experiment, metric, process, *flags):
+    """The result of an evaluation of an experiment below folder, measured now unless that is done."""
+    return found_or_run(lambda: result(folder / experiment, metric, process, *flags), folder, f'eval_{metric}.py',
+                        f'--experiment_name={experiment}', f'--score_map_process={process}', *flags)
 
 
 def found_or_run(results, folder, script, *flags):

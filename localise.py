@@ -62,12 +62,12 @@ T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t b
 def pxap(folder, name, flag, methods):
     """PxAP of an experiment's maps by several methods, measured in one pass. flag: score_map_process or
     contrast_method, whose values they are."""
-    scale = {'norm_type': 'rank', 'threshold_type': 'even', 'contrast_method': None, 'score_map_process': None}
+    scale = [PRECISION, '--norm_type=rank', '--threshold_type=even']
 
     def results():
-        return [experiments.result(folder / name, 'cue_location', None, **scale | {flag: method}) for method in methods]
-    found = experiments.found_or_run(results, folder, 'eval_cue_location.py', f'--experiment_name={name}', PRECISION,
-                                     '--norm_type=rank', '--threshold_type=even', f'--{flag}={",".join(methods)}')
+        return [experiments.result(folder / name, 'cue_location', None, *scale, **{flag: method}) for method in methods]
+    found = experiments.found_or_run(results, folder, 'eval_cue_location.py', f'--experiment_name={name}', *scale,
+                                     f'--{flag}={",".join(methods)}')
     return [own['pxap']['exact']['per_pair']['counted']['mean'] for own in found]
 
 

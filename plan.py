@@ -41,6 +41,7 @@ class Network:
     folder: Path             # above its experiment's
     training: tuple = ()     # flags of main.py; none for published weights
     published: str | None = None
+    flags: tuple = ()        # the user's, which all steps get
 
     def weights_sha256(self):
         """Of the weights that are there; None where there are none."""
@@ -51,9 +52,15 @@ class Network:
 
     def result(self, metric, process):
         """What was measured of it; None where that is not done."""
-        sha256 = self.weights_sha256()
+        folder, sha256 = self.folder / self.name, self.weights_sha256()
+        if not sha256:
+            return None
         try:
-            return sha256 and evaluation.find_result(self.folder / self.name, metric, process, sha256)
+            if not self.published:
+                return experiments.result(folder, metric, process, *self.flags)
+            stated = {'crop_size': config.ALL_FLAGS['crop_size'].default} | experiments.stated_settings(
+                f'eval_{metric}', self.flags)
+            return evaluation.find_result(folder, metric, process, sha256, **stated)
         except UserError:
             return None
 
@@ -88,24 +95,25 @@ class Step(NamedTuple):
                         f'--score_map_process={self.process}', *flags)
 
 
-def networks_of(dataset, seeds, root, trains_all):
-    """The Networks of a data set. trains_all: CALM's too, where the authors publish its weights."""
+def networks_of(dataset, seeds, root, trains_all, flags=()):
+    """The Networks of a data set. trains_all: CALM's too, where the authors publish its weights. flags: the user's."""
     found = []
     for seed in range(seeds):
         folder, common = root / dataset / f'seed{seed}', [f'--seed={seed}', f'--dataset={dataset}']
         if dataset == 'ToyBirds':
             common = [*experiments.TRAIN, '--last_stage=layer2', f'--seed={seed}']
             found.append(Network(dataset, 'CAM', 'start', folder, (
-                *common, '--attribution_method=CAM', *experiments.FROM_RANDOM)))
+                *common, '--attribution_method=CAM', *experiments.FROM_RANDOM), flags=tuple(flags)))
             common += ['--load_checkpoint=start', *experiments.FINE_TUNE]
         else:
             common += ['--architecture=resnet50', '--use_bn=True', '--large_feature_map=True']
         for head in dict.fromkeys(head for head, _ in methods_of(dataset)):
             published = weights.published_name(f'{head}-{dataset}')
             if published and not trains_all:
-                found += [Network(dataset, head, head, folder, published=published)] if seed == 0 else []
+                found += [Network(dataset, head, head, folder, (), published, tuple(flags))] if seed == 0 else []
             else:
-                found.append(Network(dataset, head, head, folder, (*common, f'--attribution_method={head}')))
+                found.append(Network(dataset, head, head, folder, (*common, f'--attribution_method={head}'),
+                                     flags=tuple(flags)))
     return found
 
 

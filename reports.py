@@ -5,6 +5,7 @@ Differences are paired: both networks are measured on the same images (by their 
 """
 import csv
 import io
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -65,16 +66,24 @@ class Sample:
         """(value, low, high) of this less the other, over the same units drawn again for both."""
         if self.units != other.units:
             raise ValueError('samples of different units are not paired')
-        columns = np.stack([self.above, self.below, other.above, other.below], 1)
-        columns = columns[np.isfinite(columns).all(1)]
-        value, draws = (_ratio(sums[..., 0], sums[..., 1]) - _ratio(sums[..., 2], sums[..., 3])
-                        for sums in (columns.sum(0), metrics.resampled_sums(columns, SEED)))
-        return float(value), *metrics.interval(draws)
+        return mean_difference([self], [other])
 
 
 def _ratio(above, below):
     with np.errstate(invalid='ignore', divide='ignore'):
         return np.where(below > 0, above / below, np.nan)
+
+
+def mean_difference(samples, others):
+    """(value, low, high) of the mean of several Samples' values less that of others', all of the same units, which are
+    drawn again for all together."""
+    columns = np.stack([side for own in (*samples, *others) for side in (own.above, own.below)], 1)  # (U,2S)
+    columns = columns[np.isfinite(columns).all(1)]
+
+    def difference(sums):
+        ratios = _ratio(sums[..., 0::2], sums[..., 1::2])
+        return ratios[..., :len(samples)].mean(-1) - ratios[..., len(samples):].mean(-1)
+    return float(difference(columns.sum(0))), *metrics.interval(difference(metrics.resampled_sums(columns, SEED)))
 
 
 def pooled(samples):
@@ -175,12 +184,18 @@ class Table(NamedTuple):
 
 
 def over_networks(rows):
-    """[Table], topic by topic, of mean and standard deviation over networks of one name, as trained with several seeds;
-    [] where no two have one. Below them how the mean differs from that of the first row's name, with its interval over
-    the images or class pairs. rows: compare.py's."""
-    groups = {}
+    """[Table], topic by topic, of mean and standard deviation over networks of one name, as trained with several seeds,
+    and measured on the same images; [] where no two have one. Below them how the mean differs from that of the first
+    row's name, with its interval over the images or class pairs. rows: compare.py's; of an experiment's several
+    checkpoints the first."""
+    by_key = {}
     for row in rows:
-        groups.setdefault(f'{Path(row.experiment).name}: {row.method}', []).append(row)
+        key = f'{Path(row.experiment).name}: {row.method}', row.about.get('dataset'), row.about.get('images_sha256')
+        by_key.setdefault(key, {}).setdefault(row.experiment, row)
+    many = Counter(name for name, *_ in by_key)
+    groups = {name if many[name] == 1 else f'{name}, {dataset}, images {str(images):.8}': list(own.values())
+              for (name, dataset, images), own in by_key.items()}
+    first = next((name for name, own in groups.items() if any(row is rows[0] for row in own)), None)
     groups = {name: own for name, own in groups.items() if len(own) > 1}
 
     def cell(own, column):
@@ -196,9 +211,9 @@ def over_networks(rows):
         if len(units) > 1 or None in units:
             return None
         samples = [[row.columns[column].sample for row in part] for part in (own, reference)]
-        return Cell(*pooled(samples[0]).difference(pooled(samples[1])), DECIMALS.get(column, 1), '+')
+        return Cell(*mean_difference(*samples), DECIMALS.get(column, 1), '+')
 
-    tables, first = [], f'{Path(rows[0].experiment).name}: {rows[0].method}'
+    tables = []
     for title, columns in TOPICS.items():
         lines = [[name, str(len(own)), *(cell(own, column) for column in columns)] for name, own in groups.items()]
         lines += [[f'{name} − {first}', '', *(difference(own, groups[first], column) for column in columns)]

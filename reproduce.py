@@ -210,8 +210,8 @@ def main():
         raise UserError(f'--{taken[0]} is what reproduce.py chooses itself: leave it out')
     datasets = ('CUB', 'ILSVRC', 'OpenImages') if args.dataset == 'all' else (args.dataset,)
     root = Path(args.save_root) / 'reproduce'
-    networks = {dataset: plan.networks_of(dataset, args.seeds or (3 if dataset == 'ToyBirds' else 1), root, args.train)
-                for dataset in datasets}
+    networks = {dataset: plan.networks_of(dataset, args.seeds or (3 if dataset == 'ToyBirds' else 1), root, args.train,
+                                          flags) for dataset in datasets}
     steps = {dataset: plan.steps_of(own) for dataset, own in networks.items()}
     print_plan(steps, more, flags)
     if args.plan:

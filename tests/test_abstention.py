@@ -33,6 +33,8 @@ def test_the_table_holds_the_figures_of_the_results_and_measures_nothing_twice(a
         evaluation.find_result(save / 'CAM', 'cue_location', 'vanilla', sha256)
     code, _, err = script('abstention', 'save/CAM', '--drop=60,0', '--norm_type=max', *small)
     assert code == 0 and len(at_home) == 3, err  # another norm is measured anew
+    code, _, err = script('abstention', 'save/CAM', '--drop=60,30,0', '--norm_type=max', *small)
+    assert code == 0 and len(at_home) == 4 and '--drop_lowest=30' in at_home[-1], err  # what is new alone
 
 
 def test_networks_of_one_name_are_one_line_for_each_method_they_have(at_home, save, script, tiny_birds, tmp_path):
@@ -55,7 +57,8 @@ def test_what_is_no_experiment_is_refused(script, tmp_path):
     (tmp_path / 'empty').mkdir()
     refused(script('abstention', 'empty'), 'empty', 'save/')
     refused(script('abstention', 'empty', '--thresholds=3'), 'thresholds')
-    refused(script('abstention', 'empty', '--threshold_type=even'), '--threshold_type', 'abstention.py')
+    for flag in ('threshold_type=even', 'load_checkpoint=x', 'scoremap_root=x', 'save_root=x', 'drop_lowest=3'):
+        refused(script('abstention', 'empty', f'--{flag}'), flag.partition('=')[0], 'abstention.py')
 
 
 def test_a_method_that_no_network_has_is_refused(save, script):

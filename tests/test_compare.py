@@ -285,6 +285,38 @@ def test_the_means_of_two_names_differ_by_a_paired_interval():
     assert str(table.rows[2][table.header.index('mean')]) == '+10.0 [+10.0, +10.0]'
 
 
+def test_networks_are_counted_once_and_only_with_others_on_the_same_images():
+    """Two checkpoints of one experiment are one network here, and what was measured on other images is apart."""
+    def row(experiment, images, accuracy, weights='w'):
+        about = {'dataset': 'CUB', 'images_sha256': images, 'weights_sha256': weights}
+        return compare.Row(experiment, 'CAM', about, {'accuracy': reports.Measured(accuracy)})
+    rows = [row('seed0/x', 'aaaaaaaaa', 90.0), row('seed0/x', 'aaaaaaaaa', 10.0, 'older'), row('seed1/x', 'aaaaaaaaa', 92.0)]
+    (table,) = reports.over_networks(rows)
+    assert table.rows == [['x: CAM', '2', '91.0 ± 1.4']]
+    rows += [row('seed0/x', 'b', 50.0), row('seed1/x', 'b', 52.0), row('seed2/x', 'c', 0.0)]
+    (table,) = reports.over_networks(rows)
+    assert table.rows == [['x: CAM, CUB, images aaaaaaaa', '2', '91.0 ± 1.4'], ['x: CAM, CUB, images b', '2', '51.0 ± 1.4']]
+    assert reports.over_networks(rows[:2]) == []
+
+
+def test_a_difference_of_means_is_that_of_the_means_in_the_table():
+    """R_k is a ratio: the mean of 1/2 and 1/4 is 3/8, and not the 2/6 of all counts together."""
+    def sample(above, below):
+        return reports.Sample(('images',), np.array(above, float), np.array(below, float))
+    samples, others = [sample([1, 0, 0], [1, 1, 0]), sample([1, 0, 0], [2, 1, 1])], [sample([1, 0, 0], [1, 0, 0])]
+    value, low, high = reports.mean_difference(samples, others)
+    assert value == pytest.approx(3 / 8 - 1) and low <= value <= high
+
+
+def test_a_result_on_another_scale_is_named_so_even_alone(script, tiny_birds, save, tmp_path):
+    flags = [*tiny_birds, '--experiment_name=CAM', '--norm_type=rank', '--cam_curve_interval=0.01']
+    assert script('eval_cue_location', *flags)[0] == 0
+    assert script('compare', 'save/CAM', '--format=csv', '--output=out')[0] == 0
+    with open(tmp_path / 'out/table.csv') as file:
+        names = {row['row'] for row in csv.DictReader(file) if row['column'] == 'corrected mean'}
+    assert names == {'CAM: CAM, norm rank, step 0.01'}
+
+
 def test_any_row_of_the_first_folder_can_be_the_reference():
     rows = [compare.Row('a', 'CALM_EM', {}), compare.Row('a', 'CALM_EM, saliency', {}), compare.Row('b', 'CALM_EM, saliency', {})]
     assert compare.put_first(rows, 'saliency') == [rows[1], rows[0], rows[2]]

@@ -80,7 +80,7 @@ def test_toybirds_from_nothing_to_the_papers_tables(script, at_home, tmp_path, m
     assert len(trained) == 2 * 3 and len(at_home) == 2 * (3 + 2 * len(FEW))  # start, CAM, CALM_EM; two measurements each
     cells = cells_of(root / 'tables.csv')
     for (head, process), name in FEW.items():
-        own = [experiments.result(root / f'seed{seed}' / head, 'cue_location', process) for seed in (0, 1)]
+        own = [experiments.result(root / f'seed{seed}' / head, 'cue_location', process, *TINY) for seed in (0, 1)]
         assert cells['Cue', name, 'paper mean']['value'] == str(paper.PXAP[head, process][-1])
         published = [result['pxap']['parts']['published']['dropped']['mean'] for result in own]
         corrected = [result['pxap']['parts']['per_pair']['counted']['mean'] for result in own]
@@ -89,7 +89,7 @@ def test_toybirds_from_nothing_to_the_papers_tables(script, at_home, tmp_path, m
         assert float(cell['value']) == pytest.approx(np.mean(corrected)) and float(cell['low']) < np.mean(corrected) < float(cell['high'])
         assert float(cells['Cue', name, 'over seeds ±']['value']) == pytest.approx(abs(corrected[0] - corrected[1]) / 2 ** 0.5)
         assert float(cells['Cue', name, 'dropped true']['value']) == pytest.approx(np.mean([result['dropped']['parts']['true'] for result in own]))
-        erased = [experiments.result(root / f'seed{seed}' / head, 'pixel_perturb', process)['ratios'][0] for seed in (0, 1)]
+        erased = [experiments.result(root / f'seed{seed}' / head, 'pixel_perturb', process, *TINY)['ratios'][0] for seed in (0, 1)]
         top, random = (sum(record[f'correct_{side}'] for record in erased) for side in ('top', 'random'))
         assert float(cells['Remove-and-classify', name, 'R_10']['value']) == pytest.approx(top / random)
     assert cells['Cue', 'CAM', 'verdict']['value'] == 'the reference'

@@ -21,6 +21,7 @@ from PIL import Image
 
 import checkpoint_files
 import evaluation
+import experiments
 import weights
 from dataset import toybirds
 from util import UserError
@@ -246,8 +247,22 @@ def test_two_checkpoints_evaluated_into_one_experiment_give_two_results(script, 
         results = {json.loads(path.read_text())['weights_sha256']: json.loads(path.read_text())
                    for path in result_paths(save / 'both', metric)}
         assert results.keys() == set(own.values())
-        found = evaluation.find_result(save / 'both', metric, 'vanilla', own['other'])
+        found = evaluation.find_result(save / 'both', metric, 'vanilla', own['other'], seed=3)
         assert found == results[own['other']] != results[own['CAM']]
+
+
+@pytest.mark.parametrize('flag', ['--cam_curve_interval=0.1', '--precision=bfloat16', '--seed=9', '--crop_size=48',
+                                  '--smooth_grad_nr_iter=3', '--threshold_type=log', '--drop_lowest=10'])
+def test_a_result_of_other_settings_is_not_the_one_that_is_asked_for(script, tiny_birds, save, flag):
+    """It may have replaced it, and then there is none; commands that print tables measure again, and mix nothing."""
+    own, name = [*without(tiny_birds, 'seed', 'crop_size'), '--experiment_name=CAM'], flag.partition('=')[0].strip('-')
+    assert script('eval_cue_location', *own, flag)[0] == 0
+    with pytest.raises(UserError, match='no result of cue_location with --score_map_process=vanilla'):
+        experiments.result(save / 'CAM', 'cue_location', 'vanilla')
+    found = experiments.result(save / 'CAM', 'cue_location', 'vanilla', flag)
+    assert script('eval_cue_location', *own)[0] == 0
+    standard = experiments.result(save / 'CAM', 'cue_location', 'vanilla')
+    assert standard['settings'][name] != found['settings'][name]
 
 
 def test_results_go_to_the_checkpoints_experiment_unless_one_is_named(script, tiny_birds, save):
