@@ -22,8 +22,9 @@ from reports import Measured
 from util import UserError
 from wsol.contrast import CONTRASTS
 
-NAMED_BY = {'norm_type': 'norm', 'threshold_type': 'thresholds', 'cam_curve_interval': 'step', 'seed': 'seed', 'smooth_grad_nr_iter': 'copies',
-            'integrated_grad_nr_iter': 'points', 'precision': 'precision', 'iou_thresholds': 'IoU'}
+NAMED_BY = {'norm_type': 'norm', 'threshold_type': 'thresholds', 'cam_curve_interval': 'step', 'seed': 'seed',
+            'smooth_grad_nr_iter': 'copies', 'integrated_grad_nr_iter': 'points', 'precision': 'precision',
+            'iou_thresholds': 'IoU'}
 MOST_CURVES = len(figures.COLOURS) * len(figures.LINES)  # more look alike
 
 

@@ -5,7 +5,9 @@ same. So the true effect of every region on this network's log p(A|x) / p(B|x) i
 those of the repainted one. Every contrast method, "why A and not B", is held against it, next to cue localization on
 exact part masks. Source: the parts' deletion of FunnyBirds (Hesse et al., ICCV 2023); the network with random weights
 of Adebayo et al. 2018; cue localization of Kim et al., ICCV 2021.
-Result: save/<experiment_name>/interventions_ToyBirds_<method>.<images and weights>.json, a row for each contrast.
+True effects are computed in float32, whatever the precision of the maps.
+Result: save/<experiment_name>/interventions_ToyBirds_<method>.<images and weights>.json, a row for each contrast; until
+all are measured, those that are stand in a file of that name with .unfinished at its end.
 
     python eval_interventions.py --experiment_name=calm_em
     python eval_interventions.py --experiment_name=calm_em --scoremap_root=my_maps
@@ -59,6 +61,9 @@ def ask(images, annotations, size):
     regions, questions = [], []
     for index, label in enumerate(images.labels.tolist()):
         mask = annotations.true_parts(images.image_id(index), size)
+        if mask is None:
+            raise UserError(f'{annotations.root / "part_masks"} is not there, and interventions need it: move '
+                            f'{annotations.root} away, and the painter makes it again')
         regions.append(np.where(mask == NO_PART, BACKGROUND, mask).astype(np.uint8))
         shown = set(np.unique(mask).tolist())
         for number, pair in enumerate(annotations.pairs):
@@ -163,7 +168,8 @@ def control_sources(run, source):
         seeds = util.image_seeds(run.args.seed, indices).tolist()
         return torch.stack([torch.rand(8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
-    torch.manual_seed(run.args.seed)
+    # each network has a control of its own, which is not the start of a training with the same seed
+    torch.manual_seed(util.seed_of(run.args.seed, int(run.checkpoint.sha256[:16], 16)))
     untrained = build_model(**config.network_settings(run.args), num_classes=run.data.num_classes).to(run.device).eval()
     controls = {'control: random': noise,
                 'control: random weights, log-odds': source(untrained, 'log-odds'),
@@ -253,8 +259,10 @@ def network_facts(effects, questions, seed):
     images = np.array([question.index for question in questions])
     right, turns = (np.bincount(images, part.astype(float))
                     for part in (effects.is_right, effects.is_right & effects.turns))
+    share = turns.sum() / right.sum() if right.any() else None  # of nothing
     return {'accuracy': 100 * float(effects.is_right.mean()), 'turns': [
-        100 * value for value in (turns.sum() / right.sum(), *metrics.bootstrap_ratio_of_sums(turns, right, seed))],
+        None if value is None else 100 * float(value)
+        for value in (share, *metrics.bootstrap_ratio_of_sums(turns, right, seed))],
         'effect_of_all_parts': float(effects.all_parts.mean()),
         'effect_of_the_background': float(np.abs(effects.log_odds[:, BACKGROUND]).mean())}
 
@@ -283,12 +291,13 @@ def main():
         content['methods'][name] = {'questions': len(asked), 'unit': unit,
                                     **summarise(figures, asked, float(np.nanmean(value)), seed)}
         if processes.is_first():
-            result.write(content, quiet=True)
+            result.write_unfinished(content)
     if not processes.is_first():
         return
     facts = content['network']
+    turns = '' if facts['turns'][0] is None else f'; of these {facts["turns"][0]:.1f} % turn with all differing parts'
     util.say(f'\n{run.args.attribution_method}, {len(questions)} questions, {facts["accuracy"]:.1f} % on images that '
-             f'the network gets right; of these {facts["turns"][0]:.1f} % turn with all differing parts')
+             f'the network gets right{turns}')
     table = []
     for name, own in content['methods'].items():
         values = [own.get(key, [None])[0] for key in COLUMNS]

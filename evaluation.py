@@ -313,21 +313,31 @@ class ResultFile:
         """The path of its figure."""
         return self.path.with_suffix('.png')
 
-    def write(self, measured, quiet=False):
+    def unfinished(self):
+        """The path of what is measured so far."""
+        return self.path.with_name(f'{self.path.name}.unfinished')
+
+    def write_unfinished(self, measured):
+        """Keep what is measured so far, for whoever interrupts the rest. An earlier result of this name stays."""
+        whole_files.write_json(self.unfinished(), self._content(measured))
+
+    def write(self, measured):
         """Write what was measured with what it was measured on. An earlier result of this name is of the same weights
-        and images: what differs in its settings is said. quiet: of a result that is not complete yet."""
-        content = {**self.identity, **measured, 'versions': versions(), 'machine': machine(self.device),
-                   'command': command_line()}
+        and images: what differs in its settings is said."""
+        content = self._content(measured)
         before = read_result(self.path)['settings']
         now = json.loads(json.dumps(self.identity['settings']))  # as a file has them: lists, no tuples
         earlier = {name: flag.default for name, flag in config.ALL_FLAGS.items()} | before  # it may know fewer flags
         changed = [f'{name} was {earlier.get(name)}, is {value}' for name, value in now.items()
                    if before and earlier.get(name) != value]
         whole_files.write_json(self.path, content)
-        if quiet:
-            return
+        self.unfinished().unlink(missing_ok=True)
         replaced = f' replaces an earlier result ({"; ".join(changed)})' if changed else ''
         util.say(f'{self.path}{replaced}')
+
+    def _content(self, measured):
+        return {**self.identity, **measured, 'versions': versions(), 'machine': machine(self.device),
+                'command': command_line()}
 
 
 def command_line():

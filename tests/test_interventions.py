@@ -6,17 +6,19 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import open_birds, refused
+from conftest import open_birds, refused, without
+from munch import Munch
 from PIL import Image
 from torch import nn
 
+import config
 import eval_interventions as interventions
 import weights
 from dataset import open_dataset
 from dataset.toybirds import Repainter, class_colours
 from image_files import eval_transform
 from util import UserError
-from wsol import metrics
+from wsol import build_model, metrics
 from wsol.cub import UNION_PARTS
 
 SIZE = 56
@@ -203,6 +205,55 @@ def test_interventions_need_the_painter(script, tiny_birds, save, tmp_path):
     assert code == 2 and 'did you mean evidence?' in err
     code, _, err = script('eval_interventions', *tiny_birds, '--experiment_name=CAM', '--contrast_method=joint-difference')
     assert code == 2 and 'CAM does not define' in err
+
+
+def test_every_network_has_a_control_with_random_weights_of_its_own():
+    """A control that is the same for all networks says nothing of how it varies; one that is seeded as a training is can
+    be the network's own start."""
+    args = config.parse('eval_interventions', argv=['--architecture=resnet18', '--last_stage=layer1', '--seed=0'])
+
+    def control(sha256):
+        run = Munch(args=args, checkpoint=Munch(sha256=sha256), data=Munch(num_classes=18), device=torch.device('cpu'),
+                    model=Munch(own_maps='vanilla'))
+        sources = interventions.control_sources(run, lambda model, name: model)
+        return sources['control: random weights, log-odds'].conv_last.weight
+    torch.manual_seed(0)
+    start = build_model(**config.network_settings(args), num_classes=18).conv_last.weight
+    first, again, second = (control(digit * 64) for digit in 'aab')
+    assert torch.equal(first, again)
+    assert not any(torch.equal(*pair) for pair in ((first, second), (first, start), (second, start)))
+
+
+def test_a_network_that_is_never_right_has_no_share_that_turns(asked):
+    questions, _ = asked
+    zeros, never = np.zeros((len(questions), 8)), np.zeros(len(questions), bool)
+    facts = interventions.network_facts(interventions.Effects(zeros, zeros, zeros[:, 0], never, never), questions, seed=0)
+    assert facts['accuracy'] == 0 and facts['turns'] == [None, None, None]
+
+
+def test_part_masks_that_are_gone_are_named(birds, tmp_path):
+    _, images, annotations, _ = birds
+    with pytest.raises(UserError, match='nowhere/part_masks is not there, and interventions need it'):
+        interventions.ask(images, Munch(true_parts=lambda *_: None, root=tmp_path / 'nowhere', pairs=[]), SIZE)
+
+
+def test_an_interrupted_measurement_leaves_the_earlier_result_and_says_what_it_is(script, tiny_birds, save, monkeypatch):
+    own = [*tiny_birds, '--experiment_name=CAM', '--contrast_method=log-odds']
+    assert script('eval_interventions', *own)[0] == 0
+    path, = (save / 'CAM').glob('interventions_*.json')
+    before, measure = path.read_bytes(), interventions.measure
+
+    def interrupted(*values):
+        if values[-1].startswith('control'):
+            raise UserError('stopped')
+        return measure(*values)
+    monkeypatch.setattr(interventions, 'measure', interrupted)
+    refused(script('eval_interventions', *without(own, 'seed'), '--seed=8'), 'stopped')
+    unfinished = path.with_name(f'{path.name}.unfinished')
+    assert path.read_bytes() == before and list(json.loads(unfinished.read_text())['methods']) == ['log-odds']
+    monkeypatch.setattr(interventions, 'measure', measure)
+    code, out, _ = script('eval_interventions', *without(own, 'seed'), '--seed=8')
+    assert code == 0 and 'replaces an earlier result (seed was 3, is 8)' in out and not unfinished.exists()
 
 
 def test_slow_methods_are_measured_on_as_many_questions_as_asked(script, tiny_birds, save):
