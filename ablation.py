@@ -66,13 +66,12 @@ def main():
     seeds, rows = range(args.seeds), []
     for name in args.rows:
         values = np.array([measure(seed, name, *ROWS[name]) for seed in seeds], float)  # (seeds,7)
-        deviation = values.std(0, ddof=1) if len(values) > 1 else np.zeros(7)
-        rows.append([name, *('-' if np.isnan(mean) else f'{mean:.1f} ± {spread:.1f}'
-                             for mean, spread in zip(values.mean(0), deviation, strict=True))])
+        rows.append([name, *map(util.mean_and_deviation, values.T)])
         text = util.table(['', 'accuracy', 'maps: PxAP 1', '2', '3', 'prior: PxAP 1', '2', '3'], rows)
         whole_files.write_lines(FOLDER / 'table.txt', [text])
-    util.say(f'\nToyBirds, ResNet-18, {len(seeds)} seeds: mean ± standard deviation. PxAP in % against the exact part\n'
-             f'masks, each pair alone, underflow counted.\n\n{text}\n\n{FOLDER / "table.txt"}')
+    said = f'{len(seeds)} seeds: mean ± standard deviation' if len(seeds) > 1 else 'one seed'
+    util.say(f'\nToyBirds, ResNet-18, {said}. PxAP in % against the exact part\nmasks, each pair alone, all pixels '
+             f'counted.\n\n{text}\n\n{FOLDER / "table.txt"}')
 
 
 if __name__ == '__main__':

@@ -96,12 +96,8 @@ def measure(folder, processes, percents, flags, settings):
 
 def table_rows(name, percents, points):
     """The lines of one method. points: (networks, percentages, 3)."""
-    spread = points.std(0, ddof=1) if len(points) > 1 else np.full(points.shape[1:], np.nan)
-
-    def text(mean, deviation):
-        return '-' if np.isnan(mean) else f'{mean:.1f}' + ('' if np.isnan(deviation) else f' ± {deviation:.1f}')
-    return [[name, f'{percent:.10g} %', *map(text, means, deviations)]
-            for percent, means, deviations in zip(percents, points.mean(0), spread, strict=True)]
+    return [[name, f'{percent:.10g} %', *map(util.mean_and_deviation, own.T)]
+            for percent, own in zip(percents, points.transpose(1, 0, 2), strict=True)]
 
 
 def main():

@@ -131,15 +131,21 @@ class DataSet:
             raise UserError(f"parts, attributes and segmentations in CUB's layout are needed; {self.name} has none")
         return CueAnnotations(self.cub_root)
 
-    def superclasses(self, class_names, path=None):
+    def superclasses(self, class_names, path=None, num_classes=None):
         """(C,C) bool: row c holds the classes of c's superclass. path: a YAML file of `label: [labels]`; without it
-        the data set's own superclasses. class_names: of the classifier."""
+        the data set's own superclasses. class_names: of the classifier, and num_classes, which are the data set's where
+        nothing is said. Raises UserError."""
+        num_classes = num_classes or self.num_classes
         if path is not None:
-            return read_superclass_file(path, self.num_classes)
+            return read_superclass_file(path, num_classes)
         if self.groups is None:
             raise UserError(f'{self.name} has no superclasses of its own; list them in --superclass_file (YAML, '
                             '"label: [labels]")')
-        return self.groups(self, class_names)
+        found = self.groups(self, class_names)
+        if len(found) != num_classes:
+            raise UserError(f"{self.name}'s superclasses are of {len(found)} classes, and this classifier tells "
+                            f'{num_classes} apart; list its own in --superclass_file (YAML, "label: [labels]")')
+        return found
 
 
 class OwnFolder(DataSet):

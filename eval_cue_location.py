@@ -104,17 +104,18 @@ def signed_maps(source, images, indices, cues, activations):
     return [signed_differences(*of_image, source.per_class) for of_image in zip(maps, asked, pairs, strict=True)]
 
 
-def cue_scores(differences, size, norm_type, drop_lowest=0.0):
+def cue_scores(differences, size, norm_type, drop_lowest=0.0, seed=0):
     """Scores in 0..1 from the signed maps A - B: (E,h,w) -> (E,*size).
 
     In the published order: resized, then made absolute, then normalised. drop_lowest: the percentage of each map's
-    pixels, the lowest, that get the score 0.
+    pixels, the lowest, that get the score 0; which of equal ones they are falls at random, by the seed.
     """
     scores = metrics.normalise(metrics.resize(differences, size).abs(), norm_type)
     if drop_lowest:
-        flat = scores.flatten(1)
-        lowest = flat.argsort(dim=1, stable=True)[:, :round(drop_lowest / 100 * flat.shape[1])]
-        scores = flat.scatter(1, lowest, 0.0).view_as(scores)
+        generator = torch.Generator().manual_seed(seed)
+        ranks, _ = metrics.ranks(scores, [generator] * len(scores))  # (E,S*S), from the highest down
+        kept = ranks.shape[1] - round(drop_lowest / 100 * ranks.shape[1])
+        scores = scores.masked_fill((ranks >= kept).view_as(scores), 0.0)
     return scores
 
 
@@ -124,6 +125,7 @@ class Measure(NamedTuple):
     norm_type: str
     edges: np.ndarray         # of the histograms' bins
     drop_lowest: float = 0.0  # of cue_scores
+    seed: int = 0             # of what falls at random there
 
 
 @torch.inference_mode()
@@ -155,15 +157,16 @@ def fill_histograms(loader, measures, device):
                     truths['exact'] = differing[chosen][:, exact[row].long()]
                 for measure, own in zip(measures, counts, strict=True):
                     signed = differences[id(measure.source)][row][start:start + CHUNK]
-                    _count(measure, signed, images.shape[2:], truths, own, chosen, len(pairs))
+                    _count(measure, signed, images.shape[2:], truths, own, chosen, len(pairs), index)
     return counts, evaluations
 
 
-def _count(measure, signed, size, truths, counts, chosen, num_pairs):
+def _count(measure, signed, size, truths, counts, chosen, num_pairs, index):
     """Add the pixels of the signed maps (E,h,w) of one image and the pairs `chosen` to the histograms. truths: {name:
-    (E,S*S) bool}. counts: {name: (P,2,bins)}."""
+    (E,S*S) bool}. counts: {name: (P,2,bins)}. index: of the image."""
     bins = len(measure.edges) + 1
-    scores = cue_scores(signed, size, measure.norm_type, measure.drop_lowest)  # (E,S,S)
+    seed = util.seed_of(measure.seed, index, *chosen[:1])
+    scores = cue_scores(signed, size, measure.norm_type, measure.drop_lowest, seed)  # (E,S,S)
     binned, rows = metrics.bin_scores(scores, measure.edges).flatten(1), torch.arange(len(chosen), device=scores.device)
     for name, truth in truths.items():
         counts.setdefault(name, np.zeros((num_pairs, 2, bins), np.int64))
@@ -319,7 +322,8 @@ def main():
     by_name = {run.maps_name(): run for run in runs}  # those that drop other pixels have the same maps
     sources = {name: run.map_source(images, 'test', cues.asked_classes, cues.rows) for name, run in by_name.items()}
     measures = [Measure(sources[run.maps_name()], run.args.norm_type,
-                        metrics.bin_edges(run.args.threshold_type, run.args.cam_curve_interval), run.args.drop_lowest)
+                        metrics.bin_edges(run.args.threshold_type, run.args.cam_curve_interval), run.args.drop_lowest,
+                        run.args.seed)
                 for run in runs]
     counts, evaluations = over_all(*fill_histograms(first.loader(cues), measures, first.device))
     if processes.is_first():

@@ -78,9 +78,18 @@ class Evaluation:
             return ObjectMasks(images, self.data.annotations(), **options)
         members = None
         if 'superclass' in args.score_map_process:
-            members = self.data.superclasses(images.class_names, args.superclass_file)
+            members = self._superclasses(images)
         return NetworkMaps(images, process=args.score_map_process, seed=args.seed, superclasses=members,
                            settings=sampling_settings(args), **options)
+
+    def _superclasses(self, images):
+        """(C,C) bool, of the network's classes. Raises UserError where nothing says what classes these are."""
+        file = self.args.superclass_file
+        if file is None and self.script == 'inference' and 'dataset' not in {*self.args.given, *self.checkpoint.known}:
+            raise UserError(f'{self.checkpoint.path} does not say what its classes are, so that their superclasses are '
+                            'unknown: name the data set by --dataset, or list them in --superclass_file (YAML, "label: '
+                            '[labels]")')
+        return self.data.superclasses(images.class_names, file, self.model.conv_last.out_channels)
 
     def with_maps(self, **chosen):
         """The same network and data, asked for the maps of other flags. Raises UserError where it has none such."""

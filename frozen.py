@@ -88,10 +88,14 @@ def _features(model, images, split, folder, args, device):
         return write(partial(_new_file, folder, None))
     folder = Path(args.save_root) / 'cache'
     path = folder / f'features_{split}_{args.crop_size}.{_fingerprint(model, images, args)}.npy'
-    if not path.is_file():
-        whole_files.make_folder(folder)
-        whole_files.write_atomically(path, lambda unfinished: write(partial(_new_file, folder, unfinished)),
-                                     durable=True)
+    try:
+        return np.load(path, mmap_mode='r')
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, EOFError) as error:
+        util.warn(f'{path} is damaged ({error}): the features are computed again')
+    whole_files.make_folder(folder)
+    whole_files.write_atomically(path, lambda unfinished: write(partial(_new_file, folder, unfinished)), durable=True)
     return np.load(path, mmap_mode='r')
 
 

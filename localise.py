@@ -127,10 +127,7 @@ def verdict(values, controls):
 
 def report(values, controls):
     """The tables and the verdict as text. values: {row: (S,5)}."""
-    def text(column):
-        deviation = f' ± {column.std(ddof=1):.1f}' if len(column) > 1 else ''
-        return '-' if np.isnan(column).any() else f'{column.mean():.1f}{deviation}'
-    own = [[row, str(len(array)), *map(text, array.T)] for row, array in values.items()]
+    own = [[row, str(len(array)), *map(util.mean_and_deviation, array.T)] for row, array in values.items()]
     compared = [[row, str(len(values[row])), *(str(Cell(*mean_and_interval(column), 1, '+')) for column in less_cam(
         values, row).T)] for row in values if row != 'CAM']
     parts = ['Mean ± standard deviation over the seeds', util.table(['', 'seeds', *COLUMNS], own),

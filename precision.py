@@ -61,11 +61,9 @@ def trainings(flags, seeds):
             accuracy[seed, column] = evaluation.read_result(FOLDER / name / 'results.json')['test_accuracy']
     rows = [[f'seed {seed}', *own.tolist()] for seed, own in enumerate(accuracy)]
     difference = accuracy[:, 1] - accuracy[:, 0]
-    deviation = np.column_stack([accuracy, difference]).std(0, ddof=min(1, seeds - 1))
-    rows.append(['mean ± deviation', *(f'{mean:.1f} ± {spread:.1f}' for mean, spread in
-                                       zip(accuracy.mean(0), deviation[:2], strict=True))])
+    rows.append(['mean ± deviation', *map(util.mean_and_deviation, accuracy.T)])
     return (util.table(['test accuracy, %', *PRECISIONS], rows)
-            + f'\nbfloat16 less float32: {difference.mean():+.2f} ± {deviation[2]:.2f} points over the seeds')
+            + f'\nbfloat16 less float32: {util.mean_and_deviation(difference, 2)} points over the seeds')
 
 
 def make_parser():

@@ -202,8 +202,7 @@ def over_networks(rows):
         values = [row.columns[column].value for row in own if column in row.columns]
         if len(values) < len(own) or None in values:
             return None
-        decimals = DECIMALS.get(column, 1)
-        return f'{np.mean(values):.{decimals}f} ± {np.std(values, ddof=1):.{decimals}f}'
+        return util.mean_and_deviation(values, DECIMALS.get(column, 1))
 
     def difference(own, reference, column):
         measured = [row.columns.get(column) for row in (*own, *reference)]

@@ -104,6 +104,18 @@ def test_the_lowest_pixels_get_the_score_zero():
             assert not (own > 0).any() or own[own > 0].min() >= all_of_it[own == 0].max()
 
 
+def test_which_of_equal_pixels_are_dropped_falls_at_random_by_the_seed():
+    """In reading order a binary map would lose the top of the picture, and with it the parts that lie there."""
+    mask = torch.zeros(2, 20, 20)
+    mask[:, 5:15, 5:15] = 1
+    dropped = [eval_cue_location.cue_scores(mask, (20, 20), 'clipping', 87.5, seed) for seed in (0, 0, 1)]
+    for scores in dropped:  # 50 of 400 pixels are kept: half of the 100 of the mask, above and below alike
+        assert ((scores > 0).flatten(1).sum(1) == 50).all() and (scores <= mask).all()
+        assert 2 * 13 < scores[:, :10].sum() < 2 * 37
+    assert torch.equal(dropped[0], dropped[1]) and not torch.equal(dropped[0], dropped[2])
+    assert not torch.equal(*dropped[0])
+
+
 def test_dropping_pixels_moves_the_published_count_and_its_share(tiny_birds, save, script):
     """The share that the table tells is that which was asked for, and the result has a file of its own."""
     for flags in ([], ['--drop_lowest=60']):

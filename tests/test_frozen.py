@@ -77,7 +77,7 @@ def test_refused_where_layers_below_the_head_are_new(tiny_birds, script):
 
 
 @pytest.mark.parametrize('kept', [False, True])
-def test_features_of_an_image_and_its_mirror_image(tiny_birds, tmp_path, kept):
+def test_features_of_an_image_and_its_mirror_image(tiny_birds, tmp_path, kept, capsys):
     torch.manual_seed(0)
     model = build_model('resnet18', 'CAM', 18, last_stage='layer1').eval()
     images = {split: open_birds(tiny_birds, split)[0] for split in ('train', 'val')}
@@ -105,6 +105,14 @@ def test_features_of_an_image_and_its_mirror_image(tiny_birds, tmp_path, kept):
             model.conv_last.weight += 1  # the head has no part in the features
         extract_all()
         assert files() == before
+        path = tmp_path / 'save/cache' / next(name for name in before if 'val' in name)
+        cut = path.read_bytes()[:-100]  # as by a copy that ended early
+        path.unlink()
+        path.write_bytes(cut)
+        del images['val'].resized
+        np.testing.assert_array_equal(extract_all()['val'].features, found['val'].features)
+        assert files() == before and 'is damaged' in capsys.readouterr().err
+        images['val'].resized = None
         del images['val'].resized
         with torch.no_grad():
             model.layer1[0].conv1.weight += 1  # the backbone has

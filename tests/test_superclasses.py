@@ -1,14 +1,17 @@
 """wsol.superclasses: a YAML file's, ToyBirds' families, WordNet's; and what their mistakes are answered with."""
 import json
 
+import numpy as np
 import pytest
 import torch
-from conftest import read_result, shared
+from conftest import read_result, refused, shared
+from PIL import Image
 
 from data_loaders import read_superclass_file
 from dataset.toybirds import class_colours
 from util import UserError
 from wsol import superclasses
+from wsol._torchvision import torchvision
 
 
 def members(matrix, label):
@@ -77,6 +80,25 @@ def test_a_class_without_a_group_is_alone():
     assert torch.equal(superclasses.membership({}, 2), torch.eye(2, dtype=torch.bool))
     # one is asked about the group of its own label: 0 counts 1 to its group, 1 does not count 0
     assert superclasses.membership({0: [1]}, 2).tolist() == [[True, True], [False, True]]
+
+
+def test_superclasses_of_other_classes_than_the_networks_are_refused(script, tmp_path, monkeypatch):
+    """A classifier of one's own beside the default data set, CUB, whose 200 classes are all birds."""
+    monkeypatch.chdir(tmp_path)
+    for classes in (13, 200):
+        network = torchvision.models.resnet18(num_classes=classes)
+        torch.save(network.state_dict(), f'of{classes}.pth')
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)).save('photo.png')
+    common = ['photo.png', '--architecture=resnet18', '--workers=0', '--score_map_process=vanilla-superclass']
+    for classes in (13, 200):
+        refused(script('inference', *common, f'--load_checkpoint=of{classes}.pth'), f'of{classes}.pth does not say what its '
+                'classes are', '--superclass_file')
+    refused(script('inference', *common, '--load_checkpoint=of13.pth', '--dataset=CUB'), 'of 200 classes', '13 apart')
+    (tmp_path / 'own.yaml').write_text('3: [12]\n')
+    code, _, err = script('inference', *common, '--load_checkpoint=of13.pth', '--superclass_file=own.yaml')
+    assert code == 0, err
+    (tmp_path / 'own.yaml').write_text('3: [13]\n')
+    refused(script('inference', *common, '--load_checkpoint=of13.pth', '--superclass_file=own.yaml'), '0 to 12')
 
 
 def test_superclass_maps_from_the_command_line(script, tiny_birds, save, tmp_path):
