@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 import config
-import evaluation
 import experiments
 import flag_values
+import result_files
 import util
 import whole_files
 from experiments import PRECISION
@@ -45,7 +45,7 @@ def measure(seed, row, method, stage, from_cam, *flags):
     """Train and evaluate one row with one seed. Returns accuracy, PxAP 1, 2, 3 of its maps, and of its prior."""
     folder = FOLDER / f'seed{seed}'
     name = experiments.train_row(folder, row, seed, method, stage, from_cam, *flags)
-    values = [evaluation.read_result(folder / name / 'results.json')['test_accuracy']]
+    values = [result_files.read_result(folder / name / 'results.json')['test_accuracy']]
     for process in ['vanilla'] if method == 'CAM' else ['jointll', 'saliency']:
         pxap = experiments.measure(folder, name, 'cue_location', process, PRECISION)['pxap']
         values += [pxap['exact']['per_pair']['counted'][key] for key in '123']

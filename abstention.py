@@ -16,10 +16,10 @@ import numpy as np
 
 import config
 import eval_cue_location
-import evaluation
 import experiments
 import figures
 import flag_values
+import result_files
 import util
 import whole_files
 from util import UserError
@@ -48,7 +48,7 @@ def make_parser():
 
 def methods_of(folder, processes):
     """The attribution methods to measure an experiment by. Raises UserError where it is no finished training."""
-    method = evaluation.read_result(folder / 'results.json').get('settings', {}).get('attribution_method')
+    method = result_files.read_result(folder / 'results.json').get('settings', {}).get('attribution_method')
     if method not in HEADS:
         raise UserError(f'{folder} holds no finished training; name experiments as they lie, such as save/calm_em')
     head = HEADS[method]

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import config
-import evaluation
 import figures
 import flag_values
 import paper
 import reports
+import result_files
 import util
 from reports import Measured
 from util import UserError
@@ -67,7 +67,7 @@ def own_scale(result):
     """{flag: value} of how the maps of a result are normalised and binned where a command line does not say it."""
     settings, script = result['settings'], f'eval_{result["metric"]}'
     contrast = settings.get('contrast_method') if settings.get('contrast_method') in CONTRASTS else None
-    norm_type, threshold_type = evaluation.own_scale(settings.get('score_map_process'), contrast, script)
+    norm_type, threshold_type = result_files.own_scale(settings.get('score_map_process'), contrast, script)
     return {'norm_type': norm_type, 'threshold_type': threshold_type,
             'cam_curve_interval': config.ALL_FLAGS['cam_curve_interval'].default}
 
@@ -79,7 +79,7 @@ def read_results(folder):
         raise UserError(f'{folder} is no folder; name experiments as they lie, such as save/calm_em')
     results = []
     for path in sorted(folder.glob('*.json'), key=lambda path: (-path.stat().st_mtime_ns, path.name)):
-        content = evaluation.read_result(path)
+        content = result_files.read_result(path)
         if {'metric', 'settings'} <= content.keys():
             try:
                 reports.measured(content)

@@ -16,6 +16,7 @@ import config
 import evaluation
 import figures
 import processes
+import result_files
 import util
 from data_loaders import in_order
 from wsol import metrics
@@ -66,8 +67,8 @@ def summarise(top, random, seed):
 def outcomes_by_image(intact, top, random):
     """Which images are classified correctly, as digits: what a comparison with another network needs."""
     percents = [str(round(100 * ratio)) for ratio in metrics.ERASE_RATIOS]
-    return {'intact': evaluation.digits(intact), **{
-        name: dict(zip(percents, map(evaluation.digits, after.T), strict=True))
+    return {'intact': result_files.digits(intact), **{
+        name: dict(zip(percents, map(result_files.digits, after.T), strict=True))
         for name, after in (('top', top), ('random', random))}}
 
 

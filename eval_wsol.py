@@ -18,6 +18,7 @@ import config
 import evaluation
 import figures
 import processes
+import result_files
 import util
 from image_files import open_image
 from util import UserError
@@ -71,7 +72,7 @@ class BoxCounts(Counts):
         found = np.unpackbits(self.by_image, axis=2, count=len(self.thresholds))  # (N,IoUs+1,T)
         names = [*(f'MaxBoxAccV2@{round(100 * iou)}' for iou in self.ious), 'MaxBoxAcc']
         columns = [np.flatnonzero(self.thresholds == results[name]['threshold'])[0] for name in names]
-        return {name: evaluation.digits(found[:, row, column])
+        return {name: result_files.digits(found[:, row, column])
                 for row, (name, column) in enumerate(zip(names, columns, strict=True))}
 
     def add(self, measured, class_is_right):

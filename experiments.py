@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 import config
-import evaluation
 import processes
+import result_files
 import util
 from util import UserError
 
@@ -73,10 +73,10 @@ def stated_settings(script, flags):
 def result(folder, metric, process, *flags, **settings):
     """What an evaluation measured, with these flags, of the network that an experiment has trained. settings: more of
     what it was measured with. Raises UserError where it has not."""
-    trained = evaluation.read_result(folder / 'results.json')
+    trained = result_files.read_result(folder / 'results.json')
     known = {name: value for name, value in trained['settings'].items() if name == 'crop_size'}
     stated = stated_settings(f'eval_{metric}', flags)
-    return evaluation.find_result(folder, metric, process, trained.get('weights_sha256'), **known | stated | settings)
+    return result_files.find_result(folder, metric, process, trained.get('weights_sha256'), **known | stated | settings)
 
 
 def measure(folder, experiment, metric, process, *flags):

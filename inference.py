@@ -17,6 +17,7 @@ import config
 import evaluation
 import map_labels
 import processes
+import result_files
 import util
 import weights
 import whole_files
@@ -175,9 +176,9 @@ def write_manifest(run, album, entries):
     """What was explained, and how. entries: of draw_all."""
     settings = config.recorded_settings(run.args, 'inference') | {'score_map_process': album.processes}
     whole_files.write_json(album.folder / 'manifest.json', {
-        **evaluation.checkpoint_identity(run.checkpoint), 'methods': {
+        **result_files.checkpoint_identity(run.checkpoint), 'methods': {
             name: map_labels.map_label(name) for name in album.processes}, 'images': list(entries.values()),
-        'settings': settings, 'versions': evaluation.versions(), 'machine': evaluation.machine(run.device)})
+        'settings': settings, 'versions': result_files.versions(), 'machine': result_files.machine(run.device)})
 
 
 def report(entries, album, contrast):

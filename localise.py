@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 import config
-import evaluation
 import experiments
 import flag_values
+import result_files
 import util
 import whole_files
 from experiments import PRECISION
@@ -79,7 +79,7 @@ def measure(seed, row, method, stages, *flags):
     found = dict(zip(contrasts, pxap(folder, name, 'contrast_method', contrasts), strict=True))
     if method != 'CAM':
         found['prior'], = pxap(folder, name, 'score_map_process', ['saliency'])
-    found['accuracy'] = evaluation.read_result(folder / name / 'results.json')['test_accuracy']
+    found['accuracy'] = result_files.read_result(folder / name / 'results.json')['test_accuracy']
     return [found.get(column, np.nan) for column in COLUMNS]
 
 

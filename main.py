@@ -22,6 +22,7 @@ import evaluation
 import frozen
 import leases
 import processes
+import result_files
 import util
 import weights
 import whole_files
@@ -133,7 +134,7 @@ def checkpoint_to_go_on_from(folder, args):
         before = weights.read_checkpoint(path)
     except UserError:  # it is about to be replaced
         return None
-    is_ours = before.content.get('command') == evaluation.command_line()
+    is_ours = before.content.get('command') == result_files.command_line()
     return before if is_ours and not (folder / 'results.json').is_file() else None
 
 
@@ -153,7 +154,7 @@ def make_training(args, model, images, device, folder, lease, stop):
     network = config.network_settings(args) | {'num_classes': model.conv_last.out_channels}
     record = {'architecture': args.architecture, 'model': network, 'args': dict(args),
               'class_names': list(images['train'].class_names), 'normalisation': normalisation(args.architecture),
-              'command': evaluation.command_line()}
+              'command': result_files.command_line()}
     shown = TrainingLog(folder, args.epochs, args.tensorboard)
     # timm's networks have layers beyond their last map
     loss = shared_loss(model, device, some_unused=args.architecture.startswith('timm/'))
@@ -225,8 +226,8 @@ def train(args, device, stop, folder, lease):
     if processes.is_first():
         report(measured, args)
         trained = weights.Checkpoint(folder / weights.FILE, {'state_dict': model.state_dict(), 'epoch': training.done})
-        identity = evaluation.identity('accuracy', data, 'test', images['test'], trained, dict(args))
-        evaluation.ResultFile(folder / 'results.json', identity, device).write(
+        identity = result_files.identity('accuracy', data, 'test', images['test'], trained, dict(args))
+        result_files.ResultFile(folder / 'results.json', identity, device).write(
             measured | {'processes': processes.size()})
 
 

@@ -12,10 +12,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import config
-import evaluation
 import experiments
 import paper
 import reports
+import result_files
 import weights
 from data_loaders import find_dataset
 from util import UserError
@@ -48,7 +48,7 @@ class Network:
         path = self.published and weights.published_file(self.published)
         if path:
             return _sha256(path) if path.is_file() else None
-        return evaluation.read_result(self.folder / self.name / 'results.json').get('weights_sha256')
+        return result_files.read_result(self.folder / self.name / 'results.json').get('weights_sha256')
 
     def result(self, metric, process):
         """What was measured of it; None where that is not done."""
@@ -60,7 +60,7 @@ class Network:
                 return experiments.result(folder, metric, process, *self.flags)
             stated = {'crop_size': config.ALL_FLAGS['crop_size'].default} | experiments.stated_settings(
                 f'eval_{metric}', self.flags)
-            return evaluation.find_result(folder, metric, process, sha256, **stated)
+            return result_files.find_result(folder, metric, process, sha256, **stated)
         except UserError:
             return None
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 import config
-import evaluation
 import experiments
 import flag_values
+import result_files
 import util
 import whole_files
 
@@ -45,7 +45,7 @@ def evaluations(flags, seeds):
                 path.unlink()  # of another network, perhaps
             experiments.run(FOLDER, script, *flags, f'--experiment_name={precision}', f'--precision={precision}')
             path, = (FOLDER / precision).glob(f'{metric}_*.json')
-            found.append(figures_of(metric, evaluation.read_result(path)))
+            found.append(figures_of(metric, result_files.read_result(path)))
         rows += [[name, f'{value:.2f}', f'{found[1][name]:.2f}', f'{found[1][name] - value:+.2f}']
                  for name, value in found[0].items()]
     return util.table(['points', *PRECISIONS, 'difference'], rows)
@@ -58,7 +58,7 @@ def trainings(flags, seeds):
         for column, precision in enumerate(PRECISIONS):
             name = f'seed{seed}_{precision}'
             experiments.train(FOLDER, name, *TRAIN, f'--seed={seed}', f'--precision={precision}', *flags)
-            accuracy[seed, column] = evaluation.read_result(FOLDER / name / 'results.json')['test_accuracy']
+            accuracy[seed, column] = result_files.read_result(FOLDER / name / 'results.json')['test_accuracy']
     rows = [[f'seed {seed}', *own.tolist()] for seed, own in enumerate(accuracy)]
     difference = accuracy[:, 1] - accuracy[:, 0]
     rows.append(['mean ± deviation', *map(util.mean_and_deviation, accuracy.T)])

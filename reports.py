@@ -15,7 +15,7 @@ import numpy as np
 import paper
 import util
 import whole_files
-from evaluation import from_digits
+from result_files import from_digits
 from wsol import metrics
 
 SEED = 0  # of the bootstraps

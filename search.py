@@ -14,9 +14,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 import config
-import evaluation
 import figures
 import processes
+import result_files
 import util
 import whole_files
 from flag_values import COUNT, RATE, SEED
@@ -74,7 +74,7 @@ def run_trial(trial, args, flags, save_root):
         raise UserError(f'main.py ended with exit code {code} before it trained; see above')
     if code:  # a rate at which training diverges is a finding, not a failure of the search
         return 0.0
-    results = evaluation.read_result(Path(save_root) / experiment / 'results.json')
+    results = result_files.read_result(Path(save_root) / experiment / 'results.json')
     trial.set_user_attr('test_accuracy', results['test_accuracy'])
     return results['val_accuracy']
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from conftest import refused
 
-import evaluation
+import result_files
 from util import UserError
 
 
@@ -18,7 +18,7 @@ def test_the_table_holds_the_figures_of_the_results_and_measures_nothing_twice(a
     rows = [re.split(r'\s{2,}', line.strip()) for line in lines[2:]]
     assert [row[:2] for row in rows] == [['CAM', '0 %'], ['CAM', '60 %'], ['CALM_EM', '0 %'], ['CALM_EM', '60 %']]
     for name, percent, *shown in rows:
-        results = [evaluation.read_result(path) for path in (save / name).glob('cue_location*_log*.json')]
+        results = [result_files.read_result(path) for path in (save / name).glob('cue_location*_log*.json')]
         (own,) = [own for own in results if own['settings']['drop_lowest'] == float(percent.split()[0])]
         pxap = own['pxap']['parts']['per_pair']
         expected = own['dropped']['parts']['all'], pxap['dropped']['mean'], pxap['counted']['mean']
@@ -28,9 +28,9 @@ def test_the_table_holds_the_figures_of_the_results_and_measures_nothing_twice(a
     assert (tmp_path / 'abstention' / 'abstention.png').stat().st_size > 5000
     code, _, err = script('abstention', 'save/CAM', '--drop=60,0', *small)
     assert code == 0 and len(at_home) == 2, err
-    sha256 = evaluation.read_result(save / 'CAM' / 'results.json')['weights_sha256']
+    sha256 = result_files.read_result(save / 'CAM' / 'results.json')['weights_sha256']
     with pytest.raises(UserError):  # what other commands look for has even thresholds, and is not there yet
-        evaluation.find_result(save / 'CAM', 'cue_location', 'vanilla', sha256)
+        result_files.find_result(save / 'CAM', 'cue_location', 'vanilla', sha256)
     code, _, err = script('abstention', 'save/CAM', '--drop=60,0', '--norm_type=max', *small)
     assert code == 0 and len(at_home) == 3, err  # another norm is measured anew
     code, _, err = script('abstention', 'save/CAM', '--drop=60,30,0', '--norm_type=max', *small)

@@ -5,7 +5,7 @@ import torch
 from conftest import SIZE, open_birds, refused
 
 import eval_cue_location
-import evaluation
+import result_files
 import weights
 from wsol import metrics
 from wsol.contrast import contrast_maps
@@ -15,7 +15,7 @@ from wsol.contrast import contrast_maps
 
 def cue_result(folder, word):
     (path,) = folder.glob(f'cue_location*{word}*.json')
-    return evaluation.read_result(path)
+    return result_files.read_result(path)
 
 
 def test_cue_localization_by_the_papers_contrast_equals_the_difference_of_the_maps(tiny_birds, save, script):
@@ -37,13 +37,13 @@ def test_several_methods_in_one_pass_are_measured_as_one_by_one(flag, methods, d
     cue = ['eval_cue_location', *tiny_birds, '--experiment_name=CALM_EM']
     code, _, err = script(*cue, f'--{flag}={",".join(methods)}', f'--drop_lowest={",".join(dropped)}')
     assert code == 0, err
-    again, together = 0, {path.name: evaluation.read_result(path) for path in (save / 'CALM_EM').glob('cue_location*.json')}
+    again, together = 0, {path.name: result_files.read_result(path) for path in (save / 'CALM_EM').glob('cue_location*.json')}
     assert len(together) == len(methods) * len(dropped)
     for method, share in alone:
         code, _, err = script(*cue, f'--{flag}={method}', f'--drop_lowest={share}')
         assert code == 0, err
     for path in (save / 'CALM_EM').glob('cue_location*.json'):
-        own, before = evaluation.read_result(path), together[path.name]
+        own, before = result_files.read_result(path), together[path.name]
         assert own['settings'] == before['settings']
         again += own['command'] != before['command']
         for pair, other in zip(own['pairs'], before['pairs'], strict=True):
@@ -122,7 +122,7 @@ def test_dropping_pixels_moves_the_published_count_and_its_share(tiny_birds, sav
         code, out, err = script('eval_cue_location', *tiny_birds, '--experiment_name=CAM', '--threshold_type=log', *flags)
         assert code == 0, err
     (dropped,) = (save / 'CAM').glob('cue_location*lowest60dropped*.json')
-    result = evaluation.read_result(dropped)
+    result = result_files.read_result(dropped)
     shares = result['dropped']['exact']
     assert 50 < shares['false'] < 70 and shares['true'] < 70
     assert len(list((save / 'CAM').glob('cue_location*.json'))) == 2

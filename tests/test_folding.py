@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 import evaluation
+import result_files
 import weights
 from wsol import attribution_maps, build_model, folding
 from wsol.heads import CAM
@@ -105,7 +106,7 @@ def test_results_are_those_of_the_network_as_it_is(script, tiny_birds, save, mon
         code, _, err = script(name, *flags)
         assert code == 0, err
         path, = (path for path in (save / 'CALM_EM').glob(f'{name.removeprefix("eval_").replace("main", "accuracy")}_*.json'))
-        results.append(evaluation.read_result(path))
+        results.append(result_files.read_result(path))
         path.unlink()
     folded, plain = ({key: value for key, value in one.items() if key not in ('command', 'versions')} for one in results)
     assert folded['weights_sha256'] == plain['weights_sha256'] == weights.read_checkpoint(save / 'CALM_EM' / weights.FILE).sha256

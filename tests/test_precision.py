@@ -7,7 +7,7 @@ from conftest import SMALL, without
 
 import experiments
 import precision
-from evaluation import read_result
+from result_files import read_result
 
 FOLDER = precision.FOLDER
 

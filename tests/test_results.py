@@ -20,8 +20,8 @@ from conftest import (
 from PIL import Image
 
 import checkpoint_files
-import evaluation
 import experiments
+import result_files
 import weights
 from dataset import toybirds
 from util import UserError
@@ -247,7 +247,7 @@ def test_two_checkpoints_evaluated_into_one_experiment_give_two_results(script, 
         results = {json.loads(path.read_text())['weights_sha256']: json.loads(path.read_text())
                    for path in result_paths(save / 'both', metric)}
         assert results.keys() == set(own.values())
-        found = evaluation.find_result(save / 'both', metric, 'vanilla', own['other'], seed=3)
+        found = result_files.find_result(save / 'both', metric, 'vanilla', own['other'], seed=3)
         assert found == results[own['other']] != results[own['CAM']]
 
 
@@ -287,8 +287,8 @@ def test_the_results_of_a_network_that_was_trained_over_are_not_taken_for_the_ne
     assert script('main', *flags, '--seed=0')[0] == 0
     assert script('eval_pixel_perturb', '--workers=0')[0] == 0
     old = trained()
-    assert evaluation.find_result(own, 'pixel_perturb', 'vanilla', old)['weights_sha256'] == old
-    assert evaluation.read_result(own / 'results.json')['weights_sha256'] == old
+    assert result_files.find_result(own, 'pixel_perturb', 'vanilla', old)['weights_sha256'] == old
+    assert result_files.read_result(own / 'results.json')['weights_sha256'] == old
     refused(script('main', *flags, '--seed=1', '--override_cache', '--lr=1e30'), '--lr')
     assert not (own / 'results.json').exists()  # of no network that is there to come
     assert trained() == old
@@ -296,15 +296,15 @@ def test_the_results_of_a_network_that_was_trained_over_are_not_taken_for_the_ne
     code, out, err = script('main', *flags, '--seed=1', '--override_cache')
     assert code == 0 and 'replaces' not in out, err
     new = trained()
-    assert new != old and evaluation.read_result(own / 'results.json')['weights_sha256'] == new
+    assert new != old and result_files.read_result(own / 'results.json')['weights_sha256'] == new
     with pytest.raises(UserError, match='no result of pixel_perturb'):
-        evaluation.find_result(own, 'pixel_perturb', 'vanilla', new)
+        result_files.find_result(own, 'pixel_perturb', 'vanilla', new)
     assert script('eval_pixel_perturb', '--workers=0')[0] == 0
-    assert evaluation.find_result(own, 'pixel_perturb', 'vanilla', new)['weights_sha256'] == new
+    assert result_files.find_result(own, 'pixel_perturb', 'vanilla', new)['weights_sha256'] == new
     with pytest.raises(UserError, match='no result of wsol'):
-        evaluation.find_result(own, 'wsol', 'vanilla', new)
+        result_files.find_result(own, 'wsol', 'vanilla', new)
     with pytest.raises(UserError, match='score_map_process=random'):
-        evaluation.find_result(own, 'pixel_perturb', 'random', new)
+        result_files.find_result(own, 'pixel_perturb', 'random', new)
 
 
 def test_results_json_is_gone_while_the_new_network_trains(script, tmp_path, monkeypatch):
