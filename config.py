@@ -6,7 +6,7 @@ from typing import NamedTuple
 from munch import Munch
 
 import util
-from data_loaders import DATASETS
+from data_sets import DATASETS
 from flag_values import (
     COUNT,
     NATURAL,

@@ -14,7 +14,8 @@ import result_files
 import util
 import weights
 import whole_files
-from data_loaders import DataSet, find_dataset, make_loader
+from data_loaders import make_loader
+from data_sets import DataSet, find_dataset
 from dataset import open_dataset
 from image_files import eval_transform
 from map_sources import ContrastMaps, FolderMaps, NetworkMaps, ObjectMasks

@@ -3,7 +3,7 @@ import argparse
 import difflib
 import math
 
-from data_loaders import canonical_name
+from data_sets import canonical_name
 from util import UserError
 from wsol import ARCHITECTURE_NAMES, prior_training
 from wsol.networks import find_architecture

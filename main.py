@@ -18,6 +18,7 @@ from torch import nn
 import checkpoint_files
 import config
 import data_loaders
+import data_sets
 import evaluation
 import frozen
 import leases
@@ -90,7 +91,7 @@ def open_images(args, data):
     """{split: ImageDataset}. All are opened before the first epoch: what is wrong with the test images is not found out
     after the last."""
     statistics = normalisation(args.architecture)
-    transforms = dict.fromkeys(data_loaders.SPLITS, eval_transform(args.crop_size, statistics))
+    transforms = dict.fromkeys(data_sets.SPLITS, eval_transform(args.crop_size, statistics))
     if not args.freeze:
         transforms['train'] = train_transform(args.resize_size, args.crop_size, statistics)
     images = {split: data.open_split(split, transform, args.proxy_training_set and split == 'train')

@@ -17,7 +17,7 @@ import paper
 import reports
 import result_files
 import weights
-from data_loaders import find_dataset
+from data_sets import find_dataset
 from util import UserError
 from wsol import build_model
 from wsol._torchvision import torchvision

@@ -18,7 +18,7 @@ from torch import nn
 import checkpoint_files
 import config
 import util
-from data_loaders import ALIASES, DATASETS
+from data_sets import ALIASES, DATASETS
 from dataset import download
 from util import UserError, warn
 from wsol import build_model, from_classifier

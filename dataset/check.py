@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_loaders import SPLITS, OwnFolder
+from data_sets import SPLITS, OwnFolder
 from image_files import broken_images, images_below
 from util import UserError
 from wsol.lists import read_columns

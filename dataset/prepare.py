@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script from the repository's root
 
 from config import number, plain_parser  # noqa: E402
-from data_loaders import SPLITS, find_dataset  # noqa: E402
+from data_sets import SPLITS, find_dataset  # noqa: E402
 from dataset import check, imagenet, open_dataset  # noqa: E402
 from dataset.archives import GROWTH, check_count, staged, unpack  # noqa: E402
 from dataset.download import Lock, drive_url, fetch  # noqa: E402
@@ -56,7 +56,7 @@ def _drive(file, folder, wanted, file_id):
 @dataclass(frozen=True)
 class Recipe:
     """How a data set, or a split of it, is prepared."""
-    dataset: str                         # its name in data_loaders.DATASETS
+    dataset: str                         # its name in data_sets.DATASETS
     archives: tuple[Archive, ...] = ()   # those of one folder are unpacked into it together
     downloads: dict[str, tuple[str, ...]] = field(default_factory=dict)  # split -> the lists that REPOSITORY has
     finish: Callable | None = None       # (DataSet, folder): renames what was just unpacked

@@ -16,7 +16,7 @@ from PIL import Image
 import checkpoint_files
 import image_files
 import whole_files
-from data_loaders import read_superclass_file
+from data_sets import read_superclass_file
 from dataset import archives, check, toybirds
 from dataset.download import Lock
 from map_sources import open_map

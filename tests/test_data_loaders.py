@@ -11,7 +11,8 @@ from PIL import Image
 
 import data_loaders
 import image_files
-from data_loaders import DATASETS, ImageDataset, SeededBatches, find_dataset, make_loader
+from data_loaders import ImageDataset, SeededBatches, make_loader
+from data_sets import DATASETS, find_dataset
 from util import UserError
 from wsol.lists import read_boxes, read_columns, read_labels, read_mask_paths
 

@@ -8,7 +8,7 @@ from conftest import OWN_FLAGS, paint_folder, read_result, refused
 from PIL import Image
 
 import weights
-from data_loaders import find_dataset
+from data_sets import find_dataset
 from dataset.check import check_dataset
 from util import UserError
 

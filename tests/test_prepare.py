@@ -17,7 +17,7 @@ import pytest
 from conftest import shared
 from PIL import Image
 
-import data_loaders
+import data_sets
 from dataset import archives, check, download, imagenet, prepare
 from dataset.metadata import write_cub_lists, write_split
 from util import UserError
@@ -53,7 +53,7 @@ def zip_of(files):
 @pytest.fixture(autouse=True)
 def three_synsets(monkeypatch):
     """ImageNet's training set has 1000 classes; that of these tests three."""
-    monkeypatch.setitem(data_loaders.DATASETS, 'ILSVRC', replace(data_loaders.DATASETS['ILSVRC'], num_classes=3))
+    monkeypatch.setitem(data_sets.DATASETS, 'ILSVRC', replace(data_sets.DATASETS['ILSVRC'], num_classes=3))
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_cubs_lists_equal_the_wsol_evaluations(tmp_path):
         for line in (metadata / split / 'image_sizes.txt').read_text().splitlines():
             name, width, height = line.rsplit(',', 2)
             sizes[name] = int(width), int(height)
-    data = replace(data_loaders.find_dataset('CUB', tmp_path, tmp_path), cub_root=shared('cub'))
+    data = replace(data_sets.find_dataset('CUB', tmp_path, tmp_path), cub_root=shared('cub'))
     write_cub_lists(data, lambda paths: [sizes['/'.join(path.parts[-2:])] for path in paths])
     for split in ('train', 'test'):
         for file in ('image_ids.txt', 'class_labels.txt', 'image_sizes.txt', 'localization.txt'):
@@ -210,7 +210,7 @@ FIVE = {'images.txt': ['1 a/1.jpg', '2 a/2.jpg', '3 b/3.jpg', '4 b/4.jpg', '5 b/
 
 def lists_of_five(tmp_path, **changed):
     """What write_cub_lists makes of CUB's annotations of five images, some files changed: {split: {id: (label, box)}}."""
-    data = data_loaders.find_dataset('CUB', tmp_path / 'data', tmp_path / 'meta')
+    data = data_sets.find_dataset('CUB', tmp_path / 'data', tmp_path / 'meta')
     data.cub_root.mkdir(parents=True)
     for file, lines in (FIVE | {f'{name}.txt': lines for name, lines in changed.items()}).items():
         (data.cub_root / file).write_text('\n'.join(lines) + '\n')
@@ -325,7 +325,7 @@ def imagenet_data(tmp_path):
     for synset in reversed(SYNSETS):
         (tmp_path / 'ILSVRC' / 'train' / synset).mkdir(parents=True)
         (tmp_path / 'ILSVRC' / 'train' / synset / 'x.JPEG').write_bytes(b'')
-    return data_loaders.find_dataset('ILSVRC', tmp_path, tmp_path / 'meta')
+    return data_sets.find_dataset('ILSVRC', tmp_path, tmp_path / 'meta')
 
 
 def test_some_synsets_are_not_imagenet(imagenet_data):
@@ -398,7 +398,7 @@ def test_another_archive_changes_neither_folder_nor_lists(site, workspace, image
 
 
 def test_old_names_are_left_as_they_are(tmp_path):
-    data = data_loaders.find_dataset('ILSVRC', tmp_path, tmp_path / 'meta')
+    data = data_sets.find_dataset('ILSVRC', tmp_path, tmp_path / 'meta')
     write_split(data.list_folders['val'], ['val2/0/0.jpeg'], [0])
     (data.list_folders['val'] / 'mapping.txt').write_text('0/0.jpeg, 0/a.jpeg\n')
     (tmp_path / 'val2/0').mkdir(parents=True)
@@ -425,7 +425,7 @@ def test_openimages_images_and_masks_lie_together(site, workspace, capsys):
 
 
 def test_all_prepares_what_it_can_and_names_the_rest(workspace, monkeypatch, site):
-    monkeypatch.setattr(prepare, 'open_dataset', data_loaders.find_dataset)  # which does not paint ToyBirds
+    monkeypatch.setattr(prepare, 'open_dataset', data_sets.find_dataset)  # which does not paint ToyBirds
     monkeypatch.setattr(prepare, 'RECIPES', {name: prepare.RECIPES[name] for name in ('toybirds', 'imagenet')})
     with pytest.raises(UserError, match=r'not prepared: imagenet \(ILSVRC2012_img_val.tar needs your own account'):
         prepare.follow_all(workspace)
@@ -648,11 +648,11 @@ def pets(tmp_path):
 def test_check_of_the_users_own_folder(pets):
     (pets / 'test' / '.ipynb_checkpoints').mkdir()
     (pets / 'test' / '.ipynb_checkpoints' / '0.jpg').write_bytes(b'x')
-    assert not any(check.check_dataset(data_loaders.find_dataset(f'{pets}/')).values())
+    assert not any(check.check_dataset(data_sets.find_dataset(f'{pets}/')).values())
     (pets / 'test' / 'cow').mkdir()
     shutil.copy(pets / 'test/cat/0.jpg', pets / 'test/cow/0.jpg')
     (pets / 'test' / 'dog' / '0.jpg').write_bytes(b'x')
-    found = check.check_dataset(data_loaders.find_dataset(f'{pets}/'))
+    found = check.check_dataset(data_sets.find_dataset(f'{pets}/'))
     assert found.pop('unlabelled images') == [str(pets / 'test/cow/0.jpg')]
     assert len(found['broken images']) == 1 and str(pets / 'test/dog/0.jpg') in found.pop('broken images')[0]
     assert not any(found.values())
@@ -664,7 +664,7 @@ def test_check_of_the_users_own_masks(pets):
     (lists / 'localization.txt').write_text('cat/0.jpg,m.png,i.png\ncat/1.png,m.png,gone.png\ndog/0.jpg,m.png,\n')
     (pets / 'm.png').write_bytes(b'x')
     shutil.copy(pets / 'test/cat/1.png', pets / 'i.png')
-    found = check.check_dataset(data_loaders.find_dataset(f'{pets}/'))
+    found = check.check_dataset(data_sets.find_dataset(f'{pets}/'))
     assert found['missing masks'] == [str(pets / 'gone.png')] and str(pets / 'm.png') in found['broken masks'][0]
     assert found['images without a place'] == [f'{lists / "localization.txt"} names no mask of dog/1.png',
                                                f'{lists / "localization.txt"} names no ignore mask of dog/0.jpg']
@@ -680,7 +680,7 @@ def test_files_and_lists_are_compared(tmp_path):
     (elsewhere / '4.jpg').write_bytes(b'')
     (folder / 'val').symlink_to(elsewhere)
     listed = {'train': ['train/1.jpg'], 'val': ['val/4.jpg', 'val/5.jpg'], 'test': ['test/2.jpg']}
-    data = data_loaders.find_dataset('OpenImages', tmp_path, tmp_path / 'meta')
+    data = data_sets.find_dataset('OpenImages', tmp_path, tmp_path / 'meta')
     assert check.compare(data, listed) == {folder: (sorted(sum(listed.values(), [])), ['val/5.jpg'], ['test/3.jpg'])}
 
 

@@ -7,7 +7,7 @@ import torch
 from conftest import read_result, refused, shared
 from PIL import Image
 
-from data_loaders import read_superclass_file
+from data_sets import read_superclass_file
 from dataset.toybirds import class_colours
 from util import UserError
 from wsol import superclasses

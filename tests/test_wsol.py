@@ -13,7 +13,7 @@ import eval_wsol
 import map_sources
 import reports
 import weights
-from data_loaders import find_dataset
+from data_sets import find_dataset
 from util import UserError
 from wsol import metrics
 from wsol.attribution import attribution_maps
