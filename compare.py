@@ -66,6 +66,8 @@ def has_own_scale(result):
 def own_scale(result):
     """{flag: value} of how the maps of a result are normalised and binned where a command line does not say it."""
     settings, script = result['settings'], f'eval_{result["metric"]}'
+    if script not in config.ALL_FLAGS['norm_type'].readers:
+        return {}
     contrast = settings.get('contrast_method') if settings.get('contrast_method') in CONTRASTS else None
     norm_type, threshold_type = result_files.own_scale(settings.get('score_map_process'), contrast, script)
     return {'norm_type': norm_type, 'threshold_type': threshold_type,
@@ -119,9 +121,11 @@ def rows_of(folder, experiment):
         else:
             method = plain_method(result['settings'])
             twins = [row for row in rows if (row.method, row.about) == (method, about)]
-            row = next((row for row in twins if result['metric'] not in row.results), None)
-            if row is None or not has_own_scale(result):
-                row = Row(experiment, method + _difference(result, twins), about)
+            name = method + _difference(result, twins)
+            row = next((row for row in rows if (row.method, row.about) == (name, about)
+                        and result['metric'] not in row.results), None)
+            if row is None:
+                row = Row(experiment, name, about)
                 rows.append(row)
             row.add(result)
     for about, result in networks:

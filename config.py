@@ -336,7 +336,7 @@ def changed_settings(args, before):
 def usual_settings(script):
     """{flag: value} of the settings by which two results of the same maps differ: as they are where a command line is
     silent. crop_size is not among them: a training knows its own."""
-    names = [flag.name for flag in FLAGS['maps and metrics'] if flag.recorded] + ['seed', 'precision']
+    names = [flag.name for flag in FLAGS['maps and metrics'] if flag.recorded] + ['seed', 'precision', 'skip_broken']
     usual = {name: ALL_FLAGS[name].default for name in names if script in ALL_FLAGS[name].readers}
     return usual | {name: value for name, value in {'seed': 0, 'precision': 'float32'}.items() if name in usual}
 

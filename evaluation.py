@@ -1,5 +1,4 @@
 """What the evaluations share: the network, data and maps that they open before their first image."""
-import hashlib
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -112,7 +111,8 @@ class Evaluation:
         """The ResultFile of a metric. images: what it was measured on. more: further parts of its name."""
         settings = config.recorded_settings(self.args, self.script)
         about = result_files.identity(metric, self.data, split, images, self.checkpoint, settings)
-        key = hashlib.sha256(f'{about["images_sha256"]} {about["weights_sha256"]}'.encode()).hexdigest()[:8]
+        usual_size = (self.checkpoint.known if self.checkpoint else {}).get('crop_size')
+        key = result_files.key(about, self.script, usual_size or config.ALL_FLAGS['crop_size'].default)
         name = '_'.join([metric, self.data.label, *more]) + f'.{key}.json'
         return result_files.ResultFile(self.results_folder() / name, about, self.device)
 

@@ -70,13 +70,16 @@ def stated_settings(script, flags):
     return settings
 
 
-def result(folder, metric, process, *flags, **settings):
-    """What an evaluation measured, with these flags, of the network that an experiment has trained. settings: more of
-    what it was measured with. Raises UserError where it has not."""
-    trained = result_files.read_result(folder / 'results.json')
+def result(folder, metric, process, *flags, trained=None, **settings):
+    """What an evaluation measured, with these flags, of the network that an experiment has trained. trained: the result
+    of that training, as it is in its folder. settings: more of what it was measured with; where they name other data,
+    its images are not those of the training. Raises UserError where it has not."""
+    trained = trained or result_files.read_result(folder / 'results.json')
     known = {name: value for name, value in trained['settings'].items() if name == 'crop_size'}
-    stated = stated_settings(f'eval_{metric}', flags)
-    return result_files.find_result(folder, metric, process, trained.get('weights_sha256'), **known | stated | settings)
+    settings = known | stated_settings(f'eval_{metric}', flags) | settings
+    images = None if {'dataset', 'data_root', 'metadata_root', 'skip_broken'} & set(settings) else trained.get(
+        'images_sha256')
+    return result_files.find_result(folder, metric, process, trained.get('weights_sha256'), images, **settings)
 
 
 def measure(folder, experiment, metric, process, *flags):

@@ -37,6 +37,7 @@ from wsol.compiled import compile_backbone
 from wsol.depthwise import keep_in_float32
 from wsol.heads import CALM
 from wsol.networks import check_image_size, normalisation
+from wsol.resnet import check_effect
 
 
 def check_resumable(before, args):
@@ -184,6 +185,8 @@ def train(args, device, stop, folder, lease):
     starts_from = args.use_load_checkpoint if 'use_load_checkpoint' in args.given else args.load_checkpoint is not None
     check_flags(args, starts_from)
     before = checkpoint_to_go_on_from(folder, args)
+    if before is None:  # an earlier version has trained such networks
+        check_effect(args.large_feature_map, args.last_stage, args.pointwise_from)
     if len(set(processes.gather(before and (before.epoch, before.step)))) > 1:
         raise UserError(f'the processes find different checkpoints in {folder}: --save_root should be a folder that '
                         'all machines share')

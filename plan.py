@@ -56,11 +56,9 @@ class Network:
         if not sha256:
             return None
         try:
-            if not self.published:
-                return experiments.result(folder, metric, process, *self.flags)
-            stated = {'crop_size': config.ALL_FLAGS['crop_size'].default} | experiments.stated_settings(
-                f'eval_{metric}', self.flags)
-            return result_files.find_result(folder, metric, process, sha256, **stated)
+            size = config.ALL_FLAGS['crop_size'].default
+            trained = {'weights_sha256': sha256, 'settings': {'crop_size': size}} if self.published else None
+            return experiments.result(folder, metric, process, *self.flags, trained=trained)
         except UserError:
             return None
 

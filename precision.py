@@ -62,8 +62,9 @@ def trainings(flags, seeds):
     rows = [[f'seed {seed}', *own.tolist()] for seed, own in enumerate(accuracy)]
     difference = accuracy[:, 1] - accuracy[:, 0]
     rows.append(['mean ± deviation', *map(util.mean_and_deviation, accuracy.T)])
+    apart = util.mean_and_deviation(difference, 2, '+')
     return (util.table(['test accuracy, %', *PRECISIONS], rows)
-            + f'\nbfloat16 less float32: {util.mean_and_deviation(difference, 2)} points over the seeds')
+            + f'\nbfloat16 less float32: {apart} points over the seeds')
 
 
 def make_parser():

@@ -1,8 +1,10 @@
 """Result files: what a result knows of itself, the file it goes to, and how it is found again.
 
 A result knows what it was measured on: the data set, split and images, the checkpoint, its epoch and the SHA-256 of its
-weights, the settings and the versions. Its file's name tells apart results of other weights and of other images.
+weights, the settings and the versions. Its file's name tells apart results of other weights, of other images, and of
+settings that are not the usual ones.
 """
+import hashlib
 import json
 import platform
 import subprocess
@@ -23,6 +25,10 @@ from wsol.contrast import CONTRASTS
 from wsol.heads import CALM
 from wsol.query import PROCESSES
 
+# of the flags that sample, what stands in the names of the methods that read them
+SAMPLED_BY = {'smooth_grad_nr_iter': ('smooth', 'var_grad'), 'smooth_grad_sigma': ('smooth', 'var_grad'),
+              'integrated_grad_nr_iter': ('integrated',)}
+
 
 def identity(metric, data, split, images, checkpoint, settings):
     """What a result says of itself: what was measured, on which images, of which network, how."""
@@ -35,6 +41,17 @@ def checkpoint_identity(checkpoint):
     if checkpoint is None:
         return {'checkpoint': None, 'epoch': None, 'weights_sha256': None}
     return {'checkpoint': str(checkpoint.path), 'epoch': checkpoint.epoch, 'weights_sha256': checkpoint.sha256}
+
+
+def key(about, script, crop_size):
+    """8 hexadecimal digits that tell results of one name apart: by images, weights, and the settings that are not as
+    they usually are. about: an identity. crop_size: the usual one."""
+    named = ('score_map_process', 'contrast_method', 'drop_lowest', 'norm_type', 'threshold_type', 'scoremap_root')
+    usual, settings = config.usual_settings(script) | {'crop_size': crop_size}, as_compared(about['settings'])
+    unusual = {name: settings[name] for name, value in as_compared(usual).items()
+               if name in settings and name not in named and settings[name] != value}
+    text = f'{about["images_sha256"]} {about["weights_sha256"]}' + (f' {json.dumps(unusual)}' if unusual else '')
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def versions():
@@ -89,7 +106,7 @@ class ResultFile:
 
     def write(self, measured):
         """Write what was measured with what it was measured on. An earlier result of this name is of the same weights
-        and images: what differs in its settings is said."""
+        and images: what differs in its settings, such as the folder of the images, is said."""
         content = self._content(measured)
         before = read_result(self.path)['settings']
         now = json.loads(json.dumps(self.identity['settings']))  # as a file has them: lists, no tuples
@@ -129,32 +146,38 @@ def read_result(path):
     return content | {'settings': settings if isinstance(settings, dict) else {}}
 
 
-def find_result(folder, metric, process, weights_sha256, **settings):
+def find_result(folder, metric, process, weights_sha256, images_sha256=None, **settings):
     """The latest result of a metric and an attribution method for these weights, in an experiment's folder. process:
-    None where contrast_method is among the settings. settings: those that a command line states; all others are as
-    they are where it is silent, so that a result of another threshold step, say, is none. Raises UserError."""
+    None where contrast_method is among the settings. images_sha256: of the images; None takes any. settings: those that
+    a command line states; all others are as they are where it is silent, so that a result of another threshold step,
+    say, is none. Raises UserError."""
     script = f'eval_{metric}'
     usual = config.usual_settings(script)
     expected = usual | dict(zip(('norm_type', 'threshold_type'), own_scale(
         process, settings.get('contrast_method'), script), strict=True))
     expected = {name: value for name, value in expected.items() if name in usual} | {'score_map_process': process}
-    expected = _as_compared(expected | settings)
+    expected = as_compared(expected | settings)
     for path in sorted(Path(folder).glob(f'{metric}_*.json'), key=lambda path: -path.stat().st_mtime_ns):
         content = read_result(path)
-        own = _as_compared(usual | content['settings'])  # an earlier version knew fewer flags
-        if content.get('weights_sha256') == weights_sha256 and all(
-                own.get(name) == value for name, value in expected.items()):
+        own = as_compared(usual | content['settings'])  # an earlier version knew fewer flags
+        is_of_these = (content.get('weights_sha256') == weights_sha256
+                       and images_sha256 in (None, content.get('images_sha256')))
+        if is_of_these and all(own.get(name) == value for name, value in expected.items()):
             return content
     stated = ' '.join(f'--{name}={value}' for name, value in ({'score_map_process': process} | settings).items()
                       if value is not None)
     raise UserError(f'{folder} holds no result of {metric} with {stated} for these weights')
 
 
-def _as_compared(settings):
-    """Settings as a file has them, in one form where two mean the same."""
-    settings = {name: value for name, value in json.loads(json.dumps(settings)).items() if name != 'score_map_method'}
+def as_compared(settings):
+    """Settings as a file has them, in one form where two mean the same, without those that the maps do not hang on."""
+    settings = json.loads(json.dumps(settings))
     if settings.get('contrast_method') == 'difference':
         settings['contrast_method'] = None
+    method = settings.get('contrast_method') or settings.get('score_map_process')
+    idle = ['score_map_method'] + [name for name, words in SAMPLED_BY.items()
+                                   if isinstance(method, str) and not any(word in method for word in words)]
+    settings = {name: value for name, value in settings.items() if name not in idle}
     roots = {name: str(Path(settings[name]).resolve()) for name in ('data_root', 'metadata_root') if name in settings}
     return settings | roots
 

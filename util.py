@@ -263,14 +263,14 @@ def progress(iterable, description, unit, **options):
                 file=_Stderr(), disable=hidden, **options)
 
 
-def mean_and_deviation(values, decimals=1):
+def mean_and_deviation(values, decimals=1, sign=''):
     """'92.0 ± 1.4': the mean and the standard deviation over networks; of one network its value alone; '-' where one
-    of them has none. values: (N,)."""
+    of them has none. values: (N,). sign: '+' of a difference."""
     values = np.asarray(values, float)
     if not np.isfinite(values).all():
         return '-'
     deviation = f' ± {values.std(ddof=1):.{decimals}f}' if len(values) > 1 else ''
-    return f'{values.mean():.{decimals}f}{deviation}'
+    return f'{values.mean():{sign}.{decimals}f}{deviation}'
 
 
 def table(header, rows):

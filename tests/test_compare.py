@@ -317,6 +317,13 @@ def test_a_result_on_another_scale_is_named_so_even_alone(script, tiny_birds, sa
     assert names == {'CAM: CAM, norm rank, step 0.01'}
 
 
+def test_metrics_of_one_scale_share_a_row(script, tiny_birds, save, tmp_path):
+    for name in ('eval_cue_location', 'eval_wsol'):
+        assert script(name, *tiny_birds, '--experiment_name=CAM', '--norm_type=rank')[0] == 0
+    rows = [row for row in compare.rows_of(save / 'CAM', 'CAM') if row.results]
+    assert [(row.method, set(row.results)) for row in rows] == [('CAM, norm rank', {'cue_location', 'wsol'})]
+
+
 def test_any_row_of_the_first_folder_can_be_the_reference():
     rows = [compare.Row('a', 'CALM_EM', {}), compare.Row('a', 'CALM_EM, saliency', {}), compare.Row('b', 'CALM_EM, saliency', {})]
     assert compare.put_first(rows, 'saliency') == [rows[1], rows[0], rows[2]]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import open_birds, refused, without
+from conftest import open_birds, refused
 from munch import Munch
 from PIL import Image
 from torch import nn
@@ -248,12 +248,19 @@ def test_an_interrupted_measurement_leaves_the_earlier_result_and_says_what_it_i
             raise UserError('stopped')
         return measure(*values)
     monkeypatch.setattr(interventions, 'measure', interrupted)
-    refused(script('eval_interventions', *without(own, 'seed'), '--seed=8'), 'stopped')
+    refused(script('eval_interventions', *own, '--batch_size=7'), 'stopped')
     unfinished = path.with_name(f'{path.name}.unfinished')
     assert path.read_bytes() == before and list(json.loads(unfinished.read_text())['methods']) == ['log-odds']
     monkeypatch.setattr(interventions, 'measure', measure)
-    code, out, _ = script('eval_interventions', *without(own, 'seed'), '--seed=8')
-    assert code == 0 and 'replaces an earlier result (seed was 3, is 8)' in out and not unfinished.exists()
+    code, out, _ = script('eval_interventions', *own, '--batch_size=7')
+    assert code == 0 and 'replaces an earlier result (batch_size was 64, is 7)' in out and not unfinished.exists()
+
+
+def test_interventions_of_several_contrasts_stand_in_the_table_of_experiments(script, tiny_birds, save):
+    code, _, err = script('eval_interventions', *tiny_birds, '--experiment_name=CALM_EM', '--contrast_method=log-odds,evidence')
+    assert code == 0, err
+    code, out, err = script('compare', 'save/CALM_EM')
+    assert code == 0 and 'CALM_EM: evidence' in out, err
 
 
 def test_slow_methods_are_measured_on_as_many_questions_as_asked(script, tiny_birds, save):

@@ -153,21 +153,37 @@ def test_the_same_command_twice_gives_the_same_bytes(script, tiny_birds, save):
     assert states[0] == states[1] and sum(name.endswith('.json') for name in states[0]) == 6
 
 
-def test_a_rerun_with_another_seed_says_what_it_replaces(script, tiny_birds, save):
+def test_a_result_of_another_seed_stands_beside_the_first(script, tiny_birds, save):
     flags = [*without(tiny_birds, 'seed'), '--experiment_name=CALM_ML', '--score_map_process=random']
-    results = []
-    for seed in (1, 2):
+    for seed in (1, 2, 1):
         code, out, err = script('eval_pixel_perturb', *flags, f'--seed={seed}')
-        assert code == 0, err
-        path, = result_paths(save / 'CALM_ML', 'pixel_perturb')
-        results.append(json.loads(path.read_text()))
-        assert ('replaces an earlier result (seed was 1, is 2)' in out) == (seed == 2)
-    assert [result['settings']['seed'] for result in results] == [1, 2]
+        assert code == 0 and 'replaces' not in out, err
+    results = [json.loads(path.read_text()) for path in result_paths(save / 'CALM_ML', 'pixel_perturb')]
+    assert sorted(result['settings']['seed'] for result in results) == [1, 2]
     assert results[0]['ratios'] != results[1]['ratios']
 
 
+def test_a_rerun_that_differs_in_nothing_that_is_measured_says_what_it_replaces(script, tiny_birds, save):
+    flags = [*tiny_birds, '--experiment_name=CALM_ML', '--score_map_process=random']
+    for size in (7, 9):
+        code, out, err = script('eval_pixel_perturb', *flags, f'--batch_size={size}')
+        assert code == 0 and ('replaces an earlier result (batch_size was 7, is 9)' in out) == (size == 9), err
+    assert len(result_paths(save / 'CALM_ML', 'pixel_perturb')) == 1
+
+
+def test_flags_that_a_method_does_not_read_make_no_other_result(script, tiny_birds, save):
+    for flags in ([], ['--smooth_grad_nr_iter=3', '--integrated_grad_nr_iter=2', '--smooth_grad_sigma=2']):
+        assert script('eval_pixel_perturb', *tiny_birds, '--experiment_name=CALM_ML', *flags)[0] == 0
+    path, = result_paths(save / 'CALM_ML', 'pixel_perturb')
+    assert experiments.result(save / 'CALM_ML', 'pixel_perturb', 'jointll', '--seed=3') == json.loads(path.read_text())
+    for copies in (2, 3):
+        assert script('eval_pixel_perturb', *tiny_birds, '--experiment_name=CALM_ML', '--score_map_process=smooth_grad',
+                      f'--smooth_grad_nr_iter={copies}')[0] == 0
+    assert len(result_paths(save / 'CALM_ML', 'pixel_perturb')) == 3
+
+
 def test_an_evaluation_replaces_only_its_own_result(script, tiny_birds, save):
-    """Another process, norm or metric leaves every file as it was; the same one with another seed changes its own two."""
+    """Another process, norm or metric leaves every file as it was; the same one with another batch changes its own two."""
     base = [*tiny_birds, '--experiment_name=CALM_ML']
     runs = [('eval_pixel_perturb', '--score_map_process=saliency'), ('eval_pixel_perturb', '--score_map_process=gtcond'),
             ('eval_wsol', '--score_map_process=gtcond'), ('eval_wsol', '--score_map_process=gtcond', '--norm_type=max')]
@@ -179,8 +195,8 @@ def test_an_evaluation_replaces_only_its_own_result(script, tiny_birds, save):
         assert len(after) == len(before) + 2, number  # the figures as JSON and as a picture
         assert all(after[file] == content for file, content in before.items())
         before = after
-    code, out, err = script('eval_pixel_perturb', *without(base, 'seed'), '--seed=9', '--score_map_process=saliency')
-    assert code == 0 and 'seed was 3, is 9' in out, err
+    code, out, err = script('eval_pixel_perturb', *base, '--batch_size=9', '--score_map_process=saliency')
+    assert code == 0 and 'is 9' in out, err
     after = contents(save / 'CALM_ML')
     changed = {file for file in after if after[file] != before.get(file)}
     assert after.keys() == before.keys() and all('saliency' in file for file in changed)
@@ -252,17 +268,30 @@ def test_two_checkpoints_evaluated_into_one_experiment_give_two_results(script, 
 
 
 @pytest.mark.parametrize('flag', ['--cam_curve_interval=0.1', '--precision=bfloat16', '--seed=9', '--crop_size=48',
-                                  '--smooth_grad_nr_iter=3', '--threshold_type=log', '--drop_lowest=10'])
+                                  '--threshold_type=log', '--drop_lowest=10', '--norm_type=max'])
 def test_a_result_of_other_settings_is_not_the_one_that_is_asked_for(script, tiny_birds, save, flag):
-    """It may have replaced it, and then there is none; commands that print tables measure again, and mix nothing."""
+    """Neither takes the other's place: commands that print tables measure again, and mix nothing."""
     own, name = [*without(tiny_birds, 'seed', 'crop_size'), '--experiment_name=CAM'], flag.partition('=')[0].strip('-')
     assert script('eval_cue_location', *own, flag)[0] == 0
     with pytest.raises(UserError, match='no result of cue_location with --score_map_process=vanilla'):
         experiments.result(save / 'CAM', 'cue_location', 'vanilla')
-    found = experiments.result(save / 'CAM', 'cue_location', 'vanilla', flag)
-    assert script('eval_cue_location', *own)[0] == 0
-    standard = experiments.result(save / 'CAM', 'cue_location', 'vanilla')
+    code, out, _ = script('eval_cue_location', *own)
+    assert code == 0 and 'replaces' not in out
+    standard, found = (experiments.result(save / 'CAM', 'cue_location', 'vanilla', *flags) for flags in ([], [flag]))
     assert standard['settings'][name] != found['settings'][name]
+
+
+def test_a_result_on_other_images_is_not_the_one_that_is_asked_for(script, tiny_birds, save, tmp_path):
+    """As of a data set that was painted anew, or a part of it: the latest result is of these."""
+    toybirds.paint_dataset(tmp_path / 'data', tmp_path / 'meta', {'train': 1, 'val': 1, 'test': 1}, seed=6)
+    roots = [f'--data_root={tmp_path / "data"}', f'--metadata_root={tmp_path / "meta"}']
+    own = [*without(tiny_birds, 'seed'), '--experiment_name=CAM', '--score_map_process=random']
+    for flags in (own, [*own, *roots]):
+        assert script('eval_pixel_perturb', *flags)[0] == 0
+    trained = result_files.read_result(save / 'CAM' / 'results.json')
+    assert experiments.result(save / 'CAM', 'pixel_perturb', 'random')['images_sha256'] == trained['images_sha256']
+    stated = {'data_root': str(tmp_path / 'data'), 'metadata_root': str(tmp_path / 'meta')}
+    assert experiments.result(save / 'CAM', 'pixel_perturb', 'random', **stated)['images'] == 18
 
 
 def test_results_go_to_the_checkpoints_experiment_unless_one_is_named(script, tiny_birds, save):

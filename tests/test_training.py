@@ -19,6 +19,7 @@ from conftest import (
     without,
 )
 
+import main
 import training
 import util
 import weights
@@ -264,6 +265,19 @@ def test_training_can_start_from_another_experiments_weights(script, tiny_birds,
     source, target = (content_of(save / name)['state_dict'] for name in ('CALM_ML', 'started'))
     learned = [name for name in source if 'running' not in name and 'num_batches' not in name]
     assert all(torch.equal(source[name], target[name]) for name in learned)
+
+
+@pytest.mark.parametrize('flag', ['--large_feature_map', '--pointwise_from=layer3'])
+def test_options_of_no_effect_are_refused_before_a_training_and_not_after_it(flag, tiny_birds, script, monkeypatch):
+    """An earlier version trained such networks, and they are as good as any."""
+    flags = [*tiny_birds, '--architecture=resnet18', '--pretrained=False', '--last_stage=layer2', '--epochs=1', flag]
+    refused(script('main', *flags), flag.partition('=')[0], '--last_stage=layer2')
+    with monkeypatch.context() as earlier:
+        earlier.setattr(main, 'check_effect', lambda *_: None)
+        assert script('main', *flags)[0] == 0
+    for name, own in (('main', flags), ('eval_pixel_perturb', tiny_birds)):
+        code, _, err = script(name, *own)
+        assert code == 0, err
 
 
 def test_fine_tuning_on_another_label_set_keeps_all_but_the_classifier(script, pets, save, tmp_path):

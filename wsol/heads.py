@@ -85,7 +85,6 @@ def calm_em_loss(log_row, prior):
 PRIORS = {'relu': nn.ReLU, 'softplus': nn.Softplus}  # what makes an attention of CALM's logits
 
 
-
 @contextmanager
 def evaluating(model):
     """Put a model in eval mode, and every module of it back in its own mode afterwards."""

@@ -44,6 +44,15 @@ def _stages_taken(last_stage):
     return sorted(set(stages))
 
 
+def check_effect(large_feature_map, last_stage, pointwise_from):
+    """Raise UserError for options that change nothing, since the network ends before what they change."""
+    for flag, stage in (('large_feature_map', 'layer3' if large_feature_map else None),
+                        ('pointwise_from', pointwise_from)):
+        if stage is not None and stage > _stages_taken(last_stage)[-1]:
+            raise UserError(f'--{flag} changes a ResNet from {stage} on, and this one ends at --last_stage='
+                            f'{last_stage}: leave one of the two flags out')
+
+
 def resnet(name, source, large_feature_map, last_stage, pointwise_from):
     """(nn.Sequential of the stages, number of features). source: of torchvision_network. last_stage: where it ends, or
     all stages whose features are taken, separated by commas. pointwise_from: the first stage with 1x1 instead of 3x3
@@ -51,11 +60,6 @@ def resnet(name, source, large_feature_map, last_stage, pointwise_from):
     taken = _stages_taken(last_stage)
     if pointwise_from is not None:
         _check_name('pointwise_from', pointwise_from)
-    for flag, stage in (('large_feature_map', 'layer3' if large_feature_map else None),
-                        ('pointwise_from', pointwise_from)):
-        if stage is not None and stage > taken[-1]:
-            raise UserError(f'--{flag} changes this network from {stage} on, and it ends at --last_stage={last_stage}: '
-                            'leave one of the two flags out')
     if pointwise_from and source is not None:
         raise UserError(f'--pointwise_from={pointwise_from} replaces convolutions that ImageNet weights are of; train '
                         'from random weights with --pretrained=False')
