@@ -6,8 +6,8 @@ parts' pixels, by pixel average precision (PxAP). Data in CUB's layout. The publ
 pair to the same histograms and drops scores under the first threshold; both are kept, and reported beside
 the corrected figures, with the share of the pixels that are dropped.
 Several methods, separated by commas, are measured in one pass: every image runs through the network once.
-Result, for each: save/<experiment_name>/cue_location_<data set>_<method>_<process>_<norm>_<thresholds>.<images and
-weights>.json and .png.
+Result, for each: save/<experiment_name>/cue_location_<data set>_<method>_<process>_<norm>_<thresholds>.<8 digits>.json
+and .png.
 
     python eval_cue_location.py --experiment_name=calm_em
 """

@@ -6,7 +6,7 @@ those of the repainted one. Every contrast method, "why A and not B", is held ag
 exact part masks. Source: the parts' deletion of FunnyBirds (Hesse et al., ICCV 2023); the network with random weights
 of Adebayo et al. 2018; cue localization of Kim et al., ICCV 2021.
 True effects are computed in float32, whatever the precision of the maps.
-Result: save/<experiment_name>/interventions_ToyBirds_<method>.<images and weights>.json, a row for each contrast; until
+Result: save/<experiment_name>/interventions_ToyBirds_<method>.<8 digits>.json, a row for each contrast; until
 all are measured, those that are stand in a file of that name with .unfinished at its end.
 
     python eval_interventions.py --experiment_name=calm_em

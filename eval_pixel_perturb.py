@@ -3,7 +3,7 @@
 Source: Kim et al., ICCV 2021, section 5. For k = 10, 30, 50, 70, 90 % the k % highest pixels of the
 true class's map are set to zero (in normalised input space) and the image classified again; the
 same with as many random pixels. R_k = correct after top-k / correct after random; lower is better.
-Result: save/<experiment_name>/pixel_perturb_<data set>_<method>_<process>.<images and weights>.json and .png.
+Result: save/<experiment_name>/pixel_perturb_<data set>_<method>_<process>.<8 digits>.json and .png.
 
     python eval_pixel_perturb.py --experiment_name=calm_em
 """

@@ -4,7 +4,7 @@ Source: the WSOL evaluation of Choe et al., CVPR 2020 (arXiv 2001.07437), MaxBox
 ILSVRC): of all contours of the thresholded map, at IoU 30, 50, 70 % (MaxBoxAccV2), of the largest one at 50 %
 (MaxBoxAcc), that one where the class is right too (Top-1). Masks (OpenImages): pixel average precision. Thresholds
 are chosen on val and reported on test, beside the oracle that chooses on test.
-Result: save/<experiment_name>/wsol_<data set>_<method>_<process>_<norm>.<images and weights>.json and .png.
+Result: save/<experiment_name>/wsol_<data set>_<method>_<process>_<norm>.<8 digits>.json and .png.
 
     python eval_wsol.py --experiment_name=calm_em --score_map_process=jointll-superclass --norm_type=minmax
 """
