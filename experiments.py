@@ -61,7 +61,7 @@ def stated_settings(script, flags):
     """{name: value} of the flags by which a result is told from others, as it records them. Raises UserError for a
     mistake in them."""
     args = config.parse(script, argv=list(flags))
-    told_apart = {'crop_size', 'skip_broken', *config.usual_settings(script)} & set(args.given)
+    told_apart = {'crop_size', *config.usual_settings(script)} & set(args.given)
     settings = {name: args[name] for name in args.given if name in told_apart}
     settings = {name: value[0] if script in config.ALL_FLAGS[name].several and len(value) == 1 else value
                 for name, value in settings.items()}
