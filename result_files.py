@@ -50,7 +50,9 @@ def key(about, script, crop_size):
     usual, settings = config.usual_settings(script) | {'crop_size': crop_size}, as_compared(about['settings'])
     unusual = {name: settings[name] for name, value in as_compared(usual).items()
                if name in settings and name not in named and settings[name] != value}
-    text = f'{about["images_sha256"]} {about["weights_sha256"]}' + (f' {json.dumps(unusual, sort_keys=True)}' if unusual else '')
+    text = f'{about["images_sha256"]} {about["weights_sha256"]}'
+    if unusual:
+        text += f' {json.dumps(unusual, sort_keys=True)}'
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
