@@ -23,7 +23,8 @@ from util import UserError
 from wsol.contrast import CONTRASTS
 
 NAMED_BY = {'norm_type': 'norm', 'threshold_type': 'thresholds', 'cam_curve_interval': 'step', 'seed': 'seed',
-            'smooth_grad_nr_iter': 'copies', 'integrated_grad_nr_iter': 'points', 'precision': 'precision',
+            'smooth_grad_nr_iter': 'copies', 'smooth_grad_sigma': 'noise', 'integrated_grad_nr_iter': 'points',
+            'precision': 'precision', 'crop_size': 'size', 'superclass_file': 'superclasses of',
             'iou_thresholds': 'IoU'}
 MOST_CURVES = len(figures.COLOURS) * len(figures.LINES)  # more look alike
 

@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, read_result, refused, run_main
 
 import compare
+import config
 import eval_cue_location
 import paper
 import reports
@@ -315,6 +316,18 @@ def test_a_result_on_another_scale_is_named_so_even_alone(script, tiny_birds, sa
     with open(tmp_path / 'out/table.csv') as file:
         names = {row['row'] for row in csv.DictReader(file) if row['column'] == 'corrected mean'}
     assert names == {'CAM: CAM, norm rank, step 0.01'}
+
+
+def test_every_setting_that_makes_another_result_is_named(script, tiny_birds, save):
+    """But for those that the method's name and scale hold already, and what the images say."""
+    named = {*compare.NAMED_BY, 'score_map_process', 'score_map_method', 'contrast_method', 'scoremap_root', 'drop_lowest',
+             'skip_broken'}
+    for evaluation in config.EVALUATIONS:
+        assert {*config.usual_settings(evaluation), 'crop_size'} <= named
+    for flags in ([], ['--crop_size=48'], ['--precision=bfloat16']):
+        assert script('eval_pixel_perturb', *tiny_birds, '--experiment_name=CAM', *flags)[0] == 0
+    names = [row.method for row in compare.rows_of(save / 'CAM', 'CAM') if row.results]
+    assert len(names) == len(set(names)) == 3
 
 
 def test_metrics_of_one_scale_share_a_row(script, tiny_birds, save, tmp_path):
