@@ -78,9 +78,11 @@ def measure(folder, processes, percents, flags, settings):
 
     def is_missing(percent):
         try:
-            return not all(result(process, percent) for process in processes)
+            for process in processes:
+                result(process, percent)
         except UserError:
             return True
+        return False
     missing = [f'{percent:.10g}' for percent in percents if is_missing(percent)]
     if missing:
         experiments.run(folder.parent, 'eval_cue_location.py', f'--experiment_name={folder.name}',

@@ -61,10 +61,10 @@ def make_parser():
 def has_own_scale(result):
     """Whether maps were normalised and binned as their method asks for: such a result needs no further name."""
     settings = result['settings']
-    return all(settings.get(flag) in (None, value) for flag, value in own_scale(result).items())
+    return all(settings.get(flag) in (None, value) for flag, value in usual_scale(result).items())
 
 
-def own_scale(result):
+def usual_scale(result):
     """{flag: value} of how the maps of a result are normalised and binned where a command line does not say it."""
     settings, script = result['settings'], f'eval_{result["metric"]}'
     if script not in config.ALL_FLAGS['norm_type'].readers:
@@ -145,7 +145,7 @@ def _difference(result, twins):
     settings = result['settings']
     before = next((row.results[result['metric']]['settings'] for row in twins if result['metric'] in row.results),
                   settings)
-    own = {flag: settings.get(flag) for flag in NAMED_BY} | own_scale(result)
+    own = {flag: settings.get(flag) for flag in NAMED_BY} | usual_scale(result)
     return ''.join(f', {word} {settings[flag]}' for flag, word in NAMED_BY.items() if settings.get(flag) is not None
                    and not settings[flag] == own[flag] == before.get(flag, own[flag]))
 

@@ -140,6 +140,15 @@ def checkpoint_to_go_on_from(folder, args):
     return before if is_ours and not (folder / 'results.json').is_file() else None
 
 
+def common_start(folder, args):
+    """checkpoint_to_go_on_from, which all processes find alike. Raises UserError where they do not."""
+    before = checkpoint_to_go_on_from(folder, args)
+    if len(set(processes.gather(before and (before.epoch, before.step)))) > 1:
+        raise UserError(f'the processes find different checkpoints in {folder}: --save_root should be a folder that '
+                        'all machines share')
+    return before
+
+
 def make_training(args, model, images, device, folder, lease, stop):
     """The Training that the flags ask for."""
     if args.sync_bn and processes.size() > 1:
@@ -169,8 +178,10 @@ def size_of_checkpoint(model):
     return 2 * sum(value.numel() * value.element_size() for value in model.state_dict().values()) + (1 << 20)
 
 
-def check_flags(args, starts_from):
-    """Raise UserError for flags that do not go together."""
+def check_flags(args, starts_from, before):
+    """Raise UserError for flags that do not go together. before: the checkpoint that the training goes on from."""
+    if before is None:  # an earlier version has trained networks with flags of no effect, which go on
+        check_effect(args.large_feature_map, args.last_stage, args.pointwise_from)
     if args.freeze:
         frozen.check_freezable(args.architecture)
     if args.is_different_checkpoint and not starts_from:
@@ -183,13 +194,8 @@ def check_flags(args, starts_from):
 def train(args, device, stop, folder, lease):
     """Train as the flags ask, going on where the experiment has been, and test the network's accuracy."""
     starts_from = args.use_load_checkpoint if 'use_load_checkpoint' in args.given else args.load_checkpoint is not None
-    check_flags(args, starts_from)
-    before = checkpoint_to_go_on_from(folder, args)
-    if before is None:  # an earlier version has trained such networks
-        check_effect(args.large_feature_map, args.last_stage, args.pointwise_from)
-    if len(set(processes.gather(before and (before.epoch, before.step)))) > 1:
-        raise UserError(f'the processes find different checkpoints in {folder}: --save_root should be a folder that '
-                        'all machines share')
+    before = common_start(folder, args)
+    check_flags(args, starts_from, before)
     evaluates_in = util.pick_precision(args.precision, device)
     args.update(open_settings(args, before, device))
     compiled = ', compiled' if args.compile else ''
