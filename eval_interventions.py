@@ -23,7 +23,7 @@ import processes
 import util
 from dataset.toybirds import Repainter, class_colours
 from image_files import as_image
-from map_sources import FolderMaps
+from map_sources import FolderMaps, ObjectMasks
 from util import UserError
 from wsol import build_model, metrics
 from wsol.contrast import CONTRASTS, contrast_maps
@@ -123,7 +123,7 @@ def region_masses(maps, regions):
 # --- methods and controls -----------------------------------------------------------------------------
 
 
-def contrast_sources(run, images, questions):
+def contrast_sources(run, images, questions, annotations):
     """{name: function (batch (B,3,S,S), indices, first, second) -> maps (B,h,w)}: of every contrast method that is
     asked for, or of the maps made elsewhere, and of the controls. Raises UserError."""
     settings, head = evaluation.sampling_settings(run.args), type(run.model)
@@ -132,18 +132,19 @@ def contrast_sources(run, images, questions):
         def maps(images, indices, first, second):
             return contrast_maps(model, images, first, second, name, util.image_seeds(run.args.seed, indices), settings)
         return maps
+    controls = control_sources(run, source, ObjectMasks(images, annotations))
     if run.args.scoremap_root is not None:
         if run.args.contrast_method:
             raise UserError("--scoremap_root brings its own maps, and --contrast_method names the network's; leave one "
                             'of them out')
-        return {run.maps_name(): folder_source(run, images, questions)} | control_sources(run, source)
+        return {run.maps_name(): folder_source(run, images, questions)} | controls
     defined = [name for name, entry in CONTRASTS.items() if issubclass(head, entry.head)]
     asked = run.args.contrast_method or defined
     unknown = [name for name in asked if name not in defined]
     if unknown:
         raise UserError(f'{head.__name__} does not define --contrast_method={unknown[0]}')
     names = sorted(asked, key=is_slow)  # the cheap ones first
-    return {name: source(run.model, name) for name in names} | control_sources(run, source)
+    return {name: source(run.model, name) for name in names} | controls
 
 
 def folder_source(run, images, questions):
@@ -162,16 +163,23 @@ def folder_source(run, images, questions):
     return maps
 
 
-def control_sources(run, source):
-    """What explains nothing: noise, the prior, the whole bird, and the maps of a network with random weights."""
+def control_sources(run, source, masks):
+    """What explains nothing: noise, the prior, the whole bird, and the maps of a network with random weights.
+
+    source: a function (model, contrast) -> maps. masks: the ObjectMasks.
+    """
     def noise(images, indices, *_):
         seeds = util.image_seeds(run.args.seed, indices).tolist()
         return torch.stack([torch.rand(8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+    def bird(images, indices, *_):
+        return torch.cat([masks.read(index, [0], images.shape[-1]) for index in indices.tolist()])  # whatever the class
 
     # each network has a control of its own, which is not the start of a training with the same seed
     torch.manual_seed(util.seed_of(run.args.seed, int(run.checkpoint.sha256[:16], 16)))
     untrained = build_model(**config.network_settings(run.args), num_classes=run.data.num_classes).to(run.device).eval()
     controls = {'control: random': noise,
+                "control: the bird's mask": bird,
                 'control: random weights, log-odds': source(untrained, 'log-odds'),
                 'control: random weights, backprop': source(untrained, 'backprop')}
     if run.model.own_maps == 'jointll':
@@ -273,7 +281,7 @@ def main():
         raise UserError(f'interventions need the painter: --dataset=ToyBirds, not {run.data.name}')
     images, annotations, seed = run.open_split('test'), run.data.annotations(), run.args.seed
     questions, regions = ask(images, annotations, run.args.crop_size)
-    sources = contrast_sources(run, images, questions)  # first of all: mistakes in the flags are found here
+    sources = contrast_sources(run, images, questions, annotations)  # first of all: mistakes in the flags are found here
     effects = true_effects(run.model, images, questions, Repainter(run.data.cub_root), run.device)
     present = np.stack([np.isin(np.arange(len(REGIONS)), regions[question.index]) for question in questions])
     few = np.random.default_rng(seed).permutation(len(questions))[:run.args.slow_questions]

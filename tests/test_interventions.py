@@ -215,13 +215,31 @@ def test_every_network_has_a_control_with_random_weights_of_its_own():
     def control(sha256):
         run = Munch(args=args, checkpoint=Munch(sha256=sha256), data=Munch(num_classes=18), device=torch.device('cpu'),
                     model=Munch(own_maps='vanilla'))
-        sources = interventions.control_sources(run, lambda model, name: model)
+        sources = interventions.control_sources(run, lambda model, name: model, None)
         return sources['control: random weights, log-odds'].conv_last.weight
     torch.manual_seed(0)
     start = build_model(**config.network_settings(args), num_classes=18).conv_last.weight
     first, again, second = (control(digit * 64) for digit in 'aab')
     assert torch.equal(first, again)
     assert not any(torch.equal(*pair) for pair in ((first, second), (first, start), (second, start)))
+
+
+def test_the_birds_mask_is_a_control(script, tiny_birds, save, birds, asked):
+    """It localises as cue localization says that the segmentation does, and its mass on the cue is a share of areas."""
+    own = [*tiny_birds, '--experiment_name=CAM']
+    assert script('eval_interventions', *own, '--contrast_method=log-odds')[0] == 0
+    code, _, err = script('eval_cue_location', *own, '--score_map_process=object_mask', '--threshold_type=even')
+    assert code == 0, err
+    contents = [json.loads(path.read_text()) for metric in ('interventions', 'cue_location')
+                for path in (save / 'CAM').glob(f'{metric}_*.json')]
+    bird = contents[0]['methods']["control: the bird's mask"]
+    assert bird['pxap'][0] == pytest.approx(contents[1]['pxap']['exact']['per_pair']['counted']['mean'])
+    questions, regions = asked
+    masks = [birds[2].object_mask(birds[1].image_id(question.index), SIZE) for question in questions]
+    shares = [np.isin(regions[question.index][mask], question.parts).mean()
+              for question, mask in zip(questions, masks, strict=True)]
+    assert bird['share'][0] == pytest.approx(100 * np.mean(shares), rel=1e-3)
+    assert bird['sign'][0] == contents[0]['methods']['control: random']['sign'][0]  # neither is negative anywhere
 
 
 def test_a_network_that_is_never_right_has_no_share_that_turns(asked):
