@@ -116,9 +116,11 @@ def rows_of(folder, experiment):
         if result['metric'] == 'accuracy':
             networks.append((about, result))
         elif result['metric'] == 'interventions':
-            rows += [Row(experiment, name, about, {column: Measured(own[key][0], bounds=tuple(own[key][1:]))
+            for name, own in result['methods'].items():
+                row = Row(experiment, name, about, {column: Measured(own[key][0], bounds=tuple(own[key][1:]))
                                                     for column, key in reports.INTERVENTIONS.items() if key in own})
-                     for name, own in result['methods'].items()]
+                if row not in rows:  # a result of fewer contrasts has the same controls, to the last digit
+                    rows.append(row)
         else:
             method = plain_method(result['settings'])
             twins = [row for row in rows if (row.method, row.about) == (method, about)]

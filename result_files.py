@@ -46,7 +46,9 @@ def checkpoint_identity(checkpoint):
 def key(about, script, crop_size):
     """8 hexadecimal digits that tell results of one name apart: by images, weights, and the settings that are not as
     they usually are. about: an identity. crop_size: the usual one."""
-    named = ('score_map_process', 'contrast_method', 'drop_lowest', 'norm_type', 'threshold_type', 'scoremap_root')
+    named = ['score_map_process', 'drop_lowest', 'norm_type', 'threshold_type', 'scoremap_root']
+    if script != 'eval_interventions':  # whose files hold several contrasts
+        named.append('contrast_method')
     usual, settings = config.usual_settings(script) | {'crop_size': crop_size}, as_compared(about['settings'])
     unusual = {name: settings[name] for name, value in as_compared(usual).items()
                if name in settings and name not in named and settings[name] != value}

@@ -11,6 +11,7 @@ from munch import Munch
 from PIL import Image
 from torch import nn
 
+import compare
 import config
 import eval_interventions as interventions
 import weights
@@ -279,6 +280,20 @@ def test_interventions_of_several_contrasts_stand_in_the_table_of_experiments(sc
     assert code == 0, err
     code, out, err = script('compare', 'save/CALM_EM')
     assert code == 0 and 'CALM_EM: evidence' in out, err
+
+
+def test_fewer_contrasts_leave_the_result_of_more_and_double_no_row(script, tiny_birds, save):
+    own = [*tiny_birds, '--experiment_name=CAM']
+    before = {}
+    for contrasts in ('log-odds,backprop', 'log-odds'):
+        code, out, err = script('eval_interventions', *own, f'--contrast_method={contrasts}')
+        assert code == 0 and 'replaces an earlier result' not in out, err
+        assert all(path.read_bytes() == content for path, content in before.items())
+        before = {path: path.read_bytes() for path in (save / 'CAM').glob('interventions_*.json')}
+    assert len(before) == 2
+    rows = compare.rows_of(save / 'CAM', 'CAM')
+    methods = [row.method for row in rows if 'PxAP exact' in row.columns]
+    assert sorted(set(methods)) == sorted(methods) and {'log-odds', 'backprop', 'control: random'} <= set(methods)
 
 
 def test_slow_methods_are_measured_on_as_many_questions_as_asked(script, tiny_birds, save):
