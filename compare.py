@@ -2,7 +2,8 @@
 
 Source of the figures: the JSON files that the evaluations leave in an experiment's folder. Intervals are 95 %
 bootstraps over the test images (accuracy, R_k) or the class pairs (PxAP); differences are paired, and given where both
-rows were measured on the same images, by their SHA-256. docs/comparing.md explains every column.
+rows were measured on the same images, by a SHA-256 of their names, labels and file sizes. docs/comparing.md explains
+every column.
 Result: <output>/table.md, table.csv, table.tex, and the curves ratios.png and precision_recall.png.
 
     python compare.py save/demo/CAM save/demo/CALM_EM

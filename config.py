@@ -90,7 +90,8 @@ FLAGS = {
              recorded=True),
         Flag('precision', 'auto', choice(('auto', 'float32', 'bfloat16')),
              "the backbone's; auto: trains in bfloat16 where the hardware computes in it, and evaluates in float32 (as "
-             'torch computes it: its convolutions use TF32 on recent NVIDIA GPUs); heads, losses and maps are float32',
+             'torch computes it: its convolutions use TF32 on recent NVIDIA GPUs), but for val after each epoch; '
+             'heads, losses and maps are float32',
              RUNS, kept=True, recorded=True),
         Flag('compile', False, boolean, 'run the backbone through torch.compile, which takes minutes at first and a '
              'C++ compiler; for trainings, and for evaluations that run forwards alone', ('main', *EVALUATIONS),
@@ -105,7 +106,8 @@ FLAGS = {
         Flag('skip_broken', False, boolean, 'leave images out that do not open, and say how many', RUNS, kept=True,
              recorded=True),
         Flag('cache', False, boolean, 'keep the resized images in one file per split below save_root/cache/, so that '
-             'nothing is decoded again, and the features of --freeze; the size is told before', ('main', *EVALUATIONS)),
+             'nothing is decoded again, and the features of --freeze; the size is told before',
+             ('main', *EVALUATIONS, *INTERVENTIONS)),
         Flag('proxy_training_set', False, boolean, 'train on image_ids_proxy.txt', MAIN, kept=True),
         Flag('resize_size', 256, SIZE, 'training images are resized to this square', MAIN, kept=True),
         Flag('crop_size', 224, SIZE, 'then cropped to this; evaluation images are resized to it', kept=True,
@@ -128,11 +130,11 @@ FLAGS = {
         Flag('pretrained', True, boolean_or_file, 'start from ImageNet weights of the backbone; False: from random '
              'ones; a file: from the state dict in it, which fits but for the classifier',
              (*MAIN, *INFERENCE, *EXPORT)),
-        Flag('use_load_checkpoint', False, boolean, 'start from load_checkpoint', MAIN),
+        Flag('use_load_checkpoint', False, boolean, 'start from load_checkpoint, as naming one does by itself', MAIN),
         Flag('load_checkpoint', None, str, 'a folder, a file, an experiment, or a published weight such as '
              "CALM_EM-CUB; by default the experiment's own (main.py: none)"),
         Flag('is_different_checkpoint', False, boolean, 'fine-tune from weights of another label set: all but '
-             'conv_last', MAIN, kept=True),
+             'conv_last; the whole backbone learns at lr', MAIN, kept=True),
     ),
     'training': (
         Flag('freeze', False, boolean, 'train the head alone, on features that are computed once; no augmentation but '
@@ -143,8 +145,8 @@ FLAGS = {
              'once: the same update, but for what BatchNorm sees', MAIN),
         Flag('sync_bn', False, boolean, 'BatchNorm over the images of all processes (GPUs)', MAIN),
         Flag('checkpoint_minutes', 10.0, RATE, 'save within an epoch, so long after the last save', MAIN),
-        _training('lr', 0.01, RATE, 'learning rate of the backbone'),
-        _training('lr_classifier_ratio', 10.0, RATE, 'the other layers learn this much faster'),
+        _training('lr', 0.01, RATE, 'learning rate of the backbone but for its last layers: of a ResNet up to layer3'),
+        _training('lr_classifier_ratio', 10.0, RATE, 'the last and the new layers learn this much faster'),
         _training('lr_schedule', 'step', choice(('step', 'one_cycle')), 'step: as published; one_cycle: up, then down '
                   'to 0'),
         _training('lr_decay_frequency', 30, COUNT, 'step: times 0.1 at the start of every epoch this divides'),
@@ -158,7 +160,7 @@ FLAGS = {
     'maps and metrics': (
         _maps('score_map_process', None, choice((*PROCESS_NAMES, OBJECT_MASK)), 'the attribution method (default: '
               f'vanilla for CAM, jointll for CALM): {", ".join(PROCESS_NAMES)}; {OBJECT_MASK}: the segmentation '
-              'itself, a control', several=(*INFERENCE, *CUE)),
+              'itself, a control of evaluations', several=(*INFERENCE, *CUE)),
         Flag('score_map_method', 'activation_map', choice(('activation_map', 'backprop')),
              'backprop: with process vanilla, the vanilla gradient; implied by the gradient processes', MAPS),
         _maps('superclass_file', None, str, 'YAML, "label: [labels]", for superclass processes (default: the data '
@@ -169,9 +171,9 @@ FLAGS = {
         _maps('integrated_grad_nr_iter', 50, COUNT, 'points on the path of the integrated gradients',
               (*MAPS, *INTERVENTIONS)),
         Flag('contrast_method', None, choice(('difference', *CONTRASTS)), 'how class A is contrasted with class B: '
-             'difference, of the maps of A and of B (default; eval_interventions.py measures all), or, of both classes '
-             f'at once: {", ".join(CONTRASTS)}', (*CUE, *INTERVENTIONS, *INFERENCE), recorded=True, shared=False,
-             several=(*CUE, *INTERVENTIONS)),
+             'difference, of the maps of A and of B (default; eval_interventions.py measures all the others), '
+             f'or, of both classes at once: {", ".join(CONTRASTS)}', (*CUE, *INTERVENTIONS, *INFERENCE),
+             recorded=True, shared=False, several=(*CUE, *INTERVENTIONS)),
         Flag('slow_questions', 120, COUNT, 'so many questions, drawn by the seed, for methods that take some fifty '
              'forwards and more for a map; all questions for the others', INTERVENTIONS, recorded=True, shared=False),
         Flag('verbose', False, boolean, 'list the class pairs that are left out, not their number alone', CUE,
@@ -184,7 +186,8 @@ FLAGS = {
         _maps('threshold_type', None, choice(tuple(THRESHOLD_TYPES)), 'even: 0, .001, ...; log: 1e-7 ... 1 (default: '
               "log for maps that are CALM's probabilities, even for all others)", CUE),
         _maps('iou_thresholds', (30, 50, 70), percentages, 'overlaps in percent that count as found: 30,50,70', WSOL),
-        _maps('scoremap_root', None, str, 'score maps made elsewhere: <root>/<split>/<image_id>.npy',
+        _maps('scoremap_root', None, str, 'score maps made elsewhere: <root>/<split>/<image_id>.npy; where two '
+              'classes are contrasted, <root>/<split>/<label>/<image_id>.npy',
               (*EVALUATIONS, *INTERVENTIONS)),
         _maps('cam_curve_interval', 0.001, number(float, 1e-6, True, 1), 'threshold step',
               (*CUE, *WSOL, *INTERVENTIONS)),

@@ -72,7 +72,8 @@ class ImageDataset(Images):
         """Itself, with all resized images in one file below folder, from where workers and processes map them into
         their memory. It is made where it is missing. name: of data set and split. Raises UserError.
 
-        The file's name holds the fingerprint of the images, and their size: other images have another file.
+        The file's name holds the fingerprint of the images, and their size: images of other names, labels or
+        file sizes have another file.
         """
         size = self.transform.resize_size
         path = Path(folder) / f'{name}_{size}.{self.fingerprint()[:16]}.pixels'

@@ -21,6 +21,7 @@ import config
 import evaluation
 import processes
 import util
+import whole_files
 from dataset.toybirds import Repainter, class_colours
 from image_files import as_image
 from map_sources import FolderMaps, ObjectMasks
@@ -281,7 +282,10 @@ def main():
         raise UserError(f'interventions need the painter: --dataset=ToyBirds, not {run.data.name}')
     images, annotations, seed = run.open_split('test'), run.data.annotations(), run.args.seed
     questions, regions = ask(images, annotations, run.args.crop_size)
-    sources = contrast_sources(run, images, questions, annotations)  # first of all: mistakes in the flags are found here
+    # first of all: mistakes in the flags are found here, and a folder that cannot be written
+    sources = contrast_sources(run, images, questions, annotations)
+    if processes.is_first():
+        whole_files.check_writable(run.results_folder())
     effects = true_effects(run.model, images, questions, Repainter(run.data.cub_root), run.device)
     present = np.stack([np.isin(np.arange(len(REGIONS)), regions[question.index]) for question in questions])
     few = np.random.default_rng(seed).permutation(len(questions))[:run.args.slow_questions]

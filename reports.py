@@ -1,7 +1,8 @@
 """Reports: what results say, each metric with its interval, and tables of it as text, Markdown, LaTeX and CSV.
 
 Intervals are 95 % percentile bootstraps: over the test images for accuracy and R_k, over the class pairs for PxAP.
-Differences are paired: both networks are measured on the same images (by their SHA-256) drawn again together.
+Differences are paired: both networks are measured on the same images (by a SHA-256 of their names, labels and
+file sizes), drawn again together.
 """
 import csv
 import io
@@ -258,7 +259,7 @@ def as_latex(tables):
 
 
 def as_csv(tables):
-    """A line for each cell, its numbers unrounded."""
+    """A line for each cell, its numbers unrounded; mean ± deviation is text."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator='\n')
     writer.writerow(['table', 'row', 'column', 'value', 'low', 'high'])

@@ -117,7 +117,7 @@ def main():
     util.say('\n' + util.table(['trial, best first', 'lr', 'val, %', 'test, %'], rows))
     best = trials[0]
     util.say(f'\nthe best of {len(trials)} by val:\npython '
-             + shlex.join(command_of(flags, Path(best['experiment']).name, best['lr'])) + f'\n{folder / "trials.json"}')
+             + shlex.join(command_of(flags, best['experiment'], best['lr'])) + f'\n{folder / "trials.json"}')
 
 
 if __name__ == '__main__':

@@ -47,6 +47,7 @@ def test_trials_are_drawn_log_uniformly_and_the_best_is_a_command(study, tmp_pat
         assert results['val_accuracy'] == trial['val_accuracy'] and results['test_accuracy'] == trial['test_accuracy']
         assert results['settings']['lr'] == pytest.approx(trial['lr'], rel=0.01)
     command = shlex.split(re.search(r'^python (main\.py .*)$', out, re.M)[1])
+    assert f'--experiment_name={trials[0]["experiment"]}' in command  # which it finds again, and its seed
     assert float(command[-1].removeprefix('--lr=')) == pytest.approx(trials[0]['lr'], rel=0.01)
     assert (tmp_path / 'save/birds/search.png').stat().st_size > 1000
     study('--trials=4', '--study=birds', '--lr_low=1e-5', '--lr_high=1e-1')

@@ -120,8 +120,9 @@ def attribution_maps(model, images, labels=None, process=None, contrast=None, se
     c the classes of c's superclass (wsol.superclasses). settings: SamplingSettings of the gradient methods.
     activations: model.activations(images), computed in eval mode, where the caller has them already, to save the
     forward. Activation methods take one forward whatever the classes; gradient methods one backward per class and
-    step, on maps of the image's size. Methods that are not per_class give one map, repeated.
-    Raises UserError for a method that the head does not define, and for labels of another shape or range.
+    step, with maps of the image's size, or of the last map's (Grad-CAM and its kin). Methods that are not per_class
+    give one map, repeated. Raises UserError for a method that the head does not define, and for labels of another
+    shape or range.
     """
     process = process or model.own_maps
     check_process(process, type(model))

@@ -121,7 +121,7 @@ class CAM(nn.Module):
     module's own children, so that state-dict names are the published ones (`layer1...`, `conv_last...`).
     """
     own_maps = 'vanilla'  # the attribution method that the head stands for
-    own_contrast = 'log-odds'  # and the contrast method that says best why one class and not another
+    own_contrast = 'log-odds'  # and the contrast method, where none is asked for
 
     def __init__(self, backbone, num_features, num_classes, prior=None, no_cue=False):
         super().__init__()

@@ -1,8 +1,9 @@
 """Any of timm's networks as a backbone, under the name timm/NAME: convolutional maps, and the tokens of transformers.
 
 Source: timm (Wightman, github.com/huggingface/pytorch-image-models), an optional dependency: pip install timm.
-Convolutional networks get the published strides: 14x14 maps of a 224x224 image, or 28x28. Networks that end in
-channels-last maps (Swin) or in tokens (ViT, DINOv2, DINOv3) are taken as they are, at any image size that they allow.
+Convolutional networks get the published strides, 14x14 maps of a 224x224 image or 28x28, where timm can change them.
+Networks that end in channels-last maps (Swin) or in tokens (ViT, DINOv2, DINOv3) are taken as they are, at any image
+size that they allow.
 """
 import torch
 import torch.nn.functional as F
