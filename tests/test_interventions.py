@@ -243,6 +243,14 @@ def test_the_birds_mask_is_a_control(script, tiny_birds, save, birds, asked):
     assert bird['sign'][0] == contents[0]['methods']['control: random']['sign'][0]  # neither is negative anywhere
 
 
+def test_a_folder_that_cannot_be_written_is_found_before_the_first_picture(script, tiny_birds, save, monkeypatch):
+    def full(folder, *_):
+        raise UserError(f'{folder} is full')
+    monkeypatch.setattr(interventions.whole_files, 'check_writable', full)
+    code, _, err = script('eval_interventions', *tiny_birds, '--experiment_name=CAM')
+    assert code == 2 and 'save/CAM is full' in err and 'repainting' not in err
+
+
 def test_a_network_that_is_never_right_has_no_share_that_turns(asked):
     questions, _ = asked
     zeros, never = np.zeros((len(questions), 8)), np.zeros(len(questions), bool)
