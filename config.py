@@ -145,8 +145,8 @@ FLAGS = {
              'once: the same update, but for what BatchNorm sees', MAIN),
         Flag('sync_bn', False, boolean, 'BatchNorm over the images of all processes (GPUs)', MAIN),
         Flag('checkpoint_minutes', 10.0, RATE, 'save within an epoch, so long after the last save', MAIN),
-        _training('lr', 0.01, RATE, 'learning rate of the backbone but for its last layers: of a ResNet up to layer3'),
-        _training('lr_classifier_ratio', 10.0, RATE, 'the last and the new layers learn this much faster'),
+        _training('lr', 0.01, RATE, 'learning rate of the backbone; of a ResNet, up to layer3'),
+        _training('lr_classifier_ratio', 10.0, RATE, 'the other layers learn this much faster'),
         _training('lr_schedule', 'step', choice(('step', 'one_cycle')), 'step: as published; one_cycle: up, then down '
                   'to 0'),
         _training('lr_decay_frequency', 30, COUNT, 'step: times 0.1 at the start of every epoch this divides'),

@@ -155,7 +155,7 @@ def _initialise(model, recipe, pretrained):
 
 
 def parameter_groups(model, architecture, lr, lr_classifier_ratio=10.0, is_different_checkpoint=False):
-    """The two parameter groups of the published optimiser: the first layers at lr, the rest faster.
+    """The two parameter groups of the published optimiser: the backbone at lr, the rest faster.
 
     By substring, as published: ResNet's layer4 is fast but for its conv1, and the stem's bn1 is fast.
     is_different_checkpoint: the whole backbone is slow. Returns a list of dicts for torch.optim.
