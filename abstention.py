@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 import config
-import eval_cue_location
 import experiments
 import figures
 import flag_values
@@ -28,7 +27,8 @@ from wsol.query import PROCESSES
 
 OWN = 'own'
 CHOSEN = ('experiment_name', 'save_root', 'load_checkpoint', 'scoremap_root', 'score_map_method', 'threshold_type',
-          *eval_cue_location.SEVERAL)  # flags of eval_cue_location that this script states itself, or has no use for
+          *(name for name, flag in config.ALL_FLAGS.items() if 'eval_cue_location' in flag.several)
+          )  # flags of eval_cue_location that this script states itself, or has no use for
 SHOWN = {'vanilla': 'logits', 'jointll': 'joint', 'saliency': 'prior', config.OBJECT_MASK: "the object's mask"}
 
 

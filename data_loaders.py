@@ -73,10 +73,10 @@ class ImageDataset(Images):
         their memory. It is made where it is missing. name: of data set and split. Raises UserError.
 
         The file's name holds the fingerprint of the images, and their size: images of other names, labels or
-        file sizes have another file.
+        file sizes, or written at another time, have another file.
         """
         size = self.transform.resize_size
-        path = Path(folder) / f'{name}_{size}.{self.fingerprint()[:16]}.pixels'
+        path = Path(folder) / f'{name}_{size}.{self.fingerprint(with_times=True)[:16]}.pixels'
         total = len(self) * 3 * size**2
         if processes.is_first() and (not path.is_file() or path.stat().st_size != total):
             make_folder(path.parent)
@@ -98,13 +98,18 @@ class ImageDataset(Images):
             for pixels in progress(resized, 'resizing images', 'image', total=len(self)):
                 file.write(pixels.numpy().tobytes())
 
-    def fingerprint(self):
-        """A SHA-256 of the ids, labels and sizes of the files: which images these are."""
+    def fingerprint(self, with_times=False):
+        """A SHA-256 of the ids, labels and sizes of the files: which images these are.
+
+        with_times: also of when each file was last written. A cache needs it, to see that a file was replaced by one of
+        the same size. A result does not, so that copies of a data set have one fingerprint.
+        """
         digest = hashlib.sha256()
         for index, label in enumerate(self.labels):
             path = self.folder / self.image_id(index)
-            size = path.stat().st_size if path.is_file() else None
-            digest.update(f'{self.image_id(index)},{label},{size}\n'.encode())
+            found = path.stat() if path.is_file() else None
+            time = f',{found.st_mtime_ns}' if with_times and found else ''
+            digest.update(f'{self.image_id(index)},{label},{found and found.st_size}{time}\n'.encode())
         return digest.hexdigest()
 
     def without_broken(self, name):

@@ -143,7 +143,8 @@ def contrast_sources(run, images, questions, annotations):
     asked = run.args.contrast_method or defined
     unknown = [name for name in asked if name not in defined]
     if unknown:
-        raise UserError(f'{head.__name__} does not define --contrast_method={unknown[0]}')
+        raise UserError(f'--contrast_method={unknown[0]} is not measured here for {head.__name__}; choose some of '
+                        f'{", ".join(defined)}, or leave the flag out to measure them all')
     names = sorted(asked, key=is_slow)  # the cheap ones first
     return {name: source(run.model, name) for name in names} | controls
 

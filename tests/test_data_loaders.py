@@ -1,4 +1,5 @@
 """Data sets: lists read right or refused with file and line, images and transforms, an order that the seed alone decides."""
+import copy
 import tracemalloc
 from collections import Counter
 from types import SimpleNamespace
@@ -201,7 +202,8 @@ def test_workers_hand_over_bytes_that_become_the_items_numbers(tmp_path, monkeyp
 
 
 def test_a_cache_gives_the_same_pixels_and_opens_no_image_again(tmp_path, capsys, monkeypatch):
-    dataset, kept = noise_dataset(tmp_path), noise_dataset(tmp_path).cached(tmp_path / 'cache', 'set_train')
+    dataset = noise_dataset(tmp_path)
+    kept = copy.copy(dataset).cached(tmp_path / 'cache', 'set_train')
     path, = (tmp_path / 'cache').iterdir()
     out, err = capsys.readouterr()
     assert path.stat().st_size == 5 * 3 * 16 * 16 and '5 images of 16x16 pixels will take' in out and 'resizing images' in err
@@ -210,7 +212,7 @@ def test_a_cache_gives_the_same_pixels_and_opens_no_image_again(tmp_path, capsys
     for index, image in enumerate(expected):
         assert torch.equal(kept[index, index + 7][0], image)
     assert len(list(make_loader(kept, 2, 2, torch.device('cpu')))) == 3
-    noise_dataset(tmp_path).cached(tmp_path / 'cache', 'set_train')  # there already
+    copy.copy(dataset).cached(tmp_path / 'cache', 'set_train')  # there already
     assert capsys.readouterr().out == ''
 
 
@@ -229,19 +231,24 @@ def test_a_cache_is_of_its_images_their_order_and_their_size(tmp_path):
     for dataset in (whole, ImageDataset(whole.image_ids[::-1], whole.labels[::-1], tmp_path, whole.transform),
                     ImageDataset(whole.image_ids, whole.labels, tmp_path, other)):
         add(dataset)
-    Image.new('RGB', (30, 30)).save(tmp_path / '2.png')
+    Image.new('RGB', (30, 30), 'blue').save(tmp_path / '2.png')
     add(ImageDataset(whole.image_ids, whole.labels, tmp_path, whole.transform))
-    assert len(paths) == len(list(folder.iterdir())) == 4
+    size, known = (tmp_path / '2.png').stat().st_size, whole.fingerprint()
+    Image.new('RGB', (30, 30), 'white').save(tmp_path / '2.png')  # another picture in a file of the same size
+    assert (tmp_path / '2.png').stat().st_size == size and whole.fingerprint() == known
+    add(ImageDataset(whole.image_ids, whole.labels, tmp_path, whole.transform))
+    assert len(paths) == len(list(folder.iterdir())) == 5
 
 
 def test_half_a_cache_is_made_anew_and_one_that_does_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch):
-    path = noise_dataset(tmp_path).cached(tmp_path / 'cache', 'set_train').cache
+    dataset = noise_dataset(tmp_path)
+    path = copy.copy(dataset).cached(tmp_path / 'cache', 'set_train').cache
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
-    assert noise_dataset(tmp_path).cached(tmp_path / 'cache', 'set_train').cache.read_bytes() == whole
+    assert copy.copy(dataset).cached(tmp_path / 'cache', 'set_train').cache.read_bytes() == whole
     monkeypatch.setattr(data_loaders.shutil, 'disk_usage', lambda _: SimpleNamespace(free=1000))
     with pytest.raises(UserError, match='0.00 GB free; leave --cache out'):
-        noise_dataset(tmp_path).cached(tmp_path / 'other', 'set_train')
+        copy.copy(dataset).cached(tmp_path / 'other', 'set_train')
 
 
 def test_the_draws_of_an_image_leave_the_global_state_alone(tmp_path):

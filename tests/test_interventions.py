@@ -205,7 +205,7 @@ def test_interventions_need_the_painter(script, tiny_birds, save, tmp_path):
     code, _, err = script('eval_interventions', *tiny_birds, '--experiment_name=CAM', '--contrast_method=evidences')
     assert code == 2 and 'did you mean evidence?' in err
     code, _, err = script('eval_interventions', *tiny_birds, '--experiment_name=CAM', '--contrast_method=joint-difference')
-    assert code == 2 and 'CAM does not define' in err
+    assert code == 2 and 'joint-difference is not measured here for CAM; choose some of log-odds' in err
 
 
 def test_every_network_has_a_control_with_random_weights_of_its_own():
