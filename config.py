@@ -171,8 +171,9 @@ FLAGS = {
         _maps('integrated_grad_nr_iter', 50, COUNT, 'points on the path of the integrated gradients',
               (*MAPS, *INTERVENTIONS)),
         Flag('contrast_method', None, choice(('difference', *CONTRASTS)), 'how class A is contrasted with class B: '
-             'difference, of the maps of A and of B (default; eval_interventions.py measures all the others), '
-             f'or, of both classes at once: {", ".join(CONTRASTS)}', (*CUE, *INTERVENTIONS, *INFERENCE),
+             'difference, of the maps of A and of B (default of eval_cue_location.py, as published), or, of both '
+             f'classes at once: {", ".join(CONTRASTS)} (eval_interventions.py: all of them; inference.py: '
+             'prior-log-odds for CALM, log-odds for CAM)', (*CUE, *INTERVENTIONS, *INFERENCE),
              recorded=True, shared=False, several=(*CUE, *INTERVENTIONS)),
         Flag('slow_questions', 120, COUNT, 'so many questions, drawn by the seed, for methods that take some fifty '
              'forwards and more for a map; all questions for the others', INTERVENTIONS, recorded=True, shared=False),

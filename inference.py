@@ -124,22 +124,36 @@ def refuse_what_would_be_ignored(args):
     if args.score_map_method == 'backprop' and len(methods) > 1:
         raise UserError('--score_map_method=backprop says nothing of several methods; leave it out, and name backprop '
                         'among them')
-    if args.contrast is not None and args.contrast_method == DIFFERENCE and methods and not any(
+    if args.contrast is not None and args.contrast_method in (None, DIFFERENCE) and methods and not any(
             PROCESSES[name].per_class for name in methods):
         raise UserError(f'{methods[0]} gives one map for all classes: "why A and not B" would be zero everywhere; '
                         'add a method such as jointll, or a --contrast_method')
 
 
+def contrast_of(args, model):
+    """The contrast method, a key of CONTRASTS or DIFFERENCE: the one that is asked for. Else it is the difference of
+    the attribution methods that are asked for, or where none is, the head's own. Raises UserError."""
+    names_maps = args.score_map_process or args.score_map_method == 'backprop'
+    method = args.contrast_method or (DIFFERENCE if names_maps else model.own_contrast)
+    if method != DIFFERENCE:
+        check_contrast(method, type(model))
+    if args.contrast_method is None and method != DIFFERENCE:
+        util.say(f'the contrast is {method}, for the reasons in docs/findings.md; --contrast_method=difference '
+                 'subtracts the maps of the two classes')
+    return method
+
+
 def open_run(args):
-    """The Evaluation and the attribution methods. Raises UserError for one that the head does not define."""
+    """The Evaluation, with the contrast method, and the attribution methods. Raises UserError for one that the head
+    does not define."""
     asked = args.score_map_process or (None,)
     run = evaluation.open_evaluation(Munch(args, score_map_process=asked[0]), 'inference', needs_data=False)
     methods = [run.args.score_map_process, *asked[1:]]
     for name in methods[1:]:
         check_process(name, type(run.model))
         util.say(replace(run, args=Munch(run.args, score_map_process=name)).describe())
-    if args.contrast is not None and args.contrast_method != DIFFERENCE:
-        check_contrast(args.contrast_method, type(run.model))
+    if args.contrast is not None:
+        run = replace(run, args=Munch(run.args, contrast_method=contrast_of(args, run.model)))
     return run, methods
 
 
@@ -220,7 +234,7 @@ def main():
     if 'contrast_method' in args.given and args.contrast is None:
         args.contrast = RUNNER_UP
     args.images, args.contrast = without_swallowed_photo(args.images, args.contrast)
-    args.output, args.contrast_method = args.output or 'maps', args.contrast_method or DIFFERENCE
+    args.output = args.output or 'maps'
     refuse_what_would_be_ignored(args)
     if not args.images:
         raise UserError('no images: name image files, or folders of images, before the flags')
@@ -232,7 +246,7 @@ def main():
         names, paths = [names[row] for row in kept], [paths[row] for row in kept]
     class_names, num_classes = run.checkpoint.class_names or [], run.model.conv_last.out_channels
     target, contrast = chosen_classes(args, class_names, num_classes)
-    contrast_method = None if contrast is None else args.contrast_method
+    contrast_method = None if contrast is None else run.args.contrast_method
     images, count = OwnImages(paths, run.transform(), class_names), args.top_k if 'html' in args.format else 1
     explainer = Explainer(run, images, methods, class_chooser(target, contrast, count), contrast_method, count)
     path = run.checkpoint.path

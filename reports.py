@@ -22,7 +22,8 @@ from wsol import metrics
 SEED = 0  # of the bootstraps
 ERASED = [str(round(100 * ratio)) for ratio in metrics.ERASE_RATIOS]
 PXAP = {  # topic -> truth, protocol, underflow: where a result has its figures
-    'published': ('parts', 'published', 'dropped'), 'corrected': ('parts', 'per_pair', 'counted'),
+    'published': ('parts', 'published', 'dropped'), 'published counted': ('parts', 'published', 'counted'),
+    'alone dropped': ('parts', 'per_pair', 'dropped'), 'corrected': ('parts', 'per_pair', 'counted'),
     'exact': ('exact', 'per_pair', 'counted')}
 WSOL = {'MaxBoxAccV2': 'MaxBoxAccV2', 'MaxBoxAcc': 'MaxBoxAcc', 'Top-1 Loc': 'Top-1 Loc', 'mask PxAP': 'PxAP'}
 INTERVENTIONS = {'PxAP exact': 'pxap', 'rank corr.': 'rank', 'mass on cue': 'share', 'sign': 'sign', 'slope': 'slope',
@@ -31,6 +32,8 @@ TOPICS = {  # title -> {column: its name within the table}
     'Accuracy, %': {'accuracy': 'accuracy'},
     **{title: {f'{topic} {key}': key for key in paper.KEYS} for topic, title in (
         ('published', 'Cue localization, published protocol: PxAP, %, by differing parts'),
+        ('published counted', 'Cue localization, published, but all pixels counted: PxAP, %, by differing parts'),
+        ('alone dropped', 'Cue localization, each pair alone, lowest pixels dropped: PxAP, %, by differing parts'),
         ('corrected', 'Cue localization, corrected: PxAP, %, by differing parts'),
         ('exact', 'Cue localization, exact part masks: PxAP, %, by differing parts'))},
     'Pixels that the published protocol drops, %': {'dropped true': 'true', 'dropped false': 'false'},

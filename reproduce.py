@@ -127,13 +127,13 @@ def cue_table(dataset, found):
     found = [own for own in found if 'corrected mean' in own.columns]
     reference = next((own for own in found if own.method == ('CAM', 'vanilla')), None)
     header = ['PxAP, %', *(f'paper {key}' for key in paper.KEYS), *(f'published {key}' for key in paper.KEYS),
-              *(f'corrected {key}' for key in paper.KEYS), 'over seeds ±', 'exact mean', 'dropped true',
-              'dropped false', 'verdict']
+              'published counted mean', *(f'corrected {key}' for key in paper.KEYS), 'over seeds ±', 'exact mean',
+              'dropped true', 'dropped false', 'verdict']
     rows = []
     for own in found:
         corrected = [own.cell(f'corrected {key}') for key in paper.KEYS]
         rows.append([paper.METHODS[own.method], *map(Cell, paper.PXAP[own.method]),
-                     *(own.cell(f'published {key}') for key in paper.KEYS),
+                     *(own.cell(f'published {key}') for key in paper.KEYS), own.cell('published counted mean'),
                      *(cell and Cell(cell.value) for cell in corrected[:3]), corrected[3],
                      own.deviation('corrected mean'), own.cell('exact mean'), own.cell('dropped true'),
                      own.cell('dropped false'), verdict(dataset, own, reference)])

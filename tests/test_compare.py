@@ -122,6 +122,9 @@ def test_two_experiments_in_one_table(script, measured, tmp_path):
     assert float(cell['value']) == pytest.approx(apart.mean())
     assert [float(cell['low']), float(cell['high'])] == pytest.approx([apart.mean() - half, apart.mean() + half], abs=half / 4)
     assert cell['value'] and cells['All that was measured', 'the paper (CUB): CALM_EM', 'published mean']['value'] == '34.3'
+    for column, protocol, count in (('published counted', 'published', 'counted'), ('alone dropped', 'per_pair', 'dropped')):
+        own = cue['pxap']['parts'][protocol][count]['mean']
+        assert float(cells['All that was measured', second, f'{column} mean']['value']) == pytest.approx(own)
     for side in ('true', 'false'):
         share = cue['dropped']['parts'][side]
         assert float(cells['All that was measured', second, f'dropped {side}']['value']) == pytest.approx(share)
@@ -198,10 +201,11 @@ def test_interventions_and_experiments_of_one_name(tmp_path, script):
 
 def test_a_cue_that_no_mask_shows_has_no_figure_and_no_curve(tmp_path, script):
     pair = {'classes': [1, 2], 'images': 2, 'parts': ['head'], 'precision': 'nan nan'}
-    pair |= dict.fromkeys(['parts_per_pair_underflow_counted', 'parts_published_underflow_dropped'])
+    counts = ('dropped', 'counted')
+    pair |= dict.fromkeys(f'parts_{protocol}_underflow_{count}' for protocol in ('published', 'per_pair') for count in counts)
     nothing = dict.fromkeys(paper.KEYS)
     write_result(tmp_path / 'x/cue_location.json', metric='cue_location', recalls='50 100', pairs=[pair], pxap={
-        'parts': {'published': {'dropped': nothing}, 'per_pair': {'counted': nothing}}}, dropped={'parts': {'true': None}})
+        'parts': dict.fromkeys(('published', 'per_pair'), dict.fromkeys(counts, nothing))}, dropped={'parts': {'true': None}})
     code, out, err = script('compare', 'x', '--format=csv')
     assert code == 0, err
     assert not (tmp_path / 'comparison/precision_recall.png').exists()

@@ -223,17 +223,21 @@ def test_several_methods_stand_side_by_side(script, checkpoint, photos, tmp_path
                      'wide_grad_cam.npy', 'wide_jointll_difference.npy', 'wide_grad_cam_difference.npy'}
 
 
-@pytest.mark.parametrize('method', ['evidence', 'log-odds', 'backprop', 'backprop-difference'])
+@pytest.mark.parametrize('method', [None, 'evidence', 'log-odds', 'backprop', 'backprop-difference'])
 def test_a_contrast_method_is_the_librarys(script, checkpoint, photos, tmp_path, method):
-    code, _, err = script('inference', photos / 'wide.jpg', f'--load_checkpoint={checkpoint}', '--workers=0', '--output=out',
-                          f'--contrast_method={method}', '--device=cpu')
+    """The one that is asked for, and where none is, the head's own, which the command says."""
+    code, out, err = script('inference', photos / 'wide.jpg', f'--load_checkpoint={checkpoint}', '--workers=0', '--output=out',
+                            f'--contrast_method={method}' if method else '--contrast', '--device=cpu')
     assert code == 0, err
-    entry, = json.loads((tmp_path / 'out/manifest.json').read_text())['images']
+    assert ('the contrast is prior-log-odds' in out) == (method is None)
+    manifest = json.loads((tmp_path / 'out/manifest.json').read_text())
+    assert manifest['settings']['contrast_method'] == (method or 'prior-log-odds')
+    entry, = manifest['images']
     model, found = weights.load_model(checkpoint)
     image = eval_transform(found.known['crop_size'])(open_upright(photos / 'wide.jpg'))[None]
     classes = torch.tensor([entry['class']]), torch.tensor([entry['contrast']['class']])
     expected = contrast_maps(model, image, *classes, method)[0].detach().numpy()
-    own = np.load(tmp_path / 'out' / entry['contrast']['maps'][f'{method}_contrast'])
+    own = np.load(tmp_path / 'out' / entry['contrast']['maps'][f'{method or "prior-log-odds"}_contrast'])
     np.testing.assert_allclose(own, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
     if method == 'evidence':
         odds = np.log(entry['probability'] / entry['contrast']['probability'])
