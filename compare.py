@@ -117,9 +117,8 @@ def rows_of(folder, experiment):
         if result['metric'] == 'accuracy':
             networks.append((about, result))
         elif result['metric'] == 'interventions':
-            for name, own in result['methods'].items():
-                row = Row(experiment, name, about, {column: Measured(own[key][0], bounds=tuple(own[key][1:]))
-                                                    for column, key in reports.INTERVENTIONS.items() if key in own})
+            for name, columns in reports.intervened(result).items():
+                row = Row(experiment, name, about, columns)
                 if row not in rows:  # a result of fewer contrasts has the same controls, to the last digit
                     rows.append(row)
         else:

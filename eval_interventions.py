@@ -3,8 +3,9 @@
 The painter repaints a test image with one part in another class's colours, or before another background, all else the
 same. So the true effect of every region on this network's log p(A|x) / p(B|x) is known: the log-odds of the image less
 those of the repainted one. Every contrast method, "why A and not B", is held against it, next to cue localization on
-exact part masks. Source: the parts' deletion of FunnyBirds (Hesse et al., ICCV 2023); the network with random weights
-of Adebayo et al. 2018; cue localization of Kim et al., ICCV 2021.
+exact part masks. Source: the idea is that of FunnyBirds (Hesse et al., ICCV 2023), which deletes a part, where here it
+takes the other class's colours; the network with random weights of Adebayo et al. 2018; cue localization of Kim et al.,
+ICCV 2021.
 True effects are computed in float32, whatever the precision of the maps.
 Result: save/<experiment_name>/interventions_ToyBirds_<method>.<8 digits>.json, a row for each contrast; until
 all are measured, those that are stand in a file of that name with .unfinished at its end.
@@ -308,7 +309,8 @@ def main():
     if not processes.is_first():
         return
     facts = content['network']
-    turns = '' if facts['turns'][0] is None else f'; of these {facts["turns"][0]:.1f} % turn with all differing parts'
+    share, low, high = facts['turns']
+    turns = '' if share is None else f'; of these {share:.1f} % [{low:.1f}, {high:.1f}] turn with all differing parts'
     util.say(f'\n{run.args.attribution_method}, {len(questions)} questions, {facts["accuracy"]:.1f} % on images that '
              f'the network gets right{turns}')
     table = []

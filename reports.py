@@ -39,9 +39,10 @@ TOPICS = {  # title -> {column: its name within the table}
     'Pixels that the published protocol drops, %': {'dropped true': 'true', 'dropped false': 'false'},
     'Remove-and-classify: R_k, lower is better': {f'R_{percent}': f'R_{percent}' for percent in ERASED},
     'Localization (WSOL), %': {name: name for name in WSOL},
-    'Interventions': {name: name for name in INTERVENTIONS},
+    'Interventions': {name: name for name in (*INTERVENTIONS, 'turns', 'questions')},
 }
 DECIMALS = dict.fromkeys([*(f'R_{percent}' for percent in ERASED), 'rank corr.', 'slope', 'error'], 2)
+DECIMALS['questions'] = 0
 
 
 # --- samples ------------------------------------------------------------------------------------------
@@ -110,6 +111,15 @@ def measured(result):
     """{column: Measured} of a result's content."""
     read = {'cue_location': _cue_location, 'pixel_perturb': _pixel_perturb, 'wsol': _wsol, 'accuracy': _accuracy}
     return read.get(result.get('metric'), lambda _: {})(result)
+
+
+def intervened(result):
+    """{contrast: {column: Measured}} of a result of interventions."""
+    def figure(value, *bounds):
+        return Measured(value, bounds=bounds)
+    turns = figure(*result['network']['turns'])  # of the network, whatever the contrast
+    return {name: {column: figure(*own[key]) for column, key in INTERVENTIONS.items() if key in own}
+            | {'turns': turns, 'questions': Measured(own['questions'])} for name, own in result['methods'].items()}
 
 
 def _cue_location(result):
