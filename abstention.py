@@ -4,11 +4,12 @@ With logarithmic thresholds the published cue localization leaves a score below 
 So a map that gives many pixels a score of nearly zero is measured on the others alone. Here any map does so: the lowest
 percentage of its pixels gets the score 0. Each experiment is measured at each percentage by eval_cue_location.py, with
 logarithmic thresholds, and no measurement is made twice. Folders of one name, as of networks trained with several
-seeds, are one line: the mean, and in the table the standard deviation.
+seeds, are one line: the mean, and in the table the standard deviation. The controls random and object_mask know no
+network, and are measured with the first folder alone.
 Result: <output>/abstention.txt, the table, and abstention.png: the share of dropped pixels against PxAP, as the
 published code counts and with all pixels counted.
 
-    python abstention.py save/demo/CAM save/demo/CALM_EM --drop=0,20,50,80 --processes=own,saliency
+    python abstention.py save/demo/CAM save/demo/CALM_EM --drop=0,20,50,80 --processes=own,saliency,log-odds,random
 """
 from pathlib import Path
 
@@ -23,13 +24,16 @@ import util
 import whole_files
 from util import UserError
 from wsol import HEADS
+from wsol.contrast import CONTRASTS
 from wsol.query import PROCESSES
 
 OWN = 'own'
 CHOSEN = ('experiment_name', 'save_root', 'load_checkpoint', 'scoremap_root', 'score_map_method', 'threshold_type',
           *(name for name, flag in config.ALL_FLAGS.items() if 'eval_cue_location' in flag.several)
           )  # flags of eval_cue_location that this script states itself, or has no use for
-SHOWN = {'vanilla': 'logits', 'jointll': 'joint', 'saliency': 'prior', config.OBJECT_MASK: "the object's mask"}
+OF_PAIRS = {name: entry for name, entry in CONTRASTS.items() if name not in PROCESSES}  # one map of two classes
+CONTROLS = {config.OBJECT_MASK: "control: the object's mask", 'random': 'control: random maps'}  # of no network
+SHOWN = {'vanilla': 'logits', 'jointll': 'joint', 'saliency': 'prior'}
 
 
 def make_parser():
@@ -39,9 +43,9 @@ def make_parser():
                         type=flag_values.several(flag_values.number(float, 0, True, 100)),
                         help='percentages of the pixels (default: 0,20,50,80)')
     parser.add_argument('--processes', metavar='PROCESS,...', default=(OWN,),
-                        type=flag_values.several(flag_values.choice((OWN, *PROCESSES, config.OBJECT_MASK))),
-                        help="attribution methods, each measured where a network has it; own: the network's own, "
-                        'vanilla or jointll (default: own)')
+                        type=flag_values.several(flag_values.choice((OWN, *PROCESSES, *OF_PAIRS, *CONTROLS))),
+                        help='attribution methods, and contrast methods such as log-odds, each measured where a network '
+                        "has it; own: the network's own, vanilla or jointll (default: own)")
     parser.add_argument('--output', default='abstention', metavar='FOLDER', help='where to (default: abstention)')
     return parser
 
@@ -53,8 +57,8 @@ def methods_of(folder, processes):
         raise UserError(f'{folder} holds no finished training; name experiments as they lie, such as save/calm_em')
     head = HEADS[method]
     processes = dict.fromkeys(head.own_maps if process == OWN else process for process in processes)
-    return [process for process in processes
-            if process == config.OBJECT_MASK or issubclass(head, PROCESSES[process].head)]
+    needs = {name: entry.head for name, entry in (*PROCESSES.items(), *OF_PAIRS.items())}
+    return [process for process in processes if process in CONTROLS or issubclass(head, needs[process])]
 
 
 def settings_of(flags):
@@ -73,21 +77,25 @@ def measure(folder, processes, percents, flags, settings):
     and PxAP of all pixels, NaN where there is none. settings: of the flags. Percentages of which something is missing
     are measured in one pass."""
     def result(process, percent):
-        return experiments.result(folder, 'cue_location', process, **settings, drop_lowest=percent,
+        map_of = (None, {'contrast_method': process}) if process in OF_PAIRS else (process, {})
+        return experiments.result(folder, 'cue_location', map_of[0], **map_of[1], **settings, drop_lowest=percent,
                                   threshold_type='log')
 
-    def is_missing(percent):
+    def is_missing(percent, names):
         try:
-            for process in processes:
+            for process in names:
                 result(process, percent)
         except UserError:
             return True
         return False
-    missing = [f'{percent:.10g}' for percent in percents if is_missing(percent)]
-    if missing:
-        experiments.run(folder.parent, 'eval_cue_location.py', f'--experiment_name={folder.name}',
-                        f'--score_map_process={",".join(processes)}', '--threshold_type=log',
-                        f'--drop_lowest={",".join(missing)}', *flags)
+    of_pairs = [process for process in processes if process in OF_PAIRS]
+    for flag, names in (('score_map_process', [process for process in processes if process not in of_pairs]),
+                        ('contrast_method', of_pairs)):
+        missing = [f'{percent:.10g}' for percent in percents if is_missing(percent, names)]
+        if missing:
+            experiments.run(folder.parent, 'eval_cue_location.py', f'--experiment_name={folder.name}',
+                            f'--{flag}={",".join(names)}', '--threshold_type=log',
+                            f'--drop_lowest={",".join(missing)}', *flags)
 
     def point(own):
         pxap = own['pxap']['parts']['per_pair']
@@ -105,14 +113,16 @@ def table_rows(name, percents, points):
 def main():
     args, flags = make_parser().parse_known_args()
     settings = settings_of(flags)  # a mistake in them is known before the first measurement
-    percents, points = sorted({round(percent, 6) for percent in args.drop}), {}
-    methods = {folder: methods_of(folder, args.processes) for folder in map(Path, args.folders)}
+    percents, points, methods = sorted({round(percent, 6) for percent in args.drop}), {}, {}
+    several = len(args.processes) > 1 or OWN not in args.processes
+    for place, folder in enumerate(map(Path, args.folders)):
+        methods[folder] = methods_of(folder, [name for name in args.processes if place == 0 or name not in CONTROLS])
     if not any(methods.values()):
         raise UserError(f'none of the networks has --processes={",".join(args.processes)}')
     for folder, processes in methods.items():
         for process, own in (measure(folder, processes, percents, flags, settings) if processes else {}).items():
-            name = f'{folder.name}, {SHOWN.get(process, process)}' if len(args.processes) > 1 else folder.name
-            points.setdefault(name, []).append(own)
+            name = f'{folder.name}, {SHOWN.get(process, process)}' if several else folder.name
+            points.setdefault(CONTROLS.get(process, name), []).append(own)
     points = {name: np.stack(own) for name, own in points.items()}  # (networks, percentages, 3)
     curves = {name: own.mean(0).T for name, own in points.items()}
     rows = [row for name, own in points.items() for row in table_rows(name, percents, own)]

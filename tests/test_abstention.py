@@ -46,11 +46,28 @@ def test_networks_of_one_name_are_one_line_for_each_method_they_have(at_home, sa
     assert code == 0, err
     lines = (tmp_path / 'abstention' / 'abstention.txt').read_text().splitlines()
     rows = [re.split(r'\s{2,}', line.strip()) for line in lines[2:]]
-    # the prior is CALM's alone
-    assert [row[0] for row in rows] == ['CAM, logits', "CAM, the object's mask", 'CALM_EM, joint', 'CALM_EM, prior',
-                                        "CALM_EM, the object's mask"]
-    assert all(cell.endswith('± 0.0') for row in rows for cell in row[2:])  # the two networks are one
-    assert rows[1][2:] == rows[4][2:] and rows[2][3:] != rows[3][3:]  # the birds' masks know no network
+    # the prior is CALM's alone, and the birds' masks know no network
+    assert [row[0] for row in rows] == ['CAM, logits', "control: the object's mask", 'CALM_EM, joint', 'CALM_EM, prior']
+    assert all(cell.endswith('± 0.0') for row in rows for cell in row[2:] if row[0] != rows[1][0])  # two networks are one
+    assert rows[2][3:] != rows[3][3:]
+
+
+def test_contrast_methods_are_methods_too(at_home, save, script, tiny_birds, tmp_path):
+    small = ['--crop_size=56', '--workers=0', '--device=cpu']
+    for _ in range(2):  # nothing is measured twice
+        code, _, err = script('abstention', 'save/CAM', 'save/CALM_EM', '--drop=0,50', '--processes=own,log-odds,evidence,random',
+                              *small)
+        assert code == 0 and len(at_home) == 4, err
+    lines = (tmp_path / 'abstention' / 'abstention.txt').read_text().splitlines()
+    rows = [re.split(r'\s{2,}', line.strip()) for line in lines[2:]]
+    assert [row[0] for row in rows[::2]] == ['CAM, logits', 'CAM, log-odds', 'CAM, evidence', 'control: random maps',
+                                             'CALM_EM, joint', 'CALM_EM, log-odds', 'CALM_EM, evidence']
+    for name in ('log-odds', 'evidence'):
+        (own,) = [own for own in map(result_files.read_result, (save / 'CALM_EM').glob('cue_location*.json'))
+                  if own['settings']['contrast_method'] == name and own['settings']['drop_lowest'] == 50]
+        shown = next(row for row in rows if row[:2] == [f'CALM_EM, {name}', '50 %'])[2:]
+        pxap = own['pxap']['parts']['per_pair']
+        assert shown == [f'{value:.1f}' for value in (own['dropped']['parts']['all'], pxap['dropped']['mean'], pxap['counted']['mean'])]
 
 
 def test_what_is_no_experiment_is_refused(script, tmp_path):
