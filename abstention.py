@@ -43,9 +43,9 @@ def make_parser():
                         type=flag_values.several(flag_values.number(float, 0, True, 100)),
                         help='percentages of the pixels (default: 0,20,50,80)')
     parser.add_argument('--processes', metavar='PROCESS,...', default=(OWN,),
-                        type=flag_values.several(flag_values.choice((OWN, *PROCESSES, *OF_PAIRS, *CONTROLS))),
-                        help='attribution methods, and contrast methods such as log-odds, each measured where a network '
-                        "has it; own: the network's own, vanilla or jointll (default: own)")
+                        type=flag_values.several(flag_values.choice((OWN, *PROCESSES, *OF_PAIRS, config.OBJECT_MASK))),
+                        help='attribution methods, and contrast methods such as log-odds, each measured where a '
+                        "network has it; own: the network's own, vanilla or jointll (default: own)")
     parser.add_argument('--output', default='abstention', metavar='FOLDER', help='where to (default: abstention)')
     return parser
 
