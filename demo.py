@@ -47,16 +47,17 @@ PICTURED = (('007.Toy_B3', '005.Toy_B1'), ('002.Toy_A2', '004.Toy_A4'), ('011.To
 
 def table():
     """The figures of all runs, a row for each of MEASURED."""
-    header = ['', 'accuracy', 'published 1', '2', '3', 'per pair 1', '2', '3', 'exact 1', '2', '3',
+    header = ['', 'accuracy', 'published 1', '2', '3', 'dropped', 'per pair 1', '2', '3', 'exact 1', '2', '3',
               *(f'R_{100 * ratio:.0f}' for ratio in ERASE_RATIOS)]
     rows = []
     for name, (experiment, process) in MEASURED.items():
         cue, erased = (result(FOLDER / experiment, metric, process, PRECISION)
                        for metric in ('cue_location', 'pixel_perturb'))
-        columns = (cue['pxap']['parts']['published']['dropped'], cue['pxap']['parts']['per_pair']['counted'],
-                   cue['pxap']['exact']['per_pair']['counted'])
+        published, *counted = (cue['pxap'][truth][protocol][count] for truth, protocol, count in (
+            ('parts', 'published', 'dropped'), ('parts', 'per_pair', 'counted'), ('exact', 'per_pair', 'counted')))
         accuracy = None if name.startswith('control') else erased['accuracy']
-        rows.append([name, accuracy, *(column[key] for column in columns for key in '123'),
+        rows.append([name, accuracy, *(published[key] for key in '123'), cue['dropped']['parts']['all'],
+                     *(column[key] for column in counted for key in '123'),
                      *('-' if record['R'] is None else f'{record["R"]:.2f}' for record in erased['ratios'])])
     return util.table(header, rows)
 

@@ -63,6 +63,7 @@ def test_the_demos_table_holds_the_figures_of_its_results(script, at_home, tmp_p
         for values in (pxap['parts']['published']['dropped'], pxap['parts']['per_pair']['counted'],
                        pxap['exact']['per_pair']['counted']):
             expected += [one_decimal(values[k]) for k in ('1', '2', '3')]
+        expected.insert(4, one_decimal(cue['dropped']['parts']['all']))
         expected += ['-' if record['R'] is None else f'{record["R"]:.2f}' for record in erased['ratios']]
         assert rows[name] == expected, name
     table = (folder / 'table.txt').read_text()
