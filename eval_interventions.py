@@ -35,6 +35,8 @@ REGIONS = (*UNION_PARTS, 'background')
 BACKGROUND = UNION_PARTS.index('wing') + 1
 # methods that take some fifty forwards and more for a map are measured on --slow_questions of the questions
 SLOW = ('integrated', 'smooth', 'var_grad', 'score_cam', 'occlusion')
+# the contrasts whose maps of a network with random weights are controls: they take one forward or gradient
+UNTRAINED = ('joint-difference', 'posterior-difference', 'prior-log-odds', 'evidence', 'log-odds', 'backprop')
 COLUMNS = {'pxap': 'PxAP, exact', 'rank': 'rank corr.', 'share': 'mass on cue, %', 'sign': 'sign, %', 'slope': 'slope',
            'error': 'error'}
 
@@ -183,8 +185,8 @@ def control_sources(run, source, masks):
     untrained = build_model(**config.network_settings(run.args), num_classes=run.data.num_classes).to(run.device).eval()
     controls = {'control: random': noise,
                 "control: the bird's mask": bird,
-                'control: random weights, log-odds': source(untrained, 'log-odds'),
-                'control: random weights, backprop': source(untrained, 'backprop')}
+                **{f'control: random weights, {name}': source(untrained, name) for name in UNTRAINED
+                   if issubclass(type(untrained), CONTRASTS[name].head)}}
     if run.model.own_maps == 'jointll':
         controls['control: prior'] = lambda images, *_: run.model.activations(images).prior
     return controls

@@ -213,16 +213,23 @@ def test_every_network_has_a_control_with_random_weights_of_its_own():
     be the network's own start."""
     args = config.parse('eval_interventions', argv=['--architecture=resnet18', '--last_stage=layer1', '--seed=0'])
 
-    def control(sha256):
+    def controls(sha256, args):
         run = Munch(args=args, checkpoint=Munch(sha256=sha256), data=Munch(num_classes=18), device=torch.device('cpu'),
                     model=Munch(own_maps='vanilla'))
-        sources = interventions.control_sources(run, lambda model, name: model, None)
-        return sources['control: random weights, log-odds'].conv_last.weight
+        own = interventions.control_sources(run, lambda model, name: (model, name), None)
+        return {name.partition(' weights, ')[2]: source for name, source in own.items() if 'random weights' in name}
+
+    def control(sha256):
+        return controls(sha256, args)['log-odds'][0].conv_last.weight
     torch.manual_seed(0)
     start = build_model(**config.network_settings(args), num_classes=18).conv_last.weight
     first, again, second = (control(digit * 64) for digit in 'aab')
     assert torch.equal(first, again)
     assert not any(torch.equal(*pair) for pair in ((first, second), (first, start), (second, start)))
+    of_a_head = {head: controls('a' * 64, Munch(args, attribution_method=head)) for head in ('CAM', 'CALM_EM')}
+    assert of_a_head['CAM'].keys() == {'log-odds', 'evidence', 'backprop'}
+    assert of_a_head['CALM_EM'].keys() - of_a_head['CAM'].keys() == {'joint-difference', 'posterior-difference', 'prior-log-odds'}
+    assert all(source[1] == name for own in of_a_head.values() for name, source in own.items())
 
 
 def test_the_birds_mask_is_a_control(script, tiny_birds, save, birds, asked):
