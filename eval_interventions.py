@@ -257,9 +257,10 @@ def measure(run, images, questions, regions, source, name):
 
 
 def summarise(figures, questions, pxap, seed):
-    """{figure: [value, low, high]}, 95 % by images drawn again; PxAP's mean over the pairs has no interval here."""
-    images = np.array([question.index for question in questions])
-    summary = {'pxap': [pxap, None, None]}
+    """{figure: [value, low, high]}, 95 % by images drawn again; of PxAP's mean by class pairs. pxap: (P,), NaN where a
+    pair has none."""
+    images, pxap = np.array([question.index for question in questions]), pxap[np.isfinite(pxap)]
+    summary = {'pxap': [float(pxap.mean()), *metrics.bootstrap_ratio_of_sums(pxap, np.ones(len(pxap)), seed)]}
     for name, (above, below) in figures.items():
         by_image = [np.bincount(images, part) for part in (above, below)]
         summary[name] = [float(above.sum() / below.sum()) if below.any() else None,
@@ -305,7 +306,7 @@ def main():
         value = metrics.pixel_average_precision(counts)
         figures = held_against(signed, absolute, asked, effect, unit, present[rows])
         content['methods'][name] = {'questions': len(asked), 'unit': unit,
-                                    **summarise(figures, asked, float(np.nanmean(value)), seed)}
+                                    **summarise(figures, asked, value, seed)}
         if processes.is_first():
             result.write_unfinished(content)
     if not processes.is_first():

@@ -196,6 +196,7 @@ def test_the_script_ranks_a_map_of_the_cue_above_noise(script, tiny_birds, save,
     found, noise = content['methods']['log-odds'], content['methods']['control: random']
     assert found['share'][0] == pytest.approx(100) and found['pxap'][0] > 99 and found['rank'][0] > noise['rank'][0]
     assert noise['share'][0] < 30 and noise['share'][1] < noise['share'][0] < noise['share'][2]
+    assert noise['pxap'][1] < noise['pxap'][0] < noise['pxap'][2]  # over the class pairs
     assert content['network']['accuracy'] <= 100 and 'log-odds' in out
 
 
