@@ -115,7 +115,7 @@ def main():
     settings = settings_of(flags)  # a mistake in them is known before the first measurement
     percents, points, methods = sorted({round(percent, 6) for percent in args.drop}), {}, {}
     several = len(args.processes) > 1 or OWN not in args.processes
-    for place, folder in enumerate(map(Path, args.folders)):
+    for place, folder in enumerate(dict.fromkeys(map(Path, args.folders))):
         methods[folder] = methods_of(folder, [name for name in args.processes if place == 0 or name not in CONTROLS])
     if not any(methods.values()):
         raise UserError(f'none of the networks has --processes={",".join(args.processes)}')

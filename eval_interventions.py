@@ -281,6 +281,20 @@ def network_facts(effects, questions, seed):
         'effect_of_the_background': float(np.abs(effects.log_odds[:, BACKGROUND]).mean())}
 
 
+def report(content, method):
+    """Say what was measured of the network, and of each contrast. content: of the result."""
+    facts = content['network']
+    share, low, high = facts['turns']
+    turns = '' if share is None else f'; of these {share:.1f} % [{low:.1f}, {high:.1f}] turn with all differing parts'
+    util.say(f'\n{method}, {content["questions"]} questions, {facts["accuracy"]:.1f} % on images that the network gets '
+             f'right{turns}')
+    table = []
+    for name, own in content['methods'].items():
+        values = [own.get(key, [None])[0] for key in COLUMNS]
+        table.append([name, *(None if value is None else f'{value:.2f}' for value in values), own['questions']])
+    util.say(util.table(['why A and not B', *COLUMNS.values(), 'questions'], table))
+
+
 def main():
     run = evaluation.open_evaluation(config.parse('eval_interventions', __doc__), 'eval_interventions')
     if run.data.name != 'ToyBirds':
@@ -311,16 +325,7 @@ def main():
             result.write_unfinished(content)
     if not processes.is_first():
         return
-    facts = content['network']
-    share, low, high = facts['turns']
-    turns = '' if share is None else f'; of these {share:.1f} % [{low:.1f}, {high:.1f}] turn with all differing parts'
-    util.say(f'\n{run.args.attribution_method}, {len(questions)} questions, {facts["accuracy"]:.1f} % on images that '
-             f'the network gets right{turns}')
-    table = []
-    for name, own in content['methods'].items():
-        values = [own.get(key, [None])[0] for key in COLUMNS]
-        table.append([name, *(None if value is None else f'{value:.2f}' for value in values), own['questions']])
-    util.say(util.table(['why A and not B', *COLUMNS.values(), 'questions'], table))
+    report(content, run.args.attribution_method)
     result.write(content)
 
 
