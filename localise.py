@@ -22,6 +22,7 @@ import util
 import whole_files
 from experiments import PRECISION
 from reports import Cell
+from wsol import metrics
 
 FOLDER = Path('save/localise')
 EPOCHS = 8  # of fine-tuning: fewer than the ablation's, for there are many rows
@@ -56,7 +57,6 @@ COLUMNS = ('accuracy', *CONTRASTS, 'prior')
 A_B = COLUMNS.index('log-odds')  # for CAM
 CONTROLS = {"the bird's mask": 'object_mask', 'random maps': 'random'}
 ACCURACY_LOSS = 2  # points
-T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t by degrees of freedom, from 1
 
 
 def pxap(folder, name, flag, methods):
@@ -84,12 +84,11 @@ def measure(seed, row, method, stages, *flags):
 
 
 def mean_and_interval(values):
-    """(mean, low, high), 95 % by Student's t. values: (S,). One value has no interval; that of more than 10 is a little
-    wide."""
+    """(mean, low, high), 95 % by Student's t. values: (S,). One value has no interval."""
     mean = float(np.mean(values))
     if len(values) == 1:
         return mean, None, None
-    half = T_975[min(len(values) - 1, len(T_975)) - 1] * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    half = metrics.student(len(values) - 1) * float(np.std(values, ddof=1)) / len(values) ** 0.5
     return mean, mean - half, mean + half
 
 

@@ -43,6 +43,7 @@ TOPICS = {  # title -> {column: its name within the table}
 }
 DECIMALS = dict.fromkeys([*(f'R_{percent}' for percent in ERASED), 'rank corr.', 'slope', 'error'], 2)
 DECIMALS['questions'] = 0
+OTHER_TRAININGS = ', other trainings too'  # of a difference whose interval covers them
 
 
 # --- samples ------------------------------------------------------------------------------------------
@@ -82,13 +83,40 @@ def _ratio(above, below):
 def mean_difference(samples, others):
     """(value, low, high) of the mean of several Samples' values less that of others', all of the same units, which are
     drawn again for all together."""
+    value, draws = _drawn_difference(samples, others)
+    return value, *metrics.interval(draws)
+
+
+def _drawn_difference(samples, others):
+    """The difference of mean_difference, and that of every draw, (draws,)."""
     columns = np.stack([side for own in (*samples, *others) for side in (own.above, own.below)], 1)  # (U,2S)
     columns = columns[np.isfinite(columns).all(1)]
 
     def difference(sums):
         ratios = _ratio(sums[..., 0::2], sums[..., 1::2])
         return ratios[..., :len(samples)].mean(-1) - ratios[..., len(samples):].mean(-1)
-    return float(difference(columns.sum(0))), *metrics.interval(difference(metrics.resampled_sums(columns, SEED)))
+    return float(difference(columns.sum(0))), difference(metrics.resampled_sums(columns, SEED))
+
+
+def difference_with_trainings(own, others):
+    """(value, low, high) of the mean of several networks' figures less that of others', with an interval that covers
+    other trainings as well as other units. own, others: two or more Measured each.
+
+    The variance of the difference is that over the units, drawn again, where the figures have Samples, and that of
+    either mean over its networks. The interval is Student's t with the degrees of freedom of Welch and Satterthwaite
+    (Welch 1947), and rather too wide: both variances hold what units and networks vary together.
+    """
+    variances = [(np.var(values, ddof=1) / len(values), len(values) - 1)
+                 for values in ([figure.value for figure in side] for side in (own, others))]
+    value = float(np.subtract(*(np.mean([figure.value for figure in side]) for side in (own, others))))
+    samples = [[figure.sample for figure in side] for side in (own, others)]
+    if all(samples[0] + samples[1]) and samples[0][0].units:
+        value, draws = _drawn_difference(*samples)
+        variances.append((np.nanvar(draws), len(samples[0][0].above) - 1))
+    total = sum(variance for variance, _ in variances)
+    spread = sum(variance**2 / freedom for variance, freedom in variances if freedom)
+    half = metrics.student(total**2 / spread) * total**0.5 if spread else 0.0
+    return value, value - half, value + half
 
 
 def pooled(samples):
@@ -200,8 +228,8 @@ class Table(NamedTuple):
 def over_networks(rows):
     """[Table], topic by topic, of mean and standard deviation over networks of one name, as trained with several seeds,
     and measured on the same images; [] where no two have one. Below them how the mean differs from that of the first
-    row's name, with its interval over the images or class pairs. rows: compare.py's; of an experiment's several
-    checkpoints the first."""
+    row's name, with its interval over the images or class pairs, and below that with the one that covers other
+    trainings, too. rows: compare.py's; of an experiment's several checkpoints the first."""
     by_key = {}
     for row in rows:
         key = f'{Path(row.experiment).name}: {row.method}', row.about.get('dataset'), row.about.get('images_sha256')
@@ -226,11 +254,20 @@ def over_networks(rows):
         samples = [[row.columns[column].sample for row in part] for part in (own, reference)]
         return Cell(*mean_difference(*samples), DECIMALS.get(column, 1), '+')
 
+    def with_trainings(own, reference, column):
+        images = {(row.about.get('dataset'), row.about.get('images_sha256')) for row in (own[0], reference[0])}
+        if len(images) > 1 or cell(own, column) is None or cell(reference, column) is None:
+            return None
+        measured = [[row.columns[column] for row in part] for part in (own, reference)]
+        found = difference_with_trainings(*measured)
+        return Cell(*found, DECIMALS.get(column, 1), '+') if any(found) else None  # as of shares that nobody drops
+
     tables = []
     for title, columns in TOPICS.items():
         lines = [[name, str(len(own)), *(cell(own, column) for column in columns)] for name, own in groups.items()]
-        lines += [[f'{name} − {first}', '', *(difference(own, groups[first], column) for column in columns)]
-                  for name, own in groups.items() if first in groups and name != first]
+        for name, own in groups.items() if first in groups else []:
+            lines += [[f'{name} − {first}{said}', '', *(less(own, groups[first], column) for column in columns)]
+                      for said, less in (('', difference), (OTHER_TRAININGS, with_trainings)) if name != first]
         lines = [line for line in lines if any(line[2:])]
         if lines:
             tables.append(Table(f'{title}; mean ± standard deviation', ['', 'networks', *columns.values()], lines))

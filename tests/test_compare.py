@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 from conftest import ROOT, read_result, refused, run_main
 
 import compare
@@ -275,7 +276,9 @@ def test_networks_of_one_name_have_a_mean_and_a_deviation():
     (table,) = reports.over_networks(rows)
     deviations = [np.std([90, 94], ddof=1), np.std([50, 51], ddof=1)]
     assert table.header == ['', 'networks', 'accuracy']  # R_10 is that of one network alone
-    assert table.rows == [['CAM: CAM', '2', f'92.0 ± {deviations[0]:.1f}'], ['EM: CALM_EM', '2', f'50.5 ± {deviations[1]:.1f}']]
+    assert table.rows[:2] == [['CAM: CAM', '2', f'92.0 ± {deviations[0]:.1f}'], ['EM: CALM_EM', '2', f'50.5 ± {deviations[1]:.1f}']]
+    assert table.rows[2][0] == 'EM: CALM_EM − CAM: CAM, other trainings too' and table.rows[2][2].value == -41.5
+    assert len(table.rows) == 3
     assert reports.over_networks(rows[::2]) == []
 
 
@@ -288,8 +291,40 @@ def test_the_means_of_two_names_differ_by_a_paired_interval():
         return compare.Row(experiment, 'x', {}, {'exact mean': reports.Measured(sample.value(), sample)})
     rows = [row(f'seed{seed}/{name}', offset + seed) for seed in (0, 1) for name, offset in (('A', 0), ('B', 10))]
     (table,) = reports.over_networks(rows)
-    assert [line[0] for line in table.rows] == ['A: x', 'B: x', 'B: x − A: x']
+    assert [line[0] for line in table.rows] == ['A: x', 'B: x', 'B: x − A: x', 'B: x − A: x, other trainings too']
     assert str(table.rows[2][table.header.index('mean')]) == '+10.0 [+10.0, +10.0]'
+    width = 4.30 * 0.5**0.5  # two networks each, of variance 1/2: the mean's standard error is sqrt(1/4 + 1/4), by Welch with 2 degrees
+    assert str(table.rows[3][table.header.index('mean')]) == f'+10.0 [{10 - width:+.1f}, {10 + width:+.1f}]'
+
+
+def test_an_interval_with_trainings_covers_as_often_as_it_says():
+    """Figures of class pairs by networks, each with a part of its own: the true difference, 0, is outside in 5 % of the
+    experiments, where the interval over the pairs alone misses it far more often."""
+    rng, outside = np.random.default_rng(0), np.zeros(2)
+
+    def networks(pairs):
+        values = pairs + rng.normal(0, 1, (3, 1)) + rng.normal(0, 1, (3, len(pairs)))
+        samples = [reports.Sample(tuple(range(len(pairs))), own, np.ones(len(own))) for own in values]
+        return [reports.Measured(sample.value(), sample) for sample in samples]
+    for _ in range(400):
+        pairs = rng.normal(0, 5, 25)
+        own, others = networks(pairs + rng.normal(0, 2, 25)), networks(pairs)
+        _, low, high = reports.difference_with_trainings(own, others)
+        _, *bounds = reports.mean_difference(*([figure.sample for figure in side] for side in (own, others)))
+        outside += [not low < 0 < high, not bounds[0] < 0 < bounds[1]]
+    assert 0.01 < outside[0] / 400 < 0.08 and outside[1] / 400 > 0.2
+
+
+def test_figures_without_a_sample_differ_by_welch():
+    own, others = ([reports.Measured(value) for value in values] for values in ((1.0, 2.0, 4.0), (0.0, 0.5, 3.0, 3.5)))
+    expected = scipy.stats.ttest_ind([1, 2, 4], [0, 0.5, 3, 3.5], equal_var=False).confidence_interval()
+    value, *bounds = reports.difference_with_trainings(own, others)
+    assert value == pytest.approx(7 / 3 - 7 / 4) and bounds == pytest.approx([*expected], rel=0.02)
+
+
+def test_student():
+    for freedom in (1, 1.2, 1.5, 2, 2.5, 3.7, 9, 11, 17.5, 45, 200, 1e6):
+        assert metrics.student(freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), rel=0.03)
 
 
 def test_networks_are_counted_once_and_only_with_others_on_the_same_images():
