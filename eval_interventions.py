@@ -3,9 +3,9 @@
 The painter repaints a test image with one part in another class's colours, or before another background, all else the
 same. So the true effect of every region on this network's log p(A|x) / p(B|x) is known: the log-odds of the image less
 those of the repainted one. Every contrast method, "why A and not B", is held against it, next to cue localization on
-exact part masks. Source: the idea is that of FunnyBirds (Hesse et al., ICCV 2023), which deletes a part, where here it
-takes the other class's colours; the network with random weights of Adebayo et al. 2018; cue localization of Kim et al.,
-ICCV 2021.
+exact part masks. Pictures without a part, and without a shape of the background, ask what FunnyBirds asks: single
+deletion and distractibility. Source: FunnyBirds is of Hesse et al., ICCV 2023; the network with random weights of
+Adebayo et al. 2018; cue localization of Kim et al., ICCV 2021.
 True effects are computed in float32, whatever the precision of the maps.
 Result: save/<experiment_name>/interventions_ToyBirds_<method>.<8 digits>.json, a row for each contrast; until
 all are measured, those that are stand in a file of that name with .unfinished at its end.
@@ -13,8 +13,6 @@ all are measured, those that are stand in a file of that name with .unfinished a
     python eval_interventions.py --experiment_name=calm_em
     python eval_interventions.py --experiment_name=calm_em --scoremap_root=my_maps
 """
-from typing import NamedTuple
-
 import numpy as np
 import torch
 
@@ -23,105 +21,20 @@ import evaluation
 import processes
 import util
 import whole_files
-from dataset.toybirds import Repainter, class_colours
-from image_files import as_image
+from dataset.toybirds import Repainter
 from map_sources import FolderMaps, ObjectMasks
+from repainting import BACKGROUND, REGIONS, SHAPES, ask, masses, true_effects
 from util import UserError
 from wsol import build_model, metrics
 from wsol.contrast import CONTRASTS, contrast_maps
-from wsol.cub import NO_PART, UNION_PARTS
 
-REGIONS = (*UNION_PARTS, 'background')
-BACKGROUND = UNION_PARTS.index('wing') + 1
 # methods that take some fifty forwards and more for a map are measured on --slow_questions of the questions
 SLOW = ('integrated', 'smooth', 'var_grad', 'score_cam', 'occlusion')
 # the contrasts whose maps of a network with random weights are controls: they take one forward or gradient
 UNTRAINED = ('joint-difference', 'posterior-difference', 'prior-log-odds', 'evidence', 'log-odds', 'backprop')
 COLUMNS = {'pxap': 'PxAP, exact', 'rank': 'rank corr.', 'share': 'mass on cue, %', 'sign': 'sign, %', 'slope': 'slope',
-           'error': 'error'}
-
-
-class Question(NamedTuple):
-    """Why an image's class `first` and not `second`?"""
-    index: int                # of the image
-    pair: int                 # of annotations.pairs
-    first: int
-    second: int
-    parts: tuple[int, ...]    # differing parts that the picture shows
-
-
-class Effects(NamedTuple):
-    """What the interventions did, question by question. Effects: before less after; a region that the two classes share
-    has none."""
-    log_odds: np.ndarray      # (Q,8), on log p(A|x) / p(B|x), by region
-    probability: np.ndarray   # (Q,8), on p(A|x) - p(B|x)
-    all_parts: np.ndarray     # (Q,), on the log-odds, of all differing parts at once
-    is_right: np.ndarray      # (Q,) bool: the image's class is predicted
-    turns: np.ndarray         # (Q,) bool: with all differing parts in B's colours, B is
-
-
-def ask(images, annotations, size):
-    """The Questions of a split, and the region (N,S,S) uint8 of every pixel of its images."""
-    regions, questions = [], []
-    for index, label in enumerate(images.labels.tolist()):
-        mask = annotations.true_parts(images.image_id(index), size)
-        if mask is None:
-            raise UserError(f'{annotations.root / "part_masks"} is not there, and interventions need it: move '
-                            f'{annotations.root} away, and the painter makes it again')
-        regions.append(np.where(mask == NO_PART, BACKGROUND, mask).astype(np.uint8))
-        shown = set(np.unique(mask).tolist())
-        for number, pair in enumerate(annotations.pairs):
-            parts = tuple(part for part in pair.parts if part in shown)
-            if label in pair[:2] and parts:
-                other = pair.second if label == pair.first else pair.first
-                questions.append(Question(index, number, label, other, parts))
-    return questions, np.stack(regions)
-
-
-@torch.no_grad()
-def true_effects(model, images, questions, repainter, device):
-    """The Effects, by repainting: one forward for each picture. Each process repaints some of the images."""
-    colours, by_image = [own for _, own in class_colours()], {}
-    for number, question in enumerate(questions):
-        by_image.setdefault(question.index, []).append(number)
-    log_odds, probability = (np.zeros((len(questions), len(REGIONS))) for _ in range(2))
-    all_parts, is_right, turns = np.zeros(len(questions)), *(np.zeros(len(questions), bool) for _ in range(2))
-    own = list(by_image.items())[processes.rank()::processes.size()]
-    for index, numbers in util.progress(own, 'repainting', 'image'):
-        image_id = images.image_id(index)
-        pictures, places = [repainter.paint(image_id), repainter.paint(image_id, background=1)], {}
-        for number in numbers:
-            other = colours[questions[number].second]
-            swaps = {(number, part): {UNION_PARTS[part]: other[UNION_PARTS[part]]} for part in questions[number].parts}
-            swaps[number, 'all'] = {name: other[name] for swap in list(swaps.values()) for name in swap}
-            for key, swap in swaps.items():
-                places[key] = len(pictures)
-                pictures.append(repainter.paint(image_id, swap))
-        batch = torch.stack([images.transform(as_image(picture)) for picture in pictures])
-        scores = model(util.to_device(batch, device)).log_softmax(1).cpu().double().numpy()  # (V,C)
-        for number in numbers:
-            _, _, first, second, parts = questions[number]
-            odds = scores[:, first] - scores[:, second]
-            gap = np.exp(scores[:, first]) - np.exp(scores[:, second])
-            for region, place in ((BACKGROUND, 1), *((part, places[number, part]) for part in parts)):
-                log_odds[number, region], probability[number, region] = odds[0] - odds[place], gap[0] - gap[place]
-            after = places[number, 'all']
-            all_parts[number] = odds[0] - odds[after]
-            is_right[number], turns[number] = scores[0].argmax() == first, scores[after].argmax() == second
-    effects = processes.gather((log_odds, probability, all_parts, is_right, turns))  # zero where another has measured
-    return Effects(*(sum(own).astype(own[0].dtype) for own in zip(*effects, strict=True)))
-
-
-def region_masses(maps, regions):
-    """The sum of maps (E,h,w) over each region of the picture, and of their absolute values: two (E,8).
-
-    Enlarged to the regions' size (E,S,S); a map's whole mass stays the sum of its cells.
-    """
-    size = regions.shape[1:]
-    values = metrics.resize(maps, size).flatten(1).double() * (maps[0].numel() / (size[0] * size[1]))
-    where = torch.from_numpy(regions).flatten(1).long()
-    empty = torch.zeros(len(maps), len(REGIONS), dtype=torch.float64)
-    return empty.scatter_add(1, where, values).numpy(), empty.scatter_add(1, where, values.abs()).numpy()
+           'error': 'error', 'deletion': 'deletion corr.', 'distractors': 'on distractors'}
+NEGLIGIBLE = 0.1  # nats: a shape of the background that does less is a distractor
 
 
 # --- methods and controls -----------------------------------------------------------------------------
@@ -229,13 +142,30 @@ def held_against(signed, absolute, questions, effects, unit, present):
     return {name: tuple(np.asarray(part, float) for part in parts) for name, parts in figures.items()}
 
 
+def held_against_deletions(signed, absolute, on_shapes, effects, present, areas):
+    """The same for FunnyBirds' two: single deletion, and mass on distractors as a multiple of their share of the area.
+
+    on_shapes: (Q,18) absolute masses. effects: the Effects. areas: (Q,18) shares of the picture.
+    """
+    parts = present[:, :BACKGROUND]
+    rank = rank_correlation(np.where(parts, signed[:, :BACKGROUND], np.nan), np.where(parts, effects.deletion, np.nan))
+    distracts = (areas > 0) & (np.abs(effects.shapes) < NEGLIGIBLE)
+    total = absolute.sum(1)
+    above = (on_shapes * distracts).sum(1) / np.maximum(total, 1e-300)
+    return {'deletion': (np.nan_to_num(rank), np.isfinite(rank).astype(float)),
+            'distractors': (above, (areas * distracts).sum(1) * (total > 0))}
+
+
 @torch.no_grad()
-def measure(run, images, questions, regions, source, name):
-    """One pass over the questions, of which each process takes some batches. Returns the masses, two (Q,8), and the
-    histograms (P,2,bins) of cue localization."""
-    edges, pairs = metrics.bin_edges('even', run.args.cam_curve_interval), 1 + max(q.pair for q in questions)
+def measure(run, images, asked, source, name):
+    """One pass over the questions, of which each process takes some batches. Returns the masses by region, signed and
+    absolute (Q,8), the absolute ones on the background's shapes (Q,18), and the histograms (P,2,bins) of cue
+    localization."""
+    edges, questions = metrics.bin_edges('even', run.args.cam_curve_interval), asked.questions
+    pairs = 1 + max(question.pair for question in questions)
     signed, absolute = np.zeros((2, len(questions), len(REGIONS)))
-    counts, starts = 0, range(0, len(questions), run.args.batch_size)[processes.rank()::processes.size()]
+    counts, on_shapes = 0, np.zeros((len(questions), SHAPES))
+    starts = range(0, len(questions), run.args.batch_size)[processes.rank()::processes.size()]
     for start in util.progress(starts, name, 'batch'):
         part = questions[start:start + run.args.batch_size]
         indices = torch.tensor([question.index for question in part])
@@ -245,15 +175,16 @@ def measure(run, images, questions, regions, source, name):
             maps = source(batch, indices, first, second).float().cpu()
         if not maps.isfinite().all():
             raise UserError(f'{name} gives maps with values that are infinite or no number')
-        own = regions[indices.numpy()]
+        own = asked.regions[indices.numpy()]
         rows = slice(start, start + len(part))
-        signed[rows], absolute[rows] = region_masses(maps, own)
+        signed[rows], absolute[rows] = masses(maps, own, len(REGIONS))
+        on_shapes[rows] = masses(maps, asked.clutter[indices.numpy()], SHAPES + 1)[1][:, 1:]
         scores = metrics.normalise(metrics.resize(maps, own.shape[1:]).abs(), 'minmax')
         truth = torch.stack([torch.isin(torch.from_numpy(mask), torch.tensor(question.parts, dtype=torch.uint8))
                              for mask, question in zip(own, part, strict=True)])
         binned, rows = metrics.bin_scores(scores, edges).flatten(1), torch.tensor([question.pair for question in part])
         counts = counts + metrics.count_scores(binned, truth.flatten(1), len(edges) + 1, rows, pairs)
-    return [sum(own) for own in zip(*processes.gather((signed, absolute, counts)), strict=True)]
+    return [sum(own) for own in zip(*processes.gather((signed, absolute, on_shapes, counts)), strict=True)]
 
 
 def summarise(figures, questions, pxap, seed):
@@ -268,17 +199,20 @@ def summarise(figures, questions, pxap, seed):
     return summary
 
 
-def network_facts(effects, questions, seed):
-    """Does the network use the cue at all? Of the images that it gets right, how many turn with the colours."""
-    images = np.array([question.index for question in questions])
+def network_facts(effects, asked, seed):
+    """Does the network use the cue at all? Of the images that it gets right, how many turn with the colours. And do the
+    background's shapes matter to it?"""
+    images = np.array([question.index for question in asked.questions])
     right, turns = (np.bincount(images, part.astype(float))
                     for part in (effects.is_right, effects.is_right & effects.turns))
     share = turns.sum() / right.sum() if right.any() else None  # of nothing
+    there = asked.areas(asked.clutter, SHAPES + 1)[:, 1:] > 0
     return {'accuracy': 100 * float(effects.is_right.mean()), 'turns': [
         None if value is None else 100 * float(value)
         for value in (share, *metrics.bootstrap_ratio_of_sums(turns, right, seed))],
         'effect_of_all_parts': float(effects.all_parts.mean()),
-        'effect_of_the_background': float(np.abs(effects.log_odds[:, BACKGROUND]).mean())}
+        'effect_of_the_background': float(np.abs(effects.log_odds[:, BACKGROUND]).mean()),
+        'shapes_that_distract': 100 * float((there & (np.abs(effects.shapes) < NEGLIGIBLE)).sum() / there.sum())}
 
 
 def report(content, method):
@@ -295,38 +229,45 @@ def report(content, method):
     util.say(util.table(['why A and not B', *COLUMNS.values(), 'questions'], table))
 
 
+def measure_all(run, images, asked, sources, effects, result):
+    """Measure every contrast and control. Returns the result's content; what is finished of it is kept on the way."""
+    seed, few = run.args.seed, np.random.default_rng(run.args.seed).permutation(len(asked.questions))
+    content = {'questions': len(asked.questions), 'network': network_facts(effects, asked, seed), 'methods': {}}
+    for name, source in sources.items():
+        rows = np.sort(few[:run.args.slow_questions]) if is_slow(name) else np.arange(len(asked.questions))
+        own, of_rows = asked.chosen(rows), type(effects)(*(values[rows] for values in effects))
+        present = own.areas(own.regions, len(REGIONS)) > 0
+        signed, absolute, on_shapes, counts = measure(run, images, own, source, name)
+        unit = CONTRASTS[name].unit if name in CONTRASTS else ''
+        in_unit = of_rows.probability if unit == 'probability' else of_rows.log_odds
+        figures = held_against(signed, absolute, own.questions, in_unit, unit, present)
+        figures |= held_against_deletions(signed, absolute, on_shapes, of_rows, present,
+                                          own.areas(own.clutter, SHAPES + 1)[:, 1:])
+        value = metrics.pixel_average_precision(counts)
+        content['methods'][name] = {'questions': len(rows), 'unit': unit,
+                                    **summarise(figures, own.questions, value, seed)}
+        if processes.is_first():
+            result.write_unfinished(content)
+    return content
+
+
 def main():
     run = evaluation.open_evaluation(config.parse('eval_interventions', __doc__), 'eval_interventions')
     if run.data.name != 'ToyBirds':
         raise UserError(f'interventions need the painter: --dataset=ToyBirds, not {run.data.name}')
-    images, annotations, seed = run.open_split('test'), run.data.annotations(), run.args.seed
-    questions, regions = ask(images, annotations, run.args.crop_size)
+    images, annotations, repainter = run.open_split('test'), run.data.annotations(), Repainter(run.data.cub_root)
+    asked = ask(images, annotations, repainter, run.args.crop_size)
     # first of all: mistakes in the flags are found here, and a folder that cannot be written
-    sources = contrast_sources(run, images, questions, annotations)
+    sources = contrast_sources(run, images, asked.questions, annotations)
     if processes.is_first():
         whole_files.check_writable(run.results_folder())
-    effects = true_effects(run.model, images, questions, Repainter(run.data.cub_root), run.device)
-    present = np.stack([np.isin(np.arange(len(REGIONS)), regions[question.index]) for question in questions])
-    few = np.random.default_rng(seed).permutation(len(questions))[:run.args.slow_questions]
+    effects = true_effects(run.model, images, asked, repainter, run.device)
     name = run.args.attribution_method if run.args.scoremap_root is None else run.maps_name()
     result = run.result_file('interventions', images, 'test', name)
-    content = {'questions': len(questions), 'network': network_facts(effects, questions, seed), 'methods': {}}
-    for name, source in sources.items():
-        rows = np.sort(few) if is_slow(name) else np.arange(len(questions))
-        asked = [questions[row] for row in rows]
-        signed, absolute, counts = measure(run, images, asked, regions, source, name)
-        unit = CONTRASTS[name].unit if name in CONTRASTS else ''
-        effect = (effects.probability if unit == 'probability' else effects.log_odds)[rows]
-        value = metrics.pixel_average_precision(counts)
-        figures = held_against(signed, absolute, asked, effect, unit, present[rows])
-        content['methods'][name] = {'questions': len(asked), 'unit': unit,
-                                    **summarise(figures, asked, value, seed)}
-        if processes.is_first():
-            result.write_unfinished(content)
-    if not processes.is_first():
-        return
-    report(content, run.args.attribution_method)
-    result.write(content)
+    content = measure_all(run, images, asked, sources, effects, result)
+    if processes.is_first():
+        report(content, run.args.attribution_method)
+        result.write(content)
 
 
 if __name__ == '__main__':

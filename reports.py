@@ -27,7 +27,7 @@ PXAP = {  # topic -> truth, protocol, underflow: where a result has its figures
     'exact': ('exact', 'per_pair', 'counted')}
 WSOL = {'MaxBoxAccV2': 'MaxBoxAccV2', 'MaxBoxAcc': 'MaxBoxAcc', 'Top-1 Loc': 'Top-1 Loc', 'mask PxAP': 'PxAP'}
 INTERVENTIONS = {'PxAP exact': 'pxap', 'rank corr.': 'rank', 'mass on cue': 'share', 'sign': 'sign', 'slope': 'slope',
-                 'error': 'error'}
+                 'error': 'error', 'deletion corr.': 'deletion', 'on distractors': 'distractors'}
 TOPICS = {  # title -> {column: its name within the table}
     'Accuracy, %': {'accuracy': 'accuracy'},
     **{title: {f'{topic} {key}': key for key in paper.KEYS} for topic, title in (
@@ -41,9 +41,9 @@ TOPICS = {  # title -> {column: its name within the table}
     'Localization (WSOL), %': {name: name for name in WSOL},
     'Interventions': {name: name for name in (*INTERVENTIONS, 'turns', 'questions')},
 }
-DECIMALS = dict.fromkeys([*(f'R_{percent}' for percent in ERASED), 'rank corr.', 'slope', 'error'], 2)
+DECIMALS = dict.fromkeys([*(f'R_{percent}' for percent in ERASED), 'rank corr.', 'slope', 'error',
+                          'deletion corr.', 'on distractors'], 2)
 DECIMALS['questions'] = 0
-OTHER_TRAININGS = ', other trainings too'  # of a difference whose interval covers them
 
 
 # --- samples ------------------------------------------------------------------------------------------
@@ -63,8 +63,10 @@ class Sample:
         return float(_ratio(np.nansum(self.above), self.below[np.isfinite(self.above)].sum()))
 
     def interval(self):
-        """(low, high) over the units drawn again."""
+        """(low, high) over the units drawn again; None, None of one alone."""
         there = np.isfinite(self.above)
+        if there.sum() < 2:
+            return None, None
         above, below = metrics.resampled_sums(np.stack([self.above, self.below], 1)[there], SEED).T
         return metrics.interval(_ratio(above, below))
 
@@ -82,40 +84,44 @@ def _ratio(above, below):
 
 def mean_difference(samples, others):
     """(value, low, high) of the mean of several Samples' values less that of others', all of the same units, which are
-    drawn again for all together."""
-    value, draws = _drawn_difference(samples, others)
-    return value, *metrics.interval(draws)
+    drawn again for all together. One unit alone has no interval."""
+    value, draws, units = _drawn_difference(samples, others)
+    return value, *(metrics.interval(draws) if units > 1 else (None, None))
 
 
 def _drawn_difference(samples, others):
-    """The difference of mean_difference, and that of every draw, (draws,)."""
+    """The difference of mean_difference, that of every draw, (draws,), and the number of units that all have."""
     columns = np.stack([side for own in (*samples, *others) for side in (own.above, own.below)], 1)  # (U,2S)
     columns = columns[np.isfinite(columns).all(1)]
 
     def difference(sums):
         ratios = _ratio(sums[..., 0::2], sums[..., 1::2])
         return ratios[..., :len(samples)].mean(-1) - ratios[..., len(samples):].mean(-1)
-    return float(difference(columns.sum(0))), difference(metrics.resampled_sums(columns, SEED))
+    return float(difference(columns.sum(0))), difference(metrics.resampled_sums(columns, SEED)), len(columns)
 
 
 def difference_with_trainings(own, others):
-    """(value, low, high) of the mean of several networks' figures less that of others', with an interval that covers
-    other trainings as well as other units. own, others: two or more Measured each.
+    """(value, low, high) of the mean of several networks' figures less that of others', with an interval that is meant
+    to cover other trainings and, where the figures have Samples, other units. own, others: two or more Measured each.
 
-    The variance of the difference is that over the units, drawn again, where the figures have Samples, and that of
-    either mean over its networks. The interval is Student's t with the degrees of freedom of Welch and Satterthwaite
-    (Welch 1947), and rather too wide: both variances hold what units and networks vary together.
+    Its variance is the sum of that over the units, drawn again, and that of either mean over its networks, all of
+    which are taken as independent. The interval is Student's t with the degrees of freedom of Welch and Satterthwaite
+    (Welch 1947). What units and networks vary together is counted twice, which widens it. With two networks it may be
+    too narrow where these are alike by chance. None, None of one unit alone, and of figures that do not vary.
     """
-    variances = [(np.var(values, ddof=1) / len(values), len(values) - 1)
-                 for values in ([figure.value for figure in side] for side in (own, others))]
-    value = float(np.subtract(*(np.mean([figure.value for figure in side]) for side in (own, others))))
-    samples = [[figure.sample for figure in side] for side in (own, others)]
-    if all(samples[0] + samples[1]) and samples[0][0].units:
-        value, draws = _drawn_difference(*samples)
-        variances.append((np.nanvar(draws), len(samples[0][0].above) - 1))
+    sides = [[figure.value for figure in side] for side in (own, others)]
+    variances = [(np.var(values, ddof=1) / len(values), len(values) - 1) for values in sides]
+    value = float(np.subtract(*map(np.mean, sides)))
+    if own[0].sample:
+        value, draws, units = _drawn_difference(*([figure.sample for figure in side] for side in (own, others)))
+        if units < 2:
+            return value, None, None
+        variances.append((np.nanvar(draws) * units / (units - 1), units - 1))
     total = sum(variance for variance, _ in variances)
-    spread = sum(variance**2 / freedom for variance, freedom in variances if freedom)
-    half = metrics.student(total**2 / spread) * total**0.5 if spread else 0.0
+    if not total > 0:
+        return value, None, None
+    freedom = total**2 / sum(variance**2 / freedom for variance, freedom in variances)
+    half = metrics.student(freedom) * float(total)**0.5
     return value, value - half, value + half
 
 
@@ -246,28 +252,29 @@ def over_networks(rows):
             return None
         return util.mean_and_deviation(values, DECIMALS.get(column, 1))
 
-    def difference(own, reference, column):
-        measured = [row.columns.get(column) for row in (*own, *reference)]
-        units = {figure and figure.sample and figure.sample.units for figure in measured}
-        if len(units) > 1 or None in units:
+    def difference(own, reference, column, trainings=None):
+        measured = [[row.columns.get(column) for row in part] for part in (own, reference)]
+        samples = [[figure and figure.sample for figure in part] for part in measured]
+        units = {sample and sample.units for sample in sum(samples, [])}
+        if trainings == 'alone':
+            images = {(row.about.get('dataset'), row.about.get('images_sha256')) for row in (own[0], reference[0])}
+            if units != {None} or len(images) > 1 or None in (cell(own, column), cell(reference, column)):
+                return None
+        elif len(units) > 1 or None in units:
             return None
-        samples = [[row.columns[column].sample for row in part] for part in (own, reference)]
-        return Cell(*mean_difference(*samples), DECIMALS.get(column, 1), '+')
-
-    def with_trainings(own, reference, column):
-        images = {(row.about.get('dataset'), row.about.get('images_sha256')) for row in (own[0], reference[0])}
-        if len(images) > 1 or cell(own, column) is None or cell(reference, column) is None:
+        found = difference_with_trainings(*measured) if trainings else mean_difference(*samples)
+        if trainings and found[1] is None:
             return None
-        measured = [[row.columns[column] for row in part] for part in (own, reference)]
-        found = difference_with_trainings(*measured)
-        return Cell(*found, DECIMALS.get(column, 1), '+') if any(found) else None  # as of shares that nobody drops
+        return Cell(*found, DECIMALS.get(column, 1), '+')
 
     tables = []
     for title, columns in TOPICS.items():
         lines = [[name, str(len(own)), *(cell(own, column) for column in columns)] for name, own in groups.items()]
         for name, own in groups.items() if first in groups else []:
-            lines += [[f'{name} − {first}{said}', '', *(less(own, groups[first], column) for column in columns)]
-                      for said, less in (('', difference), (OTHER_TRAININGS, with_trainings)) if name != first]
+            lines += [[f'{name} − {first}{said}', '', *(difference(own, groups[first], column, trainings)
+                                                        for column in columns)]
+                      for said, trainings in (('', None), (', other trainings too', 'too'),
+                                              (', trainings alone', 'alone')) if name != first]
         lines = [line for line in lines if any(line[2:])]
         if lines:
             tables.append(Table(f'{title}; mean ± standard deviation', ['', 'networks', *columns.values()], lines))

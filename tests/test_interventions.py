@@ -2,6 +2,7 @@
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import scipy.stats
@@ -14,6 +15,7 @@ from torch import nn
 import compare
 import config
 import eval_interventions as interventions
+import repainting
 import weights
 from dataset import open_dataset
 from dataset.toybirds import Repainter, class_colours
@@ -35,8 +37,8 @@ def birds(tiny_birds):
 
 @pytest.fixture(scope='module')
 def asked(birds):
-    _, images, annotations, _ = birds
-    return interventions.ask(images, annotations, SIZE)
+    _, images, annotations, painter = birds
+    return repainting.ask(images, annotations, painter, SIZE)
 
 
 def test_an_image_painted_again_is_its_file(birds):
@@ -65,8 +67,9 @@ def test_only_what_is_repainted_changes(birds):
 
 def test_the_questions_are_those_of_the_class_pairs(birds, asked):
     _, images, annotations, _ = birds
-    questions, regions = asked
-    assert regions.shape == (len(images), SIZE, SIZE) and regions.max() <= interventions.BACKGROUND
+    questions, regions, clutter = asked
+    assert regions.shape == clutter.shape == (len(images), SIZE, SIZE) and regions.max() <= interventions.BACKGROUND
+    assert (regions[clutter > 0] == interventions.BACKGROUND).mean() > 0.99 and 10 < clutter.max() <= repainting.SHAPES
     for question in questions:
         pair = annotations.pairs[question.pair]
         assert images.labels[question.index] == question.first and {question.first, question.second} == set(pair[:2])
@@ -89,18 +92,17 @@ class ColourNetwork(nn.Module):
 
 def test_the_effects_are_those_of_pictures_painted_by_hand(birds, asked):
     _, images, annotations, painter = birds
-    questions, _ = asked
-    questions, model, colours = questions[::7], ColourNetwork(18), [own for _, own in class_colours()]
-    effects = interventions.true_effects(model, images, questions, painter, torch.device('cpu'))
+    some, model, colours = asked.chosen(range(0, len(asked.questions), 7)), ColourNetwork(18), [own for _, own in class_colours()]
+    effects = repainting.true_effects(model, images, some, painter, torch.device('cpu'))
 
     def odds(picture, question):
         scores = model(images.transform(Image.fromarray(picture))[None])[0]
         return float(scores[question.first] - scores[question.second])
 
-    for row, question in enumerate(questions):
+    for row, question in enumerate(some.questions):
         image_id, other = images.image_id(question.index), colours[question.second]
         clean = odds(np.array(painter.paint(image_id)), question)
-        expected = np.zeros(8)
+        expected, deletion, shapes = np.zeros(8), np.zeros(7), np.zeros(18)
         for part in question.parts:
             name = UNION_PARTS[part]
             expected[part] = clean - odds(np.array(painter.paint(image_id, {name: other[name]})), question)
@@ -108,12 +110,59 @@ def test_the_effects_are_those_of_pictures_painted_by_hand(birds, asked):
         np.testing.assert_allclose(effects.log_odds[row], expected, atol=2e-5)
         everything = {UNION_PARTS[part]: other[UNION_PARTS[part]] for part in question.parts}
         assert effects.all_parts[row] == pytest.approx(clean - odds(np.array(painter.paint(image_id, everything)), question), abs=2e-5)
+        for part in set(asked.regions[question.index].ravel().tolist()) - {7}:
+            deletion[part] = clean - odds(np.array(painter.paint(image_id, without=[UNION_PARTS[part]])), question)
+        for shape in set(asked.clutter[question.index].ravel().tolist()) - {0}:
+            shapes[shape - 1] = clean - odds(np.array(painter.paint(image_id, without=[shape])), question)
+        np.testing.assert_allclose(effects.deletion[row], deletion, atol=2e-5)
+        np.testing.assert_allclose(effects.shapes[row], shapes, atol=2e-5)
+        assert np.count_nonzero(deletion) > 3 and np.count_nonzero(shapes) > 5
+
+
+def test_what_is_left_out_changes_nothing_elsewhere(birds):
+    """A part that is not painted changes pixels that showed it; a shape of the background, those that showed that shape."""
+    _, images, _, painter = birds
+    image_id = images.image_id(3)
+    before = painter.picture(image_id)
+    for label, without in ((before.parts == 1 + UNION_PARTS.index('wing'), 'wing'), (before.clutter == 4, 4)):
+        after = painter.picture(image_id, without=[without])
+        # a pixel is the mean of four by four points: at an edge its centre may show another thing
+        near = np.asarray(cv2.dilate(label.astype(np.uint8), np.ones((5, 5), np.uint8)), bool)
+        changed = (after.image != before.image).any(2)
+        assert label.sum() > 20 and changed[label].mean() > 0.8 and not changed[~near].any()
+    assert not (painter.picture(image_id, without=['head']).parts == 1 + UNION_PARTS.index('head')).any()
+    whole = painter.picture(image_id, without=[*UNION_PARTS])
+    assert not whole.parts.any() and not whole.points.any() and (whole.clutter > 0).sum() > (before.clutter > 0).sum()
+
+
+def test_the_figures_of_deletion_and_distractors(asked):
+    """By hand: a map whose masses are the effects of deletion ranks as they do; one spread evenly has as much mass on
+    distractors as they have area, one on the bird alone has none."""
+    some = asked.chosen(range(12))
+    rng = np.random.default_rng(0)
+    regions, areas = some.areas(some.regions, 8), some.areas(some.clutter, 19)[:, 1:]
+    present, zeros = regions > 0, np.zeros(12)
+    deletion = rng.normal(size=(12, 7)) * present[:, :7]
+    shapes = np.where(rng.random((12, 18)) < 0.5, 0.01, -2.0) * (areas > 0)
+    effects = repainting.Effects(np.zeros((12, 8)), np.zeros((12, 8)), zeros, zeros > 0, zeros > 0, deletion, shapes)
+
+    def figures(signed, on_shapes):
+        found = interventions.held_against_deletions(signed, np.abs(signed), on_shapes, effects, present, areas)
+        return {name: above.sum() / below.sum() for name, (above, below) in found.items()}
+    masses = np.concatenate([deletion, np.full((12, 1), 9.0)], 1)  # the background's has no part in the ranks
+    assert figures(masses, 0 * areas) == {'deletion': pytest.approx(1), 'distractors': 0}
+    assert figures(-masses, 0 * areas)['deletion'] == pytest.approx(-1)
+    assert figures(5 * regions, 5 * areas)['distractors'] == pytest.approx(1)
+    bird = 5 * regions * (np.arange(8) < 7)
+    assert figures(bird, 5 * areas)['distractors'] == pytest.approx(
+        (areas * (shapes == 0.01) / regions[:, :7].sum(1, keepdims=True)).sum() / (areas * (shapes == 0.01)).sum())
+    assert regions.sum(1) == pytest.approx(1) and (areas.sum(1) < regions[:, 7]).all()
 
 
 def test_masses_add_up_to_the_map(asked):
-    _, regions = asked
+    regions = asked.regions
     maps = torch.randn(len(regions), 7, 7, generator=torch.Generator().manual_seed(0))
-    signed, absolute = interventions.region_masses(maps, regions)
+    signed, absolute = repainting.masses(maps, regions, 8)
     inner = torch.nn.functional.interpolate(maps[:, None], size=(SIZE, SIZE), mode='bilinear')[:, 0]
     np.testing.assert_allclose(signed.sum(1), inner.mean((1, 2)) * 49, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(absolute.sum(1), inner.abs().mean((1, 2)) * 49, rtol=1e-4)
@@ -131,7 +180,7 @@ def figures_of(signed, effects, questions, unit='nats'):
 def truth():
     """Questions with effects on one to three parts and a small one of the background."""
     rng = np.random.default_rng(0)
-    questions = [interventions.Question(row, 0, 0, 1, tuple(sorted(rng.choice(7, 1 + row % 3, replace=False).tolist())))
+    questions = [repainting.Question(row, 0, 0, 1, tuple(sorted(rng.choice(7, 1 + row % 3, replace=False).tolist())))
                  for row in range(30)]
     effects = np.zeros((30, 8))
     for row, question in enumerate(questions):
@@ -181,12 +230,12 @@ def test_the_script_ranks_a_map_of_the_cue_above_noise(script, tiny_birds, save,
 
     before = interventions.ask
 
-    def remember(images, annotations, size):
-        questions, regions = before(images, annotations, size)
-        for question in questions:
-            mask = np.isin(regions[question.index], question.parts)
+    def remember(images, *more):
+        asked = before(images, *more)
+        for question in asked.questions:
+            mask = np.isin(asked.regions[question.index], question.parts)
             truth[round(float(images[question.index][0].sum()), 3), question.first, question.second] = torch.from_numpy(mask).float()
-        return questions, regions
+        return asked
     monkeypatch.setattr(interventions, 'ask', remember)
     monkeypatch.setattr(interventions, 'contrast_maps', cue)
     code, out, err = script('eval_interventions', *tiny_birds, '--experiment_name=CALM_EM', '--contrast_method=log-odds')
@@ -243,7 +292,7 @@ def test_the_birds_mask_is_a_control(script, tiny_birds, save, birds, asked):
                 for path in (save / 'CAM').glob(f'{metric}_*.json')]
     bird = contents[0]['methods']["control: the bird's mask"]
     assert bird['pxap'][0] == pytest.approx(contents[1]['pxap']['exact']['per_pair']['counted']['mean'])
-    questions, regions = asked
+    questions, regions, _ = asked
     masks = [birds[2].object_mask(birds[1].image_id(question.index), SIZE) for question in questions]
     shares = [np.isin(regions[question.index][mask], question.parts).mean()
               for question, mask in zip(questions, masks, strict=True)]
@@ -260,16 +309,17 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_first_picture(scrip
 
 
 def test_a_network_that_is_never_right_has_no_share_that_turns(asked):
-    questions, _ = asked
+    questions = asked.questions
+    wide = np.zeros((len(questions), 18))
     zeros, never = np.zeros((len(questions), 8)), np.zeros(len(questions), bool)
-    facts = interventions.network_facts(interventions.Effects(zeros, zeros, zeros[:, 0], never, never), questions, seed=0)
+    facts = interventions.network_facts(repainting.Effects(zeros, zeros, zeros[:, 0], never, never, zeros[:, :7], wide), asked, seed=0)
     assert facts['accuracy'] == 0 and facts['turns'] == [None, None, None]
 
 
 def test_part_masks_that_are_gone_are_named(birds, tmp_path):
     _, images, annotations, _ = birds
     with pytest.raises(UserError, match='nowhere/part_masks is not there, and interventions need it'):
-        interventions.ask(images, Munch(true_parts=lambda *_: None, root=tmp_path / 'nowhere', pairs=[]), SIZE)
+        repainting.ask(images, Munch(true_parts=lambda *_: None, root=tmp_path / 'nowhere', pairs=[]), birds[3], SIZE)
 
 
 def test_an_interrupted_measurement_leaves_the_earlier_result_and_says_what_it_is(script, tiny_birds, save, monkeypatch):

@@ -175,7 +175,7 @@ def interval(draws, level=0.95):
 
 
 T_975 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26, 10: 2.23, 12: 2.18, 15: 2.13,
-         20: 2.09, 30: 2.04, 60: 2.00, math.inf: 1.96}  # degrees of freedom -> half the width of a 95 % interval
+         20: 2.09, 30: 2.04, 60: 2.00, math.inf: 1.96}  # degrees of freedom -> t
 
 
 def student(freedom):
