@@ -105,9 +105,9 @@ def difference_with_trainings(own, others):
     to cover other trainings and, where the figures have Samples, other units. own, others: two or more Measured each.
 
     Its variance is the sum of that over the units, drawn again, and that of either mean over its networks, all of
-    which are taken as independent. The interval is Student's t with the degrees of freedom of Welch and Satterthwaite
-    (Welch 1947). What units and networks vary together is counted twice, which widens it. With two networks it may be
-    too narrow where these are alike by chance. None, None of one unit alone, and of figures that do not vary.
+    which are taken as independent. What units and networks vary together is counted twice, which widens it. With two
+    networks it may be too narrow where these are alike by chance. One unit alone has none, nor have figures that do
+    not vary.
     """
     sides = [[figure.value for figure in side] for side in (own, others)]
     variances = [(np.var(values, ddof=1) / len(values), len(values) - 1) for values in sides]
@@ -117,12 +117,8 @@ def difference_with_trainings(own, others):
         if units < 2:
             return value, None, None
         variances.append((np.nanvar(draws) * units / (units - 1), units - 1))
-    total = sum(variance for variance, _ in variances)
-    if not total > 0:
-        return value, None, None
-    freedom = total**2 / sum(variance**2 / freedom for variance, freedom in variances)
-    half = metrics.student(freedom) * float(total)**0.5
-    return value, value - half, value + half
+    half = metrics.half_width(variances)
+    return (value, None, None) if half is None else (value, value - half, value + half)
 
 
 def pooled(samples):

@@ -187,6 +187,18 @@ def student(freedom):
     return float(np.exp(np.interp(1 / freedom, inverse[::-1], logs[::-1])))
 
 
+def half_width(variances):
+    """Half of a 95 % interval's width, of a sum of independent estimates; None where nothing varies.
+
+    variances: (variance, its degrees of freedom) of each. Student's t with the degrees of Welch and Satterthwaite
+    (Welch 1947).
+    """
+    total = sum(variance for variance, _ in variances)
+    if not total > 0:
+        return None
+    return student(total**2 / sum(variance**2 / freedom for variance, freedom in variances)) * float(total)**0.5
+
+
 def bootstrap_ratio(numerator, denominator, seed, draws=2000, level=0.95):
     """Interval of sum(numerator) / sum(denominator) over images drawn again with replacement.
 
