@@ -44,6 +44,8 @@ TOPICS = {  # title -> {column: its name within the table}
 DECIMALS = dict.fromkeys([*(f'R_{percent}' for percent in ERASED), 'rank corr.', 'slope', 'error',
                           'deletion corr.', 'on distractors'], 2)
 DECIMALS['questions'] = 0
+# of a difference of means: what its interval is over -> what the line says
+INTERVALS = {'units': '', 'both': ', other trainings too', 'trainings': ', trainings alone'}
 
 
 # --- samples ------------------------------------------------------------------------------------------
@@ -105,9 +107,8 @@ def difference_with_trainings(own, others):
     to cover other trainings and, where the figures have Samples, other units. own, others: two or more Measured each.
 
     Its variance is the sum of that over the units, drawn again, and that of either mean over its networks, all of
-    which are taken as independent. What units and networks vary together is counted twice, which widens it. With two
-    networks it may be too narrow where these are alike by chance. One unit alone has none, nor have figures that do
-    not vary.
+    which are taken as independent. What units and networks vary together is counted twice, which widens it. Of two
+    networks it may be too narrow. One unit alone has none, nor have figures that do not vary.
     """
     sides = [[figure.value for figure in side] for side in (own, others)]
     variances = [(np.var(values, ddof=1) / len(values), len(values) - 1) for values in sides]
@@ -230,8 +231,21 @@ class Table(NamedTuple):
 def over_networks(rows):
     """[Table], topic by topic, of mean and standard deviation over networks of one name, as trained with several seeds,
     and measured on the same images; [] where no two have one. Below them how the mean differs from that of the first
-    row's name, with its interval over the images or class pairs, and below that with the one that covers other
-    trainings, too. rows: compare.py's; of an experiment's several checkpoints the first."""
+    row's name, with its intervals. rows: compare.py's; of an experiment's several checkpoints the first."""
+    (groups, first), tables = _by_name(rows), []
+    for title, columns in TOPICS.items():
+        lines = [[name, str(len(own)), *(_mean(own, column) for column in columns)] for name, own in groups.items()]
+        others = [(name, own) for name, own in groups.items() if first in groups and name != first]
+        lines += [[f'{name} − {first}{said}', '', *(_less(own, groups[first], column, kind) for column in columns)]
+                  for name, own in others for kind, said in INTERVALS.items()]
+        lines = [line for line in lines if any(line[2:])]
+        if lines:
+            tables.append(Table(f'{title}; mean ± standard deviation', ['', 'networks', *columns.values()], lines))
+    return tables
+
+
+def _by_name(rows):
+    """{name: rows of two or more networks}, and the name of the first row's."""
     by_key = {}
     for row in rows:
         key = f'{Path(row.experiment).name}: {row.method}', row.about.get('dataset'), row.about.get('images_sha256')
@@ -240,41 +254,28 @@ def over_networks(rows):
     groups = {name if many[name] == 1 else f'{name}, {dataset}, images {str(images):.8}': list(own.values())
               for (name, dataset, images), own in by_key.items()}
     first = next((name for name, own in groups.items() if any(row is rows[0] for row in own)), None)
-    groups = {name: own for name, own in groups.items() if len(own) > 1}
+    return {name: own for name, own in groups.items() if len(own) > 1}, first
 
-    def cell(own, column):
-        values = [row.columns[column].value for row in own if column in row.columns]
-        if len(values) < len(own) or None in values:
-            return None
-        return util.mean_and_deviation(values, DECIMALS.get(column, 1))
 
-    def difference(own, reference, column, trainings=None):
-        measured = [[row.columns.get(column) for row in part] for part in (own, reference)]
-        samples = [[figure and figure.sample for figure in part] for part in measured]
-        units = {sample and sample.units for sample in sum(samples, [])}
-        if trainings == 'alone':
-            images = {(row.about.get('dataset'), row.about.get('images_sha256')) for row in (own[0], reference[0])}
-            if units != {None} or len(images) > 1 or None in (cell(own, column), cell(reference, column)):
-                return None
-        elif len(units) > 1 or None in units:
-            return None
-        found = difference_with_trainings(*measured) if trainings else mean_difference(*samples)
-        if trainings and found[1] is None:
-            return None
-        return Cell(*found, DECIMALS.get(column, 1), '+')
+def _mean(own, column):
+    """The text of a mean over networks; None where one has no figure."""
+    values = [row.columns[column].value if column in row.columns else None for row in own]
+    return None if None in values else util.mean_and_deviation(values, DECIMALS.get(column, 1))
 
-    tables = []
-    for title, columns in TOPICS.items():
-        lines = [[name, str(len(own)), *(cell(own, column) for column in columns)] for name, own in groups.items()]
-        for name, own in groups.items() if first in groups else []:
-            lines += [[f'{name} − {first}{said}', '', *(difference(own, groups[first], column, trainings)
-                                                        for column in columns)]
-                      for said, trainings in (('', None), (', other trainings too', 'too'),
-                                              (', trainings alone', 'alone')) if name != first]
-        lines = [line for line in lines if any(line[2:])]
-        if lines:
-            tables.append(Table(f'{title}; mean ± standard deviation', ['', 'networks', *columns.values()], lines))
-    return tables
+
+def _less(own, reference, column, kind):
+    """The Cell of a difference of means with one of INTERVALS; None where there is none of that kind."""
+    measured = [[row.columns.get(column) for row in part] for part in (own, reference)]
+    samples = [[figure and figure.sample for figure in part] for part in measured]
+    units = {sample and sample.units for sample in sum(samples, [])}
+    if kind == 'trainings':
+        images = {(row.about.get('dataset'), row.about.get('images_sha256')) for row in (own[0], reference[0])}
+        if units != {None} or len(images) > 1 or None in (_mean(own, column), _mean(reference, column)):
+            return None
+    elif len(units) > 1 or None in units:
+        return None
+    found = mean_difference(*samples) if kind == 'units' else difference_with_trainings(*measured)
+    return None if kind != 'units' and found[1] is None else Cell(*found, DECIMALS.get(column, 1), '+')
 
 
 def as_text(tables):
