@@ -138,8 +138,8 @@ def contrast_of(args, model):
     if method != DIFFERENCE:
         check_contrast(method, type(model))
     if args.contrast_method is None and method != DIFFERENCE:
-        util.say(f'the contrast is {method}, for the reasons in docs/findings.md; --contrast_method=difference '
-                 'subtracts the maps of the two classes')
+        util.say(f'the contrast is {method}, for the reasons in docs/findings_painted_birds.md; '
+                 '--contrast_method=difference subtracts the maps of the two classes')
     return method
 
 

@@ -159,8 +159,8 @@ def contrast_maps(model, images, labels, contrast, method=None, seeds=None, sett
     """Signed maps (B,h,w) of why the classes `labels` (B,) and not `contrast` (B,).
 
     method: a key of CONTRASTS; its unit and what its cells sum to stand there. None is the head's own: prior-log-odds
-    for CALM, log-odds for CAM, for the reasons that docs/findings.md gives. The other arguments are those of
-    attribution_maps. Raises UserError.
+    for CALM, log-odds for CAM, for the reasons that docs/findings_painted_birds.md gives. The other arguments are those
+    of attribution_maps. Raises UserError.
     """
     method = method or model.own_contrast
     check_contrast(method, type(model))
