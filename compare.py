@@ -18,15 +18,18 @@ import flag_values
 import paper
 import reports
 import result_files
+import table_files
 import util
 from reports import Measured
+from table_files import Cell, Table
 from util import UserError
 from wsol.contrast import CONTRASTS
 
 NAMED_BY = {'norm_type': 'norm', 'threshold_type': 'thresholds', 'cam_curve_interval': 'step', 'seed': 'seed',
             'smooth_grad_nr_iter': 'copies', 'smooth_grad_sigma': 'noise', 'integrated_grad_nr_iter': 'points',
             'precision': 'precision', 'crop_size': 'size', 'superclass_file': 'superclasses of',
-            'iou_thresholds': 'IoU'}
+            'iou_thresholds': 'IoU', 'slow_questions': 'slow methods asked', 'prior': 'prior',
+            'large_feature_map': 'large map'}
 MOST_CURVES = len(figures.COLOURS) * len(figures.LINES)  # more look alike
 
 
@@ -51,11 +54,13 @@ def make_parser():
                         'others are compared with the first one')
     parser.add_argument('--reference', metavar='METHOD', help='compare with this row of the first folder, such as '
                         'saliency or log-odds (default: its first row)')
+    parser.add_argument('--summary', action='store_true', help='print the summary of cue localization alone: a line '
+                        'for each name and method, with every count, and means over networks of one name')
     parser.add_argument('--paper', action='store_true', help="add the paper's rows (CUB, ResNet-50)")
     parser.add_argument('--output', default='comparison', metavar='FOLDER', help='where to (default: comparison)')
-    parser.add_argument('--format', default=tuple(reports.FORMATS), metavar='NAME,...',
-                        type=flag_values.several(flag_values.choice(tuple(reports.FORMATS))),
-                        help=f'{", ".join(reports.FORMATS)}; several, separated by commas (default: all)')
+    parser.add_argument('--format', default=tuple(table_files.FORMATS), metavar='NAME,...',
+                        type=flag_values.several(flag_values.choice(tuple(table_files.FORMATS))),
+                        help=f'{", ".join(table_files.FORMATS)}; several, separated by commas (default: all)')
     return parser
 
 
@@ -86,7 +91,7 @@ def read_results(folder):
         content = result_files.read_result(path)
         if {'metric', 'settings'} <= content.keys():
             try:
-                reports.measured(content)
+                (reports.intervened if content['metric'] == 'interventions' else reports.measured)(content)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise UserError(f'{path} is not as the evaluations of this version write it ({error!r}): measure '
                                 'again, or move it away') from error
@@ -111,42 +116,45 @@ def plain_method(settings):
 def rows_of(folder, experiment):
     """The Rows of an experiment's folder: one for each network, test set and attribution method, and one more for each
     result that has the same of these and other settings."""
-    rows, networks = [], []
+    rows, networks, intervened, settings = [], [], {}, {}
     for result in read_results(folder):
         about = {key: result.get(key) for key in ('dataset', 'images_sha256', 'weights_sha256', 'images', 'epoch')}
         if result['metric'] == 'accuracy':
             networks.append((about, result))
         elif result['metric'] == 'interventions':
+            said = _difference(result, settings.setdefault(about['weights_sha256'], result['settings']))
             for name, columns in reports.intervened(result).items():
-                row = Row(experiment, name, about, columns)
-                if row not in rows:  # a result of fewer contrasts has the same controls, to the last digit
-                    rows.append(row)
+                twins = intervened.setdefault((name, *about.values()), [])
+                if columns not in twins:  # a result of fewer contrasts has the same controls, to the last digit
+                    rows.append(Row(experiment, name + said * bool(twins), about, columns))
+                    twins.append(columns)
         else:
             method = plain_method(result['settings'])
             twins = [row for row in rows if (row.method, row.about) == (method, about)]
-            name = method + _difference(result, twins)
+            before = [row.results[result['metric']]['settings'] for row in twins if result['metric'] in row.results]
+            name = method + _difference(result, *before[:1])
             row = next((row for row in rows if (row.method, row.about) == (name, about)
                         and result['metric'] not in row.results), None)
             if row is None:
                 row = Row(experiment, name, about)
                 rows.append(row)
             row.add(result)
+    bare = []
     for about, result in networks:
-        own = [row for row in rows if row.about == about and row.results]
+        own = [row for row in rows if row.about == about and row.results] or [row for row in bare if row.about == about]
         if not own:
             own = [Row(experiment, result['settings'].get('attribution_method', ''), about)]
-            rows += own
+            bare += own
         for row in own:
             row.columns = reports.measured(result) | row.columns
-    return sorted(rows, key=lambda row: (not row.results, row.method))
+    return sorted(rows + bare, key=lambda row: (not row.results, row.method))
 
 
-def _difference(result, twins):
-    """What tells a result from one on its method's own scale, and from those of the same network, images and method:
-    ', norm minmax'."""
+def _difference(result, before=None):
+    """What tells a result from one on its method's own scale, and from the one before it of the same network, images
+    and method: ', norm minmax'. before: the settings of that one."""
     settings = result['settings']
-    before = next((row.results[result['metric']]['settings'] for row in twins if result['metric'] in row.results),
-                  settings)
+    before = settings if before is None else before
     own = {flag: settings.get(flag) for flag in NAMED_BY} | usual_scale(result)
     return ''.join(f', {word} {settings[flag]}' for flag, word in NAMED_BY.items() if settings.get(flag) is not None
                    and not settings[flag] == own[flag] == before.get(flag, own[flag]))
@@ -176,7 +184,7 @@ def difference(row, reference, column):
     values = (second.value - first.value,)
     if first.sample and second.sample and first.sample.units == second.sample.units:
         values = second.sample.difference(first.sample)
-    return reports.Cell(*values, *(None,) * (3 - len(values)), reports.DECIMALS.get(column, 1), '+')
+    return Cell(*values, *(None,) * (3 - len(values)), reports.DECIMALS.get(column, 1), '+')
 
 
 def put_first(rows, reference):
@@ -206,7 +214,7 @@ def make_tables(rows, published):
     everything = [column for columns in reports.TOPICS.values() for column in columns
                   if any(column in row.columns for row in rows)]
     shown = [*rows, *published]
-    tables = [reports.Table('All that was measured', ['', *everything], [
+    tables = [Table('All that was measured', ['', *everything], [
         [row.name, *(_cell(row, column, plain=True) for column in everything)] for row in shown])]
     for title, columns in reports.TOPICS.items():
         own = {column: name for column, name in columns.items() if column in everything}
@@ -217,15 +225,15 @@ def make_tables(rows, published):
             if any(cells):
                 lines.append([f'{row.name} − {rows[0].name}', *cells])
         if own:
-            tables.append(reports.Table(title, ['', *own.values()], lines))
-    return tables + reports.over_networks(rows)
+            tables.append(Table(title, ['', *own.values()], lines))
+    return tables + reports.over_networks(rows) + reports.summary(rows)
 
 
 def _cell(row, column, plain=False):
     own = row.columns.get(column)
     if own is None:
         return None
-    return reports.Cell(own.value, decimals=reports.DECIMALS.get(column, 1)) if plain else own.cell(column)
+    return Cell(own.value, decimals=reports.DECIMALS.get(column, 1)) if plain else own.cell(column)
 
 
 def notes(rows):
@@ -271,11 +279,17 @@ def main():
         rows = put_first(rows, args.reference)
     name_rows(rows)
     tables, folder = make_tables(rows, paper_rows() if args.paper else []), Path(args.output)
-    util.say(f'\n{reports.as_text(tables[1:])}\nSquare brackets hold 95 % intervals. docs/comparing.md explains every '
-             'column.')
+    shown = tables[1:]
+    if args.summary:
+        shown = reports.summary(rows)
+        if not shown:
+            raise UserError('no experiment that is named has cue localization, which --summary is of; measure it with '
+                            'eval_cue_location.py, or leave --summary out')
+    util.say(f'\n{table_files.as_text(shown)}\nSquare brackets hold 95 % intervals. docs/comparing.md explains '
+             'every column.')
     for sentence in notes(rows):
         util.say(sentence)
-    written = reports.write_tables(folder / 'table', tables, args.format)
+    written = table_files.write_tables(folder / 'table', tables, args.format)
     util.say('\n' + ', '.join(map(str, [*written, *draw(rows, folder)])))
 
 

@@ -35,7 +35,7 @@ def ratio_curve(title, curves):
         ratio = [1, *(record['R'] for record in records), 1]
         drawn = [float('nan') if value is None else value for value in ratio]
         line, = axes.plot(percent, drawn, marker='o', label=name)
-        if all(record['R'] is not None for record in records):
+        if all(record['R_low'] is not None for record in records):
             axes.fill_between(percent, [1, *(record['R_low'] for record in records), 1],
                               [1, *(record['R_high'] for record in records), 1], color=line.get_color(), alpha=0.15)
     axes.set(ylim=(0, None))

@@ -21,7 +21,7 @@ import result_files
 import util
 import whole_files
 from experiments import PRECISION
-from reports import Cell
+from table_files import Cell
 from wsol import metrics
 
 FOLDER = Path('save/localise')

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from munch import Munch
 from torch.utils.flop_counter import FlopCounterMode
 
 import config
@@ -16,11 +17,13 @@ import experiments
 import paper
 import reports
 import result_files
+import util
 import weights
 from data_sets import find_dataset
 from util import UserError
 from wsol import build_model
 from wsol._torchvision import torchvision
+from wsol.query import PROCESSES
 from wsol.shapes import shapes_only
 
 IMAGES = {'CUB': (5994, 1000, 5794), 'ILSVRC': (1_281_167, 10_000, 50_000), 'OpenImages': (29_819, 2_500, 5_000),
@@ -83,14 +86,25 @@ class Step(NamedTuple):
             return self.network.result(self.metric, self.process) is not None
         return experiments.is_trained(self.network.folder, self.network.name)
 
+    def changed_settings(self, flags):
+        """What a finished training had otherwise than it would have with these flags: ['epochs was 1, is 40']."""
+        before = Munch(result_files.read_result(self.network.folder / self.network.name / 'results.json')['settings'])
+        now = config.parse('main', argv=[*self.network.training, *flags])
+        now.precision = before.precision if 'precision' not in now.given else util.pick_precision(
+            now.precision, util.pick_device(now.device), auto='bfloat16')
+        changed = config.changed_settings(now, before | config.network_settings(before))
+        return changed + [f'epochs was {before.epochs}, is {now.epochs}'] * (before.epochs != now.epochs)
+
     def run(self, flags):
         network = self.network
         if not self.metric:
             experiments.train(network.folder, network.name, *network.training, *flags)
             return
         source = [f'--load_checkpoint={network.published}'] if network.published else []
+        # what needs gradients is not compiled, and says so
+        plain = [] if PROCESSES[self.process].one_forward else ['--compile=False']
         experiments.run(network.folder, f'eval_{self.metric}.py', f'--experiment_name={network.name}', *source,
-                        f'--score_map_process={self.process}', *flags)
+                        f'--score_map_process={self.process}', *flags, *plain)
 
 
 def networks_of(dataset, seeds, root, trains_all, flags=()):
@@ -146,7 +160,8 @@ def lacks(step, flags):
     if network.published and not weights.published_file(network.published).is_file():
         missing.append((f'weights {network.published}',
                         f'python main.py --is_train=False --load_checkpoint={network.published}'))
-    if '--pretrained=False' not in network.training and not step.metric and not _backbone().is_file():
+    downloads = flags.pretrained is True and 'architecture' not in flags.given
+    if downloads and '--pretrained=False' not in network.training and not step.metric and not _backbone().is_file():
         missing.append(("ImageNet's weights of ResNet-50", f'download {_backbone_url()} to {_backbone().parent}'))
     return missing
 

@@ -1,11 +1,9 @@
-"""Reports: what results say, each metric with its interval, and tables of it as text, Markdown, LaTeX and CSV.
+"""Reports: what results say, each metric with its interval, and tables of means over networks.
 
 Intervals are 95 % percentile bootstraps: over the test images for accuracy and R_k, over the class pairs for PxAP.
 Differences are paired: both networks are measured on the same images (by a SHA-256 of their names, labels and
 file sizes), drawn again together.
 """
-import csv
-import io
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +13,8 @@ import numpy as np
 
 import paper
 import util
-import whole_files
 from result_files import from_digits
+from table_files import Cell, Table
 from wsol import metrics
 
 SEED = 0  # of the bootstraps
@@ -46,6 +44,9 @@ DECIMALS = dict.fromkeys([*(f'R_{percent}' for percent in ERASED), 'rank corr.',
 DECIMALS['questions'] = 0
 # of a difference of means: what its interval is over -> what the line says
 INTERVALS = {'units': '', 'both': ', other trainings too', 'trainings': ', trainings alone'}
+SUMMARY = ('accuracy', 'published mean', 'published counted mean', 'dropped true', 'dropped false',
+           'alone dropped mean', 'corrected 1', 'corrected 2', 'corrected 3', 'corrected mean')
+SUMMARISED = 'corrected mean'  # what the summary compares with the first row's
 
 
 # --- samples ------------------------------------------------------------------------------------------
@@ -200,32 +201,7 @@ def _accuracy(result):
     return {'accuracy': Measured(result.get('test_accuracy', result.get('accuracy')))}
 
 
-# --- tables -------------------------------------------------------------------------------------------
-
-
-class Cell(NamedTuple):
-    """A figure of a table, with its interval where it has one."""
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    decimals: int = 1
-    sign: str = ''  # '+' of a difference
-
-    def __str__(self):
-        if self.value is None or not np.isfinite(self.value):
-            return '-'
-        value, low, high = (None if number is None else f'{number:{self.sign}.{self.decimals}f}' for number in self[:3])
-        return value if low is None else f'{value} [{low}, {high}]'
-
-
-class Table(NamedTuple):
-    """A table: header (K+1,), rows of a name and K cells, each a Cell, text or None."""
-    title: str
-    header: list
-    rows: list
-
-    def texts(self):
-        return [['-' if cell is None else str(cell) for cell in row] for row in [self.header, *self.rows]]
+# --- means over networks ------------------------------------------------------------------------------
 
 
 def over_networks(rows):
@@ -233,6 +209,7 @@ def over_networks(rows):
     and measured on the same images; [] where no two have one. Below them how the mean differs from that of the first
     row's name, with its intervals. rows: compare.py's; of an experiment's several checkpoints the first."""
     (groups, first), tables = _by_name(rows), []
+    groups = {name: own for name, own in groups.items() if len(own) > 1}
     for title, columns in TOPICS.items():
         lines = [[name, str(len(own)), *(_mean(own, column) for column in columns)] for name, own in groups.items()]
         others = [(name, own) for name, own in groups.items() if first in groups and name != first]
@@ -244,8 +221,22 @@ def over_networks(rows):
     return tables
 
 
+def summary(rows):
+    """[Table] of cue localization, a line for each name, that of the first row before the others: every count, as the
+    mean over its networks, and how the corrected mean differs from the first. [] where it was not measured."""
+    groups, first = _by_name(rows)
+    groups = {name: groups[name] for name in dict.fromkeys([first, *groups])}
+    lines = [[name, str(len(own)), *(_mean(own, column) for column in SUMMARY),
+              *((None, None) if name == first else
+                (_less(own, groups[first], SUMMARISED, 'units'), _less(own, groups[first], SUMMARISED, 'both')))]
+             for name, own in groups.items() if _mean(own, SUMMARISED) is not None]
+    title = f'Summary of cue localization: PxAP, %; the last two columns are {SUMMARISED} − that of {first}'
+    header = ['', 'networks', *SUMMARY, 'difference', INTERVALS['both'].strip(', ')]
+    return [Table(title, header, lines)] if lines else []
+
+
 def _by_name(rows):
-    """{name: rows of two or more networks}, and the name of the first row's."""
+    """{name: rows of its networks}, and the name of the first row's."""
     by_key = {}
     for row in rows:
         key = f'{Path(row.experiment).name}: {row.method}', row.about.get('dataset'), row.about.get('images_sha256')
@@ -253,12 +244,11 @@ def _by_name(rows):
     many = Counter(name for name, *_ in by_key)
     groups = {name if many[name] == 1 else f'{name}, {dataset}, images {str(images):.8}': list(own.values())
               for (name, dataset, images), own in by_key.items()}
-    first = next((name for name, own in groups.items() if any(row is rows[0] for row in own)), None)
-    return {name: own for name, own in groups.items() if len(own) > 1}, first
+    return groups, next(name for name, own in groups.items() if any(row is rows[0] for row in own))
 
 
 def _mean(own, column):
-    """The text of a mean over networks; None where one has no figure."""
+    """The text of a mean over networks, of one its figure; None where one has none."""
     values = [row.columns[column].value if column in row.columns else None for row in own]
     return None if None in values else util.mean_and_deviation(values, DECIMALS.get(column, 1))
 
@@ -266,8 +256,12 @@ def _mean(own, column):
 def _less(own, reference, column, kind):
     """The Cell of a difference of means with one of INTERVALS; None where there is none of that kind."""
     measured = [[row.columns.get(column) for row in part] for part in (own, reference)]
+    if kind != 'units' and any(figure is None or figure.value is None for figure in sum(measured, [])):
+        return None
     samples = [[figure and figure.sample for figure in part] for part in measured]
     units = {sample and sample.units for sample in sum(samples, [])}
+    if kind != 'units' and min(len(own), len(reference)) < 2:
+        return None
     if kind == 'trainings':
         images = {(row.about.get('dataset'), row.about.get('images_sha256')) for row in (own[0], reference[0])}
         if units != {None} or len(images) > 1 or None in (_mean(own, column), _mean(reference, column)):
@@ -276,67 +270,6 @@ def _less(own, reference, column, kind):
         return None
     found = mean_difference(*samples) if kind == 'units' else difference_with_trainings(*measured)
     return None if kind != 'units' and found[1] is None else Cell(*found, DECIMALS.get(column, 1), '+')
-
-
-def as_text(tables):
-    return '\n\n'.join(f'{table.title}\n\n{util.table(*_split(table.texts()))}' for table in tables) + '\n'
-
-
-def _split(lines):
-    return lines[0], lines[1:]
-
-
-def as_markdown(tables):
-    def line(cells):
-        return '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
-    parts = []
-    for table in tables:
-        header, rows = _split(table.texts())
-        parts.append('\n'.join([f'## {table.title}\n', line(header), '|---' + '|---:' * (len(header) - 1) + '|',
-                                *map(line, rows)]))
-    return '\n\n'.join(parts) + '\n'
-
-
-def as_latex(tables):
-    """A tabular for each table, for the package booktabs."""
-    special = {'\\': r'\textbackslash{}', '−': '$-$', '±': r'$\pm$', '<': '$<$', '>': '$>$', '~': r'\textasciitilde{}',
-               '^': r'\textasciicircum{}', **{sign: '\\' + sign for sign in '&%$#_{}'}}
-
-    def line(cells):
-        return ' & '.join(''.join(special.get(sign, sign) for sign in cell) for cell in cells) + r' \\'
-    parts = []
-    for table in tables:
-        header, rows = _split(table.texts())
-        parts.append('\n'.join([f'% {table.title}', rf'\begin{{tabular}}{{l{"r" * (len(header) - 1)}}}', r'\toprule',
-                                line(header), r'\midrule', *map(line, rows), r'\bottomrule', r'\end{tabular}']))
-    return '\n\n'.join(parts) + '\n'
-
-
-def as_csv(tables):
-    """A line for each cell, its numbers unrounded; mean ± deviation is text."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator='\n')
-    writer.writerow(['table', 'row', 'column', 'value', 'low', 'high'])
-    for table in tables:
-        for name, *cells in table.rows:
-            for column, cell in zip(table.header[1:], cells, strict=True):
-                numbers = cell[:3] if isinstance(cell, Cell) else (cell, None, None)
-                if cell is not None:
-                    writer.writerow([table.title, name, column, *numbers])
-    return file.getvalue()
-
-
-FORMATS = {'markdown': ('.md', as_markdown), 'csv': ('.csv', as_csv), 'latex': ('.tex', as_latex)}
-
-
-def write_tables(path, tables, formats):
-    """Write tables under a path without its suffix, in several of FORMATS. Returns the files' paths."""
-    written = []
-    for name in formats:
-        suffix, make = FORMATS[name]
-        written.append(path.with_suffix(suffix))
-        whole_files.write_lines(written[-1], [make(tables).rstrip('\n')])
-    return written
 
 
 # --- curves -------------------------------------------------------------------------------------------

@@ -21,8 +21,9 @@ import flag_values
 import paper
 import plan
 import reports
+import table_files
 import util
-from reports import Cell, Table
+from table_files import Cell, Table
 from util import UserError
 
 OWN = ('dataset', 'experiment_name', 'save_root', 'seed', 'attribution_method', 'load_checkpoint', 'score_map_process')
@@ -51,7 +52,7 @@ def plan_table(dataset, steps, args, flags):
 def print_plan(steps_by_dataset, args, flags):
     """The plan, what is missing, and how to get it."""
     tables = [plan_table(dataset, steps, args, flags) for dataset, steps in steps_by_dataset.items()]
-    util.say('\n' + reports.as_text(tables))
+    util.say('\n' + table_files.as_text(tables))
     util.say(f'Hours are estimated from operation counts, for a GPU at {plan.SPEEDS["GPU"] / 1e12:g} and a CPU at '
              f'{plan.SPEEDS["CPU"] / 1e12:g} tera-operations a second, both round figures; loading is not counted. '
              'Memory is what a training in bfloat16 keeps: of a batch, the weights, and their momenta.')
@@ -180,9 +181,19 @@ def report(dataset, networks, root):
         return
     tables = [table for table in (cue_table(dataset, found), ratio_table(dataset, found),
                                   accuracy_table(dataset, found)) if table.rows]
-    written = reports.write_tables(root / dataset / 'tables', tables, reports.FORMATS)
+    written = table_files.write_tables(root / dataset / 'tables', tables, table_files.FORMATS)
     draw_ratios(dataset, found, root / dataset / 'ratios.png')
-    util.say(f'\n{reports.as_text(tables)}\n{", ".join(map(str, [*written, root / dataset / "ratios.png"]))}')
+    util.say(f'\n{table_files.as_text(tables)}\n{", ".join(map(str, [*written, root / dataset / "ratios.png"]))}')
+
+
+def refuse_other_settings(steps, flags):
+    """Raise UserError where a training is done that had other settings than these flags: its figures would pass for
+    those that are asked for."""
+    for step in steps:
+        changed = step.changed_settings(flags) if not step.metric and step.is_done() else []
+        if changed:
+            raise UserError(f'{step.network.folder / step.network.name} was trained with other settings '
+                            f'({"; ".join(changed)}). State these again, or choose another --save_root')
 
 
 # --- the command --------------------------------------------------------------------------------------
@@ -208,11 +219,14 @@ def main():
     taken = sorted(set(OWN) & set(more.given))
     if taken:
         raise UserError(f'--{taken[0]} is what reproduce.py chooses itself: leave it out')
+    if more.override_cache:
+        raise UserError('--override_cache: reproduce.py does nothing again that is done; choose another --save_root')
     datasets = ('CUB', 'ILSVRC', 'OpenImages') if args.dataset == 'all' else (args.dataset,)
     root = Path(args.save_root) / 'reproduce'
     networks = {dataset: plan.networks_of(dataset, args.seeds or (3 if dataset == 'ToyBirds' else 1), root, args.train,
                                           flags) for dataset in datasets}
     steps = {dataset: plan.steps_of(own) for dataset, own in networks.items()}
+    refuse_other_settings(sum(steps.values(), []), flags)
     print_plan(steps, more, flags)
     if args.plan:
         return

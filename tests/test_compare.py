@@ -1,6 +1,7 @@
 """compare.py: intervals against theory, differences paired on the same images alone, tables that parse back."""
 import csv
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -13,9 +14,12 @@ from conftest import ROOT, read_result, refused, run_main
 import compare
 import config
 import eval_cue_location
+import figures
 import paper
 import reports
-from reports import Cell, Sample, Table
+import table_files
+from reports import Sample
+from table_files import Cell, Table
 from util import UserError
 from wsol import metrics
 
@@ -136,6 +140,26 @@ def test_two_experiments_in_one_table(script, measured, tmp_path):
     assert len(recalls) == 20 and (low <= precision).all() and (precision <= high).all()
 
 
+def test_the_summary_has_the_figures_of_the_other_tables(script, measured, tmp_path):
+    """Alone on the screen, and in the files beside the others: a line for each, that of the reference first."""
+    code, out, err = script('compare', 'save/CALM_EM', 'save/CAM', '--summary')
+    assert code == 0 and 'Accuracy, %' not in out, err
+    with open(tmp_path / 'comparison/table.csv') as file:
+        lines = list(csv.DictReader(file))
+    title, = {line['table'] for line in lines if line['table'].startswith('Summary')}
+    assert title in out and title.endswith('that of CALM_EM: CALM_EM')
+    summary = {(line['row'], line['column']): line for line in lines if line['table'] == title}
+    assert list(dict.fromkeys(row for row, _ in summary)) == ['CALM_EM: CALM_EM', 'CAM: CAM']
+    for name in ('CALM_EM', 'CAM'):
+        for column in reports.SUMMARY:
+            value, = (line['value'] for line in lines if (line['table'], line['row'], line['column']) == ('All that was measured', name, column))
+            assert summary[f'{name}: {name}', column]['value'] == f'{float(value):.1f}'
+    own = summary['CAM: CAM', 'difference']
+    difference, = (line for line in lines if 'corrected' in line['table'] and (line['row'], line['column']) == ('CAM − CALM_EM', 'mean'))
+    assert [own[key] for key in ('value', 'low', 'high')] == [difference[key] for key in ('value', 'low', 'high')]
+    assert ('CALM_EM: CALM_EM', 'difference') not in summary and ('CAM: CAM', 'other trainings too') not in summary
+
+
 def test_rows_are_told_apart_by_what_differs(script, tiny_birds, measured, tmp_path):
     assert script('eval_cue_location', *tiny_birds, '--experiment_name=CALM_EM', '--norm_type=minmax')[0] == 0
     assert script('eval_pixel_perturb', *tiny_birds, '--experiment_name=CALM_EM', '--score_map_process=saliency')[0] == 0
@@ -143,7 +167,7 @@ def test_rows_are_told_apart_by_what_differs(script, tiny_birds, measured, tmp_p
     assert [path.name for path in sorted((tmp_path / 'out').iterdir())] == [
         'precision_recall.png', 'ratios.png', 'table.csv']
     with open(tmp_path / 'out/table.csv') as file:
-        names = {row['row'] for row in csv.DictReader(file) if '−' not in row['row']}
+        names = {row['row'] for row in csv.DictReader(file) if row['table'] == 'All that was measured'}
     assert names == {'CALM_EM', 'CALM_EM: CALM_EM, norm minmax', 'CALM_EM: CALM_EM, saliency'}
 
 
@@ -153,7 +177,8 @@ def test_another_contrast_or_dropped_pixels_never_pass_for_the_method_itself(scr
         assert script('eval_cue_location', *tiny_birds, '--experiment_name=CALM_EM', flag)[0] == 0
     assert script('compare', 'save/CALM_EM', '--format=csv', '--output=out')[0] == 0
     with open(tmp_path / 'out/table.csv') as file:
-        cells = {row['row']: row for row in csv.DictReader(file) if row['column'] == 'corrected mean'}
+        cells = {row['row']: row for row in csv.DictReader(file)
+                 if (row['table'], row['column']) == ('All that was measured', 'corrected mean')}
     assert cells.keys() == {'CALM_EM', 'CALM_EM: CALM_EM, evidence', 'CALM_EM: CALM_EM, lowest 80 % dropped'}
     assert float(cells['CALM_EM']['value']) == pytest.approx(own)
 
@@ -164,7 +189,8 @@ def test_other_images_are_not_compared(script, measured, tmp_path):
     (measured / 'CALM_EM/results.json').unlink()
     code, out, _ = script('compare', 'save/CAM', 'save/CALM_EM', '--format=csv')
     assert code == 0 and 'measured on other images than CAM: no difference is given.' in out
-    assert '−' not in (tmp_path / 'comparison/table.csv').read_text()
+    with open(tmp_path / 'comparison/table.csv') as file:
+        assert not [row['row'] for row in csv.DictReader(file) if '−' in row['row'] or row['column'] == 'difference']
 
 
 def test_results_without_outcomes_have_values_and_say_why_no_intervals(script, measured, tmp_path):
@@ -202,6 +228,30 @@ def test_interventions_and_experiments_of_one_name(tmp_path, script):
     assert [cells['a/x: log-odds', 'turns'][side] for side in ('low', 'high')] == ['70', '90']
 
 
+def rows_in(folder):
+    """The rows of the table of all that was measured."""
+    with open(folder / 'comparison/table.csv') as file:
+        return [line['row'] for line in csv.DictReader(file) if line['table'] == 'All that was measured']
+
+
+def test_an_accuracy_that_was_measured_twice_is_one_row(tmp_path, script):
+    for name in ('results', 'accuracy_ToyBirds'):
+        write_result(tmp_path / f'x/{name}.json', metric='accuracy', val_accuracy=1.0, test_accuracy=50.0)
+    assert script('compare', 'x')[0] == 0
+    assert rows_in(tmp_path) == ['x: CAM']
+
+
+def test_interventions_with_other_draws_are_told_apart_and_equal_controls_stand_once(tmp_path, script):
+    for seed, rank in ((0, 0.5), (1, 0.7)):
+        own = {name: {'rank': [value, None, None], 'share': [10, None, None], 'questions': 40}
+               for name, value in (('control: random', rank), ('log-odds', 0.2))}
+        write_result(tmp_path / f'x/{seed}.json', metric='interventions', network={'turns': [80, 70, 90]}, methods=own,
+                     settings={'attribution_method': 'CAM', 'seed': seed})
+        os.utime(tmp_path / f'x/{seed}.json', (seed, seed))
+    assert script('compare', 'x')[0] == 0
+    assert set(rows_in(tmp_path)) == {'x: control: random', 'x: control: random, seed 0', 'x: log-odds'}
+
+
 def test_a_cue_that_no_mask_shows_has_no_figure_and_no_curve(tmp_path, script):
     pair = {'classes': [1, 2], 'images': 2, 'parts': ['head'], 'precision': 'nan nan'}
     counts = ('dropped', 'counted')
@@ -221,6 +271,9 @@ def test_mistakes(script, save, tmp_path):
     refused(script('compare', 'save/CAM', 'save/empty'), 'save/empty holds no results', '--experiment_name=empty')
     write_result(tmp_path / 'save/empty/x.json', metric='pixel_perturb')
     refused(script('compare', 'save/empty'), 'save/empty/x.json is not as the evaluations', 'ratios')
+    write_result(tmp_path / 'save/empty/x.json', metric='interventions', methods={})
+    refused(script('compare', 'save/empty'), 'save/empty/x.json is not as the evaluations', 'network')
+    refused(script('compare', 'save/CAM', '--summary'), 'no experiment that is named has cue localization', 'eval_cue_location.py')
     refused(script('compare', 'save/CAM', '--format=word'), '"word" is not one of markdown, csv, latex')
 
 
@@ -231,7 +284,7 @@ TABLES = [Table('A & B', ['', 'R_10', 'x'], [['a_1: 50 %', Cell(0.251, 0.1, 0.4,
 
 
 def test_a_latex_table_parses_back():
-    text = reports.as_latex(TABLES)
+    text = table_files.as_latex(TABLES)
     body = re.search(r'\\begin\{tabular\}\{lrr\}(.*)\\end\{tabular\}', text, re.S)[1]
     rows = [re.split(r' & ', line.removesuffix(r' \\')) for line in body.split('\n') if line.endswith(r'\\')]
     plain = [[re.sub(r'\\([&%$#_{}])', r'\1', cell) for cell in row] for row in rows]
@@ -240,10 +293,10 @@ def test_a_latex_table_parses_back():
 
 
 def test_a_csv_table_keeps_the_numbers_and_a_markdown_table_the_cells():
-    rows = list(csv.DictReader(reports.as_csv(TABLES).splitlines()))
+    rows = list(csv.DictReader(table_files.as_csv(TABLES).splitlines()))
     assert [(row['row'], row['column'], row['value'], row['low']) for row in rows] == [
         ('a_1: 50 %', 'R_10', '0.251', '0.1'), ('a_1: 50 %', 'x', 'words', ''), ('b|c', 'R_10', '-1.26', '')]
-    lines = reports.as_markdown(TABLES).splitlines()
+    lines = table_files.as_markdown(TABLES).splitlines()
     cells = [[cell.strip().replace('\\|', '|') for cell in re.split(r'(?<!\\)\|', line)[1:-1]] for line in lines[2:]]
     assert [row for row in cells if set(row[0]) != {'-'}] == TABLES[0].texts()
 
@@ -291,10 +344,29 @@ def test_the_means_of_two_names_differ_by_a_paired_interval():
         return compare.Row(experiment, 'x', {}, {'exact mean': reports.Measured(sample.value(), sample)})
     rows = [row(f'seed{seed}/{name}', offset + seed) for seed in (0, 1) for name, offset in (('A', 0), ('B', 10))]
     (table,) = reports.over_networks(rows)
+    assert reports.summary(rows) == []  # of cue localization by part points alone
     assert [line[0] for line in table.rows] == ['A: x', 'B: x', 'B: x − A: x', 'B: x − A: x, other trainings too']
     assert str(table.rows[2][table.header.index('mean')]) == '+10.0 [+10.0, +10.0]'
     width = 4.30 * 0.5**0.5  # two networks each, of variance 1/2: the mean's standard error is sqrt(1/4 + 1/4), by Welch with 2 degrees
     assert str(table.rows[3][table.header.index('mean')]) == f'+10.0 [{10 - width:+.1f}, {10 + width:+.1f}]'
+
+
+def test_the_summary_of_several_networks_is_that_of_their_means():
+    """With the intervals of the tables of means; a single network has none over trainings."""
+    values = np.array([10.0, 30.0, 20.0, 50.0])
+
+    def row(experiment, offset):
+        sample = reports.Sample(tuple('abcd'), values + offset * np.arange(4), np.ones(4))
+        return compare.Row(experiment, 'x', {}, {'corrected mean': reports.Measured(sample.value(), sample)})
+    rows = [row('s0/B', 3), row('s1/B', 4), row('s0/A', 0), row('s1/A', 1), row('s0/C', 2)]
+    (means,), (table,) = reports.over_networks([*rows[2:4], *rows[:2]]), reports.summary([*rows[2:], *rows[:2]])
+    column = means.header.index('mean')
+    lines = {line[0]: dict(zip(table.header, line, strict=True)) for line in table.rows}
+    assert list(lines) == ['A: x', 'C: x', 'B: x'] and [line['networks'] for line in lines.values()] == ['2', '1', '2']
+    assert [lines[name]['corrected mean'] for name in ('A: x', 'B: x')] == [line[column] for line in means.rows[:2]]
+    assert [lines['B: x'][name] for name in table.header[-2:]] == [line[column] for line in means.rows[2:]]
+    assert [lines['A: x'][name] for name in table.header[-2:]] == [None, None] and lines['C: x'][table.header[-1]] is None
+    assert str(lines['C: x']['difference']).startswith('+2.2 [')  # 2 less the mean of 0 and 1, times the mean of 0, 1, 2, 3
 
 
 @pytest.mark.parametrize(('networks', 'spreads'), [(3, (1, 1)), (2, (1, 1)), (2, (3, 0.5)), (5, (0.2, 2))])
@@ -331,6 +403,18 @@ def test_figures_without_a_sample_differ_by_welch():
     expected = scipy.stats.ttest_ind([1, 2, 4], [0, 0.5, 3, 3.5], equal_var=False).confidence_interval()
     value, *bounds = reports.difference_with_trainings(own, others)
     assert value == pytest.approx(7 / 3 - 7 / 4) and bounds == pytest.approx([*expected], rel=0.02)
+
+
+def test_means_of_figures_of_which_one_is_missing():
+    """R_90 has none where no image survives the random erasure."""
+    def row(experiment, ratio):
+        sample = reports.Sample(tuple('ab'), np.array([1.0, 0.0]), np.array([1.0, 1.0]))
+        return compare.Row(experiment, 'x', {}, {'R_90': reports.Measured(ratio, sample)})
+    rows = [row(f's{seed}/{name}', ratio) for name, ratio in (('A', 0.5), ('B', None)) for seed in (0, 1)]
+    rows[3].columns['R_90'] = rows[0].columns['R_90']
+    table, = reports.over_networks(rows)
+    assert [line[0] for line in table.rows if 'trainings' in line[0]] == [] and table.rows[0][:2] == ['A: x', '2']
+    figures.ratio_curve('x', {'x': [{'erased_percent': 90, 'R': float('nan'), 'R_low': None, 'R_high': None}]})
 
 
 def test_student():

@@ -98,6 +98,26 @@ def test_toybirds_from_nothing_to_the_papers_tables(script, at_home, tmp_path, m
     before = len(at_home)
     code, out, _ = script('reproduce', '--dataset=ToyBirds', '--seeds=2', *TINY)
     assert code == 0 and len(at_home) == before and '2 of 2 done' in out  # nothing is run again
+    others = ['--epochs=2', '--lr=0.5', '--precision=bfloat16']  # whose figures would pass for those of this command
+    refused(script('reproduce', '--dataset=ToyBirds', '--seeds=2', *TINY, *others), 'seed0/start was trained with other settings',
+            'epochs was 1, is 2', 'lr was', 'precision was float32, is bfloat16', 'another --save_root')
+    refused(script('reproduce', '--dataset=ToyBirds', '--seeds=2', *TINY, '--override_cache'), 'another --save_root')
+
+
+def test_weights_that_the_user_has_are_not_missing(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    for flags, is_missing in (([], True), (['--pretrained=False'], False), (['--architecture=resnet18'], False)):
+        _, out, _ = script('reproduce', '--plan', '--dataset=CUB', *flags)
+        assert ('ImageNet' in out) == is_missing
+
+
+def test_what_needs_gradients_is_measured_without_the_compiler(monkeypatch):
+    commands = []
+    monkeypatch.setattr(experiments, 'run', lambda folder, *command: commands.append(command))
+    network = plan.Network('ToyBirds', 'CAM', 'CAM', None)
+    for process in ('backprop', 'vanilla'):
+        plan.Step(network, 'pixel_perturb', process).run(['--compile'])
+    assert [command[-1] for command in commands] == ['--compile=False', '--compile']
 
 
 def found(method, values):
