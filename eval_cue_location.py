@@ -80,11 +80,12 @@ def signed_differences(maps, classes, pairs, per_class):
 
 
 def signed_contrasts(source, images, indices, pairs, activations):
-    """The maps (E,h,w) of a contrast method for the class pairs of each image of a batch, from one forward."""
+    """The maps (E,h,w) of a contrast method for the classes (A, B) that are asked of each image of a batch, from one
+    forward."""
     found = [[] for _ in pairs]
     for number in range(max(map(len, pairs))):
         rows = [row for row, own in enumerate(pairs) if number < len(own)]
-        classes = torch.tensor([pairs[row][number][:2] for row in rows], device=images.device)
+        classes = torch.tensor([pairs[row][number] for row in rows], device=images.device)
         own = type(activations)(*(None if values is None else values[rows] for values in activations))
         for row, maps in zip(rows, source(images[rows], indices[rows], classes, own).maps, strict=True):
             found[row].append(maps[0])
@@ -93,10 +94,17 @@ def signed_contrasts(source, images, indices, pairs, activations):
 
 def signed_maps(source, images, indices, cues, activations):
     """For each image of a batch the signed maps (E,h,w) of "why A and not B", a map for each of its class pairs.
-    activations: the network's forward."""
+    activations: the network's forward.
+
+    A contrast method is asked why the image's own class and not the other: Grad-CAM and its like have no negative
+    part, so that the question the other way round has another answer, which no absolute value mends.
+    """
     pairs = [[cues.annotations.pairs[number] for number in cues.pairs[index]] for index in indices.tolist()]
     if source.per_pair:
-        return signed_contrasts(source, images, indices, pairs, activations)
+        own = [int(cues.images.labels[index]) for index in indices.tolist()]
+        asked = [[pair[:2] if pair.first == label else pair[1::-1] for pair in of_image]
+                 for label, of_image in zip(own, pairs, strict=True)]
+        return signed_contrasts(source, images, indices, asked, activations)
     asked = [cues.asked_classes(index) for index in indices.tolist()]
     width = max(map(len, asked))
     classes = torch.tensor([row + row[:1] * (width - len(row)) for row in asked], device=images.device)  # (B,K), padded
@@ -321,6 +329,8 @@ def main():
     cues = open_cues(first.data, images, first.args.verbose)
     by_name = {run.maps_name(): run for run in runs}  # those that drop other pixels have the same maps
     sources = {name: run.map_source(images, 'test', cues.asked_classes, cues.rows) for name, run in by_name.items()}
+    for source in sources.values():
+        source.check_pairs(cues.annotations.pairs)
     measures = [Measure(sources[run.maps_name()], run.args.norm_type,
                         metrics.bin_edges(run.args.threshold_type, run.args.cam_curve_interval), run.args.drop_lowest,
                         run.args.seed)

@@ -111,8 +111,11 @@ class Evaluation:
         """The ResultFile of a metric. images: what it was measured on. more: further parts of its name."""
         settings = config.recorded_settings(self.args, self.script)
         about = result_files.identity(metric, self.data, split, images, self.checkpoint, settings)
-        usual_size = (self.checkpoint.known if self.checkpoint else {}).get('crop_size')
-        key = result_files.key(about, self.script, usual_size or config.ALL_FLAGS['crop_size'].default)
+        known = self.checkpoint.known if self.checkpoint else {}
+        usual = {'crop_size': known.get('crop_size', config.ALL_FLAGS['crop_size'].default)}
+        if self.checkpoint and not self.checkpoint.network:  # of weights alone the flags make different networks
+            usual |= {name: flag.default for name, flag in config.ALL_FLAGS.items() if flag.network}
+        key = result_files.key(about, self.script, **usual)
         name = '_'.join([metric, self.data.label, *more]) + f'.{key}.json'
         return result_files.ResultFile(self.results_folder() / name, about, self.device)
 
@@ -225,9 +228,10 @@ def _with_defaults(args, model, script):
     args = Munch(args)
     gradients = args.score_map_method == 'backprop'  # how the published command line asks for them
     contrast = CONTRASTS.get(contrast_in_place(args, script))
-    if contrast and (args.score_map_process or args.scoremap_root or gradients):
-        raise UserError('--contrast_method makes one map of two classes, --score_map_process one of each; leave one of '
-                        'them out')
+    other = next((name for name in ('score_map_process', 'scoremap_root') if args[name]), None)
+    if contrast and (other or gradients):
+        raise UserError('--contrast_method makes one map of two classes, '
+                        f'--{other or "score_map_method=backprop"} one of each; leave one of them out')
     if args.scoremap_root is None and args.score_map_process is None and contrast is None:
         args.score_map_process = 'backprop' if gradients else model.own_maps
     if gradients and args.score_map_process == 'vanilla':

@@ -59,6 +59,9 @@ class MapSource:
         with torch.no_grad():
             return None if activations is None else self.model.class_scores(activations).softmax(1)
 
+    def check_pairs(self, pairs):
+        """Raise UserError where the maps of two classes are the same for every one of these pairs."""
+
     def compute(self, images, indices, classes, activations):
         raise TypeError(f'{type(self).__name__} has no maps')
 
@@ -74,6 +77,17 @@ class NetworkMaps(MapSource):
         super().__init__(images, model, precision)
         self.process, self.seed, self.options = process, seed, options
         self.per_class = PROCESSES[process].per_class
+
+    def check_pairs(self, pairs):
+        members = self.options.get('superclasses')
+        if members is None:
+            return
+        alike = sum(bool((members[first] == members[second]).all()) for first, second, *_ in pairs)
+        if alike == len(pairs):
+            raise UserError(f'{self.process} has one map for both classes of each of the {alike} class pairs, as they '
+                            'are in one superclass: A - B is zero everywhere. eval_wsol.py measures such maps')
+        if alike:
+            util.warn(f'{alike} of {len(pairs)} class pairs are in one superclass: their A - B is zero everywhere')
 
     def compute(self, images, indices, classes, activations):
         probs = self.probabilities(activations)

@@ -43,13 +43,13 @@ def checkpoint_identity(checkpoint):
     return {'checkpoint': str(checkpoint.path), 'epoch': checkpoint.epoch, 'weights_sha256': checkpoint.sha256}
 
 
-def key(about, script, crop_size):
+def key(about, script, **usual):
     """8 hexadecimal digits that tell results of one name apart: by images, weights, and the settings that are not as
-    they usually are. about: an identity. crop_size: the usual one."""
+    they usually are. about: an identity. usual: settings of this network, beside those of the script."""
     named = ['score_map_process', 'drop_lowest', 'norm_type', 'threshold_type', 'scoremap_root']
     if script != 'eval_interventions':  # whose files hold several contrasts
         named.append('contrast_method')
-    usual, settings = config.usual_settings(script) | {'crop_size': crop_size}, as_compared(about['settings'])
+    usual, settings = config.usual_settings(script) | usual, as_compared(about['settings'])
     unusual = {name: settings[name] for name, value in as_compared(usual).items()
                if name in settings and name not in named and settings[name] != value}
     text = f'{about["images_sha256"]} {about["weights_sha256"]}'

@@ -54,7 +54,8 @@ def test_several_methods_in_one_pass_are_measured_as_one_by_one(flag, methods, d
 
 @pytest.mark.parametrize('method', ['log-odds', 'grad_cam'])
 def test_cue_localization_by_a_contrast_is_that_of_its_maps_one_by_one(method, tiny_birds, save, script):
-    """Against contrast_maps called for each image and pair, and histograms filled one at a time."""
+    """Against contrast_maps called for each image and pair, of its own class and the other, and histograms filled one
+    at a time."""
     code, out, err = script('eval_cue_location', *tiny_birds, '--experiment_name=CAM', f'--contrast_method={method}')
     assert code == 0 and method in out, err
     result = cue_result(save / 'CAM', method)
@@ -68,7 +69,9 @@ def test_cue_localization_by_a_contrast_is_that_of_its_maps_one_by_one(method, t
         exact = cues.annotations.true_parts(images.image_id(index), SIZE)
         for number in cues.pairs[index]:
             first, second, parts = pairs[number][:3]
-            signed = contrast_maps(model, images[index][0][None], torch.tensor([first]), torch.tensor([second]), method)
+            own = int(images.labels[index])
+            classes = torch.tensor([[own], [second if own == first else first]])
+            signed = contrast_maps(model, images[index][0][None], *classes, method)
             scores = eval_cue_location.cue_scores(signed, (SIZE, SIZE), 'minmax')
             truth = torch.from_numpy(np.isin(exact, parts)).flatten()[None]
             counts[number] += metrics.count_scores(metrics.bin_scores(scores, edges).flatten(1), truth, len(edges) + 1,
@@ -83,10 +86,21 @@ def test_cue_localization_by_a_contrast_is_that_of_its_maps_one_by_one(method, t
 def test_a_contrast_and_a_map_of_each_class_are_not_asked_at_once(tiny_birds, save, script):
     refused(script('eval_cue_location', *tiny_birds, '--experiment_name=CALM_EM', '--contrast_method=evidence',
                    '--score_map_process=gtcond'), '--contrast_method')
+    refused(script('eval_cue_location', *tiny_birds, '--experiment_name=CAM', '--contrast_method=log-odds',
+                   '--score_map_method=backprop'), '--score_map_method=backprop one of each')
+    refused(script('eval_cue_location', *tiny_birds, '--experiment_name=CAM', '--contrast_method=log-odds',
+                   '--scoremap_root=maps'), '--scoremap_root one of each')
     refused(script('eval_cue_location', *tiny_birds, '--scoremap_root=maps', '--score_map_process=vanilla,random'),
             '--scoremap_root', 'several')
     refused(script('eval_cue_location', *tiny_birds, '--experiment_name=CAM', '--contrast_method=joint-difference'),
             'joint-difference')
+
+
+def test_superclasses_that_hold_both_classes_of_every_pair_tell_nothing(tiny_birds, save, script):
+    """On ToyBirds the classes of a pair are of one family."""
+    refused(script('eval_cue_location', *tiny_birds, '--experiment_name=CALM_EM', '--score_map_process=jointll-superclass'),
+            'one map for both classes of each of the', 'eval_wsol.py')
+    assert not list((save / 'CALM_EM').glob('cue_location*'))
 
 
 # --- the lowest pixels, dropped ---------------------------------------------------------------------------
