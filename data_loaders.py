@@ -4,7 +4,9 @@ Transforms are as published (image_files). What is random hangs on a seed and th
 """
 import hashlib
 import math
+import os
 import shutil
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -181,6 +183,15 @@ class Loader(DataLoader):
             yield to_device(values, self.device), *more
 
 
+def outlive_the_first_signal(_):
+    """A loader process goes on after a first SIGTERM, and after SIGUSR1: a scheduler sends them to the whole process
+    group, and the training needs its loaders until it has saved. It ends them itself, with a second one if need be."""
+    def end_at_the_next(*_):
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGTERM, end_at_the_next)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
 def make_loader(images, batch_size, workers, device, sampler=None):
     """Batches (images (B,3,S,S) on the device, labels (B,), indices (B,)) of Images, in order unless a SeededBatches
     says otherwise; of several processes each has some.
@@ -191,7 +202,7 @@ def make_loader(images, batch_size, workers, device, sampler=None):
     # a generator of its own: an iterator draws a number when it starts, and none may come from the network's state
     return Loader(images, device=device, batch_sampler=sampler or Batches(len(images), batch_size), num_workers=workers,
                   pin_memory=device.type == 'cuda', persistent_workers=workers > 0 and sampler is not None,
-                  generator=torch.Generator())
+                  generator=torch.Generator(), worker_init_fn=outlive_the_first_signal)
 
 
 def in_order(loader, values):

@@ -111,6 +111,9 @@ def initial_network(args, data, before, starts_from, folder, device):
     source, but_classifier = before, args.is_different_checkpoint and before is None
     if starts_from and before is None:
         source = weights.read_checkpoint(weights.find_checkpoint(args.load_checkpoint, args.save_root, folder))
+    if before is not None and data.class_names and list(data.class_names) != before.content.get('class_names'):
+        raise UserError(f'{before.path} was trained on other class folders than {args.dataset} has now, so that labels '
+                        'would mean other classes; name them as before, or choose another --experiment_name')
     if source is not None:
         source.check_fit(config.network_settings(args), data.num_classes, but_classifier)
     model = build_model(**config.network_settings(args), num_classes=data.num_classes,
@@ -221,9 +224,8 @@ def train(args, device, stop, folder, lease):
         whole_files.check_writable(folder, size_of_checkpoint(model))
     if before:
         training.resume(before)
-    else:
-        (folder / 'results.json').unlink(missing_ok=True)  # of the network that is about to be replaced
-    if checkpoint_files.latest(folder) is None:
+    if checkpoint_files.latest(folder) is None:  # else results.json goes with the network that is replaced
+        (folder / 'results.json').unlink(missing_ok=True)
         training.keeper.write_log([])  # from here on the folder says that a training has begun
     sampler = data_loaders.SeededBatches(len(images['train']), args.batch_size, args.seed)
     loaders = {split: data_loaders.make_loader(own, args.batch_size, 0 if args.freeze else args.workers, device,

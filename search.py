@@ -67,11 +67,15 @@ def run_trial(trial, args, flags, save_root):
     command = command_of(flags, experiment, rate)
     util.say('\n$ python ' + shlex.join(command))
     script = Path(__file__).with_name(command[0])
-    code = processes.call([script, *command[1:]])
-    if code in (130, 138, 143):
-        raise KeyboardInterrupt
-    if code and not (Path(save_root) / experiment).is_dir():  # it is made when all else is in order
-        raise UserError(f'main.py ended with exit code {code} before it trained; see above')
+    try:
+        code = processes.call([script, *command[1:]])
+        if code < 0 or code in (130, 138, 143):  # a signal ended it
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:  # the trial counts as failed; its experiment goes on in another
+        trial.study.enqueue_trial(trial.params, user_attrs={'experiment': experiment})
+        raise
+    if code == 1 or code and not (Path(save_root) / experiment).is_dir():  # it is made when all else is in order
+        raise UserError(f'main.py ended with exit code {code} and without a result; see above')
     if code:  # a rate at which training diverges is a finding, not a failure of the search
         return 0.0
     results = result_files.read_result(Path(save_root) / experiment / 'results.json')

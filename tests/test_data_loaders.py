@@ -1,5 +1,8 @@
 """Data sets: lists read right or refused with file and line, images and transforms, an order that the seed alone decides."""
 import copy
+import multiprocessing
+import os
+import signal
 import tracemalloc
 from collections import Counter
 from types import SimpleNamespace
@@ -160,6 +163,25 @@ def drawn(dataset, seed, epoch, workers):
     loader = make_loader(dataset, 4, workers, torch.device('cpu'), sampler)
     images, _, indices = (torch.cat(column) for column in zip(*loader, strict=True))
     return images, indices
+
+
+def test_loader_processes_outlive_the_first_signal_to_the_group_and_end_at_the_second(tmp_path):
+    """As a scheduler sends it to all processes of a training, which needs its loaders until it has saved."""
+    for index in range(12):
+        Image.new('RGB', (9, 9), (index, 0, 0)).save(tmp_path / f'{index:02d}.png')
+    ids = np.array([f'{index:02d}.png'.encode() for index in range(12)])
+    dataset = ImageDataset(ids, np.arange(12), tmp_path, image_files.train_transform(9, 8))
+    loader = make_loader(dataset, 2, 1, torch.device('cpu'), SeededBatches(12, 2, 0))
+    before, batches = set(multiprocessing.active_children()), iter(loader)
+    labels = [next(batches)[1]]
+    (worker,) = set(multiprocessing.active_children()) - before
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        os.kill(worker.pid, number)
+    labels += [own for _, own, _ in batches]
+    assert sorted(torch.cat(labels).tolist()) == list(range(12))
+    os.kill(worker.pid, signal.SIGTERM)
+    worker.join(20)
+    assert worker.exitcode == 0
 
 
 def test_training_images_depend_on_seed_and_epoch_but_not_on_the_workers(tmp_path):

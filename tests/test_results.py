@@ -1,6 +1,7 @@
 """Results: each knows what it was measured on, none takes another's place, and the defaults are the head's."""
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -336,18 +337,31 @@ def test_the_results_of_a_network_that_was_trained_over_are_not_taken_for_the_ne
         result_files.find_result(own, 'pixel_perturb', 'random', new)
 
 
-def test_results_json_is_gone_while_the_new_network_trains(script, tmp_path, monkeypatch):
+def test_results_json_goes_with_the_network_that_is_replaced(script, tmp_path, monkeypatch):
     folder = paint_folder(tmp_path / 'pets', counts=(2, 1, 1))
     flags, own = [*OWN_FLAGS, f'--dataset={folder}'], tmp_path / 'save/result'
     assert script('main', *flags)[0] == 0
     there, save = [], checkpoint_files.save
 
     def watch(*inputs, **options):
-        there.append((own / 'results.json').exists())
-        return save(*inputs, **options)
+        before = (own / 'results.json').exists()
+        save(*inputs, **options)
+        there.append((before, (own / 'results.json').exists()))
     monkeypatch.setattr(checkpoint_files, 'save', watch)
     assert script('main', *flags, '--override_cache')[0] == 0
-    assert there == [False] and (own / 'results.json').exists()
+    assert there == [(True, False)] and (own / 'results.json').exists()
+
+
+def test_weights_alone_with_another_prior_are_another_network(script, tiny_birds, save):
+    """Which the weights do not tell: each network has a file of its own."""
+    content = torch.load(save / 'CALM_EM' / weights.FILE, weights_only=True)
+    torch.save({'state_dict': content['state_dict']}, 'alone.pth')
+    for prior in ('relu', 'softplus'):
+        code, out, err = script('eval_wsol', *tiny_birds, '--architecture=resnet18', '--last_stage=layer1', f'--prior={prior}',
+                                '--attribution_method=CALM_EM', '--load_checkpoint=alone.pth')
+        assert code == 0 and 'replaces' not in out, err
+    found = [json.loads(path.read_text())['settings']['prior'] for path in result_paths(Path('save/result'), 'wsol')]
+    assert sorted(found) == ['relu', 'softplus']
 
 
 # --- published weights --------------------------------------------------------------------------------------------

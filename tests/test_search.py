@@ -70,6 +70,33 @@ def test_a_trial_whose_process_died_goes_on_with_its_own_settings(study, tmp_pat
     assert '--experiment_name=birds/trial_0001' in ran[-1] and f'--lr={rate:.3g}' in ran[-1]
 
 
+@pytest.mark.parametrize('code', [-9, 143, 'interrupt'])
+def test_an_interrupted_trial_goes_on_with_its_own_settings(code, study, monkeypatch):
+    """Killed, stopped by a signal that the training heeds, or by Ctrl-C, which reaches the search too."""
+    import subprocess
+    train, ended = subprocess.run, []
+
+    def end_the_first(command, **options):
+        if command[0] != sys.executable or ended:
+            return train(command, **options)
+        ended.append([str(word) for word in command[1:]])
+        if code == 'interrupt':
+            raise KeyboardInterrupt
+        return subprocess.CompletedProcess(command, code)
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, 'run', end_the_first)
+        assert study('--trials=1', '--study=birds')[0][0] == 130
+    (status, _, err), ran = study('--trials=1', '--study=birds')
+    assert status == 0 and ran == ended, err
+
+
+def test_a_training_that_fails_is_no_bad_rate(study, monkeypatch, tmp_path):
+    import processes
+    monkeypatch.setattr(processes, 'call', lambda command: (tmp_path / 'save/birds/trial_0000').mkdir(parents=True) or 1)
+    (code, _, err), _ = study('--trials=1', '--study=birds')
+    assert code == 2 and 'main.py ended with exit code 1' in err and not (tmp_path / 'save/birds/trials.json').exists()
+
+
 def test_a_rate_at_which_training_diverges_is_the_worst_and_no_failure(study, tmp_path):
     (code, _, err), _ = study('--trials=1', '--lr_low=1e29', '--lr_high=1e30')
     assert code == 0, err
@@ -87,4 +114,4 @@ def test_mistakes(script, tiny_birds, flags, words):
 
 def test_a_training_that_cannot_start_stops_the_search(study):
     (code, _, err), ran = study('--trials=5', '--load_checkpoint=nowhere')
-    assert code == 2 and len(ran) == 1 and 'before it trained' in err and 'nowhere' in err
+    assert code == 2 and len(ran) == 1 and 'without a result' in err and 'nowhere' in err

@@ -10,8 +10,9 @@ import time
 import pytest
 import several
 import torch
-from conftest import ROOT, content_of, refused, same_training, without
+from conftest import OWN_FLAGS, ROOT, content_of, paint_folder, refused, same_training, without
 
+import checkpoint_files
 import training
 import weights
 from wsol import networks
@@ -219,3 +220,29 @@ def is_running(pid):
             return file.read().rsplit(')', 1)[1].split()[0] != 'Z'  # nobody may ask for an orphan's end
     except OSError:
         return False
+
+
+def test_a_training_that_starts_afresh_and_ends_before_its_first_save_starts_afresh_again(script, tmp_path, monkeypatch):
+    """The same command, three times: the network of the first is not taken for that of the third."""
+    folder = paint_folder(tmp_path / 'pets', counts=(2, 1, 1))
+    flags, saved, save = [*OWN_FLAGS, f'--dataset={folder}', '--override_cache'], [], checkpoint_files.save
+    assert script('main', *flags)[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Training, 'run', lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        assert script('main', *flags)[0] == 130
+
+    def watch(*inputs, **options):
+        saved.append(save(*inputs, **options))
+    monkeypatch.setattr(checkpoint_files, 'save', watch)
+    code, _, err = script('main', *flags)
+    assert code == 0 and len(saved) == 1, err
+
+
+def test_a_training_does_not_go_on_with_other_class_folders(script, tmp_path):
+    folder = paint_folder(tmp_path / 'pets', counts=(2, 1, 1))
+    flags = [*OWN_FLAGS, f'--dataset={folder}']
+    assert script('main', *flags)[0] == 0
+    names = sorted(path.name for path in (folder / 'train').iterdir())
+    for split in ('train', 'val', 'test'):
+        (folder / split / names[0]).rename(folder / split / 'zebra')
+    refused(script('main', *flags, '--epochs=2'), 'was trained on other class folders', 'last_checkpoint')

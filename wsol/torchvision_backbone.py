@@ -17,8 +17,10 @@ from torchvision.models.feature_extraction import (  # noqa: E402  isort: skip
 
 CLASSIFIERS = ('classifier', 'fc', 'head', 'aux', 'AuxLogits')  # the modules that tell classes apart
 HEADS = (*CLASSIFIERS, 'avgpool')  # what comes after the backbone
-# without these they build auxiliary heads, initialise slowly, and warn of what they will change
-QUIET = dict.fromkeys(('googlenet', 'inception_v3'), {'aux_logits': False, 'init_weights': False})
+# without the first two they build auxiliary heads, initialise slowly, and warn of what they will change; the third is
+# what torchvision sets with ImageNet's weights: a network built without them for a checkpoint has to be the same
+QUIET = dict.fromkeys(('googlenet', 'inception_v3'),
+                      {'aux_logits': False, 'init_weights': False, 'transform_input': True})
 
 
 class LastMap(nn.Module):
