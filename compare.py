@@ -190,9 +190,10 @@ def difference(row, reference, column):
 def put_first(rows, reference):
     """The rows, that of the first experiment first whose method is called `reference`. Raises UserError."""
     own = [row for row in rows if row.experiment == rows[0].experiment]
-    for row in own:
-        if reference in (row.method, row.method.split(', ', 1)[-1]):
-            return [row, *(other for other in rows if other is not row)]
+    for name in (lambda row: row.method, lambda row: row.method.split(', ', 1)[-1]):  # the whole name comes first
+        for row in own:
+            if reference == name(row):
+                return [row, *(other for other in rows if other is not row)]
     raise UserError(f'--reference={reference}: {own[0].experiment} has no such row; it has '
                     + '; '.join(row.method for row in own))
 

@@ -252,6 +252,14 @@ def test_interventions_with_other_draws_are_told_apart_and_equal_controls_stand_
     assert set(rows_in(tmp_path)) == {'x: control: random', 'x: control: random, seed 0', 'x: log-odds'}
 
 
+def test_a_reference_is_the_row_of_that_name_before_one_that_ends_in_it(tmp_path, script):
+    write_result(tmp_path / 'x/a.json', metric='interventions', network={'turns': [80, 70, 90]},
+                 methods={name: {'rank': [0.5, 0.4, 0.6], 'questions': 40} for name in ('control: random weights, log-odds', 'log-odds')})
+    for reference, first in (('log-odds', 'x: log-odds'), ('control: random weights, log-odds', 'x: control: random weights, log-odds')):
+        assert script('compare', 'x', f'--reference={reference}')[0] == 0
+        assert rows_in(tmp_path)[0] == first
+
+
 def test_a_cue_that_no_mask_shows_has_no_figure_and_no_curve(tmp_path, script):
     pair = {'classes': [1, 2], 'images': 2, 'parts': ['head'], 'precision': 'nan nan'}
     counts = ('dropped', 'counted')
