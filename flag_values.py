@@ -90,6 +90,8 @@ def architecture_name(text):
 
 def boolean_or_file(text):
     """True, False, or the path of a file."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f'"{text}" is neither True nor False nor the path of a file')
     try:
         return boolean(text)
     except argparse.ArgumentTypeError:

@@ -2,6 +2,7 @@
 
 Source: the published transforms (Kim et al., ICCV 2021). All files are decoded by PIL.
 """
+import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,13 +35,22 @@ def is_hidden(name):
 
 
 def images_below(root):
-    """The ids of the image files below a folder: their paths relative to it, in order."""
-    found = (path.relative_to(root) for path in root.rglob('*') if path.suffix.lower() in SUFFIXES)
-    ids = sorted(str(path) for path in found if not any(map(is_hidden, path.parts)))
+    """The ids of the image files below a folder, those in linked folders too: their paths relative to it, in order."""
+    ids = []
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not is_hidden(name) and not _leads_back(Path(folder, name))]
+        ids += [str(Path(folder, name).relative_to(root)) for name in (*folders, *files)
+                if Path(name).suffix.lower() in SUFFIXES and not is_hidden(name)]
+    ids.sort()
     odd = next((image_id for image_id in ids if image_id != image_id.encode(errors='replace').decode()), None)
     if odd is not None:
         raise UserError(f'{str(root / odd)!r}: the name of this file is not UTF-8; rename it')
     return ids
+
+
+def _leads_back(path):
+    """Whether a path is a link to a folder that holds the link, so that following it would have no end."""
+    return path.is_symlink() and any(above.resolve().is_relative_to(path.resolve()) for above in path.parents)
 
 
 def open_upright(path, longest=None):

@@ -159,8 +159,8 @@ def open_run(args):
 
 def chosen_classes(args, names, num_classes):
     """(target, contrast) of --target and --contrast: classes, None, or RUNNER_UP."""
-    target, contrast = (value if value in (None, RUNNER_UP) else resolve_class(value, names, num_classes)
-                        for value in (args.target, args.contrast))
+    target, contrast = (value if value in (None, word) else resolve_class(value, names, num_classes)
+                        for value, word in ((args.target, None), (args.contrast, RUNNER_UP)))
     if target is not None and target == contrast:
         raise UserError(f'"why {args.target} and not {args.contrast}" is zero everywhere: they are one class')
     if contrast is not None and num_classes < 2:

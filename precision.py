@@ -57,7 +57,9 @@ def trainings(flags, seeds):
     for seed in range(seeds):
         for column, precision in enumerate(PRECISIONS):
             name = f'seed{seed}_{precision}'
-            experiments.train(FOLDER, name, *TRAIN, f'--seed={seed}', f'--precision={precision}', *flags)
+            # main.py finishes at once what is done, and refuses to go on with what was done with other settings
+            experiments.run(FOLDER, 'main.py', f'--experiment_name={name}', *TRAIN, f'--seed={seed}',
+                            f'--precision={precision}', *flags)
             accuracy[seed, column] = result_files.read_result(FOLDER / name / 'results.json')['test_accuracy']
     rows = [[f'seed {seed}', *own.tolist()] for seed, own in enumerate(accuracy)]
     difference = accuracy[:, 1] - accuracy[:, 0]

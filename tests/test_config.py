@@ -173,6 +173,12 @@ def test_percentages(words, expected):
         assert parse() == expected
 
 
+@pytest.mark.parametrize('text', ['', ' '])
+def test_weights_of_an_empty_name_are_refused(script, text):
+    """As from a variable of the shell that is not set: random weights would be trained without a word."""
+    refused(script('main', f'--pretrained={text}'), f'--pretrained: "{text}" is neither True nor False nor the path of a file')
+
+
 def test_numbers_are_bounded_where_the_table_says():
     with pytest.raises(argparse.ArgumentTypeError):
         flag_values.number(int, 0, True, 10)('10')

@@ -148,6 +148,7 @@ def test_what_names_no_class_or_several_is_refused(text, names, words):
     (['photos/notes.txt'], ['notes.txt does not open']), (['photos/wide.jpg', '--target=99'], ['99', '0 to 17']),
     (['photos/wide.jpg', '--contrast=Toy'], ['"Toy" names 18 classes']),
     (['photos/wide.jpg', '--contrast=cat'], ['"cat" names no class']),
+    (['photos/wide.jpg', '--target=runner-up'], ['"runner-up" names no class', '0 to 17']),
     (['photos/wide.jpg', '--score_map_process=object_mask'], ['object_mask']),
     (['photos/wide.jpg', '--score_map_process=jointl'], ['jointll']),
     (['photos/wide.jpg', '--score_map_method=backprop', '--score_map_process=jointll'], ['contradicts']),

@@ -141,6 +141,25 @@ def test_what_file_managers_leave_is_no_class(script, folder):
     assert code == 2 and 'train/0.jpg lies in no class folder' in err
 
 
+def test_class_folders_that_are_links_hold_images(folder):
+    """As where splits are made with ln -s; a link to a folder that holds it is not followed."""
+    def listed():
+        ids, labels = find_dataset(str(folder)).list_images('train')
+        return ids.tolist(), labels.tolist()
+    before = listed()
+    assert before[0] == sorted(before[0]) and len(before[0]) == 12
+    for name in ('cat', 'eel'):
+        (folder / 'train' / name).rename(folder.parent / name)
+        (folder / 'train' / name).symlink_to(folder.parent / name)
+    for name, target in (('up', folder / 'train'), ('higher', folder.parent), ('self', folder / 'train/dog'), ('nowhere', 'gone')):
+        (folder / 'train/dog' / name).symlink_to(target)
+    (folder.parent / 'cat/back').symlink_to(folder.parent / 'cat')
+    assert listed() == before and not any(found_in(folder).values())
+    (folder / 'train/dog/more').symlink_to(folder.parent / 'cat')  # in a linked folder, a linked folder
+    assert listed()[0][4:12] == [f'dog/{name}'.encode() for name in sorted([*(own[4:].decode() for own in before[0][4:8]), *(
+        f'more/{own[4:].decode()}' for own in before[0][:4])])]
+
+
 @pytest.mark.parametrize('name, words', [('./nowhere', ['./nowhere' [2:], 'train']), ('nowhere', ['written with a slash'])])
 def test_a_folder_that_is_not_there(script, name, words, tmp_path):
     code, _, err = script('main', *OWN_FLAGS, f'--dataset={name}')

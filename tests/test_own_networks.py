@@ -1,10 +1,11 @@
 """One's own networks: torchvision's and timm's classifiers as they are, a head on any module, weights from files."""
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import shared
+from conftest import refused, shared
 from PIL import Image
 from torch import nn
 
@@ -17,7 +18,7 @@ from wsol.timm_backbone import timm_backbone
 
 import timm  # isort: skip  after wsol, which mends torchvision where that is needed
 
-AUXILIARY = {'googlenet': {'aux_logits': True, 'init_weights': False}}
+AUXILIARY = {'googlenet': {'aux_logits': True, 'init_weights': False, 'transform_input': True}}  # as with ImageNet's weights
 
 
 def random_classifier(name, classes=13):
@@ -123,6 +124,48 @@ def test_a_network_that_timm_does_not_have():
         config.parse('main', argv=['--architecture=timm/resnet18x'])
 
 
+@pytest.mark.parametrize('name, words', [
+    ('resnet50d.ra2_in1', 'has no weights "ra2_in1" of the network resnet50d; it has a1_in1k, .*ra2_in1k'),
+    ('resnet50d.', 'has no weights "" of the network resnet50d; it has a1_in1k'),
+    ('vit_relpos_small_patch16_rpn_224.x', 'has no weights "x" of .*; say timm/vit_relpos_small_patch16_rpn_224$')])
+def test_weights_that_timm_does_not_have_are_answered_with_those_it_has(name, words):
+    for ask in (normalisation, from_classifier, lambda name: config.parse('main', argv=[f'--architecture={name}'])):
+        with pytest.raises(UserError, match=words):
+            ask(f'timm/{name}')
+    config.parse('main', argv=['--architecture=timm/resnet50d.ra2_in1k'])
+
+
+def test_a_network_of_several_maps_is_refused_by_name():
+    """CrossViT gives a list of two sequences of tokens."""
+    with pytest.raises(UserError, match='--architecture=timm/crossvit_tiny_240 has no last map .* its features are a list'):
+        build_model('timm/crossvit_tiny_240', 'CAM', 5)
+
+
+def test_a_network_of_one_size_is_tried_at_that_size(script, tmp_path):
+    """CoAtNet takes images of 160 pixels alone; of another size the command asks for this one."""
+    torch.manual_seed(0)
+    network = timm.create_model('test_coatnet', num_classes=13).eval()
+    torch.save(network.state_dict(), 'trained.pth')
+    model, images = from_classifier('timm/test_coatnet', 'trained.pth'), torch.randn(2, 3, 160, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), network(images), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(from_module(network, 'norm', 'CAM', image_size=160)(images), network(images), rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match='this module, up to norm, does not take an image of 224 x 224 pixels .*image_size='):
+        from_module(network, 'norm', 'CAM')
+    Image.new('RGB', (50, 60)).save('photo.png')
+    flags = ['photo.png', '--architecture=timm/test_coatnet', '--pretrained=trained.pth', '--workers=0']
+    refused(script('inference', *flags), '--crop_size=224 does not suit this network')
+    code, _, err = script('inference', *flags, '--crop_size=160')
+    assert code == 0, err
+
+
+def test_a_network_of_one_size_without_average_pooling_is_refused_by_name(tmp_path):
+    """This transformer takes images of 160 pixels alone, and normalises what it has averaged."""
+    torch.save(timm.create_model('test_vit_relpos', num_classes=13).state_dict(), tmp_path / 'trained.pth')
+    with pytest.raises(UserError, match='--architecture=timm/test_vit_relpos does not end in average pooling'):
+        from_classifier('timm/test_vit_relpos', tmp_path / 'trained.pth')
+
+
 def test_the_networks_own_mean_and_deviation():
     assert normalisation('timm/vit_tiny_patch16_224') == ((0.5,) * 3, (0.5,) * 3)
     assert normalisation('timm/resnet18') == normalisation('resnet18') == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -225,6 +268,12 @@ def test_weights_that_timm_cannot_have_are_an_error_of_one_line(monkeypatch):
         build_model('timm/resnet18', 'CAM', 3, pretrained=True)
 
 
+def test_a_package_that_is_not_installed_is_named(script, tiny_birds, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
+    refused(script('main', *tiny_birds, '--architecture=resnet18', '--pretrained=weights.safetensors'),
+            'weights.safetensors needs the package safetensors: pip install safetensors')
+
+
 def test_a_plain_state_dict_is_explained_without_training(script, tmp_path):
     torch.save(random_classifier('resnet18').state_dict(), 'mine.pth')
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)).save('photo.png')
@@ -282,6 +331,23 @@ def test_a_modules_own_classifier_is_cam_without_training():
         torch.testing.assert_close(model(images), network(images), rtol=1e-5, atol=1e-5)
     with pytest.raises(UserError, match='does not end in average pooling'):
         from_module(network, 'layer3', 'CAM')
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_a_head_is_computed_in_as_its_network_is(dtype):
+    """In its precision and on its device, be it the network's own classifier or a new head."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2), nn.ReLU(),
+                            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)).eval().to(dtype)
+    model, images = from_module(network, '3', 'CAM'), torch.randn(2, 3, 96, 96, dtype=dtype)
+    with torch.no_grad():
+        rtol = 1e-12 if dtype == torch.float64 else 0.02
+        torch.testing.assert_close(model(images), network(images), rtol=rtol, atol=rtol * network(images).abs().max().item())
+    with pytest.raises(UserError, match='does not end in average pooling'):
+        from_module(network, '1', 'CAM')
+    for method in ('CAM', 'CALM_EM'):
+        model = from_module(network, '1', method, num_classes=9)
+        assert {parameter.dtype for parameter in model.parameters()} == {dtype} == {model(images).dtype}
 
 
 @pytest.mark.parametrize('layer, options, words', [

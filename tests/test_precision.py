@@ -8,6 +8,8 @@ from conftest import SMALL, without
 import experiments
 import precision
 from result_files import read_result
+from util import UserError
+from whole_files import write_json
 
 FOLDER = precision.FOLDER
 
@@ -51,3 +53,21 @@ def test_trainings_differ_in_nothing_but_the_precision(runs, tiny_birds, capsys,
     settings = [read_result(FOLDER / f'seed1_{kind}' / 'results.json')['settings'] for kind in precision.PRECISIONS]
     assert {key for key in settings[0] if settings[0][key] != settings[1][key]} <= {'precision', 'experiment_name', 'given'}
     assert [own['precision'] for own in settings] == ['float32', 'bfloat16']
+
+
+def test_main_decides_whether_a_training_is_done(tmp_path, monkeypatch):
+    """It finishes at once, or refuses other settings by name: what an earlier command left is not averaged unseen."""
+    seen = []
+
+    def run(folder, name, *flags):
+        seen.append((name, flags))
+        if '--epochs=25' in flags:
+            raise UserError('epochs was 1, is 25')
+        experiment = dict(flag.split('=') for flag in flags)['--experiment_name']
+        write_json(folder / experiment / 'results.json', {'test_accuracy': 50.0})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(experiments, 'run', run)
+    assert precision.trainings(['--epochs=1'], 1) == precision.trainings(['--epochs=1'], 1)
+    assert seen[:2] == seen[2:] and {name for name, _ in seen} == {'main.py'}
+    with pytest.raises(UserError, match='epochs was 1, is 25'):
+        precision.trainings(['--epochs=25'], 5)

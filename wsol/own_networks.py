@@ -21,6 +21,7 @@ from .torchvision_backbone import (
 )
 
 TOLERANCE = 1e-4  # relative: by how much a classifier's scores and those of its parts may differ
+IMAGE_SIZE = 224  # of the image by which a network is tried, where nothing else is said
 
 
 class LayerOutput(nn.Module):
@@ -46,7 +47,7 @@ class LayerOutput(nn.Module):
 
 
 def from_module(module, layer, attribution_method='CALM_EM', num_classes=None, prior='relu', to_map=None,
-                image_size=224):
+                image_size=IMAGE_SIZE):
     """A head on the output of a layer of any module, to be trained; or CAM of a classifier that is trained already.
 
     module: takes images (B,3,H,W), normalised as it was trained. layer: the dotted name of a submodule whose output is
@@ -73,6 +74,7 @@ def from_module(module, layer, attribution_method='CALM_EM', num_classes=None, p
     check_head(attribution_method, prior)
     model = find_head(attribution_method)(_as_stage(backbone), features.shape[1], num_classes, prior)
     for convolution in (model.conv_last, *([model.attention[0]] if hasattr(model, 'attention') else [])):
+        convolution.to(features)  # the device and precision of what it is given
         nn.init.xavier_uniform_(convolution.weight)
         nn.init.zeros_(convolution.bias)
     return model
@@ -99,8 +101,10 @@ def from_classifier(architecture, source=True):
     state dict of a whole classifier, of any number of classes. Equal to the classifier's own scores, which is checked.
     Raises UserError for a network that does not end in average pooling and one linear layer (VGG, ConvNeXt, ViT).
     """
+    size = IMAGE_SIZE
     if architecture.startswith(timm_backbone.PREFIX):
         network, backbone = timm_backbone.classifier(architecture, source)
+        size = timm_backbone.own_size(network)
     elif architecture in names():
         classes = {} if source is True else {'num_classes': _count_classes(source)}
         node, _ = last_map_node(architecture)
@@ -108,7 +112,7 @@ def from_classifier(architecture, source=True):
         backbone = LastMap(create_feature_extractor(network.eval(), [node]), node)
     else:
         raise UserError(f'no classifier "{architecture}" in torchvision; timm/NAME names one of timm\'s')
-    return with_own_classifier(network, backbone, f'--architecture={architecture}')
+    return with_own_classifier(network, backbone, f'--architecture={architecture}', size)
 
 
 def _count_classes(path):
@@ -121,7 +125,7 @@ def _count_classes(path):
 
 
 @torch.no_grad()
-def with_own_classifier(network, backbone, name, image_size=224):
+def with_own_classifier(network, backbone, name, image_size=IMAGE_SIZE):
     """CAM of a backbone with the last linear layer of the network it is a part of. name: for the error."""
     linear = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
     remedy = ('does not end in average pooling and one linear layer, so its linear layer gives no map; train a CAM or '
@@ -130,13 +134,21 @@ def with_own_classifier(network, backbone, name, image_size=224):
         raise UserError(f'{name} {remedy}')
     weight, bias = linear[-1].weight, linear[-1].bias
     model = CAM(_as_stage(backbone), weight.shape[1], weight.shape[0]).eval()
-    model.conv_last.weight.copy_(weight[:, :, None, None])
+    model.conv_last.to(weight).weight.copy_(weight[:, :, None, None])
     model.conv_last.bias.copy_(bias if bias is not None else torch.zeros(len(weight)))
     images = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images = images.to(next(network.parameters()))
     try:
-        ours, own = model(images), network.eval()(images)
-        equal = ours.shape == own.shape and (ours - own).abs().max() <= TOLERANCE * own.abs().max()
-    except RuntimeError:  # the linear layer does not take the backbone's features
+        own = network.eval()(images)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = ' '.join(str(error).split())[:200]
+        raise UserError(f'{name} does not take an image of {image_size} x {image_size} pixels ({reason}); '
+                        'from_module tries another size by image_size=') from error
+    try:
+        ours = model(images)
+        tolerance = max(TOLERANCE, 2 * torch.finfo(own.dtype).eps)  # of half precision it is the second
+        equal = ours.shape == own.shape and (ours - own).abs().max() <= tolerance * own.abs().max()
+    except (RuntimeError, AssertionError):  # the backbone gives no map, or the linear layer does not take its features
         equal = False
     if not equal:
         raise UserError(f'{name} {remedy}')

@@ -78,7 +78,10 @@ def read_state_dict(path):
 
 
 def _load_safetensors(path):
-    from safetensors.torch import load_file  # comes with timm
+    try:
+        from safetensors.torch import load_file  # comes with timm
+    except ImportError as error:
+        raise UserError(f'{path} needs the package safetensors: pip install safetensors') from error
     try:
         return load_file(path)
     except Exception as error:  # safetensors raises many kinds

@@ -29,11 +29,18 @@ def _timm():
 
 
 def check_name(name):
-    """Raise UserError unless timm knows the network timm/NAME."""
+    """Raise UserError unless timm knows the network timm/NAME, and the tag of its weights where NAME has one."""
     timm, short = _timm(), name.removeprefix(PREFIX)
     if not timm.is_model(short):
         near = ', '.join(timm.list_models(f'*{short[:8]}*')[:5])
         raise UserError(f'timm {timm.__version__} has no network "{short}"' + (f'; it has {near}' if near else ''))
+    try:
+        timm.get_pretrained_cfg(short)
+    except RuntimeError as error:  # is_model looks at what stands before the tag alone
+        network, _, tag = short.partition('.')
+        known = ', '.join(own.partition('.')[2] for own in timm.list_pretrained(f'{network}.*'))
+        raise UserError(f'timm {timm.__version__} has no weights "{tag}" of the network {network}; '
+                        + (f'it has {known}' if known else f'say {PREFIX}{network}')) from error
 
 
 def normalisation(name):
@@ -67,7 +74,7 @@ def timm_backbone(name, source, large_feature_map=False):
             load_backbone(network, source, network.pretrained_cfg.get('classifier') or ())
         return network
     network = make()
-    layout = _layout(network)
+    layout = _layout(network, name)
     if large_feature_map and layout != 'NCHW':
         raise UserError(f'--architecture={name} does not take --large_feature_map: it has no strides to change')
     if layout == 'NCHW' and not set_output_stride(network, STRIDE // 2 if large_feature_map else STRIDE):
@@ -109,7 +116,12 @@ def classifier(name, source):
     network = _create(name.removeprefix(PREFIX), source is True, **classes)
     if source is not True:
         load_backbone(network, source, ())
-    return network, LastMap(network, _layout(network))
+    return network, LastMap(network, _layout(network, name))
+
+
+def own_size(network):
+    """The side of the images that a network of timm's was trained on; some take no others."""
+    return network.pretrained_cfg.get('input_size', (3, SIZE, SIZE))[-1]
 
 
 def _features(network, size):
@@ -118,9 +130,12 @@ def _features(network, size):
         return network.eval().forward_features(torch.zeros(1, 3, size, size))
 
 
-def _layout(network):
-    size = network.pretrained_cfg.get('input_size', (3, SIZE, SIZE))[-1]
-    features = _features(network, size)
+def _layout(network, name):
+    features = _features(network, own_size(network))
+    if not isinstance(features, torch.Tensor) or features.ndim not in (3, 4):
+        shape = tuple(getattr(features, 'shape', ())) or f'a {type(features).__name__}'
+        raise UserError(f'--architecture={name} has no last map to attribute on: its features are {shape}, and neither '
+                        'one map nor one sequence of tokens; choose another network')
     if features.ndim == 3:
         return 'tokens'
     is_nhwc = features.shape[-1] == network.num_features != features.shape[1]
