@@ -27,6 +27,22 @@ from wsol.cub import UNION_PARTS
 SIZE = 56
 
 
+@pytest.fixture(scope='module', autouse=True)
+def painted_once():
+    """A picture that is painted again is kept: every measurement here asks for the same ones, and to paint them takes
+    longer than all else."""
+    kept, paint = {}, Repainter.paint
+
+    def paint_once(painter, *of_picture, **how):
+        key = painter.seed, len(painter.index), repr(of_picture), repr(sorted(how.items()))
+        if key not in kept:
+            kept[key] = paint(painter, *of_picture, **how)
+        return kept[key]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Repainter, 'paint', paint_once)
+        yield
+
+
 @pytest.fixture(scope='module')
 def birds(tiny_birds):
     """The tiny ToyBirds: its data set, test images, annotations and painter."""
