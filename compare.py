@@ -227,7 +227,7 @@ def make_tables(rows, published):
                 lines.append([f'{row.name} − {rows[0].name}', *cells])
         if own:
             tables.append(Table(title, ['', *own.values()], lines))
-    return tables + reports.over_networks(rows) + reports.summary(rows)
+    return tables + reports.over_networks(rows)
 
 
 def _cell(row, column, plain=False):
@@ -279,15 +279,14 @@ def main():
     if args.reference:
         rows = put_first(rows, args.reference)
     name_rows(rows)
-    tables, folder = make_tables(rows, paper_rows() if args.paper else []), Path(args.output)
-    shown = tables[1:]
-    if args.summary:
-        shown = reports.summary(rows)
-        if not shown:
-            raise UserError('no experiment that is named has cue localization, which --summary is of; measure it with '
-                            'eval_cue_location.py, or leave --summary out')
-    util.say(f'\n{table_files.as_text(shown)}\nSquare brackets hold 95 % intervals. docs/comparing.md explains '
-             'every column.')
+    folder, summary = Path(args.output), reports.summary(rows)
+    tables = make_tables(rows, paper_rows() if args.paper else []) + summary
+    if args.summary and not summary:
+        raise UserError('no experiment that is named has cue localization, which --summary is of; measure it with '
+                        'eval_cue_location.py, or leave --summary out')
+    shown = summary if args.summary else tables[1:]
+    util.say(f'\n{table_files.as_text(shown)}\nSquare brackets hold 95 % intervals. docs/comparing.md explains every '
+             'column.')
     for sentence in notes(rows):
         util.say(sentence)
     written = table_files.write_tables(folder / 'table', tables, args.format)

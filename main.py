@@ -107,7 +107,7 @@ def open_images(args, data):
 
 def initial_network(args, data, before, starts_from, folder, device):
     """The network on the device: this experiment's own where it goes on, else that of --load_checkpoint, ImageNet's or
-    a random one."""
+    a random one. Raises UserError where weights, flags and class folders do not belong together."""
     source, but_classifier = before, args.is_different_checkpoint and before is None
     if starts_from and before is None:
         source = weights.read_checkpoint(weights.find_checkpoint(args.load_checkpoint, args.save_root, folder))

@@ -88,7 +88,8 @@ class Step(NamedTuple):
 
     def changed_settings(self, flags):
         """What a finished training had otherwise than it would have with these flags: ['epochs was 1, is 40']."""
-        before = Munch(result_files.read_result(self.network.folder / self.network.name / 'results.json')['settings'])
+        result = result_files.read_result(self.network.folder / self.network.name / 'results.json')
+        before = Munch({name: flag.default for name, flag in config.ALL_FLAGS.items()} | result['settings'])
         now = config.parse('main', argv=[*self.network.training, *flags])
         now.precision = before.precision if 'precision' not in now.given else util.pick_precision(
             now.precision, util.pick_device(now.device), auto='bfloat16')
@@ -101,7 +102,7 @@ class Step(NamedTuple):
             experiments.train(network.folder, network.name, *network.training, *flags)
             return
         source = [f'--load_checkpoint={network.published}'] if network.published else []
-        # what needs gradients is not compiled, and says so
+        # an evaluation that needs gradients refuses --compile, which is for the other steps
         plain = [] if PROCESSES[self.process].one_forward else ['--compile=False']
         experiments.run(network.folder, f'eval_{self.metric}.py', f'--experiment_name={network.name}', *source,
                         f'--score_map_process={self.process}', *flags, *plain)

@@ -256,15 +256,14 @@ def _mean(own, column):
 def _less(own, reference, column, kind):
     """The Cell of a difference of means with one of INTERVALS; None where there is none of that kind."""
     measured = [[row.columns.get(column) for row in part] for part in (own, reference)]
-    if kind != 'units' and any(figure is None or figure.value is None for figure in sum(measured, [])):
+    if kind != 'units' and (min(len(own), len(reference)) < 2
+                            or any(figure is None or figure.value is None for figure in sum(measured, []))):
         return None
     samples = [[figure and figure.sample for figure in part] for part in measured]
     units = {sample and sample.units for sample in sum(samples, [])}
-    if kind != 'units' and min(len(own), len(reference)) < 2:
-        return None
     if kind == 'trainings':
         images = {(row.about.get('dataset'), row.about.get('images_sha256')) for row in (own[0], reference[0])}
-        if units != {None} or len(images) > 1 or None in (_mean(own, column), _mean(reference, column)):
+        if units != {None} or len(images) > 1:
             return None
     elif len(units) > 1 or None in units:
         return None
