@@ -222,6 +222,8 @@ def report(content, method):
     turns = '' if share is None else f'; of these {share:.1f} % [{low:.1f}, {high:.1f}] turn with all differing parts'
     util.say(f'\n{method}, {content["questions"]} questions, {facts["accuracy"]:.1f} % on images that the network gets '
              f'right{turns}')
+    util.say(f'{facts["shapes_that_distract"]:.1f} % of the shapes of the background are distractors: leaving one out '
+             f'changes the log-odds by less than {NEGLIGIBLE}')
     table = []
     for name, own in content['methods'].items():
         values = [own.get(key, [None])[0] for key in COLUMNS]

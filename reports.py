@@ -37,7 +37,7 @@ TOPICS = {  # title -> {column: its name within the table}
     'Pixels that the published protocol drops, %': {'dropped true': 'true', 'dropped false': 'false'},
     'Remove-and-classify: R_k, lower is better': {f'R_{percent}': f'R_{percent}' for percent in ERASED},
     'Localization (WSOL), %': {name: name for name in WSOL},
-    'Interventions': {name: name for name in (*INTERVENTIONS, 'turns', 'questions')},
+    'Interventions': {name: name for name in (*INTERVENTIONS, 'turns', 'distractors', 'questions')},
 }
 DECIMALS = dict.fromkeys([*(f'R_{percent}' for percent in ERASED), 'rank corr.', 'slope', 'error',
                           'deletion corr.', 'on distractors'], 2)
@@ -149,9 +149,11 @@ def intervened(result):
     """{contrast: {column: Measured}} of a result of interventions."""
     def figure(value, *bounds):
         return Measured(value, bounds=bounds)
-    turns = figure(*result['network']['turns'])  # of the network, whatever the contrast
+    network = {'turns': figure(*result['network']['turns'])}  # of the network, whatever the contrast
+    if 'shapes_that_distract' in result['network']:
+        network['distractors'] = figure(result['network']['shapes_that_distract'])
     return {name: {column: figure(*own[key]) for column, key in INTERVENTIONS.items() if key in own}
-            | {'turns': turns, 'questions': Measured(own['questions'])} for name, own in result['methods'].items()}
+            | network | {'questions': Measured(own['questions'])} for name, own in result['methods'].items()}
 
 
 def _cue_location(result):

@@ -212,7 +212,8 @@ def test_interventions_and_experiments_of_one_name(tmp_path, script):
     """A row for each contrast, with the interval that its result has; accuracies in rows named by the folders."""
     for name, accuracy in (('a/x', 50.0), ('b/x', 75.0)):
         write_result(tmp_path / name / 'results.json', metric='accuracy', val_accuracy=1.0, test_accuracy=accuracy)
-    write_result(tmp_path / 'a/x/interventions.json', metric='interventions', network={'turns': [80, 70, 90]},
+    write_result(tmp_path / 'a/x/interventions.json', metric='interventions',
+                 network={'turns': [80, 70, 90], 'shapes_that_distract': 60},
                  methods={'log-odds': {'rank': [0.5, 0.4, 0.6], 'share': [10, None, None], 'questions': 40}})
     code, out, err = script('compare', 'a/x', 'b/x', '--format=csv')
     assert code == 0, err
@@ -222,7 +223,7 @@ def test_interventions_and_experiments_of_one_name(tmp_path, script):
     assert {key: cell['value'] for key, cell in cells.items()} == {
         ('a/x: CAM', 'accuracy'): '50.0', ('b/x: CAM', 'accuracy'): '75.0', ('b/x: CAM − a/x: CAM', 'accuracy'): '25.0',
         ('a/x: log-odds', 'rank corr.'): '0.5', ('a/x: log-odds', 'mass on cue'): '10',
-        ('a/x: log-odds', 'turns'): '80', ('a/x: log-odds', 'questions'): '40',
+        ('a/x: log-odds', 'turns'): '80', ('a/x: log-odds', 'distractors'): '60', ('a/x: log-odds', 'questions'): '40',
         ('x: CAM', 'networks'): '2', ('x: CAM', 'accuracy'): '62.5 ± 17.7'}
     assert [cells['a/x: log-odds', 'rank corr.'][side] for side in ('low', 'high')] == ['0.4', '0.6']
     assert [cells['a/x: log-odds', 'turns'][side] for side in ('low', 'high')] == ['70', '90']

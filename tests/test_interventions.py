@@ -263,6 +263,7 @@ def test_the_script_ranks_a_map_of_the_cue_above_noise(script, tiny_birds, save,
     assert noise['share'][0] < 30 and noise['share'][1] < noise['share'][0] < noise['share'][2]
     assert noise['pxap'][1] < noise['pxap'][0] < noise['pxap'][2]  # over the class pairs
     assert content['network']['accuracy'] <= 100 and 'log-odds' in out
+    assert f'{content["network"]["shapes_that_distract"]:.1f} % of the shapes of the background are distractors' in out
 
 
 def test_interventions_need_the_painter(script, tiny_birds, save, tmp_path):
