@@ -6,6 +6,7 @@ ResNet-18, started from one CAM classifier, as the paper's networks start from a
 from pathlib import Path
 
 import torch
+from munch import Munch
 
 import config
 import processes
@@ -35,10 +36,28 @@ def is_trained(folder, experiment):
     return (folder / experiment / 'results.json').is_file()
 
 
+def changed_settings(folder, experiment, *flags):
+    """What a finished training had otherwise than these flags of main.py would have it: ['epochs was 1, is 40']."""
+    settings = result_files.read_result(folder / experiment / 'results.json')['settings']
+    before = Munch({name: flag.default for name, flag in config.ALL_FLAGS.items()} | settings)
+    now = config.parse('main', argv=list(flags))
+    now.precision = before.precision if 'precision' not in now.given else util.pick_precision(
+        now.precision, util.pick_device(now.device), auto='bfloat16')
+    changed = config.changed_settings(now, before | config.network_settings(before))
+    return changed + [f'epochs was {before.epochs}, is {now.epochs}'] * (before.epochs != now.epochs)
+
+
 def train(folder, experiment, *flags):
-    """Train an experiment below folder, or go on with it, unless it is done."""
+    """Train an experiment below folder, or go on with it, unless it is done. Raises UserError where it is done with
+    other settings: its figures would pass for those that are asked for."""
     if not is_trained(folder, experiment):
         run(folder, 'main.py', f'--experiment_name={experiment}', *flags)
+        return
+    # PRECISION is the machine's, and no wish: what another machine has trained is not trained again for it
+    changed = changed_settings(folder, experiment, *(flag for flag in flags if flag != PRECISION))
+    if changed:
+        raise UserError(f'{folder / experiment} was trained with other settings ({"; ".join(changed)}). Move that '
+                        'folder away, and it is trained again')
 
 
 def train_row(folder, row, seed, method, stages, from_cam, *flags):

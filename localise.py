@@ -5,7 +5,8 @@ percent against the exact part masks, the mean over the class pairs, each alone,
 pixel is its rank in its map, so that no method's scale decides. CAM's log-odds is its difference of maps, A - B. A row
 reaches the goal where one of its contrasts of classes is above CAM's A - B, its own prior and the controls, each beyond
 the 95 % interval (Student's t over the seeds, paired), at no more than 2 points of accuracy less than CAM.
-Result: save/localise/table.txt. What is done already is not run again.
+Result: save/localise/table.txt. What is done already is not run again; what was trained with
+other settings is refused.
 
     python localise.py --seeds=3
     python localise.py --seeds=1 --rows CALM_EM "CALM_EM, top 5"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from munch import Munch
 from torch.utils.flop_counter import FlopCounterMode
 
 import config
@@ -17,7 +16,6 @@ import experiments
 import paper
 import reports
 import result_files
-import util
 import weights
 from data_sets import find_dataset
 from util import UserError
@@ -88,13 +86,7 @@ class Step(NamedTuple):
 
     def changed_settings(self, flags):
         """What a finished training had otherwise than it would have with these flags: ['epochs was 1, is 40']."""
-        result = result_files.read_result(self.network.folder / self.network.name / 'results.json')
-        before = Munch({name: flag.default for name, flag in config.ALL_FLAGS.items()} | result['settings'])
-        now = config.parse('main', argv=[*self.network.training, *flags])
-        now.precision = before.precision if 'precision' not in now.given else util.pick_precision(
-            now.precision, util.pick_device(now.device), auto='bfloat16')
-        changed = config.changed_settings(now, before | config.network_settings(before))
-        return changed + [f'epochs was {before.epochs}, is {now.epochs}'] * (before.epochs != now.epochs)
+        return experiments.changed_settings(self.network.folder, self.network.name, *self.network.training, *flags)
 
     def run(self, flags):
         network = self.network

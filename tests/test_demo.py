@@ -132,6 +132,15 @@ def test_the_ablations_table_holds_mean_and_deviation_over_the_seeds(script, at_
     assert list(rows_of(folder / 'table.txt')) == ['CAM']
     accuracy = json.loads((folder / 'seed0/CAM/results.json').read_text())['test_accuracy']
     assert rows_of(folder / 'table.txt')['CAM'][0] == f'{accuracy:.1f}'  # one seed has no deviation
+    # nor is what was trained otherwise taken for it; the precision is the machine's
+    monkeypatch.setattr(experiments, 'TRAIN', [*TINY, '--batch_size=16'])
+    refused(script('ablation', '1', '--rows', 'CAM'), 'seed0/start_layer1 was trained with other settings (batch_size was 64, is 16)',
+            'Move that folder away')
+    other = '--precision=' + ('float32' if experiments.PRECISION.endswith('bfloat16') else 'bfloat16')
+    monkeypatch.setattr(experiments, 'PRECISION', other)
+    monkeypatch.setattr(experiments, 'TRAIN', [other if flag.startswith('--precision') else flag for flag in TINY])
+    experiments.train_row(folder / 'seed0', 'CAM', 0, 'CAM', 'layer1', True, quick)
+    assert at_home[before:] == []
 
 
 def test_the_ablations_number_of_seeds_and_rows(script):
