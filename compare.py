@@ -248,6 +248,12 @@ def notes(rows):
         if 'pixel_perturb' in row.results and 'outcomes' not in row.results['pixel_perturb']:
             said.append(f'{row.name} was measured before outcomes by image were kept: run eval_pixel_perturb.py again '
                         'for intervals of its accuracy and of the differences.')
+    older = [row.name for row in rows if 'cue_location' in row.results
+             and 'published_draws' not in row.results['cue_location']]
+    if older:
+        more = f' and {len(older) - 1} more' if older[1:] else ''
+        said.append(f'{older[0]}{more}, measured before the published protocol had intervals: run eval_cue_location.py '
+                    'again for them.')
     return said
 
 

@@ -26,6 +26,7 @@ import processes
 import util
 from data_loaders import Images
 from map_sources import MapSource
+from published_draws import draw_pairs_again
 from util import UserError
 from wsol import metrics
 from wsol.cub import UNION_PARTS
@@ -319,7 +320,8 @@ def finish(run, counts, evaluations, images, cues):
               for k in (1, 2, 3) if evaluations[number == k].any()}
     figures.save(figures.precision_recall_curves(run.title(), curves), result.figure())
     result.write({'evaluated_images': len(cues), 'evaluations': int(evaluations.sum()), 'pxap': summaries,
-                  'dropped': dropped, 'recalls': ' '.join(f'{100 * recall:.0f}' for recall in metrics.RECALLS),
+                  'published_draws': draw_pairs_again(counts['parts'], pairs, evaluations), 'dropped': dropped,
+                  'recalls': ' '.join(f'{100 * recall:.0f}' for recall in metrics.RECALLS),
                   'pairs': pair_records(pairs, evaluations, per_pair, histogram)})
 
 

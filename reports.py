@@ -13,6 +13,7 @@ import numpy as np
 
 import paper
 import util
+from published_draws import from_text
 from result_files import from_digits
 from table_files import Cell, Table
 from wsol import metrics
@@ -80,6 +81,31 @@ class Sample:
         return mean_difference([self], [other])
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A metric that is no ratio of sums over units, and its values over the units drawn again, (draws,).
+
+    units: their images, and the units; of equal ones the same were drawn. of_all: the value of all units.
+    """
+    units: tuple
+    of_all: float
+    draws: np.ndarray
+
+    def size(self):
+        return len(self.units) - 1
+
+    def value(self):
+        return self.of_all
+
+    def interval(self):
+        """(low, high) over the units drawn again; None, None of one alone."""
+        return metrics.interval(self.draws) if self.size() > 1 else (None, None)
+
+    def difference(self, other):
+        """(value, low, high) of this less the other, over the same units drawn again for both."""
+        return mean_difference([self], [other])
+
+
 def _ratio(above, below):
     with np.errstate(invalid='ignore', divide='ignore'):
         return np.where(below > 0, above / below, np.nan)
@@ -94,6 +120,10 @@ def mean_difference(samples, others):
 
 def _drawn_difference(samples, others):
     """The difference of mean_difference, that of every draw, (draws,), and the number of units that all have."""
+    if isinstance(samples[0], Drawn):
+        value, draws = (np.subtract(*(np.mean([getattr(own, name) for own in side], 0) for side in (samples, others)))
+                        for name in ('of_all', 'draws'))
+        return float(value), draws, samples[0].size()
     columns = np.stack([side for own in (*samples, *others) for side in (own.above, own.below)], 1)  # (U,2S)
     columns = columns[np.isfinite(columns).all(1)]
 
@@ -124,7 +154,10 @@ def difference_with_trainings(own, others):
 
 
 def pooled(samples):
-    """One Sample of several of the same units, as of networks trained with several seeds."""
+    """One Sample of several of the same units, as of networks trained with several seeds; so of Drawn."""
+    if isinstance(samples[0], Drawn):
+        return Drawn(samples[0].units, *(np.mean([getattr(own, name) for own in samples], 0)
+                                         for name in ('of_all', 'draws')))
     above, below = (np.mean([getattr(own, side) for own in samples], 0) for side in ('above', 'below'))
     return Sample(samples[0].units, above, below)
 
@@ -165,12 +198,23 @@ def _cue_location(result):
             pairs = [pair for pair in result['pairs'] if key in ('mean', str(len(pair['parts'])))]
             values = [pair[f'{truth}_{protocol}_underflow_{underflow}'] for pair in pairs]
             values = np.array([np.nan if value is None else value for value in values])
-            units = (result['images_sha256'], *(tuple(pair['classes']) for pair in pairs))
-            # the published histograms run on from pair to pair: their values are no sample
-            sample = Sample(units, values, np.ones(len(values))) if protocol == 'per_pair' and len(values) else None
-            columns[f'{topic} {key}'] = Measured(result['pxap'][truth][protocol][underflow][key], sample)
+            value = result['pxap'][truth][protocol][underflow][key]
+            if protocol == 'per_pair':
+                units = (result['images_sha256'], *(tuple(pair['classes']) for pair in pairs))
+                sample = Sample(units, values, np.ones(len(values))) if len(values) else None
+            else:
+                sample = _drawn(result, value, underflow, key)
+            columns[f'{topic} {key}'] = Measured(value, sample)
     dropped = result.get('dropped', {}).get('parts', {})
     return columns | {f'dropped {side}': Measured(dropped[side]) for side in ('true', 'false') if side in dropped}
+
+
+def _drawn(result, value, underflow, key):
+    """The Drawn of a figure of the published protocol; None where it has no value, or the result is older than they."""
+    if value is None or 'published_draws' not in result:
+        return None
+    units = (result['images_sha256'], *(tuple(pair['classes']) for pair in result['pairs']))
+    return Drawn(units, value, from_text(result['published_draws'][underflow][key]))
 
 
 def _pixel_perturb(result):
@@ -265,8 +309,9 @@ def _less(own, reference, column, kind):
     units = {sample and sample.units for sample in sum(samples, [])}
     if kind == 'trainings':
         images = {(row.about.get('dataset'), row.about.get('images_sha256')) for row in (own[0], reference[0])}
-        if units != {None} or len(images) > 1:
+        if None not in units or len(images) > 1:
             return None
+        measured = [[figure._replace(sample=None) for figure in part] for part in measured]  # some may have one
     elif len(units) > 1 or None in units:
         return None
     found = mean_difference(*samples) if kind == 'units' else difference_with_trainings(*measured)

@@ -75,7 +75,7 @@ class Found(NamedTuple):
     def cell(self, column):
         """Of all networks together: with its interval where there is a sample, else the mean."""
         own, decimals = self.columns.get(column, ()), reports.DECIMALS.get(column, 1)
-        if own and own[0].sample:
+        if own and all(one.sample for one in own):  # a result may be older than the draws
             return Cell(self.sample(column).value(), *self.sample(column).interval(), decimals)
         return Cell(float(np.mean([one.value for one in own])), decimals=decimals) if own and None not in [
             one.value for one in own] else None
@@ -132,9 +132,11 @@ def cue_table(dataset, found):
               'dropped true', 'dropped false', 'verdict']
     rows = []
     for own in found:
-        corrected = [own.cell(f'corrected {key}') for key in paper.KEYS]
+        published, corrected = ([own.cell(f'{topic} {key}') for key in paper.KEYS]
+                                for topic in ('published', 'corrected'))
         rows.append([paper.METHODS[own.method], *map(Cell, paper.PXAP[own.method]),
-                     *(own.cell(f'published {key}') for key in paper.KEYS), own.cell('published counted mean'),
+                     *(cell and Cell(cell.value) for cell in published[:3]), published[3],
+                     own.cell('published counted mean'),
                      *(cell and Cell(cell.value) for cell in corrected[:3]), corrected[3],
                      own.deviation('corrected mean'), own.cell('exact mean'), own.cell('dropped true'),
                      own.cell('dropped false'), verdict(dataset, own, reference)])

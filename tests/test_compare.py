@@ -130,6 +130,14 @@ def test_two_experiments_in_one_table(script, measured, tmp_path):
     for column, protocol, count in (('published counted', 'published', 'counted'), ('alone dropped', 'per_pair', 'dropped')):
         own = cue['pxap']['parts'][protocol][count]['mean']
         assert float(cells['All that was measured', second, f'{column} mean']['value']) == pytest.approx(own)
+    for column, count in (('published', 'dropped'), ('published counted', 'counted')):  # paired, draw by draw
+        draws = [np.array(read_result(measured / name, 'cue_location')['published_draws'][count]['mean'].split(), float)
+                 for name in (first, second)]
+        topic = next(title for title, columns in reports.TOPICS.items() if f'{column} mean' in columns)
+        for name, own in ((second, draws[1]), (f'{second} − {first}', draws[1] - draws[0])):
+            cell = cells[topic, name, 'mean']
+            assert [float(cell['low']), float(cell['high'])] == pytest.approx([*np.quantile(own, [0.025, 0.975])])
+            assert float(cell['low']) < float(cell['value']) < float(cell['high'])
     for side in ('true', 'false'):
         share = cue['dropped']['parts'][side]
         assert float(cells['All that was measured', second, f'dropped {side}']['value']) == pytest.approx(share)
@@ -193,13 +201,15 @@ def test_other_images_are_not_compared(script, measured, tmp_path):
         assert not [row['row'] for row in csv.DictReader(file) if '−' in row['row'] or row['column'] == 'difference']
 
 
-def test_results_without_outcomes_have_values_and_say_why_no_intervals(script, measured, tmp_path):
-    path = next((measured / 'CAM').glob('pixel_perturb_*.json'))
-    content = json.loads(path.read_text())
-    del content['outcomes']
-    path.write_text(json.dumps(content))
+def test_older_results_have_values_and_say_why_no_intervals(script, measured, tmp_path):
+    for metric, added in (('pixel_perturb', 'outcomes'), ('cue_location', 'published_draws')):
+        path = next((measured / 'CAM').glob(f'{metric}_*.json'))
+        content = json.loads(path.read_text())
+        del content[added]
+        path.write_text(json.dumps(content))
     code, out, _ = script('compare', 'save/CAM', 'save/CALM_EM')
     assert code == 0 and 'CAM was measured before outcomes by image were kept: run eval_pixel_perturb.py again' in out
+    assert 'CAM, measured before the published protocol had intervals: run eval_cue_location.py again for them.' in out
 
 
 def write_result(path, **content):
@@ -358,6 +368,30 @@ def test_the_means_of_two_names_differ_by_a_paired_interval():
     assert str(table.rows[2][table.header.index('mean')]) == '+10.0 [+10.0, +10.0]'
     width = 4.30 * 0.5**0.5  # two networks each, of variance 1/2: the mean's standard error is sqrt(1/4 + 1/4), by Welch with 2 degrees
     assert str(table.rows[3][table.header.index('mean')]) == f'+10.0 [{10 - width:+.1f}, {10 + width:+.1f}]'
+
+
+def test_figures_with_draws_of_their_own_differ_draw_by_draw():
+    """As those of the published protocol. Where one network's result is older than the draws, trainings alone are left."""
+    rng = np.random.default_rng(0)
+    draws, units = rng.normal(30, 2, 1000), ('images', *range(6))
+
+    def row(experiment, value, drawn=True):
+        sample = reports.Drawn(units, value, draws - 30 + value) if drawn else None
+        return compare.Row(experiment, 'x', {}, {'published mean': reports.Measured(value, sample)})
+    rows = [row(f'seed{seed}/{name}', offset + seed) for seed in (0, 1) for name, offset in (('A', 20), ('B', 30))]
+    (table,) = reports.over_networks(rows)
+    column = table.header.index('mean')
+    assert [line[0] for line in table.rows] == ['A: x', 'B: x', 'B: x − A: x', 'B: x − A: x, other trainings too']
+    assert str(table.rows[2][column]) == '+10.0 [+10.0, +10.0]'  # the same draws, less the same
+    width = 4.30 * 0.5**0.5
+    assert str(table.rows[3][column]) == f'+10.0 [{10 - width:+.1f}, {10 + width:+.1f}]'
+    one, other = rows[1].columns['published mean'].sample, rows[3].columns['published mean'].sample
+    assert one.interval() == pytest.approx([*np.quantile(draws, [0.025, 0.975])])
+    together = reports.pooled([one, other])
+    assert together.value() == 30.5 and together.interval() == pytest.approx([bound + 0.5 for bound in one.interval()])
+    assert reports.Drawn(units[:2], 1.0, draws).interval() == (None, None)  # one pair
+    (table,) = reports.over_networks([*rows[:3], row('seed1/B', 31, drawn=False)])
+    assert [line[0] for line in table.rows] == ['A: x', 'B: x', 'B: x − A: x, trainings alone']
 
 
 def test_the_summary_of_several_networks_is_that_of_their_means():

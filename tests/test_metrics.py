@@ -13,8 +13,10 @@ from sklearn.metrics import average_precision_score
 
 import eval_cue_location
 import eval_pixel_perturb
+import paper
 from map_sources import MapBatch
 from wsol import metrics
+from wsol.cub import ClassPair
 
 
 @pytest.mark.parametrize('size, name', [((56, 56), 'large'), ((33, 50), 'odd')])
@@ -117,6 +119,41 @@ def test_pxap_of_perfect_inverted_and_constant_maps():
     assert pxap(truth.astype(float), truth) == 100
     assert pxap(1.0 - truth, truth) == pytest.approx(12)  # the last to be found: the share of true pixels
     assert pxap(np.full((10, 10), 0.3), truth) == pytest.approx(12)
+
+
+def test_running_pxaps_are_those_of_the_running_histograms():
+    """In any order, with pairs that come twice, and of which one has no true pixel."""
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 50, (5, 2, 13))
+    counts[2, 1] = counts[4, 1, 1:] = 0  # nothing is true; all that is true underflows
+    draws = np.array([[0, 1, 2, 3, 4], [2, 2, 4, 0, 0], [4, 4, 2, 1, 3]])
+    for draw, own in zip(draws, metrics.running_pxaps(counts, draws), strict=True):
+        running = np.cumsum(counts[draw], axis=0)
+        expected = [metrics.pixel_average_precision(running, underflow) for underflow in (False, True)]
+        np.testing.assert_allclose(own, expected, rtol=1e-12)
+    assert np.isnan(own[0, :3]).all() and np.isfinite(own[1]).all()
+
+
+def test_draws_of_the_published_protocol_are_its_figures_for_the_pairs_drawn(monkeypatch):
+    """Against the evaluation itself, asked for the drawn pairs; those without images are never drawn."""
+    import published_draws
+    monkeypatch.setattr(published_draws, 'DRAWS', 40)
+    rng = np.random.default_rng(1)
+    counts, evaluations = rng.integers(0, 50, (6, 2, 13)), np.array([3, 0, 1, 2, 1, 1])
+    counts[4, 1] = 0
+    pairs = [ClassPair(0, 1, tuple(range(k))) for k in (1, 2, 2, 3, 1, 1)]
+    found = published_draws.draw_pairs_again(counts, pairs, evaluations)
+    drawn = np.sort(np.random.default_rng(published_draws.SEED).integers(5, size=(40, 5)), axis=1)
+    missing = 0
+    for number, draw in enumerate(np.flatnonzero(evaluations)[drawn]):
+        summary, _ = eval_cue_location.summarise(counts[draw], [pairs[index] for index in draw], np.ones(5))
+        for name in ('dropped', 'counted'):
+            for key in paper.KEYS:
+                own, expected = published_draws.from_text(found[name][key])[number], summary['published'][name][key]
+                assert np.isnan(own) if expected is None else abs(own - expected) <= 0.005 + 1e-9
+                missing += expected is None
+    assert missing  # some draws have no pair of a kind
+    assert published_draws.draw_pairs_again(counts, pairs, evaluations) == found
 
 
 def test_underflow_is_dropped_as_published_or_counted():

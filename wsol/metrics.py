@@ -119,6 +119,22 @@ def pixel_average_precision(counts, underflow=True):
     return 100 * (np.where(growth == 0, 0, precision) * growth).sum(-1)
 
 
+def running_pxaps(counts, draws):
+    """PxAP in percent as the published protocol has it: of each class pair added to the histograms of all before it.
+
+    counts: (P,2,bins) of count_scores, one pair each; draws: (D,K) int64, in each row the pairs in their order, of
+    which some may be there more than once. Yields D arrays (2,K): with the underflow dropped as published, and counted;
+    NaN where nothing is true.
+    """
+    descending = np.cumsum(counts[..., ::-1], axis=-1)
+    for draw in draws:
+        false, true = np.cumsum(descending[draw], axis=0).astype(np.float64).swapaxes(0, 1)  # (K,bins) each
+        growth = np.diff(true, axis=-1, prepend=0)
+        with np.errstate(invalid='ignore'):
+            gained = np.where(growth > 0, true / (true + false), 0) * growth
+            yield 100 * np.stack([gained[:, :-1].sum(-1) / true[:, -2], gained.sum(-1) / true[:, -1]])
+
+
 def precision_at_recall(counts, recalls=RECALLS):
     """Precision at the highest threshold that reaches each recall, all pixels counted: (...,2,num_bins) -> (...,R); NaN
     where nothing is true."""
