@@ -251,9 +251,9 @@ def notes(rows):
     older = [row.name for row in rows if 'cue_location' in row.results
              and 'published_draws' not in row.results['cue_location']]
     if older:
-        more = f' and {len(older) - 1} more' if older[1:] else ''
-        said.append(f'{older[0]}{more}, measured before the published protocol had intervals: run eval_cue_location.py '
-                    'again for them.')
+        many = f' and {len(older) - 1} more were' if older[1:] else ' was'
+        said.append(f'{older[0]}{many} measured before the published protocol had intervals over the class pairs: run '
+                    'eval_cue_location.py again for them.')
     return said
 
 

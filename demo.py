@@ -1,7 +1,8 @@
 """The whole job on painted birds: train CAM and CALM_EM, measure and picture both.
 
-Runs the project's own commands and prints them; what is done already is not run again. All networks are alike:
-ResNet-18 up to layer2, started from one CAM classifier, as the paper's networks start from an ImageNet classifier.
+Runs the project's own commands and prints them; what is done already is not run again, and what was trained with other
+settings is refused. All networks are alike: ResNet-18 up to layer2, started from one CAM classifier, as the paper's
+networks start from an ImageNet classifier.
 Result: save/demo/table.txt, the table printed at the end; save/demo/contact_sheet.png; and one
 experiment folder each for `start`, `CAM` and `CALM_EM` below save/demo.
 

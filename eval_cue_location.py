@@ -27,6 +27,7 @@ import util
 from data_loaders import Images
 from map_sources import MapSource
 from published_draws import draw_pairs_again
+from result_files import as_text
 from util import UserError
 from wsol import metrics
 from wsol.cub import UNION_PARTS
@@ -233,7 +234,7 @@ def pair_records(pairs, evaluations, per_pair, counts):
                   for truth, by in per_pair.items() for (protocol, underflow), pxap in by.items()}
         records.append({'classes': [pair.first + 1, pair.second + 1], 'images': int(evaluations[index]),
                         'parts': [UNION_PARTS[part] for part in pair.parts], **values,
-                        'precision': ' '.join(f'{100 * value:.1f}' for value in precision[index])})
+                        'precision': as_text(100 * precision[index], 1)})
     return records
 
 
@@ -321,7 +322,7 @@ def finish(run, counts, evaluations, images, cues):
     figures.save(figures.precision_recall_curves(run.title(), curves), result.figure())
     result.write({'evaluated_images': len(cues), 'evaluations': int(evaluations.sum()), 'pxap': summaries,
                   'published_draws': draw_pairs_again(counts['parts'], pairs, evaluations), 'dropped': dropped,
-                  'recalls': ' '.join(f'{100 * recall:.0f}' for recall in metrics.RECALLS),
+                  'recalls': as_text(100 * np.array(metrics.RECALLS), 0),
                   'pairs': pair_records(pairs, evaluations, per_pair, histogram)})
 
 

@@ -37,8 +37,13 @@ def is_trained(folder, experiment):
 
 
 def changed_settings(folder, experiment, *flags):
-    """What a finished training had otherwise than these flags of main.py would have it: ['epochs was 1, is 40']."""
-    settings = result_files.read_result(folder / experiment / 'results.json')['settings']
+    """What a finished training had otherwise than these flags of main.py would have it: ['epochs was 1, is 40']. Raises
+    UserError where its result cannot be read."""
+    path = folder / experiment / 'results.json'
+    settings = result_files.read_result(path)['settings']
+    if not settings:
+        raise UserError(f'{path} does not say how it was trained. Move the folder {path.parent} away, and it is '
+                        'trained again')
     before = Munch({name: flag.default for name, flag in config.ALL_FLAGS.items()} | settings)
     now = config.parse('main', argv=list(flags))
     now.precision = before.precision if 'precision' not in now.given else util.pick_precision(
@@ -57,7 +62,7 @@ def train(folder, experiment, *flags):
     changed = changed_settings(folder, experiment, *(flag for flag in flags if flag != PRECISION))
     if changed:
         raise UserError(f'{folder / experiment} was trained with other settings ({"; ".join(changed)}). Move that '
-                        'folder away, and it is trained again')
+                        'folder away, and those of networks that started from it: they are trained again')
 
 
 def train_row(folder, row, seed, method, stages, from_cam, *flags):

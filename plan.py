@@ -86,7 +86,8 @@ class Step(NamedTuple):
 
     def changed_settings(self, flags):
         """What a finished training had otherwise than it would have with these flags: ['epochs was 1, is 40']."""
-        return experiments.changed_settings(self.network.folder, self.network.name, *self.network.training, *flags)
+        own = (flag for flag in self.network.training if flag != experiments.PRECISION)  # the machine's, and no wish
+        return experiments.changed_settings(self.network.folder, self.network.name, *own, *flags)
 
     def run(self, flags):
         network = self.network

@@ -13,8 +13,7 @@ import numpy as np
 
 import paper
 import util
-from published_draws import from_text
-from result_files import from_digits
+from result_files import from_digits, from_text
 from table_files import Cell, Table
 from wsol import metrics
 
@@ -76,30 +75,27 @@ class Sample:
 
     def difference(self, other):
         """(value, low, high) of this less the other, over the same units drawn again for both."""
-        if self.units != other.units:
-            raise ValueError('samples of different units are not paired')
         return mean_difference([self], [other])
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A metric that is no ratio of sums over units, and its values over the units drawn again, (draws,).
+    """A metric that is no ratio of sums over units: its value, and its values over the units drawn again, (draws,).
 
-    units: their images, and the units; of equal ones the same were drawn. of_all: the value of all units.
+    units: what they are, and which of them were drawn; those of equal units can be paired. number: of the units that
+    have a part in it.
     """
     units: tuple
+    number: int
     of_all: float
     draws: np.ndarray
-
-    def size(self):
-        return len(self.units) - 1
 
     def value(self):
         return self.of_all
 
     def interval(self):
         """(low, high) over the units drawn again; None, None of one alone."""
-        return metrics.interval(self.draws) if self.size() > 1 else (None, None)
+        return metrics.interval(self.draws) if self.number > 1 else (None, None)
 
     def difference(self, other):
         """(value, low, high) of this less the other, over the same units drawn again for both."""
@@ -112,18 +108,19 @@ def _ratio(above, below):
 
 
 def mean_difference(samples, others):
-    """(value, low, high) of the mean of several Samples' values less that of others', all of the same units, which are
-    drawn again for all together. One unit alone has no interval."""
-    value, draws, units = _drawn_difference(samples, others)
+    """(value, low, high) of the mean of several values less that of others', all Samples or all Drawn, of the same
+    units, which are drawn again for all together. One unit alone has no interval. Raises ValueError for other units."""
+    value, draws, units = _difference_of_draws(samples, others)
     return value, *(metrics.interval(draws) if units > 1 else (None, None))
 
 
-def _drawn_difference(samples, others):
+def _difference_of_draws(samples, others):
     """The difference of mean_difference, that of every draw, (draws,), and the number of units that all have."""
+    if len({own.units for own in (*samples, *others)}) > 1:
+        raise ValueError('samples of different units are not paired')
     if isinstance(samples[0], Drawn):
-        value, draws = (np.subtract(*(np.mean([getattr(own, name) for own in side], 0) for side in (samples, others)))
-                        for name in ('of_all', 'draws'))
-        return float(value), draws, samples[0].size()
+        own, less = pooled(samples), pooled(others)
+        return own.of_all - less.of_all, own.draws - less.draws, own.number
     columns = np.stack([side for own in (*samples, *others) for side in (own.above, own.below)], 1)  # (U,2S)
     columns = columns[np.isfinite(columns).all(1)]
 
@@ -135,7 +132,7 @@ def _drawn_difference(samples, others):
 
 def difference_with_trainings(own, others):
     """(value, low, high) of the mean of several networks' figures less that of others', with an interval that is meant
-    to cover other trainings and, where the figures have Samples, other units. own, others: two or more Measured each.
+    to cover other trainings and, where the figures have samples, other units. own, others: two or more Measured each.
 
     Its variance is the sum of that over the units, drawn again, and that of either mean over its networks, all of
     which are taken as independent. What units and networks vary together is counted twice, which widens it. Of two
@@ -145,8 +142,8 @@ def difference_with_trainings(own, others):
     variances = [(np.var(values, ddof=1) / len(values), len(values) - 1) for values in sides]
     value = float(np.subtract(*map(np.mean, sides)))
     if own[0].sample:
-        value, draws, units = _drawn_difference(*([figure.sample for figure in side] for side in (own, others)))
-        if units < 2:
+        value, draws, units = _difference_of_draws(*([figure.sample for figure in side] for side in (own, others)))
+        if units < 2 or not np.isfinite(draws).any():
             return value, None, None
         variances.append((np.nanvar(draws) * units / (units - 1), units - 1))
     half = metrics.half_width(variances)
@@ -154,10 +151,10 @@ def difference_with_trainings(own, others):
 
 
 def pooled(samples):
-    """One Sample of several of the same units, as of networks trained with several seeds; so of Drawn."""
+    """One Sample, or Drawn, of several of the same units, as of networks trained with several seeds."""
     if isinstance(samples[0], Drawn):
-        return Drawn(samples[0].units, *(np.mean([getattr(own, name) for own in samples], 0)
-                                         for name in ('of_all', 'draws')))
+        return Drawn(samples[0].units, samples[0].number, float(np.mean([own.of_all for own in samples])),
+                     np.mean([own.draws for own in samples], 0))
     above, below = (np.mean([getattr(own, side) for own in samples], 0) for side in ('above', 'below'))
     return Sample(samples[0].units, above, below)
 
@@ -165,7 +162,7 @@ def pooled(samples):
 class Measured(NamedTuple):
     """A figure, what its interval is drawn from, or the interval that the result has."""
     value: float | None
-    sample: Sample | None = None
+    sample: Sample | Drawn | None = None
     bounds: tuple = (None, None)
 
     def cell(self, column):
@@ -203,18 +200,22 @@ def _cue_location(result):
                 units = (result['images_sha256'], *(tuple(pair['classes']) for pair in pairs))
                 sample = Sample(units, values, np.ones(len(values))) if len(values) else None
             else:
-                sample = _drawn(result, value, underflow, key)
+                sample = _drawn(result, value, underflow, key, int(np.isfinite(values).sum()))
             columns[f'{topic} {key}'] = Measured(value, sample)
     dropped = result.get('dropped', {}).get('parts', {})
     return columns | {f'dropped {side}': Measured(dropped[side]) for side in ('true', 'false') if side in dropped}
 
 
-def _drawn(result, value, underflow, key):
-    """The Drawn of a figure of the published protocol; None where it has no value, or the result is older than they."""
-    if value is None or 'published_draws' not in result:
+def _drawn(result, value, underflow, key, number):
+    """The Drawn of a figure of the published protocol, of so many pairs; None where it has no value, or the result no
+    draws."""
+    drawn = result.get('published_draws')
+    if value is None or not drawn:
         return None
-    units = (result['images_sha256'], *(tuple(pair['classes']) for pair in result['pairs']))
-    return Drawn(units, value, from_text(result['published_draws'][underflow][key]))
+    units = (result['images_sha256'], *(tuple(pair['classes']) for pair in result['pairs']), drawn['pairs_sha256'])
+    draws = from_text(drawn[underflow][key])
+    # pairs drawn again are fewer different ones, whose running sums mix less: the draws lie to one side of the value
+    return Drawn(units, number, value, draws - np.nanmean(draws) + value)
 
 
 def _pixel_perturb(result):
@@ -309,7 +310,7 @@ def _less(own, reference, column, kind):
     units = {sample and sample.units for sample in sum(samples, [])}
     if kind == 'trainings':
         images = {(row.about.get('dataset'), row.about.get('images_sha256')) for row in (own[0], reference[0])}
-        if None not in units or len(images) > 1:
+        if len(units) == 1 and None not in units or len(images) > 1:
             return None
         measured = [[figure._replace(sample=None) for figure in part] for part in measured]  # some may have one
     elif len(units) > 1 or None in units:
@@ -323,8 +324,8 @@ def _less(own, reference, column, kind):
 
 def precision_band(result):
     """(recalls, mean precision, low, high), in percent and (R,) each, over the class pairs of a cue_location result."""
-    values = np.array([pair['precision'].split() for pair in result['pairs']], float)  # (P,R)
+    values = np.array([from_text(pair['precision']) for pair in result['pairs']])  # (P,R)
     values = values[np.isfinite(values).all(1)]
     draws = metrics.resampled_sums(values, SEED) / len(values)  # (draws,R)
-    return np.array(result['recalls'].split(), float), values.mean(0), *np.array(
+    return from_text(result['recalls']), values.mean(0), *np.array(
         [metrics.interval(column) for column in draws.T]).T

@@ -2,8 +2,9 @@
 
 Prints the plan: each step, the data and weights that it needs, what of them is missing, the command that gets it, and
 estimated hours. Then it runs what can be run, which is not run again where it is done, and prints the published figure,
-ours under the published protocol, ours corrected (each pair alone, all pixels counted) with its interval, the shares
-of the pixels that the published protocol drops, and a verdict. Flags of main.py, such as --device, go behind its own.
+ours under the published protocol, ours corrected (each pair alone, all pixels counted), with their intervals, the
+shares of the pixels that the published protocol drops, and a verdict. Flags of main.py, such as --device, go behind its
+own.
 Source: Kim et al., ICCV 2021 (paper.py). --dataset=ToyBirds does all of it on painted birds, without any download.
 Result: <save_root>/reproduce/<data set>/tables.md, tables.csv, tables.tex and ratios.png.
 
@@ -75,7 +76,8 @@ class Found(NamedTuple):
     def cell(self, column):
         """Of all networks together: with its interval where there is a sample, else the mean."""
         own, decimals = self.columns.get(column, ()), reports.DECIMALS.get(column, 1)
-        if own and all(one.sample for one in own):  # a result may be older than the draws
+        units = {one.sample and one.sample.units for one in own}
+        if len(units) == 1 and None not in units:
             return Cell(self.sample(column).value(), *self.sample(column).interval(), decimals)
         return Cell(float(np.mean([one.value for one in own])), decimals=decimals) if own and None not in [
             one.value for one in own] else None
@@ -86,7 +88,7 @@ class Found(NamedTuple):
         return Cell(float(np.std(values, ddof=1))) if len(values) > 1 and None not in values else None
 
     def sample(self, column):
-        """The pooled Sample of all networks."""
+        """That of all networks together, pooled."""
         return reports.pooled([one.sample for one in self.columns[column]])
 
 

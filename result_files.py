@@ -142,6 +142,16 @@ def from_digits(text):
     return np.array(list(text), float)
 
 
+def as_text(numbers, decimals):
+    """'0.5 1.5 ...': how a result holds a row of many numbers."""
+    return ' '.join(f'{number:.{decimals}f}' for number in numbers)
+
+
+def from_text(text):
+    """'0.5 1.5 ...' -> (N,) float."""
+    return np.array(text.split(), float)
+
+
 def read_result(path):
     """A result's content, with its settings; both {} where there is nothing that can be read."""
     content = whole_files.read_json(path)

@@ -136,7 +136,8 @@ def test_two_experiments_in_one_table(script, measured, tmp_path):
         topic = next(title for title, columns in reports.TOPICS.items() if f'{column} mean' in columns)
         for name, own in ((second, draws[1]), (f'{second} − {first}', draws[1] - draws[0])):
             cell = cells[topic, name, 'mean']
-            assert [float(cell['low']), float(cell['high'])] == pytest.approx([*np.quantile(own, [0.025, 0.975])])
+            moved = own - own.mean() + float(cell['value'])
+            assert [float(cell['low']), float(cell['high'])] == pytest.approx([*np.quantile(moved, [0.025, 0.975])])
             assert float(cell['low']) < float(cell['value']) < float(cell['high'])
     for side in ('true', 'false'):
         share = cue['dropped']['parts'][side]
@@ -209,7 +210,7 @@ def test_older_results_have_values_and_say_why_no_intervals(script, measured, tm
         path.write_text(json.dumps(content))
     code, out, _ = script('compare', 'save/CAM', 'save/CALM_EM')
     assert code == 0 and 'CAM was measured before outcomes by image were kept: run eval_pixel_perturb.py again' in out
-    assert 'CAM, measured before the published protocol had intervals: run eval_cue_location.py again for them.' in out
+    assert 'CAM was measured before the published protocol had intervals over the class pairs: run eval_cue_location.py again' in out
 
 
 def write_result(path, **content):
@@ -376,7 +377,7 @@ def test_figures_with_draws_of_their_own_differ_draw_by_draw():
     draws, units = rng.normal(30, 2, 1000), ('images', *range(6))
 
     def row(experiment, value, drawn=True):
-        sample = reports.Drawn(units, value, draws - 30 + value) if drawn else None
+        sample = reports.Drawn(units, 6, value, draws - 30 + value) if drawn else None
         return compare.Row(experiment, 'x', {}, {'published mean': reports.Measured(value, sample)})
     rows = [row(f'seed{seed}/{name}', offset + seed) for seed in (0, 1) for name, offset in (('A', 20), ('B', 30))]
     (table,) = reports.over_networks(rows)
@@ -389,9 +390,45 @@ def test_figures_with_draws_of_their_own_differ_draw_by_draw():
     assert one.interval() == pytest.approx([*np.quantile(draws, [0.025, 0.975])])
     together = reports.pooled([one, other])
     assert together.value() == 30.5 and together.interval() == pytest.approx([bound + 0.5 for bound in one.interval()])
-    assert reports.Drawn(units[:2], 1.0, draws).interval() == (None, None)  # one pair
+    with pytest.raises(ValueError, match='not paired'):  # other pairs were drawn
+        one.difference(reports.Drawn((*units, 'others'), 6, 1.0, draws))
     (table,) = reports.over_networks([*rows[:3], row('seed1/B', 31, drawn=False)])
     assert [line[0] for line in table.rows] == ['A: x', 'B: x', 'B: x − A: x, trainings alone']
+
+
+def test_figures_with_draws_vary_with_the_pairs_and_the_trainings():
+    """The variance of the difference is that of its draws, as of so many pairs, and of either mean; some draws have none."""
+    rng, units = np.random.default_rng(0), ('images',)
+
+    def measured(*values, number=4):
+        draws = [np.append(rng.normal(value, 3, 4000), np.nan) for value in values]
+        return [reports.Measured(value, reports.Drawn(units, number, value, own)) for value, own in zip(values, draws, strict=True)]
+    own, others = measured(5.0, 7.0), measured(1.0, 2.0)
+    value, low, high = reports.difference_with_trainings(own, others)
+    draws = np.mean([figure.sample.draws for figure in own], 0) - np.mean([figure.sample.draws for figure in others], 0)
+    variances = [(np.nanvar(draws) * 4 / 3, 3), (1.0, 1), (0.25, 1)]
+    assert value == 4.5 and high - value == pytest.approx(metrics.half_width(variances)) == pytest.approx(value - low)
+    assert reports.mean_difference(*([figure.sample for figure in side] for side in (own, others)))[1:] == pytest.approx(
+        [*np.nanquantile(draws, [0.025, 0.975])])
+    alone = measured(5.0, 7.0, number=1)
+    assert alone[0].sample.interval() == (None, None) and reports.difference_with_trainings(alone, alone)[1:] == (None, None)
+
+
+def test_the_draws_of_a_result_lie_about_its_value_and_one_pair_alone_has_none():
+    def result(one_part, **published_draws):
+        kinds = ['1'] * one_part + ['2'] * 3
+        pair = {f'parts_{protocol}_underflow_{count}': 20.0 for protocol in ('published', 'per_pair') for count in ('dropped', 'counted')}
+        values = dict.fromkeys(('published', 'per_pair'), dict.fromkeys(('dropped', 'counted'), dict.fromkeys(paper.KEYS, 20.0)))
+        return {'metric': 'cue_location', 'images_sha256': 'x', 'pxap': {'parts': values}, **published_draws,
+                'pairs': [pair | {'classes': [1, number], 'parts': ['head'] * int(kind)} for number, kind in enumerate(kinds)]}
+    by = dict.fromkeys(('dropped', 'counted'), dict.fromkeys(paper.KEYS, '22.00 23.00 nan 24.00'))
+    drawn = {'published_draws': {'pairs_sha256': 'abc'} | by}
+    columns = reports.measured(result(1, **drawn))
+    np.testing.assert_allclose(columns['published 2'].sample.draws, [19, 20, np.nan, 21])
+    assert columns['published 1'].cell('published 1').low is None and columns['published 2'].cell('published 2').low > 19
+    assert reports.measured(result(2, **drawn))['published 1'].cell('published 1').low > 19
+    for without in ({}, {'published_draws': None}):  # an older result, and one of very many thresholds
+        assert reports.measured(result(1, **without))['published 2'] == reports.Measured(20.0)
 
 
 def test_the_summary_of_several_networks_is_that_of_their_means():

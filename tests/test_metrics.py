@@ -14,7 +14,9 @@ from sklearn.metrics import average_precision_score
 import eval_cue_location
 import eval_pixel_perturb
 import paper
+import published_draws
 from map_sources import MapBatch
+from result_files import from_text
 from wsol import metrics
 from wsol.cub import ClassPair
 
@@ -136,7 +138,6 @@ def test_running_pxaps_are_those_of_the_running_histograms():
 
 def test_draws_of_the_published_protocol_are_its_figures_for_the_pairs_drawn(monkeypatch):
     """Against the evaluation itself, asked for the drawn pairs; those without images are never drawn."""
-    import published_draws
     monkeypatch.setattr(published_draws, 'DRAWS', 40)
     rng = np.random.default_rng(1)
     counts, evaluations = rng.integers(0, 50, (6, 2, 13)), np.array([3, 0, 1, 2, 1, 1])
@@ -149,11 +150,13 @@ def test_draws_of_the_published_protocol_are_its_figures_for_the_pairs_drawn(mon
         summary, _ = eval_cue_location.summarise(counts[draw], [pairs[index] for index in draw], np.ones(5))
         for name in ('dropped', 'counted'):
             for key in paper.KEYS:
-                own, expected = published_draws.from_text(found[name][key])[number], summary['published'][name][key]
+                own, expected = from_text(found[name][key])[number], summary['published'][name][key]
                 assert np.isnan(own) if expected is None else abs(own - expected) <= 0.005 + 1e-9
                 missing += expected is None
     assert missing  # some draws have no pair of a kind
     assert published_draws.draw_pairs_again(counts, pairs, evaluations) == found
+    monkeypatch.setattr(published_draws, 'LARGEST', 5 * 2 * 13 - 1)
+    assert published_draws.draw_pairs_again(counts, pairs, evaluations) is None  # so many thresholds take too long
 
 
 def test_underflow_is_dropped_as_published_or_counted():

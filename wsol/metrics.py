@@ -132,7 +132,8 @@ def running_pxaps(counts, draws):
         growth = np.diff(true, axis=-1, prepend=0)
         with np.errstate(invalid='ignore'):
             gained = np.where(growth > 0, true / (true + false), 0) * growth
-            yield 100 * np.stack([gained[:, :-1].sum(-1) / true[:, -2], gained.sum(-1) / true[:, -1]])
+            pxaps = 100 * np.stack([gained[:, :-1].sum(-1) / true[:, -2], gained.sum(-1) / true[:, -1]])
+        yield pxaps
 
 
 def precision_at_recall(counts, recalls=RECALLS):
