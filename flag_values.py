@@ -116,4 +116,5 @@ def measures(text):
 
 
 COUNT, SIZE = number(int, 1), number(int, 1, True, 10_001)
-RATE, NATURAL, SEED = number(float, 0), number(int, 0), number(int, 0, True, 2**32)
+RATE, POSITIVE = number(float, 0), number(float, 0, False)
+NATURAL, SEED = number(int, 0), number(int, 0, True, 2**32)

@@ -29,7 +29,7 @@ import weights
 import whole_files
 from dataset import open_dataset
 from image_files import eval_transform, train_transform
-from training import Keeper, Training, lr_factor, shared_loss, top1_accuracy
+from training import Keeper, Training, lr_factor, noting_divergence, shared_loss, top1_accuracy
 from training_log import TrainingLog
 from util import UserError
 from wsol import HEADS, build_model, parameter_groups, prior_training
@@ -258,7 +258,8 @@ def main():
             if processes.is_first():
                 checkpoint_files.remove_abandoned(folder)
             processes.gather(None)  # the others look at the folder when it is ours
-            train(args, device, stop, folder, lease)
+            with noting_divergence(folder):
+                train(args, device, stop, folder, lease)
     return None
 
 

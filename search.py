@@ -19,7 +19,8 @@ import processes
 import result_files
 import util
 import whole_files
-from flag_values import COUNT, RATE, SEED
+from flag_values import COUNT, POSITIVE, SEED
+from training import DIVERGED
 from util import UserError
 
 HEARTBEAT = 60  # seconds without a sign after which a trial counts as lost, and is taken up again
@@ -29,16 +30,17 @@ def make_parser():
     parser = config.plain_parser(__doc__)
     parser.add_argument('--study', default='search', metavar='NAME', help='folder below save_root (default: search)')
     parser.add_argument('--trials', type=COUNT, default=30, metavar='N', help='in all (default: 30)')
-    parser.add_argument('--lr_low', type=RATE, default=1e-4, metavar='X', help='lowest rate (default: 1e-4)')
-    parser.add_argument('--lr_high', type=RATE, default=1e-1, metavar='X', help='highest rate (default: 0.1)')
+    parser.add_argument('--lr_low', type=POSITIVE, default=1e-4, metavar='X', help='lowest rate (default: 1e-4)')
+    parser.add_argument('--lr_high', type=POSITIVE, default=1e-1, metavar='X', help='highest rate (default: 0.1)')
     parser.add_argument('--storage', default=None, metavar='URL',
                         help="any storage of Optuna's, for several machines (default: a SQLite file in the folder)")
     parser.add_argument('--search_seed', type=SEED, default=0, metavar='N', help='of the draws (default: 0)')
     return parser
 
 
-def open_study(name, storage, seed):
-    """The study, new or gone on with. A trial whose process died is queued again: its experiment then goes on."""
+def open_study(name, storage):
+    """The study, new or gone on with. A trial whose process died is queued again: its experiment then goes on. Raises
+    UserError."""
     try:
         import optuna
     except ImportError as error:
@@ -48,11 +50,21 @@ def open_study(name, storage, seed):
 
     def queue_again(study, lost):
         study.enqueue_trial(lost.params, user_attrs={'experiment': lost.user_attrs['experiment']})
-    kept = optuna.storages.RDBStorage(storage, heartbeat_interval=HEARTBEAT, heartbeat_stale_trial_callback=queue_again)
-    study = optuna.create_study(study_name=name, storage=kept, direction='maximize', load_if_exists=True)
-    # one that goes on draws other numbers than it began with
-    study.sampler = optuna.samplers.RandomSampler(seed=seed * 1_000_003 + len(study.trials))
-    return study
+    try:
+        kept = optuna.storages.RDBStorage(storage, heartbeat_interval=HEARTBEAT,
+                                          heartbeat_stale_trial_callback=queue_again)
+        return optuna.create_study(study_name=name, storage=kept, direction='maximize', load_if_exists=True)
+    except Exception as error:  # SQLAlchemy's, its drivers', Optuna's own: no address, no driver, no database
+        raise UserError(f'the study {storage} does not open ({type(error).__name__}: {str(error).splitlines()[0]}); '
+                        'check --storage, or move a damaged study.db away') from error
+
+
+def draw_rate(trial, args):
+    """The learning rate of a trial: by its number and the seed, whichever machine draws it; of one that is queued again
+    its own."""
+    from optuna.samplers import RandomSampler
+    trial.study.sampler = RandomSampler(seed=util.seed_of(args.search_seed, trial.number) % 2**32)
+    return trial.suggest_float('lr', args.lr_low, args.lr_high, log=True)
 
 
 def command_of(flags, experiment, rate):
@@ -60,22 +72,25 @@ def command_of(flags, experiment, rate):
 
 
 def run_trial(trial, args, flags, save_root):
-    """Train one experiment. Returns its accuracy on val in percent."""
+    """Train one experiment. Returns its accuracy on val in percent, 0 of one that diverges. Raises UserError for any
+    other end, and the trial is queued again, as where it is interrupted: its experiment then goes on."""
     experiment = trial.user_attrs.get('experiment', f'{args.study}/trial_{trial.number:04d}')
     trial.set_user_attr('experiment', experiment)
-    rate = trial.suggest_float('lr', args.lr_low, args.lr_high, log=True)
+    rate = draw_rate(trial, args)
     command = command_of(flags, experiment, rate)
     util.say('\n$ python ' + shlex.join(command))
-    script = Path(__file__).with_name(command[0])
+    script, diverged = Path(__file__).with_name(command[0]), Path(save_root) / experiment / DIVERGED
+    diverged.unlink(missing_ok=True)
     try:
         code = processes.call([script, *command[1:]])
         if code < 0 or code in (130, 138, 143):  # a signal ended it
             raise KeyboardInterrupt
-    except KeyboardInterrupt:  # the trial counts as failed; its experiment goes on in another
+        if code and not diverged.is_file():
+            raise UserError(f'main.py ended with exit code {code} and without a result; see above. The same command '
+                            'goes on with this trial')
+    except (KeyboardInterrupt, UserError):
         trial.study.enqueue_trial(trial.params, user_attrs={'experiment': experiment})
         raise
-    if code == 1 or code and not (Path(save_root) / experiment).is_dir():  # it is made when all else is in order
-        raise UserError(f'main.py ended with exit code {code} and without a result; see above')
     if code:  # a rate at which training diverges is a finding, not a failure of the search
         return 0.0
     results = result_files.read_result(Path(save_root) / experiment / 'results.json')
@@ -95,13 +110,13 @@ def draw(trials):
 def main():
     args, flags = make_parser().parse_known_args()
     training = config.parse('main', argv=flags)
-    if {'lr', 'experiment_name'} & set(training.given):
-        raise UserError('--lr and --experiment_name are the search\'s: leave them out')
+    if {'lr', 'experiment_name', 'is_train'} & set(training.given):
+        raise UserError('--lr, --experiment_name and --is_train are the search\'s: leave them out')
     if args.lr_low >= args.lr_high:
         raise UserError(f'--lr_low={args.lr_low} should be lower than --lr_high={args.lr_high}')
     folder = Path(training.save_root) / args.study
     whole_files.make_folder(folder)
-    study = open_study(args.study, args.storage or f'sqlite:///{folder / "study.db"}', args.search_seed)
+    study = open_study(args.study, args.storage or f'sqlite:///{folder / "study.db"}')
 
     def finished():
         done = [trial for trial in study.trials if trial.state.is_finished() and trial.value is not None]

@@ -8,7 +8,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,26 @@ from util import UserError
 
 CHECK_EVERY = 20  # steps between two looks at the loss
 NO_SUMS = (0.0, 0, 0, 0.0)  # of a process in an epoch: losses, correct images, images, seconds
+DIVERGED = 'diverged.txt'  # in the folder of an experiment that has
+
+
+class Diverged(UserError):
+    """The settings let the training diverge: the loss or the scores are no numbers any more."""
+
+
+@contextmanager
+def noting_divergence(folder):
+    """A training that diverges leaves the file DIVERGED in its folder, by which search.py tells it from one that other
+    errors have ended. That of an earlier one is removed."""
+    path = Path(folder) / DIVERGED
+    if processes.is_first():
+        path.unlink(missing_ok=True)
+    try:
+        yield
+    except Diverged as error:
+        if processes.is_first():
+            whole_files.write_lines(path, [str(error)])
+        raise
 
 
 def lr_factor(epoch, schedule, epochs, decay_frequency):
@@ -199,8 +219,8 @@ class Training:
         values = util.look_at(torch.stack(self.unseen)) if self.unseen else []
         for step, (loss, right) in enumerate(values, self.step - len(values) + 1):
             if not math.isfinite(loss):
-                raise UserError(f'the loss is {loss} at epoch {self.done + 1}, step {step}: training stops, the last '
-                                'checkpoint stays. Lower --lr or --lr_classifier_ratio, or try --precision=float32')
+                raise Diverged(f'the loss is {loss} at epoch {self.done + 1}, step {step}: training stops, the last '
+                               'checkpoint stays. Lower --lr or --lr_classifier_ratio, or try --precision=float32')
             losses, correct = losses + loss, correct + int(right)
         self.sums, self.unseen = (losses, correct, *more), []
 
@@ -272,7 +292,7 @@ def top1_accuracy(model, loader, device, precision, name):
         with util.autocast(precision, device):
             scores = model(util.to_device(images, device))
         if scores.isnan().any():
-            raise UserError(f'the network gives scores that are no numbers on {name}: it has diverged, and is not '
-                            'saved. Lower --lr or --lr_classifier_ratio, or try --precision=float32')
+            raise Diverged(f'the network gives scores that are no numbers on {name}: it has diverged, and is not '
+                           'saved. Lower --lr or --lr_classifier_ratio, or try --precision=float32')
         correct += (scores.argmax(1).cpu() == labels).sum().item()
     return 100 * sum(processes.gather(correct)) / len(loader.dataset)

@@ -8,6 +8,7 @@ import time
 import optuna
 import pytest
 from conftest import SMALL
+from munch import Munch
 
 import search
 
@@ -90,11 +91,40 @@ def test_an_interrupted_trial_goes_on_with_its_own_settings(code, study, monkeyp
     assert status == 0 and ran == ended, err
 
 
-def test_a_training_that_fails_is_no_bad_rate(study, monkeypatch, tmp_path):
+@pytest.mark.parametrize('code', [1, 2])
+def test_a_training_that_fails_is_no_bad_rate(code, study, monkeypatch, tmp_path):
+    """A full disk, say, after the first steps. Once that is mended the trial goes on."""
     import processes
-    monkeypatch.setattr(processes, 'call', lambda command: (tmp_path / 'save/birds/trial_0000').mkdir(parents=True) or 1)
-    (code, _, err), _ = study('--trials=1', '--study=birds')
-    assert code == 2 and 'main.py ended with exit code 1' in err and not (tmp_path / 'save/birds/trials.json').exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, 'call', lambda command: (tmp_path / 'save/birds/trial_0000').mkdir(parents=True) or code)
+        (status, _, err), _ = study('--trials=1', '--study=birds')
+    assert status == 2 and f'main.py ended with exit code {code}' in err and not (tmp_path / 'save/birds/trials.json').exists()
+    (status, _, err), ran = study('--trials=1', '--study=birds')
+    (trial,) = json.loads((tmp_path / 'save/birds/trials.json').read_text())
+    assert status == 0 and trial['experiment'] == 'birds/trial_0000' and trial['val_accuracy'] > 0, err
+    assert ran[0][-1] == f'--lr={trial["lr"]:.3g}'
+
+
+def test_a_divergence_of_an_earlier_search_does_not_count(study, monkeypatch, tmp_path):
+    """study.db was deleted, and main.py refuses the folder of the trial that is there."""
+    import processes
+    (tmp_path / 'save/birds/trial_0000').mkdir(parents=True)
+    (tmp_path / 'save/birds/trial_0000/diverged.txt').write_text('the loss is nan')
+    monkeypatch.setattr(processes, 'call', lambda command: 2)
+    assert study('--trials=1', '--study=birds')[0][0] == 2
+
+
+def test_rates_hang_on_the_seed_and_the_trials_number_alone():
+    """So that machines that start together do not draw the same ones."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+    def rates(seed, numbers):
+        own = optuna.create_study()
+        trials = [own.ask() for _ in range(max(numbers) + 1)]
+        args = Munch(search_seed=seed, lr_low=1e-4, lr_high=1e-1)
+        return [search.draw_rate(trials[number], args) for number in numbers]
+    first = rates(4295, [0, 1, 2, 3])
+    assert len(set(first)) == 4 and rates(4295, [3, 1]) == [first[3], first[1]] and rates(1, [0]) != first[:1]
 
 
 def test_a_rate_at_which_training_diverges_is_the_worst_and_no_failure(study, tmp_path):
@@ -102,10 +132,12 @@ def test_a_rate_at_which_training_diverges_is_the_worst_and_no_failure(study, tm
     assert code == 0, err
     (trial,) = json.loads((tmp_path / 'save/search/trials.json').read_text())
     assert trial['val_accuracy'] == 0 and trial['test_accuracy'] is None
+    assert 'Lower --lr' in (tmp_path / 'save/search/trial_0000/diverged.txt').read_text()
 
 
 @pytest.mark.parametrize('flags, words', [
-    (['--lr=0.1'], "--lr and --experiment_name are the search's"), (['--lr_low=1', '--lr_high=0.1'], 'lower than'),
+    (['--lr=0.1'], "are the search's"), (['--is_train=False'], "are the search's"), (['--lr_low=0'], '(0, inf)'),
+    (['--lr_low=1', '--lr_high=0.1'], 'lower than'), (['--storage=nonsense'], 'the study nonsense does not open'),
     (['--epoch=3'], 'did you mean --epochs?'), (['--trials=0'], '--trials')])
 def test_mistakes(script, tiny_birds, flags, words):
     code, _, err = script('search', *tiny_birds, *flags)
