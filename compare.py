@@ -107,7 +107,7 @@ def plain_method(settings):
     if settings.get('scoremap_root'):
         return f'maps of {settings["scoremap_root"]}'
     contrast = settings.get('contrast_method')
-    process = contrast if contrast in CONTRASTS else settings.get('score_map_process')
+    process = result_files.contrast_name(contrast) if contrast in CONTRASTS else settings.get('score_map_process')
     key = settings.get('attribution_method'), process
     dropped = settings.get('drop_lowest')  # never in the place of the method itself, however late it was measured
     return paper.METHODS.get(key, ', '.join(filter(None, key))) + (f', lowest {dropped:g} % dropped' if dropped else '')

@@ -107,7 +107,7 @@ class ImageDataset(Images):
         the same size. A result does not, so that copies of a data set have one fingerprint.
         """
         digest = hashlib.sha256()
-        for index, label in enumerate(self.labels):
+        for index, label in enumerate(progress(self.labels, 'looking at the files', 'image', leave=False)):
             path = self.folder / self.image_id(index)
             found = path.stat() if path.is_file() else None
             time = f',{found.st_mtime_ns}' if with_times and found else ''

@@ -319,11 +319,11 @@ def finish(run, counts, evaluations, images, cues):
     histogram = counts.get('exact', counts['parts'])
     curves = {f'{k} differing part{"s" * (k > 1)}': metrics.precision_recall(histogram[number == k].sum(0))
               for k in (1, 2, 3) if evaluations[number == k].any()}
-    figures.save(figures.precision_recall_curves(run.title(), curves), result.figure())
     result.write({'evaluated_images': len(cues), 'evaluations': int(evaluations.sum()), 'pxap': summaries,
                   'published_draws': draw_pairs_again(counts['parts'], pairs, evaluations), 'dropped': dropped,
                   'recalls': as_text(100 * np.array(metrics.RECALLS), 0),
                   'pairs': pair_records(pairs, evaluations, per_pair, histogram)})
+    figures.save(figures.precision_recall_curves(run.title(), curves), result.figure())
 
 
 def main():

@@ -90,8 +90,8 @@ def main():
              'better')
     util.say(util.table(['erased', 'correct, top', 'correct, random', 'R_k', '95 % of the images'], rows))
     result = run.result_file('pixel_perturb', images, 'test', name)
-    figures.save(figures.ratio_curve(run.title(), {name: records}), result.figure())
     result.write({'accuracy': accuracy, 'ratios': records, 'outcomes': outcomes_by_image(intact, top, random)})
+    figures.save(figures.ratio_curve(run.title(), {name: records}), result.figure())
 
 
 if __name__ == '__main__':

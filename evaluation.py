@@ -97,7 +97,9 @@ class Evaluation:
         if self.args.scoremap_root is not None:
             folder = Path(self.args.scoremap_root).resolve()
             return f'maps-{folder.name}-{zlib.crc32(bytes(folder)):08x}'
-        return f'{self.args.attribution_method}_{self.contrast_method() or self.args.score_map_process}'
+        contrast = self.contrast_method()
+        process = result_files.contrast_name(contrast) if contrast else self.args.score_map_process
+        return f'{self.args.attribution_method}_{process}'
 
     def contrast_method(self):
         """Of config's table, where a contrast method takes the place of an attribution method; else None."""

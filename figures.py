@@ -13,7 +13,11 @@ LINES = ('-', '--', ':')
 
 
 def save(figure, path):
-    """Write a figure as PNG, pixel by pixel as it is, whole or not at all."""
+    """Write a figure as PNG, pixel by pixel as it is, whole or not at all. A $ in a name begins no formula."""
+    legends = [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]
+    names = [*figure.texts, *(axes.title for axes in figure.axes)]
+    for text in [*names, *(text for legend in legends for text in legend.get_texts())]:
+        text.set_parse_math(False)
     whole_files.write_atomically(path, lambda file: figure.savefig(file, format='png', metadata={'Software': None}))
 
 

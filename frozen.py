@@ -128,11 +128,15 @@ def extract(model, images, split, args, device):
 def _new_file(folder, path, shape):
     """An array in a file; where path is None it has no name, and its space is free again when this process ends,
     however it does."""
-    whole_files.check_writable(folder, 2 * int(np.prod(shape)))
+    size = 2 * int(np.prod(shape))
     try:
-        if path is not None:
-            return np.lib.format.open_memmap(path, 'w+', np.float16, shape)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            return np.memmap(file, np.float16, 'w+', shape=shape)
+        if path is None:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                whole_files.reserve(file, size)
+                return np.memmap(file, np.float16, 'w+', shape=shape)
+        array = np.lib.format.open_memmap(path, 'w+', np.float16, shape)
+        with open(path, 'r+b') as file:
+            whole_files.reserve(file, path.stat().st_size)
+        return array
     except OSError as error:
-        raise UserError(f'cannot write the features in {folder}: {error.strerror}') from error
+        raise UserError(f'cannot write {size / 1e6:,.0f} MB of features in {folder}: {error.strerror}') from error

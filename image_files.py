@@ -2,6 +2,7 @@
 
 Source: the published transforms (Kim et al., ICCV 2021). All files are decoded by PIL.
 """
+import contextlib
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from torchvision.transforms import v2  # isort: skip
 SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.ppm', '.pgm'}
 SCALABLE = ('L', 'RGB', 'RGBA', 'CMYK', 'YCbCr')  # the modes in which an image can be made smaller
 ORIENTATION = 0x0112  # EXIF's tag
+REMEDY = 'replace it, or leave it out by --skip_broken'  # of an image that does not open
 # phones take such photos; what PIL would warn of is refused, by the size in the header, before it is decoded
 Image.MAX_IMAGE_PIXELS = 200_000_000
 warnings.filterwarnings('error', category=Image.DecompressionBombWarning)
@@ -64,6 +66,7 @@ def open_upright(path, longest=None):
             image = image if image.mode in SCALABLE and 'transparency' not in image.info else _to_rgb(image)
             image.draft(None, [max(1, side * longest // max(image.size)) for side in image.size])
             image.thumbnail((longest, longest), reducing_gap=None)
+        _read_exif(image)
         ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(image)
     return open_image(path, convert)
@@ -72,9 +75,16 @@ def open_upright(path, longest=None):
 def upright_size(path):
     """(width, height) of open_upright(path), from the file's header."""
     def turned(image):
+        _read_exif(image)
         turn = image.getexif().get(ORIENTATION, 1)
         return image.size[::-1] if turn in (5, 6, 7, 8) else image.size
     return open_image(path, turned)
+
+
+def _read_exif(image):
+    """Have the EXIF block read. Of a damaged one PIL keeps what it could read, and does not fail again."""
+    with contextlib.suppress(Exception):
+        image.getexif()
 
 
 def _to_rgb(image):
@@ -98,8 +108,9 @@ def _to_8_bits(image):
     return Image.fromarray(scaled)
 
 
-def open_image(path, convert=lambda image: image.convert('RGB')):
-    """An image file as RGB, decoded by PIL; as published, EXIF is not looked at. Raises UserError naming the file."""
+def open_image(path, convert=lambda image: image.convert('RGB'), remedy=REMEDY):
+    """An image file as RGB, decoded by PIL; as published, EXIF is not looked at. remedy: what the user can do where it
+    does not open. Raises UserError naming the file."""
     try:
         if Path(path).exists() and not Path(path).is_file():
             raise OSError('no regular file')  # a pipe would be waited for
@@ -109,16 +120,15 @@ def open_image(path, convert=lambda image: image.convert('RGB')):
         raise
     except Exception as error:  # damaged files make PIL raise many kinds
         reason = 'no such file' if isinstance(error, FileNotFoundError) else f'{type(error).__name__}: {error}'
-        raise UserError(f'the image {path} does not open ({reason}); replace it, or leave it out by '
-                        '--skip_broken') from error
+        raise UserError(f'the image {path} does not open ({reason}); {remedy}') from error
 
 
-def broken_images(paths):
-    """Decode every image, in parallel, with a bar. paths: a list. Returns {index: what is wrong} of those that do not
-    open."""
+def broken_images(paths, remedy=REMEDY):
+    """Decode every image, in parallel, with a bar. paths: a list. remedy: as of open_image. Returns {index: what is
+    wrong} of those that do not open."""
     def reason(path):
         try:
-            open_image(path)
+            open_image(path, remedy=remedy)
         except UserError as error:
             return str(error)
         return None
@@ -135,7 +145,7 @@ def opening_images(paths, name):
     """The indices of the image files that open; says how many do not. Raises UserError where none does. Of several
     processes each opens some."""
     first, every = processes.rank(), processes.size()
-    own = broken_images(paths[first::every])
+    own = broken_images(paths[first::every], 'replace it')
     broken = dict(sorted((first + every * index, reason) for first, found in enumerate(processes.gather(own))
                          for index, reason in found.items()))
     if broken and len(broken) == len(paths):

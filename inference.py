@@ -247,7 +247,9 @@ def main():
     class_names, num_classes = run.checkpoint.class_names or [], run.model.conv_last.out_channels
     target, contrast = chosen_classes(args, class_names, num_classes)
     contrast_method = None if contrast is None else run.args.contrast_method
-    images, count = OwnImages(paths, run.transform(), class_names), args.top_k if 'html' in args.format else 1
+    images = OwnImages(paths, run.transform(), class_names)
+    # the page has a map for each class that can be chosen there
+    count = max(args.top_k, 1 if contrast is None else 2) if 'html' in args.format else 1
     explainer = Explainer(run, images, methods, class_chooser(target, contrast, count), contrast_method, count)
     path = run.checkpoint.path
     title = f'{run.args.attribution_method}, {run.args.architecture}, weights of ' + (

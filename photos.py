@@ -41,7 +41,10 @@ def find_images(inputs, output):
     found, output = {}, Path(output).resolve()  # path, resolved -> the path as given, the folder's name, the file's
     for given in map(Path, inputs):
         if given.is_dir():
-            below = [Path(name) for name in images_below(given) if not (given / name).resolve().is_relative_to(output)]
+            there = [Path(name) for name in images_below(given)]
+            below = [name for name in there if not (given / name).resolve().is_relative_to(output)]
+            if there and not below:
+                raise UserError(f'all images of {given} lie in {output}, where the results go: choose another --output')
             if not below:
                 raise UserError(f'{given} holds no images (looked for {", ".join(sorted(SUFFIXES))})')
             for name in below:

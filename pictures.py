@@ -278,5 +278,5 @@ def _draw_lines(axes, bar, values, scale):
         colour = colour_table('map', scale.signed)[scale.levels(np.float64(height)), 0] / 255
         for shown, line in (('black', 2.4), (colour, 1.4)):
             bar.axhline(height, color=shown, linewidth=line, solid_capstyle='butt')
-            if values.min() < height < values.max():
+            if values.min() < height < values.max() and min(coarse.shape) > 1:  # a photo one pixel thin has no lines
                 axes.contour(across, down, coarse, levels=[height], colors=[shown], linewidths=line)

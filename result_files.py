@@ -30,6 +30,12 @@ SAMPLED_BY = {'smooth_grad_nr_iter': ('smooth', 'var_grad'), 'smooth_grad_sigma'
               'integrated_grad_nr_iter': ('integrated',)}
 
 
+def contrast_name(contrast):
+    """How results call a contrast method. One of an attribution method's name is that method of the log-odds, which is
+    not the difference of its maps of the two classes."""
+    return f'{contrast}-of-log-odds' if contrast in PROCESSES else contrast
+
+
 def identity(metric, data, split, images, checkpoint, settings):
     """What a result says of itself: what was measured, on which images, of which network, how."""
     return {'metric': metric, 'dataset': data.label, 'split': split, 'images': len(images),

@@ -40,19 +40,29 @@ def check_writable(folder, size=1 << 20):
         probe = temporary(path / 'space')
         try:
             with open(probe, 'wb') as file:
-                if hasattr(os, 'posix_fallocate'):
-                    os.posix_fallocate(file.fileno(), 0, size)
+                reserve(file, size)
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot promise
-                raise UserError(f'cannot write {size / 1e6:,.0f} MB in {folder}: {error.strerror}') from error
+            raise UserError(f'cannot write {size / 1e6:,.0f} MB in {folder}: {error.strerror}') from error
         finally:
             with contextlib.suppress(OSError):
                 probe.unlink()
 
 
+def reserve(file, size):
+    """Have room for so many bytes of an open file, where the file system can promise it. What is written to a mapped
+    file without it ends the process on a full disk, without a word. Raises OSError."""
+    try:
+        if hasattr(os, 'posix_fallocate'):
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+
+
 def temporary(path):
     """A name beside `path` that no other process uses."""
-    return path.with_name(f'.{path.name}.{uuid.uuid4().hex[:12]}.partial')
+    start = os.fsencode(path.name)[:100].decode(errors='ignore')  # a name of 255 bytes leaves no room for more
+    return path.with_name(f'.{start}.{uuid.uuid4().hex[:12]}.partial')
 
 
 def write_atomically(path, write, durable=False):

@@ -182,13 +182,15 @@ def test_rows_are_told_apart_by_what_differs(script, tiny_birds, measured, tmp_p
 
 def test_another_contrast_or_dropped_pixels_never_pass_for_the_method_itself(script, tiny_birds, measured, tmp_path):
     own = read_result(measured / 'CALM_EM', 'cue_location')['pxap']['parts']['per_pair']['counted']['mean']
-    for flag in ('--contrast_method=evidence', '--drop_lowest=80', '--contrast_method=difference'):
+    for flag in ('--contrast_method=evidence', '--drop_lowest=80', '--contrast_method=difference', '--score_map_process=backprop',
+                 '--contrast_method=backprop'):
         assert script('eval_cue_location', *tiny_birds, '--experiment_name=CALM_EM', flag)[0] == 0
     assert script('compare', 'save/CALM_EM', '--format=csv', '--output=out')[0] == 0
     with open(tmp_path / 'out/table.csv') as file:
         cells = {row['row']: row for row in csv.DictReader(file)
                  if (row['table'], row['column']) == ('All that was measured', 'corrected mean')}
-    assert cells.keys() == {'CALM_EM', 'CALM_EM: CALM_EM, evidence', 'CALM_EM: CALM_EM, lowest 80 % dropped'}
+    assert cells.keys() == {'CALM_EM', 'CALM_EM: CALM_EM, evidence', 'CALM_EM: CALM_EM, lowest 80 % dropped',
+                            'CALM_EM: CALM_EM, backprop', 'CALM_EM: CALM_EM, backprop-of-log-odds'}  # files of their own
     assert float(cells['CALM_EM']['value']) == pytest.approx(own)
 
 

@@ -13,6 +13,7 @@ from conftest import ROOT, open_birds, refused
 from PIL import Image
 
 import data_loaders
+import image_files
 import inference
 import weights
 from image_files import eval_transform, open_upright
@@ -87,6 +88,12 @@ def test_exif_orientation_is_honoured(tmp_path):
     Image.fromarray(pixels).save(tmp_path / 'a.png', exif=exif)
     upright = np.asarray(open_upright(tmp_path / 'a.png'))
     assert upright.shape == (40, 20, 3) and (upright[:10] > 200).all() and (upright[10:] < 50).all()
+
+
+@pytest.mark.parametrize('name', ['a.jpg', 'a.png'])
+def test_a_damaged_exif_block_is_no_damaged_photo(name, tmp_path):
+    Image.new('RGB', (40, 20), 'red').save(tmp_path / name, exif=b'Exif\0\0no TIFF header at all', dpi=(72, 72))
+    assert open_upright(tmp_path / name).size == image_files.upright_size(tmp_path / name) == (40, 20)
 
 
 def test_transparency_is_white_and_16_bits_are_scaled(tmp_path):
@@ -172,6 +179,8 @@ def test_two_files_of_one_name_do_not_overwrite_each_other(tmp_path):
         Image.new('RGB', (4, 4)).save(tmp_path / folder / 'x.png')
     given = [str(tmp_path / name) for name in ('a/x.png', 'b/x.png', 'a/x.png')]
     assert list(photos.find_images(given, 'maps')) == ['a-x', 'b-x']
+    with pytest.raises(UserError, match=r'all images of .*b lie in .*: choose another --output'):
+        photos.find_images([str(tmp_path / 'b')], tmp_path)
 
 
 def test_a_checkpoint_without_names_numbers_its_classes(tmp_path):
@@ -270,6 +279,21 @@ def page(script, checkpoint, photos, tmp_path):
     assert code == 0 and 'gallery.html' in out, err
     assert not list((tmp_path / 'out').glob('*.png'))
     return tmp_path / 'out' / 'gallery.html'
+
+
+def test_every_class_that_the_page_offers_has_a_map(script, checkpoint, photos, monkeypatch):
+    """With --top_k=1, too, where a contrast adds a second class."""
+    import gallery
+    shown, add = [], gallery.Gallery.add
+
+    def keep(self, name, picture, classes, maps):
+        shown.append((len(classes), [len(own) for own in maps]))
+        return add(self, name, picture, classes, maps)
+    monkeypatch.setattr(gallery.Gallery, 'add', keep)
+    for flags, expected in (([], (1, [1])), (['--contrast_method=log-odds'], (2, [2, 1])), (['--contrast_method=difference'], (2, [2]))):
+        code, _, err = script('inference', photos / 'wide.jpg', f'--load_checkpoint={checkpoint}', '--workers=0', '--output=out',
+                              '--format=html', '--score_map_process=jointll', '--top_k=1', *flags)
+        assert code == 0 and shown.pop() == expected, err
 
 
 def test_the_page_needs_nothing_from_elsewhere(page):

@@ -146,6 +146,15 @@ def test_outlines_and_the_bar_have_the_same_colours(picture, signed):
             assert on_map <= 12  # lines are smoothed
 
 
+@pytest.mark.parametrize('shape', [(1, 30), (30, 1)])
+def test_a_photo_one_pixel_thin_has_no_lines(shape):
+    values = np.linspace(0, 1, 30, dtype=np.float32).reshape(shape)
+    photo = np.full((*shape, 3), 200, np.uint8)
+    figure = pictures.sheet([[Panel(photo, 'a map', values, 'its label')]], overlay='outline')
+    pixels_of(figure)
+    assert not figure.axes[0].collections and figure.axes[1].lines  # the bar has its lines
+
+
 # --- palettes for all eyes ----------------------------------------------------------------------------
 
 # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB

@@ -196,6 +196,10 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_beside_it(tmp_path
         whole_files.write_atomically(path, half)
     assert path.read_bytes() == before and [child.name for child in tmp_path.iterdir()] == ['results.json']
 
+    long = tmp_path / ('图' * 83 + '.json')  # as long as a name may be
+    whole_files.write_json(long, {})
+    long.unlink()
+
     def full(file):
         file.write_text('{"new"')
         raise OSError(28, 'No space left on device')
