@@ -55,8 +55,9 @@ def open_study(name, storage):
                                           heartbeat_stale_trial_callback=queue_again)
         return optuna.create_study(study_name=name, storage=kept, direction='maximize', load_if_exists=True)
     except Exception as error:  # SQLAlchemy's, its drivers', Optuna's own: no address, no driver, no database
-        raise UserError(f'the study {storage} does not open ({type(error).__name__}: {str(error).splitlines()[0]}); '
-                        'check --storage, or move a damaged study.db away') from error
+        reason = ': '.join([type(error).__name__, *str(error).splitlines()[:1]])  # some say nothing
+        raise UserError(f'the study {storage} does not open ({reason}); check --storage, or move a damaged study.db '
+                        'away') from error
 
 
 def draw_rate(trial, args):
