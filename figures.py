@@ -10,6 +10,7 @@ import whole_files
 # told apart with the common colour vision deficiencies (Okabe and Ito 2008), then again in other lines
 COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#000000', '#56b4e9', '#e69f00')
 LINES = ('-', '--', ':')
+MARKERS = ('o', 's', '^')
 
 
 def save(figure, path):
@@ -63,8 +64,9 @@ def abstention_curves(title, curves):
     dashed. curves: {name: (share in percent, PxAP published, PxAP of all pixels)}, each (Q,)."""
     figure, axes = _curve_axes(xlabel='pixels that the published count leaves out, %', ylabel='PxAP, %, all pairs',
                                title=title, xlim=(0, 100))
+    axes.set_prop_cycle(cycler(marker=MARKERS) * cycler(color=COLOURS))  # the line already says which count it is
     for name, (share, published, counted) in curves.items():
-        line, = axes.plot(share, published, marker='o', label=name)
+        line, = axes.plot(share, published, linestyle='-', label=name)
         axes.plot(share, counted, linestyle='--', marker='.', color=line.get_color())
     axes.plot([], [], color='gray', marker='o', label='solid: as published, dropped pixels not counted')
     axes.plot([], [], color='gray', marker='.', linestyle='--', label='dashed: all pixels counted')

@@ -5,6 +5,7 @@ import shutil
 import pytest
 from conftest import refused
 
+import figures
 import result_files
 from util import UserError
 
@@ -80,3 +81,15 @@ def test_what_is_no_experiment_is_refused(script, tmp_path):
 
 def test_a_method_that_no_network_has_is_refused(save, script):
     refused(script('abstention', 'save/CAM', '--processes=saliency'), '--processes=saliency')
+
+
+def test_solid_is_the_published_count_however_many_curves_there_are():
+    """Beyond the seventh, where the colours repeat, another marker tells them apart, and the line still says the count."""
+    names = [f'method {i}' for i in range(16)]
+    axes, = figures.abstention_curves('', {name: ([0, 50], [30, 40], [30, 20]) for name in names}).axes
+    published = [line for line in axes.lines if line.get_label() in names]
+    counted = [line for line in axes.lines if list(line.get_ydata()) == [30, 20]]
+    assert [line.get_linestyle() for line in published] == ['-'] * 16
+    assert [line.get_linestyle() for line in counted] == ['--'] * 16
+    assert len({(line.get_color(), line.get_marker()) for line in published}) == 16
+    assert [line.get_color() for line in published] == [line.get_color() for line in counted]
