@@ -175,7 +175,7 @@ FLAGS = {
              f'classes at once: {", ".join(CONTRASTS)} (eval_interventions.py: all of them; inference.py: '
              'prior-log-odds for CALM, log-odds for CAM)', (*CUE, *INTERVENTIONS, *INFERENCE),
              recorded=True, shared=False, several=(*CUE, *INTERVENTIONS)),
-        Flag('slow_questions', 120, COUNT, 'so many questions, drawn by the seed, for methods that take some fifty '
+        Flag('slow_questions', 60, COUNT, 'so many questions, drawn by the seed, for methods that take some fifty '
              'forwards and more for a map; all questions for the others', INTERVENTIONS, recorded=True, shared=False),
         Flag('verbose', False, boolean, 'list the class pairs that are left out, not their number alone', CUE,
              shared=False),
