@@ -3,7 +3,7 @@
 Every row changes one thing: the prior (ReLU with its sum detached, as released, or softplus with its
 gradient), EM or marginal likelihood, the start (random weights or a CAM classifier), the length (15 epochs or 45), the
 stage at which ResNet-18 ends (receptive field 43, 99 or, at layer4, 339 of 112 pixels).
-Result: save/ablation/table.txt, mean and standard deviation over the seeds. About an hour a seed on 2 cores. What is
+Result: save/ablation/table.txt, mean and standard deviation over the seeds. One to two hours a seed on 2 cores. What is
 done already is not run again; what was trained with other settings is refused.
 
     python ablation.py 3
