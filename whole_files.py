@@ -3,6 +3,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import uuid
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def write_atomically(path, write, durable=False):
         try:
             write(partial)
             if durable:
-                _remove_abandoned(partial)
+                _remove_abandoned(path, partial.stat().st_mtime)
                 flush_to_disk(partial)
             partial.replace(path)
             if durable:
@@ -86,11 +87,17 @@ def write_atomically(path, write, durable=False):
         raise UserError(f'cannot write {path}: {error.strerror or error}') from error
 
 
-def _remove_abandoned(partial):
-    """Remove what killed processes left beside a temporary file: what has not grown for an hour. The age is told by the
-    clock that gave the file its time, which may be a server's."""
-    now = partial.stat().st_mtime
-    for left in partial.parent.glob('.*.partial'):
+def left_unfinished(path):
+    """The temporary files of this very file: those whose names have the exact form that `temporary` gives them."""
+    start = temporary(path).name.removesuffix('.partial')[:-12]
+    form = re.compile(re.escape(start) + r'[0-9a-f]{12}\.partial')
+    return [found for found in path.parent.iterdir() if form.fullmatch(found.name)]
+
+
+def _remove_abandoned(path, now):
+    """Remove what killed writers of this file left more than an hour ago. now: by the clock that gave the new file its
+    time, which may be a server's."""
+    for left in left_unfinished(path):
         with contextlib.suppress(OSError):  # a folder, or another process removes it too
             if now - left.stat().st_mtime > 3600:
                 left.unlink()

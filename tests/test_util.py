@@ -1,6 +1,7 @@
 """util: how tensors go to a device, what a device computes in, how many cores there are, files written whole."""
 import os
 import random
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -215,3 +216,18 @@ def test_algorithms_are_tried_where_images_have_one_size(script, monkeypatch, na
     Path('photo.jpg').touch()
     refused(script(name, '--device=cpu', '--load_checkpoint=nowhere', '--is_train=False', *['photo.jpg'] * (name == 'inference')), 'nowhere')
     assert bool(seen) == tries
+
+
+def test_a_durable_write_removes_old_unfinished_copies_of_its_own_file_alone(tmp_path):
+    """The user's files stay, whatever their age and however much like ours they are called."""
+    old = time.time() - 7200
+    ours = tmp_path / '.a.json.0123456789ab.partial'
+    fresh = tmp_path / '.a.json.ba9876543210.partial'
+    theirs = [tmp_path / name for name in ('.movie.mkv.partial', '.a.json.partial', '.a.json.final.partial', 'a.json.partial',
+                                           '.b.json.0123456789ab.partial', '.a.json.0123456789AB.partial', '.a.json.0123456789abc.partial')]
+    for path in (ours, fresh, *theirs):
+        path.touch()
+        os.utime(path, (old, old))
+    os.utime(fresh)
+    whole_files.write_json(tmp_path / 'a.json', {})
+    assert not ours.exists() and fresh.exists() and all(path.exists() for path in theirs)
