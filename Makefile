@@ -15,7 +15,7 @@ help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 demo: setup
-	@$(BIN)/python demo.py
+	@$(BIN)/python -m research.demo
 
 test: setup-test
 	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
@@ -27,7 +27,7 @@ lint: setup-test
 	@$(BIN)/python -m ruff check .
 
 bench: setup-test
-	@TQDM_DISABLE=1 KINETO_LOG_LEVEL=9 $(BIN)/python bench.py --json=save/bench.json --plot=save/bench.png
+	@TQDM_DISABLE=1 KINETO_LOG_LEVEL=9 $(BIN)/python -m research.bench --json=save/bench.json --plot=save/bench.png
 
 docs: .venv/.installed-docs
 	@$(BIN)/python -m mkdocs build --quiet

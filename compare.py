@@ -13,17 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import config
-import figures
-import flag_values
-import paper
-import reports
-import result_files
-import table_files
-import util
-from reports import Measured
-from table_files import Cell, Table
-from util import UserError
-from wsol.contrast import CONTRASTS
+from experiment import result_files
+from reports import figures, intervals, paper, table_files
+from reports.intervals import Measured
+from reports.table_files import Cell, Table
+from runtime import command_line, screen
+from wsol.attribution.contrast import CONTRASTS
+from wsol.errors import UserError
 
 NAMED_BY = {'norm_type': 'norm', 'threshold_type': 'thresholds', 'cam_curve_interval': 'step', 'seed': 'seed',
             'smooth_grad_nr_iter': 'copies', 'smooth_grad_sigma': 'noise', 'integrated_grad_nr_iter': 'points',
@@ -45,11 +41,11 @@ class Row:
 
     def add(self, result):
         self.results[result['metric']] = result
-        self.columns |= reports.measured(result)
+        self.columns |= intervals.measured(result)
 
 
 def make_parser():
-    parser = config.plain_parser(__doc__)
+    parser = command_line.plain_parser(__doc__)
     parser.add_argument('folders', nargs='+', metavar='FOLDER', help="an experiment's folder, as save/calm_em; the "
                         'others are compared with the first one')
     parser.add_argument('--reference', metavar='METHOD', help='compare with this row of the first folder, such as '
@@ -59,7 +55,7 @@ def make_parser():
     parser.add_argument('--paper', action='store_true', help="add the paper's rows (CUB, ResNet-50)")
     parser.add_argument('--output', default='comparison', metavar='FOLDER', help='where to (default: comparison)')
     parser.add_argument('--format', default=tuple(table_files.FORMATS), metavar='NAME,...',
-                        type=flag_values.several(flag_values.choice(tuple(table_files.FORMATS))),
+                        type=command_line.several(command_line.choice(tuple(table_files.FORMATS))),
                         help=f'{", ".join(table_files.FORMATS)}; several, separated by commas (default: all)')
     return parser
 
@@ -91,7 +87,7 @@ def read_results(folder):
         content = result_files.read_result(path)
         if {'metric', 'settings'} <= content.keys():
             try:
-                (reports.intervened if content['metric'] == 'interventions' else reports.measured)(content)
+                (intervals.intervened if content['metric'] == 'interventions' else intervals.measured)(content)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise UserError(f'{path} is not as the evaluations of this version write it ({error!r}): measure '
                                 'again, or move it away') from error
@@ -123,7 +119,7 @@ def rows_of(folder, experiment):
             networks.append((about, result))
         elif result['metric'] == 'interventions':
             said = _difference(result, settings.setdefault(about['weights_sha256'], result['settings']))
-            for name, columns in reports.intervened(result).items():
+            for name, columns in intervals.intervened(result).items():
                 twins = intervened.setdefault((name, *about.values()), [])
                 if columns not in twins:  # a result of fewer contrasts has the same controls, to the last digit
                     rows.append(Row(experiment, name + said * bool(twins), about, columns))
@@ -146,7 +142,7 @@ def rows_of(folder, experiment):
             own = [Row(experiment, result['settings'].get('attribution_method', ''), about)]
             bare += own
         for row in own:
-            row.columns = reports.measured(result) | row.columns
+            row.columns = intervals.measured(result) | row.columns
     return sorted(rows + bare, key=lambda row: (not row.results, row.method))
 
 
@@ -184,7 +180,7 @@ def difference(row, reference, column):
     values = (second.value - first.value,)
     if first.sample and second.sample and first.sample.units == second.sample.units:
         values = second.sample.difference(first.sample)
-    return Cell(*values, *(None,) * (3 - len(values)), reports.DECIMALS.get(column, 1), '+')
+    return Cell(*values, *(None,) * (3 - len(values)), intervals.DECIMALS.get(column, 1), '+')
 
 
 def put_first(rows, reference):
@@ -212,12 +208,12 @@ def paper_rows():
 
 def make_tables(rows, published):
     """[Table]: all values, methods by metrics; then, topic by topic, the intervals and the differences to the first."""
-    everything = [column for columns in reports.TOPICS.values() for column in columns
+    everything = [column for columns in intervals.TOPICS.values() for column in columns
                   if any(column in row.columns for row in rows)]
     shown = [*rows, *published]
     tables = [Table('All that was measured', ['', *everything], [
         [row.name, *(_cell(row, column, plain=True) for column in everything)] for row in shown])]
-    for title, columns in reports.TOPICS.items():
+    for title, columns in intervals.TOPICS.items():
         own = {column: name for column, name in columns.items() if column in everything}
         lines = [[row.name, *(_cell(row, column) for column in own)] for row in shown
                  if own.keys() & row.columns.keys()]
@@ -227,14 +223,14 @@ def make_tables(rows, published):
                 lines.append([f'{row.name} − {rows[0].name}', *cells])
         if own:
             tables.append(Table(title, ['', *own.values()], lines))
-    return tables + reports.over_networks(rows)
+    return tables + intervals.over_networks(rows)
 
 
 def _cell(row, column, plain=False):
     own = row.columns.get(column)
     if own is None:
         return None
-    return Cell(own.value, decimals=reports.DECIMALS.get(column, 1)) if plain else own.cell(column)
+    return Cell(own.value, decimals=intervals.DECIMALS.get(column, 1)) if plain else own.cell(column)
 
 
 def notes(rows):
@@ -261,13 +257,13 @@ def draw(rows, folder):
     """The curves of all rows that have them. Returns the paths."""
     title, paths = ' and '.join(dict.fromkeys(row.experiment for row in rows)), []
     ratios = {row.name: row.results['pixel_perturb']['ratios'] for row in rows if 'pixel_perturb' in row.results}
-    bands = {row.name: reports.precision_band(row.results['cue_location']) for row in rows
+    bands = {row.name: intervals.precision_band(row.results['cue_location']) for row in rows
              if 'recalls' in row.results.get('cue_location', {}) and row.columns['corrected mean'].value is not None}
     for name, what, curves, draw_curves in (
             ('ratios.png', 'remove-and-classify', ratios, figures.ratio_curve),
             ('precision_recall.png', 'cue localization', bands, figures.precision_bands)):
         if len(curves) > MOST_CURVES:
-            util.say(f'{name} shows {MOST_CURVES} of {len(curves)} rows: more could not be told apart')
+            screen.say(f'{name} shows {MOST_CURVES} of {len(curves)} rows: more could not be told apart')
         curves = dict(list(curves.items())[:MOST_CURVES])
         if curves:
             figures.save(draw_curves(f'{title}: {what}', curves), folder / name)
@@ -285,19 +281,19 @@ def main():
     if args.reference:
         rows = put_first(rows, args.reference)
     name_rows(rows)
-    folder, summary = Path(args.output), reports.summary(rows)
+    folder, summary = Path(args.output), intervals.summary(rows)
     tables = make_tables(rows, paper_rows() if args.paper else []) + summary
     if args.summary and not summary:
         raise UserError('no experiment that is named has cue localization, which --summary is of; measure it with '
                         'eval_cue_location.py, or leave --summary out')
     shown = summary if args.summary else tables[1:]
-    util.say(f'\n{table_files.as_text(shown)}\nSquare brackets hold 95 % intervals. docs/comparing.md explains every '
+    screen.say(f'\n{table_files.as_text(shown)}\nSquare brackets hold 95 % intervals. docs/comparing.md explains every '
              'column.')
     for sentence in notes(rows):
-        util.say(sentence)
+        screen.say(sentence)
     written = table_files.write_tables(folder / 'table', tables, args.format)
-    util.say('\n' + ', '.join(map(str, [*written, *draw(rows, folder)])))
+    screen.say('\n' + ', '.join(map(str, [*written, *draw(rows, folder)])))
 
 
 if __name__ == '__main__':
-    util.run(main)
+    screen.run(main)

@@ -1,37 +1,34 @@
 """The command line: one table of flags, what each means, and who reads it. Touches no disk."""
 import argparse
-import difflib
 from typing import NamedTuple
 
 from munch import Munch
 
-import util
-from data_sets import DATASETS
-from flag_values import (
+from dataset.registry import DATASETS, canonical_name
+from runtime.command_line import (
     COUNT,
     NATURAL,
     RATE,
     SEED,
     SIZE,
-    architecture_name,
+    Joined,
     boolean,
     boolean_or_file,
     choice,
-    dataset_name,
     device_name,
-    measures,
     number,
     percentages,
+    plain_parser,
     several,
-    stages,
 )
-from util import UserError
-from wsol import ARCHITECTURES, HEADS, PROCESSES, prior_training
-from wsol.contrast import CONTRASTS
+from wsol import ARCHITECTURE_NAMES, ARCHITECTURES, HEADS, PROCESSES, prior_training
+from wsol.attribution.contrast import CONTRASTS
+from wsol.backbones.resnet import LAYERS
+from wsol.errors import UserError
 from wsol.heads import PRIORS
-from wsol.metrics import NORM_TYPES, THRESHOLD_TYPES
-from wsol.networks import options_taken
-from wsol.resnet import LAYERS
+from wsol.maps import NORM_TYPES
+from wsol.metrics import THRESHOLD_TYPES
+from wsol.networks import find_architecture, options_taken
 
 OVERLAYS = {'blend': "the map's colours over the photo in grey", 'mask': 'the photo, darker where the map is lower',
             'outline': 'lines of equal value over the photo', 'map': 'the map alone'}  # how pictures show a map
@@ -45,6 +42,39 @@ INTERVENTIONS = ('eval_interventions',)
 RUNS = ('main', *MAPS, *INTERVENTIONS)  # what sends images through a network
 SCRIPTS = (*RUNS, 'export')
 CUE, WSOL, MAIN, INFERENCE, EXPORT = (('eval_cue_location',), ('eval_wsol',), ('main',), ('inference',), ('export',))
+
+
+def stages(text):
+    """A ResNet's stages, separated by commas, in their order."""
+    return ','.join(sorted(several(choice(LAYERS))(text)))
+
+
+def architecture_name(text):
+    """A network of torchvision, or timm/NAME."""
+    if text.startswith('timm/'):
+        try:
+            find_architecture(text)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text
+    return choice(ARCHITECTURE_NAMES)(text)
+
+
+def dataset_name(text):
+    """A data set's name, or a folder (written with a slash: ./birds)."""
+    try:
+        return canonical_name(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def measures(text):
+    """NAME:VALUE,..., of wsol.prior_training."""
+    try:
+        prior_training.parse(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 class Flag(NamedTuple):
@@ -210,33 +240,6 @@ FLAGS = {
 ALL_FLAGS = {flag.name: flag for flags in FLAGS.values() for flag in flags}
 
 
-class Joined(argparse.Action):
-    """Words that make one list of percentages."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        try:
-            setattr(namespace, self.dest, percentages(' '.join(values)))
-        except argparse.ArgumentTypeError as error:
-            raise argparse.ArgumentError(self, str(error)) from None
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, and whose help is printed once."""
-
-    def _print_message(self, message, file=None):
-        util.say(message.rstrip('\n'))
-
-    def error(self, message):
-        unknown = message.removeprefix('unrecognized arguments: ')
-        if unknown != message:
-            flag = unknown.split()[0].split('=')[0]
-            if not flag.startswith('-'):
-                raise UserError(f'"{flag}" belongs to no flag; a value goes after its flag, and images before all')
-            near = difflib.get_close_matches(flag, self._option_string_actions, 1)
-            message = f'unknown flag {flag}' + (f'; did you mean {near[0]}?' if near else '') + ' (--help lists all)'
-        raise UserError(message)
-
-
 def _add(group, flag, text, script):
     names = ['--' + flag.name] + (['--dataset_name'] if flag.name == 'dataset' else [])
     options = {'type': flag.parse, 'metavar': 'VALUE'}
@@ -250,11 +253,6 @@ def _add(group, flag, text, script):
     elif flag.name == 'contrast':
         options |= {'nargs': '?', 'const': 'runner-up'}
     group.add_argument(*names, dest=flag.name, default=argparse.SUPPRESS, help=text, **options)
-
-
-def plain_parser(description):
-    """A parser whose help is a script's own description."""
-    return Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def make_parser(script, description):

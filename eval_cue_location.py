@@ -19,18 +19,18 @@ import torch
 from munch import Munch
 
 import config
-import evaluation
-import figures
-import paper
-import processes
 import util
-from data_loaders import Images
-from map_sources import MapSource
-from published_draws import draw_pairs_again
-from result_files import as_text
-from util import UserError
+from dataset.images import Images
+from evaluation import session
+from evaluation.map_sources import MapSource
+from evaluation.published_draws import draw_pairs_again
+from experiment.result_files import as_text
+from reports import figures, paper
+from runtime import processes, screen
 from wsol import metrics
-from wsol.cub import UNION_PARTS
+from wsol.annotations.cub import UNION_PARTS
+from wsol.errors import UserError
+from wsol.maps import normalise, ranks, resize
 
 TRUTHS = {'parts': '', 'exact': 'exact part masks, '}
 ROWS = {  # protocol and underflow -> how the table calls them
@@ -120,12 +120,12 @@ def cue_scores(differences, size, norm_type, drop_lowest=0.0, seed=0):
     In the published order: resized, then made absolute, then normalised. drop_lowest: the percentage of each map's
     pixels, the lowest, that get the score 0; which of equal ones they are falls at random, by the seed.
     """
-    scores = metrics.normalise(metrics.resize(differences, size).abs(), norm_type)
+    scores = normalise(resize(differences, size).abs(), norm_type)
     if drop_lowest:
         generator = torch.Generator().manual_seed(seed)
-        ranks, _ = metrics.ranks(scores, [generator] * len(scores))  # (E,S*S), from the highest down
-        kept = ranks.shape[1] - round(drop_lowest / 100 * ranks.shape[1])
-        scores = scores.masked_fill((ranks >= kept).view_as(scores), 0.0)
+        order, _ = ranks(scores, [generator] * len(scores))  # (E,S*S), from the highest down
+        kept = order.shape[1] - round(drop_lowest / 100 * order.shape[1])
+        scores = scores.masked_fill((order >= kept).view_as(scores), 0.0)
     return scores
 
 
@@ -152,7 +152,7 @@ def fill_histograms(loader, measures, device):
         differing[number, list(pair.parts)] = True
     differing = torch.from_numpy(differing).to(device)
     counts, evaluations = [{} for _ in measures], np.zeros(len(pairs), np.int64)
-    for images, _, indices, partition, object_mask, exact in util.progress(loader, 'cue localization', 'batch'):
+    for images, _, indices, partition, object_mask, exact in screen.progress(loader, 'cue localization', 'batch'):
         images = util.to_device(images, device)
         activations = sources[0].forward(images)
         differences = {id(own): signed_maps(own, images, indices, cues, activations) for own in sources}
@@ -248,7 +248,8 @@ def report(summaries, dropped, published):
             rows.append([TRUTHS[truth] + name, *(values[key] for key in paper.KEYS), values['pairs'], *shares])
     if published:
         rows.append(['the paper (CUB, ResNet-50)', *published, sum(paper.PAIRS), '-', '-'])
-    util.say(util.table(['PxAP, %, by differing parts', *paper.KEYS, 'pairs', 'dropped: true, %', 'false, %'], rows))
+    header = ['PxAP, %, by differing parts', *paper.KEYS, 'pairs', 'dropped: true, %', 'false, %']
+    screen.say(screen.table(header, rows))
 
 
 def keep_pairs_with_images(annotations, labels, verbose=False):
@@ -262,10 +263,10 @@ def keep_pairs_with_images(annotations, labels, verbose=False):
         raise UserError(f'no class pair to evaluate: for none of the {total} pairs that differ in 1 to 3 parts do '
                         'both classes have test images; check --metadata_root and --data_root')
     if dropped:
-        util.warn(f'{len(dropped)} of {total} class pairs have a class without test images and are left out'
+        screen.warn(f'{len(dropped)} of {total} class pairs have a class without test images and are left out'
                   + ('' if verbose else '; --verbose lists them'))
         for pair in dropped if verbose else []:
-            util.say(f'left out: classes {pair.first + 1} and {pair.second + 1}')
+            screen.say(f'left out: classes {pair.first + 1} and {pair.second + 1}')
 
 
 def open_cues(data, images, verbose=False):
@@ -289,13 +290,13 @@ def open_runs(args):
         listed[0] = ['backprop' if process == 'vanilla' else process for process in listed[0]]
     chosen = [dict(zip(SEVERAL, values, strict=True)) for values in itertools.product(*listed)]
     # a network folded for forwards alone serves no gradients: those who ask for them open it
-    chosen.sort(key=lambda own: evaluation.only_runs_forward(Munch(args, **own), 'eval_cue_location'))
-    first = evaluation.open_evaluation(Munch(args, **chosen[0]), 'eval_cue_location', needs_model=False)
+    chosen.sort(key=lambda own: session.only_runs_forward(Munch(args, **own), 'eval_cue_location'))
+    first = session.open_evaluation(Munch(args, **chosen[0]), 'eval_cue_location', needs_model=False)
     scale = {name: args[name] for name in ('norm_type', 'threshold_type')}
     runs = [first, *(first.with_maps(**own, **scale) for own in chosen[1:])]
     for said in dict.fromkeys(run.describe() for run in runs):
         if said != first.describe():  # which was said when the network was opened
-            util.say(said)
+            screen.say(said)
     return runs
 
 
@@ -309,7 +310,7 @@ def finish(run, counts, evaluations, images, cues):
 
     by_number = ', '.join(f'{(evaluations[number == k] > 0).sum()} with {k}' for k in (1, 2, 3))
     dropping = f', lowest {args.drop_lowest:.10g} % dropped' if args.drop_lowest else ''
-    util.say(f'\n{run.maps_name()}{dropping}, {run.data.name}: {evaluations.sum()} (image, pair) evaluations of '
+    screen.say(f'\n{run.maps_name()}{dropping}, {run.data.name}: {evaluations.sum()} (image, pair) evaluations of '
              f'{len(cues)} images; pairs: {by_number} differing parts')
     is_published = run.data.name == 'CUB' and args.scoremap_root is None and not args.drop_lowest
     method = args.attribution_method, args.score_map_process
@@ -345,4 +346,4 @@ def main():
 
 
 if __name__ == '__main__':
-    util.run(main)
+    screen.run(main)

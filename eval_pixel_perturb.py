@@ -13,13 +13,14 @@ import numpy as np
 import torch
 
 import config
-import evaluation
-import figures
-import processes
-import result_files
 import util
 from data_loaders import in_order
+from evaluation import session
+from experiment import result_files
+from reports import figures
+from runtime import processes, screen
 from wsol import metrics
+from wsol.maps import ranks, resize
 
 
 @torch.inference_mode()
@@ -30,15 +31,15 @@ def classify_erased(model, loader, source, device, seed, precision, at_a_time):
     at_a_time: erased images are classified in batches of this size, whatever their k.
     """
     results = [np.empty((0, 1 + 2 * len(metrics.ERASE_RATIOS)), bool)]  # of several processes, one may have no batch
-    for images, labels, indices in util.progress(loader, 'remove-and-classify', 'batch'):
+    for images, labels, indices in screen.progress(loader, 'remove-and-classify', 'batch'):
         images, labels = util.to_device(images, device), util.to_device(labels, device)
         probs, _, maps = source(images, indices, labels[:, None])
         # ranks need no normalisation, and clipping would make ties: --norm_type has no use here
-        maps = torch.cat([metrics.resize(one, images.shape[2:]) for one in maps])  # B of (1,h,w) -> (B,S,S)
+        maps = torch.cat([resize(one, images.shape[2:]) for one in maps])  # B of (1,h,w) -> (B,S,S)
         drawn_on = device if device.type == 'cuda' else 'cpu'  # so that CUDA is sent no orders
         generators = [torch.Generator(drawn_on).manual_seed(own) for own in util.image_seeds(seed, indices).tolist()]
-        ranks = metrics.ranks(maps, generators)
-        copies = list(itertools.product(ranks, metrics.ERASE_RATIOS, range(len(images))))
+        orders = ranks(maps, generators)
+        copies = list(itertools.product(orders, metrics.ERASE_RATIOS, range(len(images))))
         correct = [probs.argmax(1) == labels]
         for start in range(0, len(copies), at_a_time):
             orders, ratios, rows = zip(*copies[start:start + at_a_time], strict=True)
@@ -73,7 +74,7 @@ def outcomes_by_image(intact, top, random):
 
 
 def main():
-    run = evaluation.open_evaluation(config.parse('eval_pixel_perturb', __doc__), 'eval_pixel_perturb')
+    run = session.open_evaluation(config.parse('eval_pixel_perturb', __doc__), 'eval_pixel_perturb')
     images = run.open_split('test')
     source, name = run.map_source(images, 'test'), run.maps_name()
     loader = run.loader(images)
@@ -86,13 +87,13 @@ def main():
     rows = [[f'{r["erased_percent"]} %', r['correct_top'], r['correct_random'],
              '-' if r['R'] is None else f'{r["R"]:.3f}',
              '-' if r['R'] is None else f'{r["R_low"]:.3f} .. {r["R_high"]:.3f}'] for r in records]
-    util.say(f'\n{name}, on {len(images)} test images of {run.data.name}; accuracy {accuracy:.1f} %. R_k: lower is '
+    screen.say(f'\n{name}, on {len(images)} test images of {run.data.name}; accuracy {accuracy:.1f} %. R_k: lower is '
              'better')
-    util.say(util.table(['erased', 'correct, top', 'correct, random', 'R_k', '95 % of the images'], rows))
+    screen.say(screen.table(['erased', 'correct, top', 'correct, random', 'R_k', '95 % of the images'], rows))
     result = run.result_file('pixel_perturb', images, 'test', name)
     result.write({'accuracy': accuracy, 'ratios': records, 'outcomes': outcomes_by_image(intact, top, random)})
     figures.save(figures.ratio_curve(run.title(), {name: records}), result.figure())
 
 
 if __name__ == '__main__':
-    util.run(main)
+    screen.run(main)

@@ -15,14 +15,15 @@ import numpy as np
 import torch
 
 import config
-import evaluation
-import figures
-import processes
-import result_files
 import util
-from image_files import open_image
-from util import UserError
+from dataset.image_files import open_image
+from evaluation import session
+from experiment import result_files
+from reports import figures
+from runtime import processes, screen
 from wsol import metrics
+from wsol.errors import UserError
+from wsol.maps import normalise
 
 SPLITS = ('val', 'test')
 
@@ -31,7 +32,7 @@ def prepared(score_map, size, norm_type):
     """A raw map (h,w) -> (S,S) in 0..1: bicubic, as the WSOL evaluation resizes, then normalised."""
     if score_map.shape != (size, size):
         score_map = cv2.resize(score_map, (size, size), interpolation=cv2.INTER_CUBIC)
-    return metrics.normalise(torch.from_numpy(np.ascontiguousarray(score_map)), norm_type).numpy()
+    return normalise(torch.from_numpy(np.ascontiguousarray(score_map)), norm_type).numpy()
 
 
 class Counts:
@@ -132,7 +133,7 @@ def localise(loader, source, counts, device):
 
     with ThreadPoolExecutor(util.usable_cores()) as pool:  # OpenCV lets other threads run
         before = ()
-        for images, labels, indices in util.progress(loader, 'localization', 'batch'):
+        for images, labels, indices in screen.progress(loader, 'localization', 'batch'):
             labels = util.to_device(labels, device)
             probs, _, maps = source(util.to_device(images, device), indices, labels[:, None])
             maps = [own[0].float().cpu().numpy() for own in maps]  # B of (h,w)
@@ -184,7 +185,7 @@ def curves_figure(title, counts):
 
 
 def main():
-    run = evaluation.open_evaluation(config.parse('eval_wsol', __doc__), 'eval_wsol', needs_model=False)
+    run = session.open_evaluation(config.parse('eval_wsol', __doc__), 'eval_wsol', needs_model=False)
     args, data, name = run.args, run.data, run.maps_name()
     images = {split: run.open_split(split) for split in SPLITS}
     by_split, shared = {}, (args.crop_size, args.norm_type, args.cam_curve_interval)
@@ -201,8 +202,8 @@ def main():
     rows = [[key, own['val'], own['test'], own['oracle'],
              '-' if own['threshold'] is None else f'{own["threshold"]:.3f}'] for key, own in results.items()]
     sizes = {split: counts.images for split, counts in by_split.items()}
-    util.say(f'\n{name}, {data.name}: {sizes["val"]} val and {sizes["test"]} test images')
-    util.say(util.table(['%', 'val', 'test', 'test, oracle', 'threshold'], rows))
+    screen.say(f'\n{name}, {data.name}: {sizes["val"]} val and {sizes["test"]} test images')
+    screen.say(screen.table(['%', 'val', 'test', 'test, oracle', 'threshold'], rows))
     result = run.result_file('wsol', images['test'], 'test', name, args.norm_type)
     outcomes = {} if data.has_masks else {'outcomes': by_split['test'].outcomes(results)}
     result.write({'images_by_split': sizes, 'results': results, **outcomes})
@@ -210,4 +211,4 @@ def main():
 
 
 if __name__ == '__main__':
-    util.run(main)
+    screen.run(main)

@@ -16,10 +16,9 @@ import torch
 from torch import nn
 
 import config
-import evaluation
-import util
-import whole_files
-from util import UserError
+from evaluation import session
+from runtime import screen, whole_files
+from wsol.errors import UserError
 from wsol.heads import joint
 
 SUFFIXES = ('.onnx', '.pt2')
@@ -73,12 +72,12 @@ def main():
     path = Path(args.output or f'{Path(args.load_checkpoint or args.experiment_name).name}.onnx')
     if path.suffix not in SUFFIXES:
         raise UserError(f'--output={path}: the file should end in {" or ".join(SUFFIXES)}')
-    run = evaluation.open_evaluation(args, 'export', needs_data=False)
+    run = session.open_evaluation(args, 'export', needs_data=False)
     network = SelfExplaining(run.model.cpu().to(memory_format=torch.contiguous_format), run.checkpoint.normalisation)
     export(network.eval(), run.args.crop_size, path, describe(run))
-    util.say(f'{path}: images (B,3,{run.args.crop_size},{run.args.crop_size}), RGB in 0..1 -> probabilities '
+    screen.say(f'{path}: images (B,3,{run.args.crop_size},{run.args.crop_size}), RGB in 0..1 -> probabilities '
              f'(B,{run.model.conv_last.out_channels}) and maps ({run.model.own_maps})')
 
 
 if __name__ == '__main__':
-    util.run(main)
+    screen.run(main)

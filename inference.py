@@ -14,20 +14,19 @@ import torch
 from munch import Munch
 
 import config
-import evaluation
-import map_labels
-import processes
-import result_files
 import util
-import weights
-import whole_files
-from album import DIFFERENCE, Album, Explained
-from image_files import broken_images, opening_images
-from map_sources import ContrastMaps
-from photos import OwnImages, find_images
-from util import UserError, warn
-from wsol.contrast import check_contrast
-from wsol.query import PROCESSES, check_process
+from dataset.image_files import broken_images, opening_images
+from evaluation import session
+from evaluation.map_sources import ContrastMaps
+from experiment import result_files, weights
+from reports.album import DIFFERENCE, Album, Explained
+from reports.photos import OwnImages, find_images
+from runtime import processes, screen, whole_files
+from runtime.screen import warn
+from wsol.attribution import labels
+from wsol.attribution.contrast import check_contrast
+from wsol.attribution.registry import PROCESSES, check_process
+from wsol.errors import UserError
 
 RUNNER_UP = 'runner-up'
 LARGE_PAGE = 100e6  # bytes that a browser is slow with
@@ -86,7 +85,7 @@ class Explainer:
         self.pair = None
         if contrast_method not in (None, DIFFERENCE):
             self.pair = ContrastMaps(images, run.model, contrast_method, run.args.precision, run.args.seed,
-                                     evaluation.sampling_settings(run.args))
+                                     session.sampling_settings(run.args))
         self.count = max(count, 2 if contrast_method == DIFFERENCE else 1)
 
     def explain(self, batch, indices):
@@ -110,7 +109,7 @@ def without_swallowed_photo(images, contrast):
     """--contrast photo.jpg: what is a file or a folder is an image, and the contrast is the runner-up. Returns both."""
     if contrast is None or contrast == RUNNER_UP or not Path(contrast).exists():
         return images, contrast
-    util.say(f'--contrast {contrast}: there is a file or folder of this name, so it is taken for images, and the '
+    screen.say(f'--contrast {contrast}: there is a file or folder of this name, so it is taken for images, and the '
              'contrast is the runner-up; a class of this name is said by its number')
     return [*images, contrast], RUNNER_UP
 
@@ -138,7 +137,7 @@ def contrast_of(args, model):
     if method != DIFFERENCE:
         check_contrast(method, type(model))
     if args.contrast_method is None and method != DIFFERENCE:
-        util.say(f'the contrast is {method}, for the reasons in docs/findings_painted_birds.md; '
+        screen.say(f'the contrast is {method}, for the reasons in docs/findings_painted_birds.md; '
                  '--contrast_method=difference subtracts the maps of the two classes')
     return method
 
@@ -147,11 +146,11 @@ def open_run(args):
     """The Evaluation, with the contrast method, and the attribution methods. Raises UserError for one that the head
     does not define."""
     asked = args.score_map_process or (None,)
-    run = evaluation.open_evaluation(Munch(args, score_map_process=asked[0]), 'inference', needs_data=False)
+    run = session.open_evaluation(Munch(args, score_map_process=asked[0]), 'inference', needs_data=False)
     methods = [run.args.score_map_process, *asked[1:]]
     for name in methods[1:]:
         check_process(name, type(run.model))
-        util.say(replace(run, args=Munch(run.args, score_map_process=name)).describe())
+        screen.say(replace(run, args=Munch(run.args, score_map_process=name)).describe())
     if args.contrast is not None:
         run = replace(run, args=Munch(run.args, contrast_method=contrast_of(args, run.model)))
     return run, methods
@@ -172,7 +171,7 @@ def draw_all(run, images, names, album, explainer):
     """Explain every image and fill the album, batch by batch. Returns {index: its entry in the manifest} of those that
     open, whichever process has explained them."""
     entries = {}
-    with util.progress(None, ', '.join(album.processes), 'image', total=len(images)) as bar:
+    with screen.progress(None, ', '.join(album.processes), 'image', total=len(images)) as bar:
         for batch, opens, indices in run.loader(images):
             explained = explainer.explain(util.to_device(batch, run.device), indices)
             for index, is_open, own in zip(indices.tolist(), opens, explained, strict=True):
@@ -191,7 +190,7 @@ def write_manifest(run, album, entries):
     settings = config.recorded_settings(run.args, 'inference') | {'score_map_process': album.processes}
     whole_files.write_json(album.folder / 'manifest.json', {
         **result_files.checkpoint_identity(run.checkpoint), 'methods': {
-            name: map_labels.map_label(name) for name in album.processes}, 'images': list(entries.values()),
+            name: labels.map_label(name) for name in album.processes}, 'images': list(entries.values()),
         'settings': settings, 'versions': result_files.versions(), 'machine': result_files.machine(run.device)})
 
 
@@ -200,9 +199,9 @@ def report(entries, album, contrast):
     entries = list(entries.values())
     for entry in entries[:20]:
         where = f', {album.folder / entry["picture"]}' if 'picture' in entry else ''
-        util.say(f'{entry["image"]}: {entry["class_name"]}, p = {entry["probability"]:.3f}{where}')
+        screen.say(f'{entry["image"]}: {entry["class_name"]}, p = {entry["probability"]:.3f}{where}')
     if album.reduced:
-        util.say(f'{len(album.reduced)} of {len(entries)} photos are drawn smaller than they are, as '
+        screen.say(f'{len(album.reduced)} of {len(entries)} photos are drawn smaller than they are, as '
                  f'{album.reduced[0]}')
     own = [entry for entry in entries if contrast not in (None, RUNNER_UP)
            and entry['contrast']['class'] != contrast]
@@ -212,11 +211,11 @@ def report(entries, album, contrast):
     if 'html' in album.formats:
         page = album.folder / 'gallery.html'
         size = album.gallery.write(page)
-        util.say(f'{page}: open it in a browser ({size / 1e6:.1f} MB)')
+        screen.say(f'{page}: open it in a browser ({size / 1e6:.1f} MB)')
         if size > LARGE_PAGE:
             warn(f'browsers are slow with a page of {size / 1e6:.0f} MB: a smaller --picture_size or --top_k, or fewer '
                  'photos, make it smaller')
-    util.say(f'{len(entries)} images: {album.folder / "manifest.json"}')
+    screen.say(f'{len(entries)} images: {album.folder / "manifest.json"}')
 
 
 def refuse_broken(paths, entries):
@@ -265,4 +264,4 @@ def main():
 
 
 if __name__ == '__main__':
-    util.run(main)
+    screen.run(main)

@@ -15,29 +15,23 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import checkpoint_files
 import config
 import data_loaders
-import data_sets
-import evaluation
-import frozen
-import leases
-import processes
-import result_files
 import util
-import weights
-import whole_files
-from dataset import open_dataset
-from image_files import eval_transform, train_transform
-from training import Keeper, Training, lr_factor, noting_divergence, shared_loss, top1_accuracy
-from training_log import TrainingLog
-from util import UserError
+from dataset import open_dataset, registry
+from dataset.image_files import eval_transform, train_transform
+from evaluation import session
+from experiment import checkpoint_files, frozen, result_files, weights
+from experiment.training import Keeper, Training, lr_factor, noting_divergence, shared_loss, top1_accuracy
+from experiment.training_log import TrainingLog
+from runtime import leases, processes, screen, whole_files
 from wsol import HEADS, build_model, parameter_groups, prior_training
-from wsol.compiled import compile_backbone
-from wsol.depthwise import keep_in_float32
+from wsol.backbones.resnet import check_effect
+from wsol.errors import UserError
 from wsol.heads import CALM
 from wsol.networks import check_image_size, normalisation
-from wsol.resnet import check_effect
+from wsol.speed.compiled import compile_backbone
+from wsol.speed.depthwise import keep_in_float32
 
 
 def check_resumable(before, args):
@@ -73,13 +67,13 @@ def accuracies(model, loaders, device, precision):
 
 def report(measured, args):
     """The accuracies on the screen."""
-    util.say(f'{args.attribution_method}, {args.architecture}, {args.dataset}: accuracy '
+    screen.say(f'{args.attribution_method}, {args.architecture}, {args.dataset}: accuracy '
              + ', '.join(f'{value:.1f} % on {name.split("_")[0]}' for name, value in measured.items()))
 
 
 def test_checkpoint(args):
     """--is_train=False: the accuracy of a checkpoint."""
-    run = evaluation.open_evaluation(args, 'main')
+    run = session.open_evaluation(args, 'main')
     images = {split: run.open_split(split) for split in ('val', 'test')}
     loaders = {split: run.loader(own) for split, own in images.items()}
     measured = accuracies(run.model, loaders, run.device, run.args.precision)
@@ -92,7 +86,7 @@ def open_images(args, data):
     """{split: ImageDataset}. All are opened before the first epoch: what is wrong with the test images is not found out
     after the last."""
     statistics = normalisation(args.architecture)
-    transforms = dict.fromkeys(data_sets.SPLITS, eval_transform(args.crop_size, statistics))
+    transforms = dict.fromkeys(registry.SPLITS, eval_transform(args.crop_size, statistics))
     if not args.freeze:
         transforms['train'] = train_transform(args.resize_size, args.crop_size, statistics)
     images = {split: data.open_split(split, transform, args.proxy_training_set and split == 'train')
@@ -202,11 +196,11 @@ def train(args, device, stop, folder, lease):
     evaluates_in = util.pick_precision(args.precision, device)
     args.update(open_settings(args, before, device))
     compiled = ', compiled' if args.compile else ''
-    util.say(f'trains in {args.precision} on {device.type}, evaluates in {evaluates_in}{compiled}')
+    screen.say(f'trains in {args.precision} on {device.type}, evaluates in {evaluates_in}{compiled}')
     if before:
         check_resumable(before, args)
         more = f' and {before.step} steps' if before.step else ''
-        util.say(f'{before.path} has {before.epoch} finished epochs{more}'
+        screen.say(f'{before.path} has {before.epoch} finished epochs{more}'
                  + ('; --override_cache starts afresh' if before.epoch == args.epochs else ''))
     data = open_dataset(args.dataset, args.data_root, args.metadata_root)
     images = open_images(args, data)
@@ -264,4 +258,4 @@ def main():
 
 
 if __name__ == '__main__':
-    util.run(main)
+    screen.run(main)

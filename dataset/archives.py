@@ -13,9 +13,10 @@ from collections.abc import Callable
 from pathlib import PureWindowsPath
 from typing import NamedTuple
 
-import leases
-from util import UserError, progress
-from whole_files import temporary
+from runtime import leases
+from runtime.screen import progress
+from runtime.whole_files import temporary
+from wsol.errors import UserError
 
 CHUNK = 1 << 20          # bytes
 LARGEST_READ = 64 << 20  # bytes: no header of a tar is larger

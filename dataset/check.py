@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_sets import SPLITS, OwnFolder
-from image_files import broken_images, images_below
-from util import UserError
-from wsol.lists import read_columns
+from dataset.image_files import broken_images, images_below
+from dataset.lists import read_columns
+from dataset.registry import SPLITS, OwnFolder
+from wsol.errors import UserError
 
 SHOWN = 5
 KINDS = ('broken images', 'missing images', 'unlabelled images', 'surplus images', 'bad boxes', 'missing masks',

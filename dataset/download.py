@@ -10,9 +10,10 @@ import time
 import urllib.error
 import urllib.request
 
-import leases
-from util import UserError, progress
-from whole_files import write_json
+from runtime import leases
+from runtime.screen import progress
+from runtime.whole_files import write_json
+from wsol.errors import UserError
 
 DRIVE = 'https://drive.usercontent.google.com/download'
 TRIES, TIMEOUT, PAUSE, CHUNK = 5, 30, 1.0, 1 << 20  # tries, seconds, seconds, bytes

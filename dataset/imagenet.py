@@ -1,9 +1,10 @@
 """ImageNet's lists from its folders and annotations; ImageNetV2's files under the names that its lists use."""
 import xml.etree.ElementTree
 
+from dataset.lists import leads_out, read_columns
 from dataset.metadata import write_split
-from util import UserError, progress
-from wsol.lists import leads_out, read_columns
+from runtime.screen import progress
+from wsol.errors import UserError
 
 
 def _synsets(data):

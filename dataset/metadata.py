@@ -2,10 +2,12 @@
 import math
 from concurrent.futures import ThreadPoolExecutor
 
-from image_files import open_image
-from util import UserError, progress, usable_cores
-from whole_files import write_lines
-from wsol.cub import read_by_id
+from dataset.image_files import open_image
+from runtime.screen import progress
+from runtime.whole_files import write_lines
+from util import usable_cores
+from wsol.annotations.cub import read_by_id
+from wsol.errors import UserError
 
 LISTS = ('class_labels.txt', 'image_sizes.txt', 'localization.txt', 'image_ids.txt')
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from wsol.cub import POINT_NAMES, UNION_PARTS
+from wsol.annotations.cub import POINT_NAMES, UNION_PARTS
 
 PALETTE = {  # RGB
     'black': (38, 36, 42), 'white': (236, 234, 226), 'red': (204, 44, 40), 'yellow': (238, 204, 52),

@@ -18,13 +18,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script from the repository's root
 
 from config import number, plain_parser  # noqa: E402
-from data_sets import SPLITS, find_dataset  # noqa: E402
 from dataset import check, imagenet, open_dataset  # noqa: E402
 from dataset.archives import GROWTH, check_count, staged, unpack  # noqa: E402
 from dataset.download import Lock, drive_url, fetch  # noqa: E402
 from dataset.metadata import LISTS, write_cub_lists  # noqa: E402
-from util import UserError, run, say, warn  # noqa: E402
-from whole_files import write_json  # noqa: E402
+from dataset.registry import SPLITS, find_dataset  # noqa: E402
+from runtime.screen import run, say, warn
+from runtime.whole_files import write_json  # noqa: E402
+from wsol.errors import UserError
 
 REPOSITORY = 'https://raw.githubusercontent.com/clovaai/wsolevaluation'
 LISTS_COMMIT = 'b5c1e8a99868d5b2e869aa7f3f5ad8c310b16ca3'    # ids, labels, sizes, boxes

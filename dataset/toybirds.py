@@ -23,9 +23,10 @@ import numpy as np
 from dataset.archives import check_count, staged
 from dataset.metadata import corners_of, write_split
 from dataset.painter import PALETTE, paint
-from util import UserError, progress
-from whole_files import read_json, write_lines
-from wsol.cub import POINT_NAMES, UNION_PARTS
+from runtime.screen import progress
+from runtime.whole_files import read_json, write_lines
+from wsol.annotations.cub import POINT_NAMES, UNION_PARTS
+from wsol.errors import UserError
 
 VERSION = 1  # raise it whenever the same seed no longer gives the same bytes
 STAMP = 'toybirds.json'

@@ -17,6 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
+from runtime import screen
+
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / 'tests' / 'golden'
 SHARED = Path(os.environ.get('CALM_SHARED', ROOT.parent / 'shared'))
@@ -74,7 +76,7 @@ SIZE = 56  # the crop size of tiny_birds
 def run_main(name, *flags):
     """Call a script's main() with a command line of its own."""
     before = sys.argv
-    sys.argv = [f'{name}.py', *map(str, flags)]
+    sys.argv = [f'{name.split(".")[-1]}.py', *map(str, flags)]
     try:
         importlib.import_module(name).main()
     finally:
@@ -84,7 +86,6 @@ def run_main(name, *flags):
 @pytest.fixture
 def script(monkeypatch, tmp_path, capsys):
     """Call a script as the shell would: script('main', '--epochs=1') -> (exit code, stdout, stderr)."""
-    import util
 
     monkeypatch.chdir(tmp_path)
 
@@ -92,7 +93,7 @@ def script(monkeypatch, tmp_path, capsys):
         capsys.readouterr()
         code = 0
         try:
-            util.run(lambda: run_main(name, *flags))
+            screen.run(lambda: run_main(name, *flags))
         except SystemExit as stop:
             code = stop.code
         out, err = capsys.readouterr()
@@ -103,7 +104,6 @@ def script(monkeypatch, tmp_path, capsys):
 @pytest.fixture
 def at_home(script, tiny_birds, tmp_path, monkeypatch):
     """A working folder with a tiny ToyBirds where the scripts look for it; commands run in this process, and are kept."""
-    import util
 
     commands, run = [], subprocess.run
     for root, name in zip(roots_of(tiny_birds), ('dataset', 'metadata'), strict=True):
@@ -116,7 +116,7 @@ def at_home(script, tiny_birds, tmp_path, monkeypatch):
         commands.append([Path(command[1]).name, *command[2:]])
         code = 0
         try:
-            util.run(lambda: run_main(Path(command[1]).stem, *command[2:]))
+            screen.run(lambda: run_main(Path(command[1]).stem, *command[2:]))
         except SystemExit as stop:
             code = stop.code
         return subprocess.CompletedProcess(command, code)
@@ -148,8 +148,8 @@ def read_result(folder, metric, named=''):
 @pytest.fixture
 def unfolded(monkeypatch):
     """Evaluations leave their network as it is: for results that are compared to the last bit."""
-    import evaluation
-    monkeypatch.setattr(evaluation, 'fold_batchnorm', lambda model, size: 0)
+    from evaluation import session
+    monkeypatch.setattr(session, 'fold_batchnorm', lambda model, size: 0)
 
 
 @pytest.fixture
@@ -158,8 +158,8 @@ def forwards(monkeypatch):
     that compare a folded network with the one before)."""
     from torch._subclasses import FakeTensor
 
-    from wsol import folding
     from wsol.heads import CAM
+    from wsol.speed import folding
     seen, extract, compare = [], CAM.extract_features, folding._some_features
 
     def compare_uncounted(*args):
@@ -196,7 +196,7 @@ def roots_of(flags):
 def open_birds(flags, split='test'):
     """The images of a split of tiny_birds, as evaluations see them, and the data set."""
     from dataset import open_dataset
-    from image_files import eval_transform
+    from dataset.image_files import eval_transform
     data = open_dataset('ToyBirds', *roots_of(flags))
     return data.open_split(split, eval_transform(SIZE)), data
 
@@ -247,7 +247,7 @@ def paint_folder(folder, names=('cat', 'dog', 'eel'), counts=(4, 4, 4)):
 # --- trainings --------------------------------------------------------------------------------------------
 
 def content_of(folder):
-    import weights
+    from experiment import weights
     return torch.load(folder / weights.FILE, weights_only=True)
 
 

@@ -13,16 +13,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-import checkpoint_files
-import image_files
-import whole_files
-from data_sets import read_superclass_file
-from dataset import archives, check, toybirds
+from dataset import archives, check, image_files, lists, toybirds
 from dataset.download import Lock
-from map_sources import open_map
-from util import UserError
-from wsol import cub, lists, superclasses
-from wsol.pretrained import read_state_dict
+from dataset.registry import read_superclass_file
+from evaluation.map_sources import open_map
+from experiment import checkpoint_files
+from runtime import whole_files
+from wsol.annotations import cub, superclasses
+from wsol.backbones.state_dicts import read_state_dict
+from wsol.errors import UserError
 
 PARSERS = {}
 # what breaks parsers: numbers beyond 64 bits, what is no number, paths that lead out, bytes that are no text, nesting

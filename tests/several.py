@@ -18,11 +18,10 @@ import torch
 from conftest import ROOT, run_main
 from torch import nn
 
-import processes
-import training
-import util
-from util import UserError
+from experiment import training
+from runtime import processes, screen
 from wsol import networks
+from wsol.errors import UserError
 
 LIMIT = 240  # seconds after which a test gives up on processes that should have ended
 SIGNALS = {'kill': signal.SIGKILL, 'stop': signal.SIGTERM, 'warn': signal.SIGUSR1, 'interrupt': signal.SIGINT}
@@ -93,4 +92,4 @@ def main():
 
 
 if __name__ == '__main__':
-    util.run(main)
+    screen.run(main)

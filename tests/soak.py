@@ -18,6 +18,8 @@ import time
 import traceback
 from pathlib import Path
 
+from runtime import screen
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import hostile  # noqa: E402
@@ -25,13 +27,13 @@ import several  # noqa: E402
 import torch  # noqa: E402
 from conftest import OWN_FLAGS, content_of, paint_folder, run_main, same, without  # noqa: E402
 
-import checkpoint_files  # noqa: E402
-import config  # noqa: E402
-import flag_values  # noqa: E402
-import training  # noqa: E402
-import util  # noqa: E402
-from util import UserError  # noqa: E402
+from experiment import (
+    checkpoint_files,  # noqa: E402
+    training,  # noqa: E402
+)
+from runtime import command_line  # noqa: E402
 from wsol import networks  # noqa: E402
+from wsol.errors import UserError
 
 PICTURES, ARCHIVES = ('jpeg', 'png', 'tiff'), ('tar', 'tar_gz', 'zip_file')
 CHECKPOINTS = ('checkpoint', 'foreign_checkpoint', 'legacy_checkpoint', 'safetensors')
@@ -86,7 +88,7 @@ class Bench:
         code = 1
         try:
             first()
-            util.run(lambda: run_main('main', *self.flags, *more, f'--experiment_name={name}'))
+            screen.run(lambda: run_main('main', *self.flags, *more, f'--experiment_name={name}'))
             code = 0
         except SystemExit as end:
             code = end.code
@@ -228,9 +230,9 @@ def settings_changed(count, random):
 
 
 def main():
-    parser = config.plain_parser(__doc__)
-    parser.add_argument('--scale', type=flag_values.RATE, default=1.0, metavar='X', help='times the counts (default: 1)')
-    parser.add_argument('--seed', type=flag_values.SEED, default=0, metavar='N', help='of the faults (default: 0)')
+    parser = command_line.plain_parser(__doc__)
+    parser.add_argument('--scale', type=command_line.RATE, default=1.0, metavar='X', help='times the counts (default: 1)')
+    parser.add_argument('--seed', type=command_line.SEED, default=0, metavar='N', help='of the faults (default: 0)')
     args = parser.parse_args()
     torch.set_num_threads(1)
     networks.ARCHITECTURES.update(several.PLAIN)
@@ -260,10 +262,10 @@ def main():
             print(f'{time.monotonic() - start:5.0f} s  {fault}: {count} tried, {lost} lost', file=sys.stderr, flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    util.say(util.table(['fault', 'times tried', 'survived', 'lost'], rows))
+    screen.say(screen.table(['fault', 'times tried', 'survived', 'lost'], rows))
     if any(lost for *_, lost in rows):
         raise UserError('something was lost; what happened is above')
 
 
 if __name__ == '__main__':
-    util.run(main)
+    screen.run(main)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .fused import loss_and_scores
+from wsol.speed.fused import loss_and_scores
 
 # --- the equations -----------------------------------------------------------------------
 

@@ -9,12 +9,13 @@ from functools import partial
 import torch
 from torch import nn
 
-from . import inception, timm_backbone, vgg
-from .errors import UserError
-from .heads import CALM, CALM_EM, CALM_ML, CAM, PRIORS, evaluating
-from .resnet import resnet
-from .shapes import shapes_only
-from .torchvision_backbone import names, traced_backbone
+from wsol.backbones import inception, vgg
+from wsol.backbones import timm_networks as timm_backbone
+from wsol.backbones.resnet import resnet
+from wsol.backbones.shapes import shapes_only
+from wsol.backbones.torchvision_networks import names, traced_backbone
+from wsol.errors import UserError
+from wsol.heads import CALM, CALM_EM, CALM_ML, CAM, PRIORS, evaluating
 
 HEADS = {'CAM': CAM, 'CALM_EM': CALM_EM, 'CALM_ML': CALM_ML}
 

@@ -6,12 +6,9 @@
 import torch
 from torch import nn
 
-from . import timm_backbone
-from .errors import UserError
-from .heads import CAM, evaluating
-from .networks import check_head, find_head
-from .pretrained import read_state_dict
-from .torchvision_backbone import (
+from wsol.backbones import timm_networks as timm_backbone
+from wsol.backbones.state_dicts import read_state_dict
+from wsol.backbones.torchvision_networks import (
     CLASSIFIERS,
     LastMap,
     create_feature_extractor,
@@ -19,6 +16,9 @@ from .torchvision_backbone import (
     names,
     torchvision_network,
 )
+from wsol.errors import UserError
+from wsol.heads import CAM, evaluating
+from wsol.networks import check_head, find_head
 
 TOLERANCE = 1e-4  # relative: by how much a classifier's scores and those of its parts may differ
 IMAGE_SIZE = 224  # of the image by which a network is tried, where nothing else is said

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from .errors import UserError
-from .heads import spatial_prior
+from wsol.errors import UserError
+from wsol.heads import spatial_prior
 
 MEASURES = {}
 

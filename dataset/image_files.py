@@ -1,0 +1,223 @@
+"""Image files: found, opened, checked, and made into what a network takes.
+
+Source: the published transforms (Kim et al., ICCV 2021). All files are decoded by PIL.
+"""
+import contextlib
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from runtime import processes
+from runtime.screen import progress, warn
+from util import usable_cores
+from wsol.backbones._torchvision import torchvision  # noqa: F401  must precede its transforms
+from wsol.errors import UserError
+from wsol.networks import IMAGENET
+
+from torchvision.transforms import v2  # isort: skip
+
+SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.ppm', '.pgm'}
+SCALABLE = ('L', 'RGB', 'RGBA', 'CMYK', 'YCbCr')  # the modes in which an image can be made smaller
+ORIENTATION = 0x0112  # EXIF's tag
+REMEDY = 'replace it, or leave it out by --skip_broken'  # of an image that does not open
+# phones take such photos; what PIL would warn of is refused, by the size in the header, before it is decoded
+Image.MAX_IMAGE_PIXELS = 200_000_000
+warnings.filterwarnings('error', category=Image.DecompressionBombWarning)
+
+
+def is_hidden(name):
+    """What file managers and notebooks leave: .DS_Store, ._photo.jpg, .ipynb_checkpoints, __MACOSX."""
+    return name.startswith('.') or name == '__MACOSX'
+
+
+def images_below(root):
+    """The ids of the image files below a folder, those in linked folders too: their paths relative to it, in order."""
+    ids = []
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not is_hidden(name) and not _leads_back(Path(folder, name))]
+        ids += [str(Path(folder, name).relative_to(root)) for name in (*folders, *files)
+                if Path(name).suffix.lower() in SUFFIXES and not is_hidden(name)]
+    ids.sort()
+    odd = next((image_id for image_id in ids if image_id != image_id.encode(errors='replace').decode()), None)
+    if odd is not None:
+        raise UserError(f'{str(root / odd)!r}: the name of this file is not UTF-8; rename it')
+    return ids
+
+
+def _leads_back(path):
+    """Whether a path is a link to a folder that holds the link, so that following it would have no end."""
+    return path.is_symlink() and any(above.resolve().is_relative_to(path.resolve()) for above in path.parents)
+
+
+def open_upright(path, longest=None):
+    """Any image file as RGB: turned as its EXIF says, transparency on white, 16 bits scaled to 8.
+
+    longest: the longer side of a larger image becomes this, in the decoder where it can (JPEG), so that a photo of a
+    hundred megapixels takes no more memory than it must.
+    """
+    def convert(image):
+        if longest is not None and max(image.size) > longest:
+            image = image if image.mode in SCALABLE and 'transparency' not in image.info else _to_rgb(image)
+            image.draft(None, [max(1, side * longest // max(image.size)) for side in image.size])
+            image.thumbnail((longest, longest), reducing_gap=None)
+        _read_exif(image)
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
+    return open_image(path, convert)
+
+
+def upright_size(path):
+    """(width, height) of open_upright(path), from the file's header."""
+    def turned(image):
+        _read_exif(image)
+        turn = image.getexif().get(ORIENTATION, 1)
+        return image.size[::-1] if turn in (5, 6, 7, 8) else image.size
+    return open_image(path, turned)
+
+
+def _read_exif(image):
+    """Have the EXIF block read. Of a damaged one PIL keeps what it could read, and does not fail again."""
+    with contextlib.suppress(Exception):
+        image.getexif()
+
+
+def _to_rgb(image):
+    if image.mode.startswith(('I', 'F')):
+        image = _to_8_bits(image)
+    if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
+        image = image.convert('RGBA')
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+    image.load()
+    return image if image.mode == 'RGB' else image.convert('RGB')  # convert copies what is RGB already
+
+
+def _to_8_bits(image):
+    """A grey image of integers or real numbers as one of bytes, a part of its rows at a time."""
+    values = np.asarray(image)
+    top = 65535 if image.mode.startswith('I') and values.max() > 255 else 255
+    top = 1 if image.mode == 'F' and values.max() <= 1 else top
+    scaled = np.empty(values.shape, np.uint8)
+    for row in range(0, len(values), 256):
+        scaled[row:row + 256] = values[row:row + 256].astype(np.float64).clip(0, top) * (255 / top)
+    return Image.fromarray(scaled)
+
+
+def open_image(path, convert=lambda image: image.convert('RGB'), remedy=REMEDY):
+    """An image file as RGB, decoded by PIL; as published, EXIF is not looked at. remedy: what the user can do where it
+    does not open. Raises UserError naming the file."""
+    try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise OSError('no regular file')  # a pipe would be waited for
+        with Image.open(path) as image:
+            return convert(image)
+    except MemoryError:  # no fault of the file's
+        raise
+    except Exception as error:  # damaged files make PIL raise many kinds
+        reason = 'no such file' if isinstance(error, FileNotFoundError) else f'{type(error).__name__}: {error}'
+        raise UserError(f'the image {path} does not open ({reason}); {remedy}') from error
+
+
+def broken_images(paths, remedy=REMEDY):
+    """Decode every image, in parallel, with a bar. paths: a list. remedy: as of open_image. Returns {index: what is
+    wrong} of those that do not open."""
+    def reason(path):
+        try:
+            open_image(path, remedy=remedy)
+        except UserError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        # a pool queues all it is given at once: parts keep the memory of a million images small
+        parts = (paths[start:start + 4096] for start in range(0, len(paths), 4096))
+        reasons = chain.from_iterable(pool.map(reason, part) for part in parts)
+        reasons = progress(reasons, 'opening images', 'image', total=len(paths))
+        return {index: text for index, text in enumerate(reasons) if text}
+
+
+def opening_images(paths, name):
+    """The indices of the image files that open; says how many do not. Raises UserError where none does. Of several
+    processes each opens some."""
+    first, every = processes.rank(), processes.size()
+    own = broken_images(paths[first::every], 'replace it')
+    broken = dict(sorted((first + every * index, reason) for first, found in enumerate(processes.gather(own))
+                         for index, reason in found.items()))
+    if broken and len(broken) == len(paths):
+        raise UserError(f'none of the {len(paths)} images of {name} opens; the first: {broken[0]}')
+    if broken:
+        warn(f'{len(broken)} of {len(paths)} images of {name} do not open and are left out; the first: '
+             f'{next(iter(broken.values()))}')
+    return np.setdiff1d(np.arange(len(paths)), list(broken))
+
+
+# --- transforms ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What a network takes, of a photo: in a loader's worker bytes, a quarter of the memory, and numbers on the device.
+
+    resize_size: the side R of the square that photos are resized to. crop_size: the side S of the random square of it
+    that training takes, mirrored or not; None: the whole. normalisation: the network's (mean, deviation).
+    """
+    resize_size: int
+    crop_size: int | None = None
+    normalisation: tuple = IMAGENET
+
+    def __call__(self, image):
+        """PIL image -> (3,S,S) float32."""
+        return self.normalise(self.crop(self.resize(image)))
+
+    def resize(self, image):
+        """PIL image -> (3,R,R) uint8: bilinear with anti-aliasing, in bytes at most one grey level from PIL's."""
+        return v2.functional.resize(v2.functional.pil_to_tensor(image), [self.resize_size] * 2, antialias=True)
+
+    def crop(self, pixels, generator=None):
+        """(3,R,R) -> (3,S,S). generator: of the draws, by default torch's own. The draws are those of torchvision's
+        RandomCrop and RandomHorizontalFlip, which take ten times as long."""
+        if self.crop_size is None:
+            return pixels
+        room = self.resize_size - self.crop_size + 1
+        top, left = (int(torch.randint(room, (), generator=generator)) for _ in range(2))
+        pixels = pixels[:, top:top + self.crop_size, left:left + self.crop_size]
+        return pixels.flip(2) if torch.rand((), generator=generator) < 0.5 else pixels
+
+    def normalise(self, pixels):
+        """(...,3,S,S) uint8 -> float32, on its device."""
+        mean, deviation = _statistics(tuple(map(tuple, self.normalisation)), pixels.device)
+        return pixels.float().div_(255).sub_(mean).div_(deviation)
+
+
+@cache
+def _statistics(normalisation, device):
+    """Mean and deviation (3,1,1) on a device: sent there once, since sending makes the host wait for it."""
+    return [torch.tensor(values, device=device)[:, None, None] for values in normalisation]
+
+
+def train_transform(resize_size, crop_size, normalisation=IMAGENET):
+    """Published: resize to a square, random crop, horizontal flip; the network's mean and deviation."""
+    return Transform(resize_size, crop_size, normalisation)
+
+
+def eval_transform(crop_size, normalisation=IMAGENET):
+    """Published: resize to a square of the crop's size. normalisation: the network's (mean, deviation)."""
+    return Transform(crop_size, normalisation=normalisation)
+
+
+def as_image(picture):
+    """(H,W,3) uint8, RGB -> a PIL image, as the transforms take it."""
+    return Image.fromarray(np.ascontiguousarray(picture))
+
+
+def to_picture(image, normalisation=IMAGENET):
+    """A normalised image (3,S,S) -> (S,S,3) in 0..1, to be shown."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in normalisation)
+    return (image.cpu() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()

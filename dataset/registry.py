@@ -1,0 +1,241 @@
+"""Data sets as objects: their classes, splits and lists, boxes and masks, annotations, superclasses.
+
+Source: the WSOL evaluation's splits (Choe et al., CVPR 2020), train, val (its train-fullsup) and test, listed in the
+format that wsol.lists reads, or the user's own folders. `dataset.open_dataset` opens a data set and paints it where it
+is one that is painted.
+"""
+import difflib
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from dataset import lists
+from dataset.image_files import SUFFIXES, images_below, is_hidden
+from dataset.images import ImageDataset
+from runtime.screen import warn
+from wsol.annotations import superclasses
+from wsol.annotations.cub import CueAnnotations
+from wsol.errors import UserError
+
+SPLITS = ('train', 'val', 'test')
+
+@dataclass(frozen=True)
+class Entry:
+    """What the table says of a data set: its classes, and where its files lie below the roots."""
+    num_classes: int
+    image_folders: dict[str, str]   # split -> folder below data_root, what its image ids are relative to
+    recipes: dict[str, str]         # split -> the recipe of dataset/prepare.py that makes it
+    cub_folder: str | None = None   # below data_root: parts, attributes and segmentations in CUB's layout
+    has_masks: bool = False         # localization.txt names masks, not boxes
+    groups: Callable | None = None  # (DataSet, class names) -> (C,C) bool, its superclasses
+
+
+def _same(value):
+    return dict.fromkeys(SPLITS, value)
+
+
+DATASETS = {
+    'CUB': Entry(200, _same('CUB/images') | {'val': 'CUBV2'}, _same('cub') | {'val': 'cubv2'}, 'CUB',
+                 groups=lambda data, _: torch.ones(data.num_classes, data.num_classes, dtype=torch.bool)),
+    'ILSVRC': Entry(1000, _same('ILSVRC') | {'val': 'ImageNetV2'}, _same('imagenet') | {'val': 'imagenetv2'},
+                    groups=lambda data, _: superclasses.wordnet(data.list_folders['train'].parent / 'helper')),
+    'OpenImages': Entry(100, _same('OpenImages'), _same('openimages'), has_masks=True),
+    'ToyBirds': Entry(18, _same('ToyBirds/images'), _same('toybirds'), 'ToyBirds',
+                      groups=lambda _, class_names: superclasses.by_prefix(class_names)),
+}
+ALIASES = {'ImageNet': 'ILSVRC'}
+
+
+def canonical_name(text):
+    """A data set's name in DATASETS, or a folder (written with a slash: ./birds) as it is. Raises UserError."""
+    name = ALIASES.get(text, text)
+    if name in DATASETS or '/' in text or '\\' in text:
+        return name
+    known = {known.lower(): known for known in (*DATASETS, *ALIASES)}
+    near = difflib.get_close_matches(text.lower(), known, 1)
+    hint = f'; did you mean {known[near[0]]}?' if near else ''
+    raise UserError(f'"{text}" is not one of {", ".join(DATASETS)}{hint} (a folder of your own is written with a '
+                    f'slash: ./{text})')
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set: where its files are, and all that is known of it. The files are looked at when they are asked for."""
+    name: str
+    num_classes: int
+    image_folders: dict[str, Path]  # split -> what its image ids are relative to
+    list_folders: dict[str, Path]   # split -> where image_ids.txt, class_labels.txt and localization.txt are
+    mask_folder: Path               # what the masks of localization.txt are relative to
+    prepare: dict[str, str]         # split -> what to do where it is missing
+    has_masks: bool = False         # localization.txt names masks, not boxes
+    cub_root: Path | None = None    # the folder in CUB's layout
+    groups: Callable | None = None  # as Entry's
+    class_names: tuple[str, ...] | None = None  # of the user's own folder; of the others, their images know them
+
+    @property
+    def label(self):
+        """The name by which files of results tell data sets apart."""
+        return self.name
+
+    def list_images(self, split, proxy=False):
+        """Image ids (N,) bytes and labels (N,) int64 of a split. Raises UserError with the command that prepares it."""
+        lists_folder, images = self.list_folders[split], self.image_folders[split]
+        missing = [str(path) for path in (lists_folder / 'image_ids.txt', lists_folder / 'class_labels.txt', images)
+                   if not path.exists()]
+        if missing:
+            raise UserError(f'{self.name} {split} is not there: missing {", ".join(missing)}. To prepare it: '
+                            f'{self.prepare[split]}')
+        return lists.read_labels(lists_folder, self.num_classes, proxy)
+
+    def open_split(self, split, transform, proxy=False):
+        """The ImageDataset of a split. transform: a Transform. proxy: only what image_ids_proxy.txt lists."""
+        image_ids, labels = self.list_images(split, proxy)
+        names = self.class_names or names_of_folders(image_ids, labels, self.num_classes)
+        return ImageDataset(image_ids, labels, self.image_folders[split], transform, names)
+
+    def boxes(self, split, image_ids):
+        """The lists.Boxes of images."""
+        return lists.read_boxes(self._places(split), image_ids)
+
+    def mask_paths(self, split, image_ids):
+        """[(paths of an image's masks, path of its ignore mask)]."""
+        return [([self.mask_folder / name for name in masks], self.mask_folder / ignore)
+                for masks, ignore in lists.read_mask_paths(self._places(split), image_ids)]
+
+    def _places(self, split):
+        """The folder of a split's lists, if they say where the objects are."""
+        path = self.list_folders[split] / 'localization.txt'
+        if not path.is_file():
+            raise UserError(f'{path} is not there: it says where the objects are, one line "path,x0,y0,x1,y1" for each '
+                            'box, with image_sizes.txt beside it ("path,width,height"), or "path,mask.png,ignore.png"'
+                            + (f'. To prepare it: {command}' if (command := self.prepare[split]).startswith('python')
+                               else ''))
+        return path.parent
+
+    def annotations(self):
+        """The CueAnnotations: class pairs, parts and segmentations. Raises UserError where there are none."""
+        if self.cub_root is None:
+            raise UserError(f"parts, attributes and segmentations in CUB's layout are needed; {self.name} has none")
+        return CueAnnotations(self.cub_root)
+
+    def superclasses(self, class_names, path=None, num_classes=None):
+        """(C,C) bool: row c holds the classes of c's superclass. path: a YAML file of `label: [labels]`; without it
+        the data set's own superclasses. class_names: of the classifier, and num_classes, which are the data set's where
+        nothing is said. Raises UserError."""
+        num_classes = num_classes or self.num_classes
+        if path is not None:
+            return read_superclass_file(path, num_classes)
+        if self.groups is None:
+            raise UserError(f'{self.name} has no superclasses of its own; list them in --superclass_file (YAML, '
+                            '"label: [labels]")')
+        found = self.groups(self, class_names)
+        if len(found) != num_classes:
+            raise UserError(f"{self.name}'s superclasses are of {len(found)} classes, and this classifier tells "
+                            f'{num_classes} apart; list its own in --superclass_file (YAML, "label: [labels]")')
+        return found
+
+
+class OwnFolder(DataSet):
+    """The user's own folder: <split>/<class>/*.jpg, and perhaps metadata/<split>/ in the WSOL evaluation's format."""
+
+    @property
+    def label(self):
+        """The folder's name, with a number that tells two folders of one name apart."""
+        return f'{Path(self.name).name}-{zlib.crc32(bytes(Path(self.name).resolve())):08x}'
+
+    def list_images(self, split, proxy=False):
+        root, names = self.image_folders[split], self.class_names
+        if proxy:
+            raise UserError(f'--proxy_training_set trains on the part that image_ids_proxy.txt lists; {self.name} is a '
+                            'folder without lists')
+        if not root.is_dir():
+            raise UserError(f'{root} is not there: {self.prepare[split]}')
+        ids = images_below(root)
+        loose = [image_id for image_id in ids if '/' not in image_id]
+        if loose:
+            raise UserError(f'{root / loose[0]} lies in no class folder ({len(loose)} such images)')
+        strangers = sorted({image_id.split('/')[0] for image_id in ids} - set(names))
+        if strangers:
+            raise UserError(f'{root / strangers[0]} is no class of the training set (its classes: '
+                            f'{", ".join(names[:8])}{", ..." if len(names) > 8 else ""})')
+        if not ids:
+            raise UserError(f'{root} holds no images (looked for {", ".join(sorted(SUFFIXES))} in its class folders)')
+        labels = np.array([names.index(image_id.split('/')[0]) for image_id in ids])
+        empty = [name for label, name in enumerate(names) if label not in labels]
+        if empty:
+            warn(f'{root} has no images of {len(empty)} classes: {", ".join(empty[:8])}')
+        return np.array([image_id.encode() for image_id in ids]), labels
+
+
+def find_dataset(name, data_root='dataset/', metadata_root='metadata/', mask_root=None, class_names=None):
+    """The DataSet of a name of DATASETS, or of the user's own folder. Raises UserError.
+
+    mask_root: the folder above OpenImages' masks (default data_root). class_names: those of a checkpoint, for a folder
+    whose training images are gone; by default the folders of <name>/train in order.
+    """
+    name = canonical_name(name)
+    if name not in DATASETS:
+        return _own_folder(Path(name), class_names)
+    entry, data, metadata = DATASETS[name], Path(data_root), Path(metadata_root) / name
+    return DataSet(
+        name, entry.num_classes, {split: data / folder for split, folder in entry.image_folders.items()},
+        {split: metadata / split for split in SPLITS}, Path(mask_root or data_root) / name,
+        {split: f'python dataset/prepare.py {recipe}' for split, recipe in entry.recipes.items()}, entry.has_masks,
+        entry.cub_folder and data / entry.cub_folder, entry.groups)
+
+
+def _own_folder(folder, class_names):
+    train = folder / 'train'
+    if class_names is None:
+        if not train.is_dir():
+            raise UserError(f'--dataset={folder}: no such folder, or no {train} in it. It should hold train/<class>/, '
+                            f'val/<class>/ and test/<class>/ with images, or be one of {", ".join(DATASETS)}')
+        class_names = sorted(path.name for path in train.iterdir() if path.is_dir() and not is_hidden(path.name))
+        if len(class_names) < 2:
+            raise UserError(f'{train} has {len(class_names)} class folders; a classifier needs two at least')
+    list_folders = {split: folder / 'metadata' / split for split in SPLITS}
+    return OwnFolder(str(folder), len(class_names), {split: folder / split for split in SPLITS}, list_folders, folder,
+                     {split: f'put images in {folder}/{split}/<class>/' for split in SPLITS},
+                     has_masks=any(map(_names_masks, list_folders.values())), class_names=tuple(class_names))
+
+
+def _names_masks(folder):
+    """Whether localization.txt locates by path,mask.png,ignore.png and not by boxes: its first line says so."""
+    path = folder / 'localization.txt'
+    lines = path.read_text(errors='replace').split('\n') if path.is_file() else []
+    first = next((line.split(',') for line in lines if line.strip()), [])
+    return len(first) > 1 and first[-2].endswith('.png')
+
+
+def names_of_folders(image_ids, labels, num_classes):
+    """Each class's name: the folder of its first image ('' for a class without images)."""
+    names = [''] * num_classes
+    for label, first in zip(*np.unique(labels, return_index=True), strict=True):
+        names[label] = Path(image_ids[first].decode()).parent.name
+    return tuple(names)
+
+
+def read_superclass_file(path, num_classes):
+    """A YAML file of `label: [labels]`, numbers from 0; labels left out stay alone. Returns (C,C) bool."""
+    try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise OSError('no regular file')
+        content = yaml.safe_load(Path(path).read_text())
+    except Exception as error:  # tags and nesting make PyYAML raise many kinds
+        reason = ' '.join(str(error).split())[:200]
+        raise UserError(f'{path} cannot be read as YAML: {type(error).__name__} {reason}') from error
+    if not isinstance(content, dict):
+        raise UserError(f'{path}: expected lines "label: [labels]", found a {type(content).__name__}')
+    for label, group in content.items():
+        group = group if isinstance(group, list) else [group]
+        # `type is`: True is an int too
+        wrong = [value for value in (label, *group) if type(value) is not int or not 0 <= value < num_classes]
+        if wrong:
+            raise UserError(f'{path}, entry {label}: {wrong[0]!r} is not a class, they are 0 to {num_classes - 1}')
+        content[label] = group
+    return superclasses.membership(content, num_classes)

@@ -1,0 +1,1 @@
+"""What an evaluation opens, and where its maps come from."""

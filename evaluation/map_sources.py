@@ -1,0 +1,198 @@
+"""Where attribution maps come from: a network, a folder of maps made elsewhere, the object's segmentation as a control.
+
+All are asked in one way, source(images, indices, classes), and answer with a MapBatch: the maps of those classes, and
+the class probabilities where a network is at hand, from the same forward. A map with a value that is no number is
+refused, whichever source it comes from.
+"""
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import util
+from runtime import screen
+from wsol.attribution.contrast import contrast_maps
+from wsol.attribution.maps import attribution_maps
+from wsol.attribution.registry import PROCESSES
+from wsol.errors import UserError
+
+
+class MapBatch(NamedTuple):
+    """The answer for a batch. Letters: B images, C classes of the network, K asked classes."""
+    probs: torch.Tensor | None  # (B,C), p(y|x); None where the source has no network
+    classes: torch.Tensor       # (B,K), the asked ones
+    maps: list                  # B maps (K,h,w), of any size; or one tensor (B,K,h,w)
+
+
+class MapSource:
+    """The base: what every source is told, and what it refuses.
+
+    images: the ImageDataset of the batches. model: the network that says the probabilities, None where there is none.
+    """
+    per_class = True  # whether the maps of two classes can differ
+    per_pair = False  # whether it answers for a pair of classes, with one signed map
+
+    def __init__(self, images, model=None, precision='float32'):
+        self.images, self.model, self.precision = images, model, precision
+
+    def __call__(self, images, indices, classes, activations=None):
+        """images (B,3,S,S) on the network's device; indices (B,) into the data set; classes (B,K), or a function of the
+        probabilities (B,C) that gives them; activations: the network's forward, where it is done already. Returns a
+        MapBatch. Raises UserError for a map that is not finite."""
+        with util.autocast(self.precision, images.device):
+            batch = self.compute(images, indices, classes, activations or self.forward(images))
+        for index, maps in zip(indices.tolist(), batch.maps, strict=True):
+            if not maps.isfinite().all():
+                raise UserError(f'the map of {self.images.image_id(index)} holds values that are infinite or no '
+                                'number; a network that has diverged gives such maps, or maps made elsewhere have them')
+        return batch
+
+    def forward(self, images):
+        """The Activations of images, which several sources may share; None without a network."""
+        if self.model is None:
+            return None
+        with torch.no_grad(), util.autocast(self.precision, images.device):
+            return self.model.activations(images)
+
+    def probabilities(self, activations):
+        """(B,C); None without a network."""
+        with torch.no_grad():
+            return None if activations is None else self.model.class_scores(activations).softmax(1)
+
+    def check_pairs(self, pairs):
+        """Raise UserError where the maps of two classes are the same for every one of these pairs."""
+
+    def compute(self, images, indices, classes, activations):
+        raise TypeError(f'{type(self).__name__} has no maps')
+
+
+class NetworkMaps(MapSource):
+    """A network's maps by an attribution method.
+
+    process: a key of PROCESSES. seed: of the methods that draw at random. options: superclasses and settings of
+    attribution_maps.
+    """
+
+    def __init__(self, images, model, process, precision='float32', seed=0, **options):
+        super().__init__(images, model, precision)
+        self.process, self.seed, self.options = process, seed, options
+        self.per_class = PROCESSES[process].per_class
+
+    def check_pairs(self, pairs):
+        members = self.options.get('superclasses')
+        if members is None:
+            return
+        alike = sum(bool((members[first] == members[second]).all()) for first, second, *_ in pairs)
+        if alike == len(pairs):
+            raise UserError(f'{self.process} has one map for both classes of each of the {alike} class pairs, as they '
+                            'are in one superclass: A - B is zero everywhere. eval_wsol.py measures such maps')
+        if alike:
+            screen.warn(f'{alike} of {len(pairs)} class pairs are in one superclass: their A - B is zero everywhere')
+
+    def compute(self, images, indices, classes, activations):
+        probs = self.probabilities(activations)
+        classes = classes(probs) if callable(classes) else classes
+        maps = attribution_maps(self.model, images, classes, self.process, seeds=util.image_seeds(self.seed, indices),
+                                activations=activations, **self.options)
+        return MapBatch(probs, classes, maps)
+
+
+class ContrastMaps(MapSource):
+    """A network's maps by a contrast method, a key of CONTRASTS: why the first of two classes and not the second.
+    classes (B,2) -> maps (B,1,h,w)."""
+    per_pair = True
+
+    def __init__(self, images, model, method, precision='float32', seed=0, settings=None):
+        super().__init__(images, model, precision)
+        self.method, self.seed, self.settings = method, seed, settings
+
+    def compute(self, images, indices, classes, activations):
+        probs = self.probabilities(activations)
+        classes = classes(probs) if callable(classes) else classes
+        maps = contrast_maps(self.model, images, classes[:, 0], classes[:, 1], self.method,
+                             util.image_seeds(self.seed, indices), self.settings, activations)
+        return MapBatch(probs, classes, maps[:, None])
+
+
+class ReadMaps(MapSource):
+    """Maps that are looked up by image and class; the probabilities are a network's, if there is one."""
+
+    def compute(self, images, indices, classes, activations):
+        probs = self.probabilities(activations)
+        classes = classes(probs) if callable(classes) else classes
+        maps = [self.read(index, row, images.shape[-1]).to(images.device)
+                for index, row in zip(indices.tolist(), classes.tolist(), strict=True)]
+        return MapBatch(probs, classes, maps)
+
+    def read(self, index, classes, size):
+        """The maps (K,h,w) of an image and its asked classes."""
+        raise TypeError(f'{type(self).__name__} has no maps')
+
+
+class ObjectMasks(ReadMaps):
+    """The object's segmentation, whatever the class: what finding the whole object is worth."""
+    per_class = False
+
+    def __init__(self, images, annotations, model=None, precision='float32'):
+        super().__init__(images, model, precision)
+        self.annotations = annotations
+
+    def read(self, index, classes, size):
+        mask = torch.from_numpy(self.annotations.object_mask(self.images.image_id(index), size)).float()
+        return mask.expand(len(classes), -1, -1)
+
+
+class FolderMaps(ReadMaps):
+    """Maps made elsewhere, one .npy each: <root>/<split>/<image_id>.npy or <root>/<image_id>.npy; where an image is
+    asked for several classes, <root>/<split>/<label>/<image_id>.npy.
+
+    classes_of: a function (index) -> the classes whose maps will be asked, of layouts by class; None: a map per image.
+    All files are looked at, and none read, before the first image.
+    """
+
+    def __init__(self, root, split, images, classes_of=None, rows=None, model=None, precision='float32'):
+        super().__init__(images, model, precision)
+        self.root, self.split, self.by_class = Path(root), split, classes_of is not None
+        if not self.root.is_dir():
+            raise UserError(f'--scoremap_root={root}: no such folder')
+        rows, self.shapes = range(len(images)) if rows is None else rows, set()  # (h,w) of all maps
+        for index in screen.progress(rows, 'looking at the score maps', 'image', leave=False):
+            shapes = {open_map(self.find(index, label), read=False).shape
+                      for label in (classes_of(index) if self.by_class else [None])}
+            if len(shapes) > 1:
+                raise UserError(f'the score maps of {images.image_id(index)} have different sizes for different '
+                                'classes')
+            self.shapes |= shapes
+
+    def find(self, index, label):
+        """The file of an image's map. Raises UserError where there is none."""
+        name = f'{self.images.image_id(index)}.npy'
+        places = [self.root / self.split / name, self.root / name]
+        if self.by_class:
+            places = [self.root / self.split / str(label) / name]
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
+            raise UserError(f'no score map: looked for {", ".join(map(str, places))}')
+        return path
+
+    def read(self, index, classes, size):
+        maps = [open_map(self.find(index, label)) for label in classes]
+        return torch.from_numpy(np.stack(maps))
+
+
+def open_map(path, read=True):
+    """The map (h,w) in a .npy file, as float32. read=False: its header alone is read. Raises UserError."""
+    try:
+        values = np.lib.format.open_memmap(path, mode='r')  # no memory is taken for what the header promises
+        if values.offset + values.nbytes != path.stat().st_size:
+            raise ValueError(f'its header promises {values.nbytes:,} bytes of numbers, and it has others')
+    except Exception as error:  # a header is an expression of Python's, and fails in as many ways
+        raise UserError(f'{path} is no score map: {" ".join(str(error).split())[:200]}') from error
+    if values.dtype.kind not in 'biuf' or values.ndim != 2 or not values.size:
+        raise UserError(f'{path} is no score map: it should be a two-dimensional array of real numbers, it is '
+                        f'{values.dtype} of shape {values.shape}')
+    if not read:
+        return values
+    with np.errstate(over='ignore'):
+        return values.astype(np.float32)

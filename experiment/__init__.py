@@ -1,0 +1,1 @@
+"""What a training does, and what a run leaves on disk."""

@@ -1,0 +1,217 @@
+"""Result files: what a result knows of itself, the file it goes to, and how it is found again.
+
+A result knows what it was measured on: the data set, split and images, the checkpoint, its epoch and the SHA-256 of its
+weights, the settings and the versions. Its file's name tells apart results of other weights, of other images, and of
+settings that are not the usual ones.
+"""
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import config
+from runtime import screen, whole_files
+from wsol.attribution.contrast import CONTRASTS
+from wsol.attribution.registry import PROCESSES
+from wsol.backbones._torchvision import torchvision
+from wsol.errors import UserError
+from wsol.heads import CALM
+
+# of the flags that sample, what stands in the names of the methods that read them
+SAMPLED_BY = {'smooth_grad_nr_iter': ('smooth', 'var_grad'), 'smooth_grad_sigma': ('smooth', 'var_grad'),
+              'integrated_grad_nr_iter': ('integrated',)}
+
+
+def contrast_name(contrast):
+    """How results call a contrast method. One of an attribution method's name is that method of the log-odds, which is
+    not the difference of its maps of the two classes."""
+    return f'{contrast}-of-log-odds' if contrast in PROCESSES else contrast
+
+
+def identity(metric, data, split, images, checkpoint, settings):
+    """What a result says of itself: what was measured, on which images, of which network, how."""
+    return {'metric': metric, 'dataset': data.label, 'split': split, 'images': len(images),
+            'images_sha256': images.fingerprint(), **checkpoint_identity(checkpoint), 'settings': settings}
+
+
+def checkpoint_identity(checkpoint):
+    """What a result says of its network."""
+    if checkpoint is None:
+        return {'checkpoint': None, 'epoch': None, 'weights_sha256': None}
+    return {'checkpoint': str(checkpoint.path), 'epoch': checkpoint.epoch, 'weights_sha256': checkpoint.sha256}
+
+
+def key(about, script, **usual):
+    """8 hexadecimal digits that tell results of one name apart: by images, weights, and the settings that are not as
+    they usually are. about: an identity. usual: settings of this network, beside those of the script."""
+    named = ['score_map_process', 'drop_lowest', 'norm_type', 'threshold_type', 'scoremap_root']
+    if script != 'eval_interventions':  # whose files hold several contrasts
+        named.append('contrast_method')
+    usual, settings = config.usual_settings(script) | usual, as_compared(about['settings'])
+    unusual = {name: settings[name] for name, value in as_compared(usual).items()
+               if name in settings and name not in named and settings[name] != value}
+    text = f'{about["images_sha256"]} {about["weights_sha256"]}'
+    if unusual:
+        text += f' {json.dumps(unusual, sort_keys=True)}'
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def versions():
+    """What a result depends on beyond its settings."""
+    return {'python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__,
+            'numpy': np.__version__, 'commit': commit()}
+
+
+@lru_cache
+def commit():
+    """The git commit of this code, with -dirty where files differ from it; None where there is none."""
+    describe = ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
+    try:
+        return subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True,
+                              check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def machine(device):
+    """What computed. The number of threads can move the last digits: sums are taken in another order."""
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else _processor()
+    return {'device': f'{device.type}: {name}', 'threads': torch.get_num_threads()}
+
+
+def _processor():
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        return next(line.split(':')[1].strip() for line in lines if line.startswith('model name'))
+    except (OSError, StopIteration):  # macOS, and processors that give no name there
+        return platform.processor() or platform.machine()
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """One JSON file of results; figures go beside it under the same name."""
+    path: Path
+    identity: dict
+    device: torch.device
+
+    def figure(self):
+        """The path of its figure."""
+        return self.path.with_suffix('.png')
+
+    def unfinished(self):
+        """The path of what is measured so far."""
+        return self.path.with_name(f'{self.path.name}.unfinished')
+
+    def write_unfinished(self, measured):
+        """Keep what is measured so far, for whoever interrupts the rest. An earlier result of this name stays."""
+        whole_files.write_json(self.unfinished(), self._content(measured))
+
+    def write(self, measured):
+        """Write what was measured with what it was measured on. An earlier result of this name is of the same weights
+        and images: what differs in its settings, such as the folder of the images, is said."""
+        content = self._content(measured)
+        before = read_result(self.path)['settings']
+        now = json.loads(json.dumps(self.identity['settings']))  # as a file has them: lists, no tuples
+        earlier = {name: flag.default for name, flag in config.ALL_FLAGS.items()} | before  # it may know fewer flags
+        changed = [f'{name} was {earlier.get(name)}, is {value}' for name, value in now.items()
+                   if before and earlier.get(name) != value]
+        whole_files.write_json(self.path, content)
+        self.unfinished().unlink(missing_ok=True)
+        replaced = f' replaces an earlier result ({"; ".join(changed)})' if changed else ''
+        screen.say(f'{self.path}{replaced}')
+
+    def _content(self, measured):
+        return {**self.identity, **measured, 'versions': versions(), 'machine': machine(self.device),
+                'command': command_line()}
+
+
+def command_line():
+    """The command that this process was started by."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def digits(outcomes):
+    """(N,) bool -> '0110...': how a result holds an outcome of every image, in their order."""
+    return ''.join(map(str, np.asarray(outcomes, int)))
+
+
+def from_digits(text):
+    """'0110...' -> (N,) float."""
+    return np.array(list(text), float)
+
+
+def as_text(numbers, decimals):
+    """'0.5 1.5 ...': how a result holds a row of many numbers."""
+    return ' '.join(f'{number:.{decimals}f}' for number in numbers)
+
+
+def from_text(text):
+    """'0.5 1.5 ...' -> (N,) float."""
+    return np.array(text.split(), float)
+
+
+def read_result(path):
+    """A result's content, with its settings; both {} where there is nothing that can be read."""
+    content = whole_files.read_json(path)
+    content = content if isinstance(content, dict) else {}
+    settings = content.get('settings')
+    return content | {'settings': settings if isinstance(settings, dict) else {}}
+
+
+def find_result(folder, metric, process, weights_sha256, images_sha256=None, **settings):
+    """The latest result of a metric and an attribution method for these weights, in an experiment's folder. process:
+    None where contrast_method is among the settings. images_sha256: of the images; None takes any. settings: those that
+    a command line states; all others are as they are where it is silent, so that a result of another threshold step,
+    say, is none. Raises UserError."""
+    script = f'eval_{metric}'
+    usual = config.usual_settings(script)
+    expected = usual | dict(zip(('norm_type', 'threshold_type'), own_scale(
+        process, settings.get('contrast_method'), script), strict=True))
+    expected = {name: value for name, value in expected.items() if name in usual} | {'score_map_process': process}
+    expected = as_compared(expected | settings)
+    for path in sorted(Path(folder).glob(f'{metric}_*.json'), key=lambda path: -path.stat().st_mtime_ns):
+        content = read_result(path)
+        own = as_compared(usual | content['settings'])  # an earlier version knew fewer flags
+        is_of_these = (content.get('weights_sha256') == weights_sha256
+                       and images_sha256 in (None, content.get('images_sha256')))
+        if is_of_these and all(own.get(name) == value for name, value in expected.items()):
+            return content
+    stated = ' '.join(f'--{name}={value}' for name, value in ({'score_map_process': process} | settings).items()
+                      if value is not None)
+    raise UserError(f'{folder} holds no result of {metric} with {stated} for these weights')
+
+
+def as_compared(settings):
+    """Settings as a file has them, in one form where two mean the same, without those that the maps do not hang on."""
+    settings = json.loads(json.dumps(settings))
+    if settings.get('contrast_method') == 'difference':
+        settings['contrast_method'] = None
+    method = settings.get('contrast_method') or settings.get('score_map_process')
+    idle = ['score_map_method'] + [name for name, words in SAMPLED_BY.items()
+                                   if isinstance(method, str) and not any(word in method for word in words)]
+    settings = {name: value for name, value in settings.items() if name not in idle}
+    roots = {name: str(Path(settings[name]).resolve()) for name in ('data_root', 'metadata_root') if name in settings}
+    return settings | roots
+
+
+# --- the scale of maps ------------------------------------------------------------------------------
+
+
+def own_scale(process, contrast, script):
+    """(norm, thresholds) of the maps of an attribution method or, in its place, of a contrast method.
+
+    CALM's own maps are probabilities: taken as they are, on a logarithmic scale. All others are scaled to 0..1 one by
+    one; so are all maps in the WSOL evaluation, whose thresholds are shares of a map's range.
+    """
+    if contrast:
+        probabilities = CONTRASTS[contrast].unit == 'probability'
+    else:
+        probabilities = process in PROCESSES and PROCESSES[process].head is CALM
+    return 'clipping' if probabilities and script != 'eval_wsol' else 'minmax', 'log' if probabilities else 'even'

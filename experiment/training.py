@@ -1,0 +1,296 @@
+"""A training: its steps, on one process or many; what it leaves, and how it goes on from there to the bit.
+
+Source: Kim et al., ICCV 2021, and its published training code. Of several processes each takes its share of every
+batch; their gradients are summed so that the update is that of the whole batch.
+"""
+import math
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import util
+from experiment import checkpoint_files
+from experiment.training_log import TrainingLog
+from runtime import leases, processes, screen, whole_files
+from wsol.errors import UserError
+
+CHECK_EVERY = 20  # steps between two looks at the loss
+NO_SUMS = (0.0, 0, 0, 0.0)  # of a process in an epoch: losses, correct images, images, seconds
+DIVERGED = 'diverged.txt'  # in the folder of an experiment that has
+
+
+class Diverged(UserError):
+    """The settings let the training diverge: the loss or the scores are no numbers any more."""
+
+
+@contextmanager
+def noting_divergence(folder):
+    """A training that diverges leaves the file DIVERGED in its folder, by which search.py tells it from one that other
+    errors have ended. That of an earlier one is removed."""
+    path = Path(folder) / DIVERGED
+    if processes.is_first():
+        path.unlink(missing_ok=True)
+    try:
+        yield
+    except Diverged as error:
+        if processes.is_first():
+            whole_files.write_lines(path, [str(error)])
+        raise
+
+
+def lr_factor(epoch, schedule, epochs, decay_frequency):
+    """The learning rate's factor at a time in epochs: epoch 0.5 is the middle of the first.
+
+    step, as published: times 0.1 at the start of every 1-based epoch that decay_frequency divides.
+    one_cycle (Smith 2018): a linear rise over the first 30 %, then a cosine down to 0.
+    """
+    if schedule == 'step':
+        return 0.1 ** ((int(epoch) + 1) // decay_frequency)
+    done = epoch / epochs
+    return done / 0.3 if done < 0.3 else (1 + math.cos(math.pi * (done - 0.3) / 0.7)) / 2
+
+
+class Loss(nn.Module):
+    """A network's training loss as a forward, which is what DistributedDataParallel shares."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images, labels):
+        return self.model.loss(images, labels)
+
+
+def shared_loss(model, device, some_unused=False):
+    """The Loss of a network; of several processes, the one that sums the gradients of all. some_unused: whether some
+    parameters may have no part in it."""
+    if processes.size() == 1:
+        return Loss(model)
+    # of 1x1 convolutions, whose layout in memory has two names
+    warnings.filterwarnings('ignore', 'Grad strides do not match bucket view strides')
+    return DistributedDataParallel(Loss(model), [device] if device.type == 'cuda' else None,
+                                   find_unused_parameters=some_unused)
+
+
+@dataclass
+class Keeper:
+    """Where a training is kept: the experiment's folder, which the first process alone writes to."""
+    folder: Path
+    minutes: float                # from one save to the next within an epoch
+    record: dict                  # what a checkpoint says of the network beside its weights
+    lease: leases.Lease | None    # the experiment's, of the first process
+    shown: TrainingLog            # what the user sees of it
+    goes_on: bool = False         # with the training that the folder holds; else the first save replaces that
+    saved: tuple = (0, 0)         # (epochs, steps) at the last save
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def is_due(self):
+        """Whether it is time to save, by the clock of the first process."""
+        return processes.is_first() and time.monotonic() - self.saved_at >= 60 * self.minutes
+
+    def save(self, state, is_best=False):
+        """Write a checkpoint and, where it is that of a finished epoch, the log. state: what the training adds to the
+        record."""
+        if processes.is_first():
+            self.lease.check()
+            checkpoint_files.save(self.folder, state | self.record, is_best, is_first=not self.goes_on)
+            if not state['step']:
+                self.write_log(state['log'])
+        self.goes_on, self.saved, self.saved_at = True, (state['epoch'], state['step']), time.monotonic()
+
+    def write_log(self, lines):
+        """The log as the checkpoint knows it, whatever has become of the file."""
+        if processes.is_first():
+            whole_files.write_json_lines(self.folder / 'log.jsonl', lines)
+
+
+@dataclass
+class Training:
+    """A network being trained, and what it takes to go on with it."""
+    model: nn.Module
+    loss: nn.Module         # the model's Loss, shared where several processes train it
+    optimiser: torch.optim.Optimizer
+    factor_at: Callable     # the learning rate's factor at a time in epochs
+    epochs: int
+    seed: int
+    device: torch.device
+    precision: str
+    accumulate: int         # in so many parts a step's images are taken
+    keeper: Keeper
+    stop: processes.Stop    # the signals that end it
+    done: int = 0           # finished epochs
+    step: int = 0           # finished steps of the next one
+    sums: tuple = NO_SUMS   # of this process over those steps
+    unseen: list = field(default_factory=list)  # what take_step has measured since the last look, on the device
+    log: list = field(default_factory=list)  # a line for each finished epoch
+
+    def run(self, loaders):
+        """Train, epoch by epoch, each leaving a whole checkpoint and a line of the log. loaders: {'train', 'val'}.
+
+        A signal to stop is heeded between two steps, all processes at the same one: nothing that they did is lost.
+        """
+        everyones = None
+        try:
+            for epoch in range(self.done, self.epochs):
+                with self.stop.deferred():
+                    everyones = self.train_epoch(loaders['train'], epoch)
+                accuracy = top1_accuracy(self.model, loaders['val'], self.device, self.precision, 'val')
+                with self.stop.deferred():
+                    self.finish_epoch(epoch, everyones, accuracy)
+        except processes.Stopped as stop:
+            if self.keeper.saved != (self.done, self.step):  # while the accuracy was measured
+                self.keeper.save(self.state(everyones))
+            if self.keeper.goes_on:
+                stop.message = (f'stopped by {signal.Signals(stop.code - 128).name} after {self.done} epochs and '
+                                f'{self.step} steps, which are saved in {self.keeper.folder}; the same command goes on '
+                                'from there')
+            raise
+
+    def train_epoch(self, loader, epoch):
+        """Go on with an epoch (0-based) to its end. Returns the sums of every process over it.
+
+        What is measured stays on the device, and is looked at every CHECK_EVERY steps, at the end, and before a
+        checkpoint is written: a number that is looked at makes the host wait for the device.
+        """
+        self.model.train()
+        batches, clock = loader.batch_sampler, time.perf_counter()
+        batches.epoch, batches.start = epoch, self.step
+        with screen.progress(None, f'epoch {epoch + 1}/{self.epochs}', 'image', total=len(loader.dataset),
+                           initial=min(self.step * batches.batch_size, len(loader.dataset))) as bar:
+            for images, labels, _ in loader:
+                share, total = batches.counts(self.step)
+                # dropout and stochastic depth draw from torch's own state: the same in a step that is resumed
+                util.seed_everything(util.seed_of(self.seed, epoch, self.step, processes.rank()))
+                measured = self.take_step(images, labels, epoch + self.step / len(batches),
+                                          share * processes.size() / total)
+                self.unseen.append(measured if share else torch.zeros_like(measured))
+                self.step += 1
+                is_looked_at = self.step % CHECK_EVERY == 0 or self.step == len(batches)
+                if is_looked_at:
+                    self.look()
+                clock, before = time.perf_counter(), clock
+                losses, correct, seen, seconds = self.sums
+                seen += share
+                self.sums = losses, correct, seen, seconds + clock - before
+                bar.update(total)
+                if is_looked_at and seen:
+                    bar.set_postfix(loss=f'{losses / seen:.3f}', accuracy=f'{100 * correct / seen:.1f}%', refresh=False)
+                self.save_or_stop()
+        processes.share_buffers(self.model)
+        return processes.gather(self.sums)
+
+    def take_step(self, images, labels, time_in_epochs, weight):
+        """One update, which never waits for the device. Returns the sum of the losses and the number of correct images,
+        (2,), on it.
+
+        weight: of this process's mean loss in the mean of those of all processes.
+        """
+        for group in self.optimiser.param_groups:
+            group['lr'] = group['initial_lr'] * self.factor_at(time_in_epochs)
+        self.optimiser.zero_grad()
+        parts = list(zip(images.chunk(self.accumulate), labels.chunk(self.accumulate), strict=True))
+        measured = torch.zeros(2, device=self.device)
+        for number, (own, classes) in enumerate(parts, 1):
+            own, classes = util.to_device(own, self.device), util.to_device(classes, self.device)
+            # the processes sum their gradients once, with the last part
+            waits = number < len(parts) and processes.size() > 1
+            with self.loss.no_sync() if waits else nullcontext():
+                with util.autocast(self.precision, self.device):
+                    loss, scores = self.loss(own, classes)
+                (loss * (len(own) / len(images) * weight)).backward()
+            measured += torch.stack([loss.detach() * len(own), (scores.argmax(1) == classes).sum().to(loss)])
+        self.optimiser.step()
+        return measured
+
+    def look(self):
+        """Add what the last steps have measured to the sums, step by step: they are the same whenever it is looked at.
+        Raises UserError where a loss is no number."""
+        losses, correct, *more = self.sums
+        values = util.look_at(torch.stack(self.unseen)) if self.unseen else []
+        for step, (loss, right) in enumerate(values, self.step - len(values) + 1):
+            if not math.isfinite(loss):
+                raise Diverged(f'the loss is {loss} at epoch {self.done + 1}, step {step}: training stops, the last '
+                               'checkpoint stays. Lower --lr or --lr_classifier_ratio, or try --precision=float32')
+            losses, correct = losses + loss, correct + int(right)
+        self.sums, self.unseen = (losses, correct, *more), []
+
+    def save_or_stop(self):
+        """Between two steps: save where it is time, stop where a signal asks for it; all processes alike."""
+        self.stop.number, is_due = processes.agree([self.stop.number, int(self.keeper.is_due())])
+        if self.stop.number or is_due:
+            self.look()
+            self.keeper.save(self.state(processes.gather(self.sums)))
+        if self.stop.number:
+            processes.gather(None)  # nobody leaves before the first has saved: torchrun would end it
+            raise processes.Stopped(self.stop.number)
+
+    def finish_epoch(self, epoch, everyones, accuracy):
+        """The line of the log, and the checkpoint. everyones: the sums of all processes."""
+        loss, correct, seen, seconds = (sum(column) for column in zip(*everyones, strict=True))
+        best = max((line['val_accuracy'] for line in self.log), default=-1)
+        self.log.append({
+            'epoch': epoch + 1, 'lr': self.optimiser.param_groups[0]['initial_lr'] * self.factor_at(epoch),
+            'train_loss': loss / seen, 'train_accuracy': 100 * correct / seen,
+            'train_images_per_second': round(seen * processes.size() / seconds, 1), 'val_accuracy': accuracy})
+        self.done, self.step, self.sums = epoch + 1, 0, NO_SUMS
+        self.keeper.save(self.state([NO_SUMS] * processes.size()), is_best=accuracy > best)
+        if processes.is_first():
+            self.keeper.shown.show(self.log)
+
+    def state(self, everyones):
+        """What a checkpoint holds of the training. everyones: the sums of all processes."""
+        return {'epoch': self.done, 'step': self.step, 'sums': everyones, 'log': self.log,
+                'state_dict': self.model.state_dict(), 'optimizer': self.optimiser.state_dict()}
+
+    def resume(self, before):
+        """Go on from this experiment's own checkpoint, whose weights the model has."""
+        parameters = [parameter for group in self.optimiser.param_groups for parameter in group['params']]
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | {'state': momenta(before, parameters)})
+        self.done, self.step = self.keeper.saved = before.epoch, before.step
+        self.keeper.goes_on = True
+        kept = whole_files.read_json_lines(self.keeper.folder / 'log.jsonl')
+        self.log = before.content.get('log', kept)[:before.epoch]
+        rows = before.content.get('sums', [NO_SUMS])
+        if len(rows) != processes.size():  # another number of processes than before: their sum is the same
+            rows = [tuple(map(sum, zip(*rows, strict=True))), *[NO_SUMS] * (processes.size() - 1)]
+        self.sums = tuple(rows[processes.rank()])
+        self.keeper.write_log(self.log)
+
+
+def momenta(before, parameters):
+    """The state of SGD in a checkpoint, for these parameters. Raises UserError where it is not theirs."""
+    state = before.content['optimizer'].get('state')
+
+    def fits(number, own):
+        momentum = own.get('momentum_buffer') if isinstance(own, dict) else own
+        return type(number) is int and 0 <= number < len(parameters) and (momentum is None or (
+            isinstance(momentum, torch.Tensor) and momentum.shape == parameters[number].shape
+            and momentum.dtype == parameters[number].dtype and bool(momentum.isfinite().all())))
+
+    if not isinstance(state, dict) or not all(fits(number, own) for number, own in state.items()):
+        raise UserError(f'{before.path} holds an optimiser that is not of this network, or that has diverged; start '
+                        'from its weights by --load_checkpoint in another experiment')
+    return {number: {'momentum_buffer': (own or {}).get('momentum_buffer')} for number, own in state.items()}
+
+
+@torch.inference_mode()
+def top1_accuracy(model, loader, device, precision, name):
+    """Top-1 accuracy in percent over a loader. name: of the split, for the bar."""
+    model.eval()
+    correct = 0
+    for images, labels, _ in screen.progress(loader, f'accuracy on {name}', 'batch', leave=False):
+        with util.autocast(precision, device):
+            scores = model(util.to_device(images, device))
+        if scores.isnan().any():
+            raise Diverged(f'the network gives scores that are no numbers on {name}: it has diverged, and is not '
+                           'saved. Lower --lr or --lr_classifier_ratio, or try --precision=float32')
+        correct += (scores.argmax(1).cpu() == labels).sum().item()
+    return 100 * sum(processes.gather(correct)) / len(loader.dataset)

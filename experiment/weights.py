@@ -1,0 +1,302 @@
+"""Checkpoints: which one --load_checkpoint means, the network in it, and the authors' published weights by name.
+
+Source of the published weights: the links of the published README (Google Drive), ResNet-50 with 28x28 maps. A file is
+downloaded to checkpoints/ at first use, or put there by hand as checkpoints/<name>.pth.tar. Its size and SHA-256 are
+recorded in checkpoints/published.lock.json the first time it is seen, and checked ever after.
+
+    model, checkpoint = weights.load_model('CALM_EM-CUB')
+"""
+import contextlib
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import config
+import util
+from dataset import download
+from dataset.registry import ALIASES, DATASETS
+from experiment import checkpoint_files
+from runtime.screen import warn
+from wsol import build_model, from_classifier
+from wsol.backbones._torchvision import torchvision
+from wsol.errors import UserError
+from wsol.networks import normalisation
+
+FILE = checkpoint_files.LAST
+PLACEHOLDER = 'checkpoint_name'  # as written in the published commands: the experiment's own
+FOLDER = Path('checkpoints')
+PUBLISHED = {
+    'CALM_EM-CUB': '1XfBEc1Lh24WqJZP1aLLrwGSlj_INMVef', 'CALM_EM-OpenImages': '11250uUiRNafuTbnx2h4kryiVI-7218mW',
+    'CALM_EM-ImageNet': '17451YI9KANnkmmn2ix0N-uHYZljsq4Lc', 'CALM_ML-CUB': '1JgupGC2EoIX8wqpYgKPS-3kSLF-29Z8g',
+    'CALM_ML-OpenImages': '1QHhiRjO_Oz_yIl64PJqMeCJzK1KUlffA', 'CALM_ML-ImageNet': '1w4L4_R9o_Sp-9_Mt5IdEJs5DZuqaCfyp',
+}
+
+
+# --- files ------------------------------------------------------------------------------------------
+
+
+def experiment_folder(save_root, name):
+    """The folder of an experiment. Raises UserError for a name that leads out of save_root."""
+    folder = Path(save_root) / name
+    if not folder.resolve().is_relative_to(Path(save_root).resolve()):
+        raise UserError(f'--experiment_name={name} leads out of --save_root={save_root}')
+    return folder
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file says of a network: its weights, and what is known of them."""
+    path: Path
+    content: dict           # as saved; of a published file: what is known of it, and its weights
+    name: str | None = None  # of a published weight
+
+    @property
+    def network(self):
+        """The arguments of build_model but for num_classes; {} where the file does not know them."""
+        return {key: value for key, value in self.content.get('model', {}).items() if key != 'num_classes'}
+
+    @property
+    def num_classes(self):
+        return self.content.get('model', {}).get('num_classes')
+
+    @property
+    def known(self):
+        """{flag: value} of its data; {} where the file is not of this project."""
+        args = self.content.get('args', {}) if self.network else {}
+        return {key: args[key] for key in ('dataset', 'resize_size', 'crop_size') if key in args}
+
+    @property
+    def class_names(self):
+        return self.content.get('class_names')
+
+    @property
+    def epoch(self):
+        """The finished epochs; None where the file does not know them."""
+        epoch = self.content.get('epoch')
+        return epoch if type(epoch) is int else None
+
+    @property
+    def step(self):
+        """The finished steps of the next one."""
+        return self.content.get('step', 0)
+
+    @property
+    def normalisation(self):
+        """(mean, deviation) per colour of the images that the network takes."""
+        recorded = self.content.get('normalisation')
+        return recorded or normalisation(self.network.get('architecture', ''))
+
+    @cached_property
+    def weights(self):
+        """{name: tensor}, without the prefix that DataParallel leaves."""
+        state = self.content.get('state_dict', self.content)
+        return {name.removeprefix('module.'): value for name, value in state.items()}
+
+    @cached_property
+    def sha256(self):
+        """Of the weights, whatever file they are in."""
+        return weights_sha256(self.weights)
+
+    def check_fit(self, network, num_classes, but_classifier=False):
+        """Raise UserError unless a network of these arguments of build_model takes these weights; before it is built,
+        so that a file that lies about its network takes no memory."""
+        with contextlib.suppress(NotImplementedError, RuntimeError), torch.device('meta'):  # few cannot be built so
+            fitting_weights(build_model(**network, num_classes=num_classes), self, but_classifier)
+
+    def build(self, network, num_classes, device):
+        """The network with these weights, in eval mode on the device. network: arguments of build_model."""
+        if self.num_classes not in (None, num_classes):
+            raise UserError(f'{self.path} tells {self.num_classes} classes apart, the data set has {num_classes}')
+        self.check_fit(network, num_classes)
+        model = build_model(**network, num_classes=num_classes)
+        load_weights(model, self)
+        return model.to(device, memory_format=util.memory_format(device)).eval()
+
+
+@dataclass(frozen=True)
+class TrainedClassifier(Checkpoint):
+    """A classifier of torchvision's or timm's that ends in average pooling and a linear layer, as it is: plain CAM.
+
+    path: the file of its state dict, or where ImageNet's weights come from.
+    """
+    model: nn.Module | None = None
+
+    @classmethod
+    def of(cls, architecture, source):
+        """source: True for ImageNet's weights, or a file with a state dict. The network is built here. Raises
+        UserError."""
+        if not source:
+            raise UserError('--pretrained=False leaves nothing to explain: name the weights by --pretrained=FILE, or a '
+                            'trained network by --load_checkpoint')
+        model = from_classifier(architecture, source)
+        classes = model.conv_last.out_channels
+        usual = {name: flag.default for name, flag in config.ALL_FLAGS.items() if flag.network}
+        network = usual | {'architecture': architecture, 'attribution_method': 'CAM', 'num_classes': classes}
+        content = {'model': network, 'state_dict': model.state_dict(), 'normalisation': normalisation(architecture),
+                   'class_names': imagenet_names() if classes == DATASETS['ILSVRC'].num_classes else None,
+                   'args': {'dataset': 'ILSVRC'} if source is True else {}}
+        path = Path(f'{architecture} with ImageNet weights') if source is True else Path(source)
+        return cls(path, content, model=model)
+
+    def build(self, network, num_classes, device):
+        if num_classes != self.num_classes:
+            raise UserError(f'{self.path} tells {self.num_classes} classes apart, the data set has {num_classes}')
+        return self.model.to(device, memory_format=util.memory_format(device)).eval()
+
+
+def imagenet_names():
+    """The names of ImageNet's 1,000 classes, in the order of its labels."""
+    return torchvision.models.get_model_weights('resnet50').DEFAULT.meta['categories']
+
+
+def weights_sha256(state):
+    """The SHA-256 of a state dict: names, types, shapes and values in the order of the names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f'{name} {value.dtype} {tuple(value.shape)}\n'.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def find_checkpoint(name, save_root, own):
+    """The file that --load_checkpoint names: a file, a folder, an experiment, a published weight.
+
+    own: the folder of the experiment, whose own checkpoint is meant where name is None.
+    """
+    own = Path(own) / FILE
+    if name is None:
+        places = [own]
+    else:
+        places = [Path(name), Path(name) / FILE, Path(save_root) / name / FILE]
+        if Path(name).name == PLACEHOLDER:
+            places.append(own)
+    found = next((found for place in places if (found := place if place.is_file() else _in_place_of(place))), None)
+    if found is None and published_name(name):
+        return fetch_published(published_name(name))
+    if found is None:
+        raise UserError(f'no checkpoint: looked for {", ".join(map(str, places))}. Train one with main.py '
+                        f'--experiment_name={own.parent.name}, or name one with --load_checkpoint: a file, a folder, '
+                        f'an experiment, or one of {", ".join(PUBLISHED)}')
+    return found
+
+
+def _in_place_of(path):
+    """The generation before an experiment's last checkpoint, where that is not there; else None."""
+    return checkpoint_files.latest(path.parent) if path.name == FILE else None
+
+
+def read_checkpoint(path):
+    """The Checkpoint in a file, tensors on the CPU. Nothing in the file is executed. Raises UserError."""
+    path = Path(path)
+    content, name = checkpoint_files.read(path), path.name.removesuffix('.pth.tar')
+    if name in PUBLISHED and path.resolve() == published_file(name).resolve():
+        return Checkpoint(path, content | _published_record(name), name)
+    return Checkpoint(path, content)
+
+
+def save_checkpoint(path, **content):
+    """Write a checkpoint, whole or not at all."""
+    checkpoint_files.write(path, content)
+
+
+def open_network(path, architecture):
+    """The Checkpoint in a file; where it is the plain state dict of a whole classifier of torchvision or timm, that
+    classifier, of the given architecture."""
+    checkpoint = read_checkpoint(path)
+    plain = not checkpoint.network and 'conv_last.weight' not in checkpoint.weights
+    return TrainedClassifier.of(architecture, path) if plain else checkpoint
+
+
+def fitting_weights(model, checkpoint, but_classifier=False):
+    """The state dict for a model from a checkpoint, all of it. Raises UserError where it does not fit.
+
+    but_classifier: conv_last as it is in the model (fine-tuning on another label set), and the attention where one of
+    the two is a CAM network.
+    """
+    weights, expected, source = checkpoint.weights, model.state_dict(), checkpoint.path
+
+    def has_attention(names):
+        return any(name.startswith('attention.') for name in names)
+
+    if not checkpoint.network and not has_attention(expected):
+        # the published CAM networks carry an attention layer that CAM never uses
+        weights = {name: value for name, value in weights.items() if not name.startswith('attention.')}
+    if but_classifier:
+        kept = ('conv_last.',) if has_attention(weights) == has_attention(expected) else ('conv_last.', 'attention.')
+        weights = {name: value for name, value in weights.items() if not name.startswith(kept)}
+        weights.update({name: value for name, value in expected.items() if name.startswith(kept)})
+    problems = [f'{name} is missing' for name in expected if name not in weights]
+    problems += [f'{name} is not part of this network' for name in weights if name not in expected]
+    problems += [f'{name} is {tuple(weights[name].shape)}, the network has {tuple(value.shape)}'
+                 for name, value in expected.items()
+                 if name in weights and weights[name].shape != value.shape]
+    if problems:
+        shown = '; '.join(problems[:4]) + (f'; and {len(problems) - 4} more' if len(problems) > 4 else '')
+        raise UserError(f'{source} does not fit the network: {shown}. Check --architecture, --attribution_method, '
+                        '--dataset and --use_bn; for another label set add --is_different_checkpoint.')
+    return weights
+
+
+def load_weights(model, checkpoint, but_classifier=False):
+    """Put a checkpoint's weights into the model, all of them or none. but_classifier: as fitting_weights'."""
+    weights = fitting_weights(model, checkpoint, but_classifier)
+    if not checkpoint.network and weights.keys() < checkpoint.weights.keys():
+        warn(f'{checkpoint.path} has an attention layer, which CAM leaves out; if CALM trained it, say '
+             '--attribution_method=CALM_EM or CALM_ML')
+    types = {name: value.dtype for name, value in model.state_dict().items()}
+    broken = [name for name, value in weights.items() if not value.to(types[name]).isfinite().all()]
+    if broken:
+        raise UserError(f'{checkpoint.path} holds a network that has diverged: {broken[0]} is not finite')
+    model.load_state_dict(weights)
+
+
+def load_model(name, device='cpu', save_root='save'):
+    """The network of a checkpoint that knows how it is built: of main.py, or published.
+
+    name: a file, a folder, an experiment below save_root, or a published weight. Returns (model in eval mode,
+    Checkpoint). Raises UserError.
+    """
+    checkpoint = read_checkpoint(find_checkpoint(name, save_root, save_root))
+    if not checkpoint.network:
+        raise UserError(f'{checkpoint.path} holds weights alone: build the network with wsol.build_model, then call '
+                        'weights.load_weights')
+    return checkpoint.build(checkpoint.network, checkpoint.num_classes, torch.device(device)), checkpoint
+
+
+# --- the published weights ----------------------------------------------------------------------------
+
+
+def published_name(name):
+    """CALM-EM-CUB, CALM_EM-ILSVRC, ... -> a key of PUBLISHED; None if it is no published name."""
+    name = str(name).rstrip('/').replace('CALM-', 'CALM_').replace('ILSVRC', 'ImageNet')
+    return name if name in PUBLISHED else None
+
+
+def published_file(name):
+    """Where the weights of a published name are, or will be."""
+    return FOLDER / f'{name}.pth.tar'
+
+
+def fetch_published(name):
+    """The path of a published name's weights, downloaded and checked. Raises UserError."""
+    path, lock = published_file(name), download.Lock(FOLDER / 'published.lock.json')
+    by_hand = f'https://drive.google.com/file/d/{PUBLISHED[name]}/view'
+    download.fetch(download.drive_url(PUBLISHED[name]), path, by_hand=by_hand, **lock.expected(name))
+    if name not in lock.entries():
+        read_checkpoint(path)  # what is no checkpoint is not recorded as the right one
+        lock.record(name, path)
+    return path
+
+
+def _published_record(name):
+    """What a checkpoint of ours says of itself, for a published file, which says nothing."""
+    method, dataset = name.split('-')
+    dataset = ALIASES.get(dataset, dataset)
+    return {'args': {'dataset': dataset, 'resize_size': 256, 'crop_size': 224},
+            'model': {'architecture': 'resnet50', 'attribution_method': method, 'large_feature_map': True,
+                      'use_bn': True, 'prior': 'relu', 'last_stage': 'layer4',
+                      'num_classes': DATASETS[dataset].num_classes}}

@@ -1,0 +1,1 @@
+"""Intervals, tables, curves, pictures of maps, pages."""

@@ -1,0 +1,1 @@
+"""Studies with the project's own commands: python -m research.NAME."""

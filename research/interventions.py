@@ -1,0 +1,278 @@
+"""Interventions: is a map's mass where the network's decision is, and is it worth what it says? ToyBirds only.
+
+The painter repaints a test image with one part in another class's colours, or before another background, all else the
+same. So the true effect of every region on this network's log p(A|x) / p(B|x) is known: the log-odds of the image less
+those of the repainted one. Every contrast method, "why A and not B", is held against it, next to cue localization on
+exact part masks. Pictures without a part, and without a shape of the background, ask what FunnyBirds asks: single
+deletion and distractibility. Source: FunnyBirds is of Hesse et al., ICCV 2023; the network with random weights of
+Adebayo et al. 2018; cue localization of Kim et al., ICCV 2021.
+True effects are computed in float32, whatever the precision of the maps.
+Result: save/<experiment_name>/interventions_ToyBirds_<method>.<8 digits>.json, a row for each contrast; until
+all are measured, those that are stand in a file of that name with .unfinished at its end.
+
+    python -m research.interventions --experiment_name=calm_em
+    python -m research.interventions --experiment_name=calm_em --scoremap_root=my_maps
+"""
+import numpy as np
+import torch
+
+import config
+import util
+from dataset.toybirds import Repainter
+from evaluation import session
+from evaluation.map_sources import FolderMaps, ObjectMasks
+from research.repainting import BACKGROUND, REGIONS, SHAPES, ask, masses, true_effects
+from runtime import processes, screen, whole_files
+from wsol import build_model, metrics
+from wsol.attribution.contrast import CONTRASTS, contrast_maps
+from wsol.errors import UserError
+from wsol.maps import normalise, resize
+
+# methods that take some fifty forwards and more for a map are measured on --slow_questions of the questions
+SLOW = ('integrated', 'smooth', 'var_grad', 'score_cam', 'occlusion')
+# the contrasts whose maps of a network with random weights are controls: they take one forward or gradient
+UNTRAINED = ('joint-difference', 'posterior-difference', 'prior-log-odds', 'evidence', 'log-odds', 'backprop')
+COLUMNS = {'pxap': 'PxAP, exact', 'rank': 'rank corr.', 'share': 'mass on cue, %', 'sign': 'sign, %', 'slope': 'slope',
+           'error': 'error', 'deletion': 'deletion corr.', 'distractors': 'on distractors'}
+NEGLIGIBLE = 0.1  # nats: a shape of the background that does less is a distractor
+
+
+# --- methods and controls -----------------------------------------------------------------------------
+
+
+def contrast_sources(run, images, questions, annotations):
+    """{name: function (batch (B,3,S,S), indices, first, second) -> maps (B,h,w)}: of every contrast method that is
+    asked for, or of the maps made elsewhere, and of the controls. Raises UserError."""
+    settings, head = session.sampling_settings(run.args), type(run.model)
+
+    def source(model, name):
+        def maps(images, indices, first, second):
+            return contrast_maps(model, images, first, second, name, util.image_seeds(run.args.seed, indices), settings)
+        return maps
+    controls = control_sources(run, source, ObjectMasks(images, annotations))
+    if run.args.scoremap_root is not None:
+        if run.args.contrast_method:
+            raise UserError("--scoremap_root brings its own maps, and --contrast_method names the network's; leave one "
+                            'of them out')
+        return {run.maps_name(): folder_source(run, images, questions)} | controls
+    defined = [name for name, entry in CONTRASTS.items() if issubclass(head, entry.head)]
+    asked = run.args.contrast_method or defined
+    unknown = [name for name in asked if name not in defined]
+    if unknown:
+        raise UserError(f'--contrast_method={unknown[0]} is not measured here for {head.__name__}; choose some of '
+                        f'{", ".join(defined)}, or leave the flag out to measure them all')
+    names = sorted(asked, key=is_slow)  # the cheap ones first
+    return {name: source(run.model, name) for name in names} | controls
+
+
+def folder_source(run, images, questions):
+    """The difference of two maps made elsewhere: <root>/test/<class>/<image_id>.npy, all of one size."""
+    classes = {}
+    for question in questions:
+        classes.setdefault(question.index, set()).update((question.first, question.second))
+    folder = FolderMaps(run.args.scoremap_root, 'test', images, lambda index: sorted(classes[index]), sorted(classes))
+    if len(folder.shapes) > 1:
+        raise UserError(f'--scoremap_root={folder.root}: the score maps of different images have different sizes; '
+                        'make them of one size')
+
+    def maps(batch, indices, first, second):
+        both = folder(batch, indices, torch.stack([first, second], 1)).maps  # B of (2,h,w)
+        return torch.stack(both).diff(dim=1)[:, 0].neg()
+    return maps
+
+
+def control_sources(run, source, masks):
+    """What explains nothing: noise, the prior, the whole bird, and the maps of a network with random weights.
+
+    source: a function (model, contrast) -> maps. masks: the ObjectMasks.
+    """
+    def noise(images, indices, *_):
+        seeds = util.image_seeds(run.args.seed, indices).tolist()
+        return torch.stack([torch.rand(8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+    def bird(images, indices, *_):
+        return torch.cat([masks.read(index, [0], images.shape[-1]) for index in indices.tolist()])  # whatever the class
+
+    # each network has a control of its own, which is not the start of a training with the same seed
+    torch.manual_seed(util.seed_of(run.args.seed, int(run.checkpoint.sha256[:16], 16)))
+    untrained = build_model(**config.network_settings(run.args), num_classes=run.data.num_classes).to(run.device).eval()
+    controls = {'control: random': noise,
+                "control: the bird's mask": bird,
+                **{f'control: random weights, {name}': source(untrained, name) for name in UNTRAINED
+                   if issubclass(type(untrained), CONTRASTS[name].head)}}
+    if run.model.own_maps == 'jointll':
+        controls['control: prior'] = lambda images, *_: run.model.activations(images).prior
+    return controls
+
+
+def is_slow(name):
+    return name.startswith(SLOW)
+
+
+# --- figures ------------------------------------------------------------------------------------------
+
+
+def rank_correlation(first, second):
+    """Spearman's, row by row, ties by their mean rank: (Q,R), (Q,R) with NaN for what a row has not -> (Q,)."""
+    result = np.full(len(first), np.nan)
+    for row, (a, b) in enumerate(zip(first, second, strict=True)):
+        there = np.isfinite(a) & np.isfinite(b)
+        ranks = [metrics.mean_ranks(values[there]) for values in (a, b)]
+        if min(np.ptp(own) for own in ranks) > 0:
+            result[row] = np.corrcoef(*ranks)[0, 1]
+    return result
+
+
+def held_against(signed, absolute, questions, effects, unit, present):
+    """{figure: (numerators, denominators)} by question: each figure is the ratio of their sums.
+
+    signed, absolute: (Q,8) masses. effects: (Q,8), in the map's unit. present: (Q,8) bool, regions that are in sight.
+    """
+    true = np.zeros_like(present)
+    for row, question in enumerate(questions):
+        true[row, list(question.parts)] = True
+    rank = rank_correlation(np.where(present, signed, np.nan), np.where(present, effects, np.nan))
+    agrees = (np.sign(signed) == np.sign(effects)) & true & (effects != 0)
+    figures = {'rank': (np.nan_to_num(rank), np.isfinite(rank)),
+               'share': (100 * (absolute * true).sum(1) / np.maximum(absolute.sum(1), 1e-300), absolute.sum(1) > 0),
+               'sign': (100 * agrees.sum(1), (true & (effects != 0)).sum(1))}
+    if unit in ('nats', 'probability'):
+        figures['slope'] = (signed * effects).sum(1), np.square(effects).sum(1)
+        figures['error'] = np.abs(signed - effects).sum(1), np.abs(effects).sum(1)
+    return {name: tuple(np.asarray(part, float) for part in parts) for name, parts in figures.items()}
+
+
+def held_against_deletions(signed, absolute, on_shapes, effects, present, areas):
+    """The same for FunnyBirds' two: single deletion, and mass on distractors as a multiple of their share of the area.
+
+    on_shapes: (Q,18) absolute masses. effects: the Effects. areas: (Q,18) shares of the picture.
+    """
+    parts = present[:, :BACKGROUND]
+    rank = rank_correlation(np.where(parts, signed[:, :BACKGROUND], np.nan), np.where(parts, effects.deletion, np.nan))
+    distracts = (areas > 0) & (np.abs(effects.shapes) < NEGLIGIBLE)
+    total = absolute.sum(1)
+    above = (on_shapes * distracts).sum(1) / np.maximum(total, 1e-300)
+    return {'deletion': (np.nan_to_num(rank), np.isfinite(rank).astype(float)),
+            'distractors': (above, (areas * distracts).sum(1) * (total > 0))}
+
+
+@torch.no_grad()
+def measure(run, images, asked, source, name):
+    """One pass over the questions, of which each process takes some batches. Returns the masses by region, signed and
+    absolute (Q,8), the absolute ones on the background's shapes (Q,18), and the histograms (P,2,bins) of cue
+    localization."""
+    edges, questions = metrics.bin_edges('even', run.args.cam_curve_interval), asked.questions
+    pairs = 1 + max(question.pair for question in questions)
+    signed, absolute = np.zeros((2, len(questions), len(REGIONS)))
+    counts, on_shapes = 0, np.zeros((len(questions), SHAPES))
+    starts = range(0, len(questions), run.args.batch_size)[processes.rank()::processes.size()]
+    for start in screen.progress(starts, name, 'batch'):
+        part = questions[start:start + run.args.batch_size]
+        indices = torch.tensor([question.index for question in part])
+        batch = util.to_device(torch.stack([images[index][0] for index in indices.tolist()]), run.device)
+        first, second = (torch.tensor([question[side] for question in part]) for side in (2, 3))
+        with util.autocast(run.args.precision, run.device):
+            maps = source(batch, indices, first, second).float().cpu()
+        if not maps.isfinite().all():
+            raise UserError(f'{name} gives maps with values that are infinite or no number')
+        own = asked.regions[indices.numpy()]
+        rows = slice(start, start + len(part))
+        signed[rows], absolute[rows] = masses(maps, own, len(REGIONS))
+        on_shapes[rows] = masses(maps, asked.clutter[indices.numpy()], SHAPES + 1)[1][:, 1:]
+        scores = normalise(resize(maps, own.shape[1:]).abs(), 'minmax')
+        truth = torch.stack([torch.isin(torch.from_numpy(mask), torch.tensor(question.parts, dtype=torch.uint8))
+                             for mask, question in zip(own, part, strict=True)])
+        binned, rows = metrics.bin_scores(scores, edges).flatten(1), torch.tensor([question.pair for question in part])
+        counts = counts + metrics.count_scores(binned, truth.flatten(1), len(edges) + 1, rows, pairs)
+    return [sum(own) for own in zip(*processes.gather((signed, absolute, on_shapes, counts)), strict=True)]
+
+
+def summarise(figures, questions, pxap, seed):
+    """{figure: [value, low, high]}, 95 % by images drawn again; of PxAP's mean by class pairs. pxap: (P,), NaN where a
+    pair has none."""
+    images, pxap = np.array([question.index for question in questions]), pxap[np.isfinite(pxap)]
+    summary = {'pxap': [float(pxap.mean()), *metrics.bootstrap_ratio_of_sums(pxap, np.ones(len(pxap)), seed)]}
+    for name, (above, below) in figures.items():
+        by_image = [np.bincount(images, part) for part in (above, below)]
+        summary[name] = [float(above.sum() / below.sum()) if below.any() else None,
+                         *metrics.bootstrap_ratio_of_sums(*by_image, seed)]
+    return summary
+
+
+def network_facts(effects, asked, seed):
+    """Does the network use the cue at all? Of the images that it gets right, how many turn with the colours. And do the
+    background's shapes matter to it?"""
+    images = np.array([question.index for question in asked.questions])
+    right, turns = (np.bincount(images, part.astype(float))
+                    for part in (effects.is_right, effects.is_right & effects.turns))
+    share = turns.sum() / right.sum() if right.any() else None  # of nothing
+    there = asked.areas(asked.clutter, SHAPES + 1)[:, 1:] > 0
+    return {'accuracy': 100 * float(effects.is_right.mean()), 'turns': [
+        None if value is None else 100 * float(value)
+        for value in (share, *metrics.bootstrap_ratio_of_sums(turns, right, seed))],
+        'effect_of_all_parts': float(effects.all_parts.mean()),
+        'effect_of_the_background': float(np.abs(effects.log_odds[:, BACKGROUND]).mean()),
+        'shapes_that_distract': 100 * float((there & (np.abs(effects.shapes) < NEGLIGIBLE)).sum() / there.sum())}
+
+
+def report(content, method):
+    """Say what was measured of the network, and of each contrast. content: of the result."""
+    facts = content['network']
+    share, low, high = facts['turns']
+    turns = '' if share is None else f'; of these {share:.1f} % [{low:.1f}, {high:.1f}] turn with all differing parts'
+    screen.say(f'\n{method}, {content["questions"]} questions, {facts["accuracy"]:.1f} % on images that the network '
+               'gets '
+             f'right{turns}')
+    screen.say(f'{facts["shapes_that_distract"]:.1f} % of the shapes of the background are distractors: leaving '
+               'one out '
+             f'changes the log-odds by less than {NEGLIGIBLE}')
+    table = []
+    for name, own in content['methods'].items():
+        values = [own.get(key, [None])[0] for key in COLUMNS]
+        table.append([name, *(None if value is None else f'{value:.2f}' for value in values), own['questions']])
+    screen.say(screen.table(['why A and not B', *COLUMNS.values(), 'questions'], table))
+
+
+def measure_all(run, images, asked, sources, effects, result):
+    """Measure every contrast and control. Returns the result's content; what is finished of it is kept on the way."""
+    seed, few = run.args.seed, np.random.default_rng(run.args.seed).permutation(len(asked.questions))
+    content = {'questions': len(asked.questions), 'network': network_facts(effects, asked, seed), 'methods': {}}
+    for name, source in sources.items():
+        rows = np.sort(few[:run.args.slow_questions]) if is_slow(name) else np.arange(len(asked.questions))
+        own, of_rows = asked.chosen(rows), type(effects)(*(values[rows] for values in effects))
+        present = own.areas(own.regions, len(REGIONS)) > 0
+        signed, absolute, on_shapes, counts = measure(run, images, own, source, name)
+        unit = CONTRASTS[name].unit if name in CONTRASTS else ''
+        in_unit = of_rows.probability if unit == 'probability' else of_rows.log_odds
+        figures = held_against(signed, absolute, own.questions, in_unit, unit, present)
+        figures |= held_against_deletions(signed, absolute, on_shapes, of_rows, present,
+                                          own.areas(own.clutter, SHAPES + 1)[:, 1:])
+        value = metrics.pixel_average_precision(counts)
+        content['methods'][name] = {'questions': len(rows), 'unit': unit,
+                                    **summarise(figures, own.questions, value, seed)}
+        if processes.is_first():
+            result.write_unfinished(content)
+    return content
+
+
+def main():
+    run = session.open_evaluation(config.parse('eval_interventions', __doc__), 'eval_interventions')
+    if run.data.name != 'ToyBirds':
+        raise UserError(f'interventions need the painter: --dataset=ToyBirds, not {run.data.name}')
+    images, annotations, repainter = run.open_split('test'), run.data.annotations(), Repainter(run.data.cub_root)
+    asked = ask(images, annotations, repainter, run.args.crop_size)
+    # first of all: mistakes in the flags are found here, and a folder that cannot be written
+    sources = contrast_sources(run, images, asked.questions, annotations)
+    if processes.is_first():
+        whole_files.check_writable(run.results_folder())
+    effects = true_effects(run.model, images, asked, repainter, run.device)
+    name = run.args.attribution_method if run.args.scoremap_root is None else run.maps_name()
+    result = run.result_file('interventions', images, 'test', name)
+    content = measure_all(run, images, asked, sources, effects, result)
+    if processes.is_first():
+        report(content, run.args.attribution_method)
+        result.write(content)
+
+
+if __name__ == '__main__':
+    screen.run(main)

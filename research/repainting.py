@@ -1,0 +1,142 @@
+"""What repainting does to a network's decision: the true effect of every region of a ToyBirds image.
+
+The painter paints a test image again: with a part in another class's colours, before another background, without a
+part, or without a shape of the background, and all else the same. The effect is the log-odds of the image less those of
+the picture.
+Source: leaving out single parts and single shapes of the background is that of FunnyBirds (Hesse et al., ICCV 2023).
+"""
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+import util
+from dataset.image_files import as_image
+from dataset.toybirds import class_colours
+from runtime import processes, screen
+from wsol.annotations.cub import NO_PART, UNION_PARTS
+from wsol.errors import UserError
+from wsol.maps import resize
+
+REGIONS = (*UNION_PARTS, 'background')
+BACKGROUND = UNION_PARTS.index('wing') + 1
+SHAPES = 18  # of a background, at most
+
+
+class Question(NamedTuple):
+    """Why an image's class `first` and not `second`?"""
+    index: int                # of the image
+    pair: int                 # of annotations.pairs
+    first: int
+    second: int
+    parts: tuple[int, ...]    # differing parts that the picture shows
+
+
+class Asked(NamedTuple):
+    """The questions of a split, and where things are in its N images."""
+    questions: list
+    regions: np.ndarray       # (N,S,S) uint8, of REGIONS
+    clutter: np.ndarray       # (N,S,S) uint8: the shape of the background, from 1; 0 for none
+
+    def chosen(self, rows):
+        """The same of some of the questions."""
+        return self._replace(questions=[self.questions[row] for row in rows])
+
+    def areas(self, labels, count):
+        """(Q,count): the share of a question's picture that each label has. labels: regions or clutter."""
+        own = {question.index for question in self.questions}
+        areas = {index: np.bincount(labels[index].ravel(), minlength=count) / labels[index].size for index in own}
+        return np.stack([areas[question.index] for question in self.questions])
+
+
+class Effects(NamedTuple):
+    """What the interventions did, question by question, to log p(A|x) / p(B|x) where nothing else is said. Effects:
+    before less after; zero for what is not in sight."""
+    log_odds: np.ndarray      # (Q,8), by region, in B's colours or another background; one that both share has none
+    probability: np.ndarray   # (Q,8), likewise, on p(A|x) - p(B|x)
+    all_parts: np.ndarray     # (Q,), of all differing parts at once
+    is_right: np.ndarray      # (Q,) bool: the image's class is predicted
+    turns: np.ndarray         # (Q,) bool: with all differing parts in B's colours, B is
+    deletion: np.ndarray      # (Q,7), of each part left out
+    shapes: np.ndarray        # (Q,18), of each shape of the background left out
+
+
+def ask(images, annotations, repainter, size):
+    """What is Asked of a split, in pictures of size x size. Raises UserError without part masks."""
+    regions, clutter, questions = [], [], []
+    for index, label in enumerate(screen.progress(images.labels.tolist(), 'background shapes', 'image', leave=False)):
+        mask = annotations.true_parts(images.image_id(index), size)
+        if mask is None:
+            raise UserError(f'{annotations.root / "part_masks"} is not there, and interventions need it: move '
+                            f'{annotations.root} away, and the painter makes it again')
+        regions.append(np.where(mask == NO_PART, BACKGROUND, mask).astype(np.uint8))
+        shapes = Image.fromarray(repainter.picture(images.image_id(index)).clutter)
+        clutter.append(np.asarray(shapes.resize((size, size), Image.Resampling.NEAREST)))
+        shown = set(np.unique(mask).tolist())
+        for number, pair in enumerate(annotations.pairs):
+            parts = tuple(part for part in pair.parts if part in shown)
+            if label in pair[:2] and parts:
+                other = pair.second if label == pair.first else pair.first
+                questions.append(Question(index, number, label, other, parts))
+    return Asked(questions, np.stack(regions), np.stack(clutter))
+
+
+def pictures_of(asked, index, numbers):
+    """The pictures of an image that its questions need: {(field of Effects, place in it, question or None for all of
+    them): arguments of Repainter.paint}. numbers: of these questions."""
+    colours, pictures = [own for _, own in class_colours()], {('log_odds', (BACKGROUND,), None): {'background': 1}}
+    for number in numbers:
+        _, _, _, second, parts = asked.questions[number]
+        swaps = {part: {UNION_PARTS[part]: colours[second][UNION_PARTS[part]]} for part in parts}
+        pictures |= {('log_odds', (part,), number): {'colours': swap} for part, swap in swaps.items()}
+        everything = {name: colour for swap in swaps.values() for name, colour in swap.items()}
+        pictures['all_parts', (), number] = {'colours': everything}
+    parts, shapes = (np.unique(labels[index]).tolist() for labels in (asked.regions, asked.clutter))
+    pictures |= {('deletion', (part,), None): {'without': (UNION_PARTS[part],)} for part in parts if part != BACKGROUND}
+    return pictures | {('shapes', (shape - 1,), None): {'without': (shape,)} for shape in shapes if shape}
+
+
+@torch.no_grad()
+def true_effects(model, images, asked, repainter, device):
+    """The Effects, by repainting: one forward for each picture. Each process repaints some of the images."""
+    questions, by_image = asked.questions, {}
+    for number, question in enumerate(questions):
+        by_image.setdefault(question.index, []).append(number)
+    widths = {'log_odds': len(REGIONS), 'probability': len(REGIONS), 'deletion': len(UNION_PARTS), 'shapes': SHAPES}
+    found = {name: np.zeros((len(questions), width)) for name, width in widths.items()}
+    found |= {'all_parts': np.zeros(len(questions)),
+              **{name: np.zeros(len(questions), bool) for name in ('is_right', 'turns')}}
+    mine = list(by_image.items())[processes.rank()::processes.size()]
+    for index, numbers in screen.progress(mine, 'repainting', 'image'):
+        image_id, pictures = images.image_id(index), pictures_of(asked, index, numbers)
+        painted = [repainter.paint(image_id, **how) for how in ({}, *pictures.values())]  # the first as it is
+        batch = torch.stack([images.transform(as_image(picture)) for picture in painted])
+        scores = model(util.to_device(batch, device)).log_softmax(1).cpu().double().numpy()  # (V,C)
+        for number in numbers:
+            _, _, first, second, _ = questions[number]
+            odds = scores[:, first] - scores[:, second]
+            gap = np.exp(scores[:, first]) - np.exp(scores[:, second])
+            found['is_right'][number] = scores[0].argmax() == first
+            for row, (field, place, whose) in enumerate(pictures, 1):
+                if whose not in (None, number):
+                    continue
+                found[field][(number, *place)] = odds[0] - odds[row]
+                if field == 'log_odds':
+                    found['probability'][(number, *place)] = gap[0] - gap[row]
+                elif field == 'all_parts':
+                    found['turns'][number] = scores[row].argmax() == second
+    of_each = processes.gather(found)  # zero where another has measured
+    return Effects(**{name: sum(own[name] for own in of_each).astype(values.dtype) for name, values in found.items()})
+
+
+def masses(maps, labels, count):
+    """The sum of maps (E,h,w) over the places of each of `count` labels, and of their absolute values: two (E,count).
+
+    Enlarged to the labels' size (E,S,S); a map's whole mass stays the sum of its cells.
+    """
+    size = labels.shape[1:]
+    values = resize(maps, size).flatten(1).double() * (maps[0].numel() / (size[0] * size[1]))
+    where = torch.from_numpy(labels).flatten(1).long()
+    empty = torch.zeros(len(maps), count, dtype=torch.float64)
+    return empty.scatter_add(1, where, values).numpy(), empty.scatter_add(1, where, values.abs()).numpy()

@@ -1,0 +1,1 @@
+"""How a command runs: its command line, its screen, its processes, its files."""

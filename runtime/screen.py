@@ -1,0 +1,147 @@
+"""The screen of a script: what it says, how it ends, and a screen that may be closed or full."""
+import contextlib
+import os
+import re
+import sys
+
+from tqdm import tqdm
+
+from runtime import processes
+from wsol.errors import UserError
+
+MEMORY = 'lower --workers, whose processes each hold batches, or --batch_size'
+
+
+EXPLAINED = (  # what torch says in many words -> what it means, and the remedy
+    (r'killed by signal: Bus error|shared memory|/torch_\S+.*(No space|Cannot allocate)|/shm', 'the shared memory '
+     'through which loader processes hand images over is full: give it more (docker run --shm-size=1g), or say '
+     '--workers=0'),
+    (r'DataLoader worker .*(killed by signal|exited unexpectedly)', 'a loader process was killed, most likely for want '
+     f'of memory: {MEMORY}'),
+    (r'out of memory|not enough memory|Cannot allocate memory|MemoryError', f'there is not enough memory: {MEMORY}'),
+)
+
+
+def run(main):
+    """Run a script's main(); what the user can mend becomes one line on stderr and exit code 2."""
+    open_streams()
+    processes.end_with_parent()
+    code = 0
+    try:
+        processes.meet()
+        main()
+    except SystemExit as stop:  # argparse's, after --help
+        code = stop.code or 0
+    except KeyboardInterrupt:
+        code = _last_words('interrupted; what was finished is kept', 130)
+    except processes.Stopped as stop:
+        code = stop.code
+        if processes.is_first():
+            _print(stop.message, sys.stderr)
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        code = _explain(error)
+    say()
+    processes.leave(code)
+
+
+def _explain(error):
+    """Say in one line what went wrong. Returns the exit code. An error that no user can mend is raised again."""
+    text = str(error) or type(error).__name__
+    advice = next((advice for pattern, advice in EXPLAINED if re.search(pattern, text)), None)
+    if isinstance(error, UserError):
+        # a loader's worker hands its error on wrapped in a traceback: the last line is ours
+        return _last_words('error: ' + ' '.join(text.rsplit('UserError: ', 1)[-1].strip().splitlines()), 2)
+    reason = text.strip().splitlines()[-1 if 'Traceback' in text else 0][:300]
+    if advice is not None:
+        return _last_words(f'error: {advice} ({reason})', 2)
+    if processes.is_anothers_end(error):
+        return _last_words('error: another process of this run has ended; what was saved is kept', 1)
+    if not isinstance(error, (OSError, MemoryError)):
+        raise error
+    return _last_words(f'error: {reason}', 2)
+
+
+def _last_words(message, code):
+    """Print a message on stderr, unless another process of the run has said why it ends. Returns the code."""
+    if processes.speaks_for_all():
+        _print(message, sys.stderr)
+    return code
+
+
+def open_streams():
+    """See to it that the numbers of stdin, stdout and stderr are taken: else the next file opened would get one, and
+    what a library prints would land in it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    for name in ('stdout', 'stderr'):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, 'w'))  # noqa: SIM115  until the end
+        with contextlib.suppress(AttributeError):  # a test's own stream
+            getattr(sys, name).reconfigure(errors='backslashreplace')  # names of files need not be text
+
+
+def _print(text, stream):
+    try:
+        print(text, end='\n' if text else '', file=stream, flush=True)
+    except (OSError, ValueError):
+        _give_up(stream)
+
+
+def _give_up(stream):
+    """From here on what is printed goes nowhere: neither the next line nor the end of Python fails."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def say(text=''):
+    """Print on stdout, if this is the first process of the run."""
+    if processes.is_first():
+        _print(str(text), sys.stdout)
+
+
+def warn(message):
+    """Print a warning on stderr, likewise."""
+    if processes.is_first():
+        _print('warning: ' + message, sys.stderr)
+
+
+class _Stderr:
+    """What a progress bar writes to."""
+
+    def write(self, text):
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            _give_up(sys.stderr)
+
+    def flush(self):
+        """Each write is flushed."""
+
+    def __getattr__(self, name):
+        return getattr(sys.stderr, name)
+
+
+def progress(iterable, description, unit, **options):
+    """A tqdm bar: smooth on a terminal; in a log a line now and then, none for bars that would vanish; of several
+    processes the first has it."""
+    terminal = sys.stderr.isatty()
+    hidden = not processes.is_first() or (not terminal and not options.get('leave', True))
+    return tqdm(iterable, description, unit=unit, dynamic_ncols=True, mininterval=0.2 if terminal else 15,
+                file=_Stderr(), disable=hidden, **options)
+
+
+def table(header, rows):
+    """Text in columns: the first flush left, the others right. Numbers with one decimal."""
+    def show(cell):
+        return '-' if cell is None else f'{cell:.1f}' if isinstance(cell, float) else str(cell)
+
+    cells = [[show(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ['  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]
+    return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])

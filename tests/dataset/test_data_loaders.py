@@ -1,0 +1,361 @@
+"""Data sets: lists read right or refused with file and line, images and transforms, an order that the seed alone decides."""
+import copy
+import multiprocessing
+import os
+import signal
+import tracemalloc
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import shared
+from PIL import Image
+
+import data_loaders
+from data_loaders import SeededBatches, make_loader
+from dataset import image_files
+from dataset.images import ImageDataset
+from dataset.lists import read_boxes, read_columns, read_labels, read_mask_paths
+from dataset.registry import DATASETS, find_dataset
+from wsol.errors import UserError
+
+
+def write_split(folder, ids, labels):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'image_ids.txt').write_text('\n'.join(ids) + '\n')
+    (folder / 'class_labels.txt').write_text('\n'.join(labels) + '\n')
+    return folder
+
+
+def test_labels_follow_the_ids_whatever_the_order(tmp_path):
+    folder = write_split(tmp_path, ['b.jpg', 'a,1.jpg', 'c.jpg'], ['a,1.jpg,4', 'c.jpg,2', 'z.jpg,1', 'b.jpg,0'])
+    ids, labels = read_labels(folder, 5)
+    assert ids.tolist() == [b'b.jpg', b'a,1.jpg', b'c.jpg'] and labels.tolist() == [0, 4, 2]
+
+
+@pytest.mark.parametrize('ids, labels, words', [
+    (['a.jpg'], ['a.jpg'], ['class_labels.txt, line 1', 'path,integer', '"a.jpg"']),
+    (['a.jpg', 'b.jpg'], ['a.jpg,1', 'b.jpg,x'], ['line 2', '"b.jpg,x"']),
+    (['a.jpg', '', 'b.jpg'], ['a.jpg,1'], ['image_ids.txt, line 2']),
+    (['a.jpg', 'b.jpg'], ['a.jpg,1', 'b.jpg,5'], ['line 2', 'label 5', '0 to 4']),
+    (['a.jpg', 'b.jpg'], ['a.jpg,1', 'b.jpg,-1'], ['line 2', 'label -1']),
+    (['a.jpg', 'q.jpg'], ['a.jpg,1', 'b.jpg,1'], ['image_ids.txt, line 2', 'q.jpg']),
+])
+def test_bad_metadata_is_refused_with_file_and_line(tmp_path, ids, labels, words):
+    with pytest.raises(UserError) as error:
+        read_labels(write_split(tmp_path, ids, labels), 5)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize('name, split, images, classes', [
+    ('CUB', 'train', 5994, 200), ('CUB', 'val', 1000, 200), ('CUB', 'test', 5794, 200),
+    ('ILSVRC', 'val', 10000, 1000), ('ILSVRC', 'test', 50000, 1000),
+    ('OpenImages', 'train', 29819, 100), ('OpenImages', 'val', 2500, 100), ('OpenImages', 'test', 5000, 100),
+])
+def test_the_real_metadata_has_the_papers_sizes(name, split, images, classes):
+    ids, labels = read_labels(shared('metadata', name, split), DATASETS[name].num_classes)
+    assert len(ids) == len(np.unique(ids)) == images
+    assert len(np.unique(labels)) == DATASETS[name].num_classes == classes
+
+
+def test_a_long_list_stays_small_in_memory(tmp_path):
+    """ImageNet's lists have 1.28 million lines of 38 bytes; a fifth of them must not take 100 bytes a line."""
+    lines = 256_000
+    with open(tmp_path / 'class_labels.txt', 'w') as file:
+        file.writelines(f'train/n01440764/n01440764_{index:08d}.JPEG,{index % 1000}\n' for index in range(lines))
+    tracemalloc.start()
+    ids, labels = read_columns(tmp_path / 'class_labels.txt', 1)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(ids) == lines and labels[-1, 0] == (lines - 1) % 1000
+    assert kept < 60 * lines and peak < 250 * lines
+
+
+def picture(path, size=(20, 10), mode='RGB'):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, 200).save(path)
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'RGBA', 'P', 'CMYK'])
+def test_images_of_any_mode_become_normalised_squares(tmp_path, mode):
+    picture(tmp_path / f'a.{"tif" if mode == "CMYK" else "png"}', mode=mode)
+    image = image_files.open_image(next(tmp_path.iterdir()))
+    assert image_files.eval_transform(8)(image).shape == (3, 8, 8)
+
+
+def noise(height=40, width=60):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize('size', [10, 24, 50, 75])
+def test_images_are_resized_as_pil_does_to_one_grey_level_at_most(size):
+    ours = image_files.eval_transform(size).resize(noise())
+    expected = np.asarray(noise().resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    assert ours.dtype == torch.uint8 and ours.shape == expected.shape
+    difference = np.abs(ours.numpy().astype(int) - expected)
+    assert difference.max() <= 1 and difference.mean() < 0.1
+
+
+def test_eval_transform_is_the_resized_image_normalised():
+    transform = image_files.eval_transform(24)
+    expected = normalised(transform.resize(noise()).permute(1, 2, 0).numpy())
+    np.testing.assert_allclose(transform(noise()), expected, rtol=1e-5, atol=1e-6)
+    other = image_files.eval_transform(24, [[0.5] * 3, [0.25] * 3])(noise())
+    np.testing.assert_allclose(other, expected * [[[0.229 * 4]], [[0.224 * 4]], [[0.225 * 4]]]
+                               + [[[-0.06]], [[-0.176]], [[-0.376]]], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('content', [None, b'', b'<html>', 'truncated'])
+def test_an_image_that_does_not_open_is_named(tmp_path, content):
+    path = tmp_path / 'broken.png'
+    if content == 'truncated':
+        picture(path, (200, 200))
+        content = path.read_bytes()[:60]
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match='broken.png does not open'):
+        image_files.open_image(path)
+
+
+def normalised(pixels):
+    """(S,S,3) uint8 -> (3,S,S) float32, the formula written out."""
+    return ((pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).transpose(2, 0, 1)
+
+
+def test_train_transform_is_one_of_the_crops_of_the_resized_image_flipped_or_not(tmp_path):
+    """Exactly one of them for a seed; over many seeds every offset and both flips come about equally often."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    image.save(tmp_path / 'a.png')
+    resized = image_files.train_transform(10, 8).resize(image).permute(1, 2, 0).numpy()
+    crops = {(top, left, flip): normalised(resized[top:top + 8, left:left + 8][:, ::-1 if flip else 1])
+             for top in range(3) for left in range(3) for flip in (False, True)}
+    places, stacked = list(crops), np.stack(list(crops.values()))
+    dataset = ImageDataset(np.array([b'a.png']), np.zeros(1, int), tmp_path, image_files.train_transform(10, 8))
+    drawn = Counter()
+    for seed in range(900):
+        output = dataset[0, seed][0].numpy()
+        assert output.shape == (3, 8, 8) and output.dtype == np.float32
+        matches = np.abs(stacked - output).max((1, 2, 3)) < 1e-5
+        assert matches.sum() == 1
+        drawn[places[matches.argmax()]] += 1
+    assert drawn.keys() == crops.keys()
+    chi_squared = sum((count - 50) ** 2 / 50 for count in drawn.values())
+    assert chi_squared < 40  # 17 degrees of freedom: 0.1 % of uniform draws exceed it
+    assert torch.equal(dataset[0, 7][0], dataset[0, 7][0])
+
+
+def test_the_flip_and_the_offsets_of_two_images_are_drawn_apart(tmp_path):
+    """Images of one batch have seeds of their own: their crops are not one and the same."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    for index in range(40):
+        Image.fromarray(pixels).save(tmp_path / f'{index:02d}.png')
+    ids = np.array([f'{index:02d}.png'.encode() for index in range(40)])
+    dataset = ImageDataset(ids, np.zeros(40, int), tmp_path, image_files.train_transform(9, 8))
+    images, _ = drawn(dataset, 0, 0, 0)
+    assert len({image.numpy().tobytes() for image in images}) == 8  # 2 x 2 offsets, 2 flips
+
+
+def drawn(dataset, seed, epoch, workers):
+    sampler = SeededBatches(len(dataset), 4, seed)
+    sampler.epoch = epoch
+    loader = make_loader(dataset, 4, workers, torch.device('cpu'), sampler)
+    images, _, indices = (torch.cat(column) for column in zip(*loader, strict=True))
+    return images, indices
+
+
+def test_loader_processes_outlive_the_first_signal_to_the_group_and_end_at_the_second(tmp_path):
+    """As a scheduler sends it to all processes of a training, which needs its loaders until it has saved."""
+    for index in range(12):
+        Image.new('RGB', (9, 9), (index, 0, 0)).save(tmp_path / f'{index:02d}.png')
+    ids = np.array([f'{index:02d}.png'.encode() for index in range(12)])
+    dataset = ImageDataset(ids, np.arange(12), tmp_path, image_files.train_transform(9, 8))
+    loader = make_loader(dataset, 2, 1, torch.device('cpu'), SeededBatches(12, 2, 0))
+    before, batches = set(multiprocessing.active_children()), iter(loader)
+    labels = [next(batches)[1]]
+    (worker,) = set(multiprocessing.active_children()) - before
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        os.kill(worker.pid, number)
+    labels += [own for _, own, _ in batches]
+    assert sorted(torch.cat(labels).tolist()) == list(range(12))
+    os.kill(worker.pid, signal.SIGTERM)
+    worker.join(20)
+    assert worker.exitcode == 0
+
+
+def test_training_images_depend_on_seed_and_epoch_but_not_on_the_workers(tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(10):
+        Image.fromarray(rng.integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(tmp_path / f'{index}.png')
+    ids = np.array([f'{index}.png'.encode() for index in range(10)])
+    dataset = ImageDataset(ids, np.zeros(10, int), tmp_path, image_files.train_transform(24, 16))
+    images, order = drawn(dataset, 3, 1, 0)
+    torch.rand(1)  # the global state must not matter
+    again, same_order = drawn(dataset, 3, 1, 2)
+    assert torch.equal(order, same_order) and torch.equal(images, again)
+    assert sorted(order.tolist()) == list(range(10))
+    for other in (drawn(dataset, 4, 1, 0), drawn(dataset, 3, 2, 0)):
+        assert not torch.equal(other[0], images) and not torch.equal(other[1], order)
+
+
+def noise_dataset(folder, count=5, size=(16, 12)):
+    rng = np.random.default_rng(1)
+    for index in range(count):
+        Image.fromarray(rng.integers(0, 256, (30 + index, 30, 3), dtype=np.uint8)).save(folder / f'{index}.png')
+    ids = np.array([f'{index}.png'.encode() for index in range(count)])
+    return ImageDataset(ids, np.arange(count), folder, image_files.train_transform(*size))
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_workers_hand_over_bytes_that_become_the_items_numbers(tmp_path, monkeypatch, workers):
+    dataset, handed = noise_dataset(tmp_path), []
+    normalise = image_files.Transform.normalise
+    monkeypatch.setattr(image_files.Transform, 'normalise', lambda own, pixels: handed.append(pixels) or normalise(own, pixels))
+    loader = make_loader(dataset, 4, workers, torch.device('cpu'))
+    torch.manual_seed(5)
+    batches = [images for images, _, _ in loader]
+    assert [(pixels.dtype, tuple(pixels.shape)) for pixels in handed] == [
+        (torch.uint8, (4, 3, 12, 12)), (torch.uint8, (1, 3, 12, 12))]
+    assert all(images.is_contiguous(memory_format=torch.channels_last) for images in batches)
+    dataset.transform = image_files.eval_transform(12)
+    images = torch.cat([images for images, _, _ in loader])
+    assert torch.equal(images, torch.stack([dataset[index][0] for index in range(5)]))
+
+
+def test_a_cache_gives_the_same_pixels_and_opens_no_image_again(tmp_path, capsys, monkeypatch):
+    dataset = noise_dataset(tmp_path)
+    kept = copy.copy(dataset).cached(tmp_path / 'cache', 'set_train')
+    path, = (tmp_path / 'cache').iterdir()
+    out, err = capsys.readouterr()
+    assert path.stat().st_size == 5 * 3 * 16 * 16 and '5 images of 16x16 pixels will take' in out and 'resizing images' in err
+    expected = [dataset[index, index + 7][0] for index in range(5)]
+    monkeypatch.setattr(data_loaders, 'open_image', None)
+    for index, image in enumerate(expected):
+        assert torch.equal(kept[index, index + 7][0], image)
+    assert len(list(make_loader(kept, 2, 2, torch.device('cpu')))) == 3
+    copy.copy(dataset).cached(tmp_path / 'cache', 'set_train')  # there already
+    assert capsys.readouterr().out == ''
+
+
+def test_a_cache_is_of_its_images_their_order_and_their_size(tmp_path):
+    folder, paths = tmp_path / 'cache', set()
+
+    def add(dataset):
+        before = {path: path.stat().st_mtime_ns for path in paths}
+        paths.add(dataset.cached(folder, 'set_train').cache)
+        assert before == {path: path.stat().st_mtime_ns for path in before}
+        for index in range(len(dataset)):
+            assert torch.equal(dataset.resized(index), dataset.transform.resize(image_files.open_image(
+                tmp_path / dataset.image_id(index))))
+    whole = noise_dataset(tmp_path)
+    other = image_files.train_transform(20, 12)
+    for dataset in (whole, ImageDataset(whole.image_ids[::-1], whole.labels[::-1], tmp_path, whole.transform),
+                    ImageDataset(whole.image_ids, whole.labels, tmp_path, other)):
+        add(dataset)
+    Image.new('RGB', (30, 30), 'blue').save(tmp_path / '2.png')
+    add(ImageDataset(whole.image_ids, whole.labels, tmp_path, whole.transform))
+    size, known = (tmp_path / '2.png').stat().st_size, whole.fingerprint()
+    Image.new('RGB', (30, 30), 'white').save(tmp_path / '2.png')  # another picture in a file of the same size
+    assert (tmp_path / '2.png').stat().st_size == size and whole.fingerprint() == known
+    add(ImageDataset(whole.image_ids, whole.labels, tmp_path, whole.transform))
+    assert len(paths) == len(list(folder.iterdir())) == 5
+
+
+def test_half_a_cache_is_made_anew_and_one_that_does_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch):
+    dataset = noise_dataset(tmp_path)
+    path = copy.copy(dataset).cached(tmp_path / 'cache', 'set_train').cache
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    assert copy.copy(dataset).cached(tmp_path / 'cache', 'set_train').cache.read_bytes() == whole
+    monkeypatch.setattr(data_loaders.shutil, 'disk_usage', lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match='0.00 GB free; leave --cache out'):
+        copy.copy(dataset).cached(tmp_path / 'other', 'set_train')
+
+
+def test_the_draws_of_an_image_leave_the_global_state_alone(tmp_path):
+    picture(tmp_path / 'a.png')
+    dataset = ImageDataset(np.array([b'a.png']), np.zeros(1, int), tmp_path, image_files.train_transform(24, 16))
+    before = torch.get_rng_state()
+    dataset[0, 5]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_epoch_an_image_is_drawn_in_does_not_repeat_its_crops():
+    """Over 50 epochs the seeds of one image, and of all, are all different."""
+    sampler, seeds = SeededBatches(20, 6, 3), []
+    for epoch in range(50):
+        sampler.epoch = epoch
+        order, own = zip(*(pair for batch in sampler for pair in batch), strict=True)
+        assert sorted(order) == list(range(20))
+        seeds += own
+    assert len(set(seeds)) == 1000
+
+
+# --- data sets as objects -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('name, folders', [
+    ('CUB', ['d/CUB/images', 'd/CUBV2', 'd/CUB/images']), ('ILSVRC', ['d/ILSVRC', 'd/ImageNetV2', 'd/ILSVRC']),
+    ('ImageNet', ['d/ILSVRC', 'd/ImageNetV2', 'd/ILSVRC']), ('OpenImages', ['d/OpenImages'] * 3),
+    ('ToyBirds', ['d/ToyBirds/images'] * 3)])
+def test_where_a_data_sets_files_are(name, folders):
+    data = find_dataset(name, 'd', 'm', 'masks')
+    assert [str(data.image_folders[split]) for split in ('train', 'val', 'test')] == folders
+    assert [str(data.list_folders[split]) for split in ('train', 'val', 'test')] == [
+        f'm/{data.name}/{split}' for split in ('train', 'val', 'test')]
+    assert data.label == data.name == {'ImageNet': 'ILSVRC'}.get(name, name)
+    assert str(data.mask_folder) == f'masks/{data.name}' and data.has_masks == (name == 'OpenImages')
+    for split in ('train', 'val', 'test'):
+        with pytest.raises(UserError) as error:
+            data.list_images(split)
+        assert all(word in str(error.value) for word in (data.name, split, 'image_ids.txt', data.prepare[split]))
+
+
+def test_the_fingerprint_sees_ids_labels_and_their_order(tmp_path):
+    def fingerprint(ids, labels):
+        return ImageDataset(np.array(ids), np.array(labels), tmp_path, None).fingerprint()
+    known = fingerprint([b'a', b'b'], [0, 1])
+    assert known == fingerprint([b'a', b'b'], [0, 1])
+    assert len({known, fingerprint([b'b', b'a'], [1, 0]), fingerprint([b'a', b'b'], [1, 1]), fingerprint([b'a'], [0]),
+                fingerprint([b'a', b'c'], [0, 1])}) == 5
+
+
+# --- the WSOL evaluation's lists ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('split, masks', [('val', 3854), ('test', None)])
+def test_the_real_mask_lists_load(split, masks):
+    folder = shared('metadata', 'OpenImages', split)
+    ids, _ = read_labels(folder, 100)
+    paths = read_mask_paths(folder, ids)
+    lines = (folder / 'localization.txt').read_text().splitlines()
+    assert len(paths) == len(ids) and sum(len(own) for own, _ in paths) == len(lines) == (masks or len(lines))
+
+
+@pytest.mark.parametrize('lines, words', [
+    (['a.jpg,1,2,3'], ['line 1', 'path,integer,integer,integer,integer']),
+    (['a.jpg,1,2,3,4', 'b.jpg,5,2,3,4'], ['line 2', 'no box']), (['a.jpg,1,2,3,4'], ['no line for b.jpg']),
+])
+def test_bad_boxes_are_refused_with_their_line(tmp_path, lines, words):
+    (tmp_path / 'localization.txt').write_text('\n'.join(lines) + '\n')
+    (tmp_path / 'image_sizes.txt').write_text('a.jpg,9,9\nb.jpg,9,9\n')
+    with pytest.raises(UserError) as error:
+        read_boxes(tmp_path, np.array([b'a.jpg', b'b.jpg']))
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_boxes_of_an_image_stay_together_whatever_the_order(tmp_path):
+    (tmp_path / 'localization.txt').write_text('b.jpg,1,1,2,2\nz.jpg,0,0,1,1\na.jpg,3,3,4,4\nb.jpg,5,5,6,6\n')
+    (tmp_path / 'image_sizes.txt').write_text('z.jpg,5,5\nb.jpg,7,8\na.jpg,9,9\n')
+    boxes = read_boxes(tmp_path, np.array([b'a.jpg', b'b.jpg']))
+    assert boxes.of(0).tolist() == [[3, 3, 4, 4]] and boxes.of(1).tolist() == [[1, 1, 2, 2], [5, 5, 6, 6]]
+    assert boxes.sizes.tolist() == [[9, 9], [7, 8]]
+
+
+@pytest.mark.parametrize('line, words', [('a.jpg,m.png', ['line 1']), ('a.jpg,m.png,', ['no ignore mask of a.jpg']),
+                                         ('b.jpg,m.png,i.png', ['no mask of a.jpg'])])
+def test_bad_mask_lists_are_refused(tmp_path, line, words):
+    (tmp_path / 'localization.txt').write_text(line + '\n')
+    with pytest.raises(UserError) as error:
+        read_mask_paths(tmp_path, np.array([b'a.jpg']))
+    assert all(word in str(error.value) for word in words), error.value

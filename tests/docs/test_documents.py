@@ -1,0 +1,198 @@
+"""README and docs are true: their flags, commands, names, links and Python exist, parse and run."""
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import config
+from dataset.prepare import RECIPES
+from dataset.toybirds import class_colours
+from experiment import weights
+from wsol import HEADS, PROCESSES, attribution_maps, build_model
+from wsol.attribution.contrast import CONTRASTS
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXTS = {path.relative_to(ROOT): path.read_text() for path in (ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md')))}
+README, ATTRIBUTION, DATA, TROUBLE = (TEXTS[Path(name)] for name in (
+    'README.md', 'docs/attribution.md', 'docs/data.md', 'docs/troubleshooting.md'))
+EVERYTHING = '\n'.join(TEXTS.values())
+# scripts whose flags are not in config's table -> the module that has their make_parser
+OWN_PARSERS = ('search', 'compare', 'reproduce', 'abstention', 'demo', 'ablation', 'localise', 'bench', 'precision')
+
+
+def test_the_front_page_is_short():
+    assert len(README.splitlines()) <= 120 and max(map(len, README.splitlines())) <= 132
+
+
+def test_every_process_has_a_row_and_every_row_is_a_process():
+    table = ATTRIBUTION.split('\n## ')[0]
+    named = [name for cell in re.findall(r'^\| (`.*?) \|', table, re.M) for name in re.findall(r'`([^`]+)`', cell)]
+    assert sorted(named) == sorted([*PROCESSES, config.OBJECT_MASK])
+
+
+def test_the_rows_name_the_heads_that_define_a_process():
+    for cells, heads in re.findall(r'^\| (`.*?) \|.*\| (all|CALM) \|', ATTRIBUTION, re.M):
+        for name in set(re.findall(r'`([^`]+)`', cells)) & set(PROCESSES):
+            assert issubclass(HEADS['CAM'], PROCESSES[name].head) == (heads == 'all'), name
+
+
+def test_every_contrast_method_has_a_row():
+    table = ATTRIBUTION.split('\n## Contrasts')[1].split('\n## ')[0]
+    rows = dict(re.findall(r'^\| `([^`]+)`( \(CALM\))? \|', table, re.M))
+    own = {name: entry for name, entry in CONTRASTS.items() if name.removesuffix('-difference') not in PROCESSES}
+    assert rows.keys() == own.keys()
+    for name, calm in rows.items():
+        assert issubclass(HEADS['CAM'], CONTRASTS[name].head) == (not calm), name
+
+
+def test_the_cost_column(monkeypatch):
+    """Forwards and backwards, counted."""
+    torch.manual_seed(0)
+    model = build_model('resnet18', 'CALM_EM', 3, last_stage='layer1').eval()
+    counts = {'F': 0, 'B': 0}
+    backward = torch.autograd.grad
+
+    def count_forward(module, inputs, output):
+        counts['F'] += len(output)
+
+    def count_backward(*args, **options):
+        counts['B'] += len(args[1])
+        return backward(*args, **options)
+    model.conv1.register_forward_hook(count_forward)
+    monkeypatch.setattr(torch.autograd, 'grad', count_backward)
+    rows = re.findall(r'^\| (`.*?) \|.*\| (?:all|CALM) \| (.*?) \|', ATTRIBUTION, re.M)
+    for cells, cost in rows:
+        stated = {kind: int(number) for number, kind in re.findall(r'(\d+) ([FB])', cost.replace('D+2', '66'))}
+        for name in set(re.findall(r'`([^`]+)`', cells)) & set(PROCESSES):
+            counts.update(F=0, B=0)
+            attribution_maps(model, torch.randn(1, 3, 56, 56), torch.tensor([1]), name, superclasses=torch.eye(3) > 0)
+            assert counts == {'F': 0, 'B': 0} | stated, name
+
+
+def parsers():
+    """{script: its parser}, of those that are there."""
+    found = {script: config.make_parser(script, '') for script in config.SCRIPTS}
+    found['inference'].add_argument('images', nargs='*')
+    for name in OWN_PARSERS:
+        module = importlib.import_module(name) if (ROOT / f'{name}.py').is_file() else None
+        if hasattr(module, 'make_parser'):
+            found[name] = module.make_parser()
+    return found
+
+
+def test_every_flag_exists():
+    """A flag that a page names is one of the table, of a script's own, or of a tool; a value that it gives parses."""
+    own = {action.dest for parser in parsers().values() for action in parser._actions}
+    tools = {'archive', 'nproc_per_node', 'nnodes', 'rdzv_endpoint', 'rdzv_backend', 'node_rank', 'data_root',
+             'metadata_root', 'logdir'}
+    named = set(re.findall(r'--([a-z]\w+)', re.sub(r'^    (?:#SBATCH|srun).*$', '', EVERYTHING, flags=re.M)))
+    assert len(named) > 40
+    assert named - tools <= own
+    for name, value in re.findall(r'`--(\w+)=([\w./-]+)`', EVERYTHING):
+        if name in config.ALL_FLAGS and value not in ('NAME', 'FILE', 'MODE', 'N', 'Q', 'K', 'M'):
+            config.ALL_FLAGS[name].parse(value.replace('timm/NAME', 'resnet18'))
+
+
+def test_every_data_set_and_published_weight_is_named():
+    assert all(f'`{name}' in DATA for name in RECIPES)
+    assert all(f'`{name}`' in README for name in weights.PUBLISHED)
+
+
+@pytest.mark.parametrize('page', TEXTS, ids=str)
+def test_every_linked_file_is_there(page):
+    for link in re.findall(r'\]\(([^)]+)\)', TEXTS[page]):
+        if not link.startswith('http'):
+            path, _, anchor = link.partition('#')
+            target = ROOT / page.parent / path if path else ROOT / page
+            assert target.is_file(), link
+            if anchor:
+                titles = re.findall(r'^#+ (.*)$', target.read_text(), re.M)
+                assert anchor in {re.sub(r'[^\w -]', '', title.lower()).replace(' ', '-') for title in titles}, link
+
+
+def test_every_page_is_in_the_contents():
+    """And the contents name no other."""
+    contents = yaml.safe_load((ROOT / 'mkdocs.yml').read_text().replace('!!python', 'python'))['nav']
+    named = [page for entry in contents for page in ([entry] if isinstance(entry, str) else sum(entry.values(), []))]
+    assert sorted(named) == sorted(path.name for path in (ROOT / 'docs').iterdir() if path.suffix in ('.md', '.ipynb'))
+
+
+def test_make_targets_exist():
+    targets = re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.M)
+    named = re.findall(r'(?:`|^    )make ([\w-]+)', EVERYTHING, re.M)
+    assert named and set(named) <= set(targets)
+
+
+@pytest.mark.parametrize('page', TEXTS, ids=str)
+def test_commands_parse(page):
+    """The published commands and all others: each parses, and states nothing that its script does not read."""
+    text = TEXTS[page].replace('\\\n', ' ')
+    every = parsers()
+    for script, command in re.findall(r'^    (?:torchrun .*?|python )([\w/]+)\.py(.*)$', text, re.M):
+        words = shlex.split(command, comments=True)
+        if script == 'dataset/prepare':
+            assert words[0] in [*RECIPES, 'all', 'check', 'NAME'], command
+            continue
+        assert (ROOT / f'{script}.py').is_file() and script in every, script
+        if script not in config.SCRIPTS:
+            _, rest = every[script].parse_known_args(words)
+            config.parse('main', argv=rest)  # what a script of experiments hands on
+            continue
+        args = config.parse(script, argv=words, parser=every[script])
+        published = 'experiment_name/' in command
+        unread = [name for name in args.given if name != 'images' and script not in config.ALL_FLAGS[name].readers]
+        assert not unread or published and set(unread) <= {'use_load_checkpoint', 'norm_type'}, (script, unread)
+
+
+def test_the_published_commands_are_on_the_front_page():
+    commands = re.findall(r'^    python (\w+)\.py.*experiment_name/', README, re.M)
+    assert commands == ['main', 'eval_pixel_perturb', 'eval_cue_location']
+
+
+def test_what_troubleshooting_quotes_is_said_somewhere():
+    """The words of every quoted message are in the code, in this order and close together."""
+    code = '\n'.join(path.read_text() for path in ROOT.rglob('*.py')
+                     if not {'.venv', 'tests', 'build'} & set(path.relative_to(ROOT).parts))
+    code = re.sub(r"""['"]\s*\n?\s*f?r?['"]""", '', code)  # one string, written in parts
+    rows = re.findall(r'^\| `(.*?)` \|', TROUBLE, re.M)
+    assert len(rows) > 10
+    for quoted in rows:
+        pieces = [piece for piece in re.split(r'\.\.\.|\b\d+\b|--architecture=resnet18|--architecture=|\bCUB train\b|\bnan\b|CAM(?= does)|jointll', quoted.replace('\\|', '|'))
+                  if len(piece.strip()) > 3]
+        assert re.search('.{0,120}?'.join(map(re.escape, (piece.strip() for piece in pieces))), code, re.S), quoted
+
+
+@pytest.mark.parametrize('page', [page for page in TEXTS if page.name != 'own.md'], ids=str)
+def test_python_stands_where_it_is_run(page):
+    assert '```python' not in TEXTS[page]
+
+
+def test_the_library_block_runs():
+    """docs/own.md, its first block."""
+    exec(re.findall(r'```python\n(.*?)```', TEXTS[Path('docs/own.md')], re.S)[0], {})
+
+
+def test_the_checkpoint_block_runs(monkeypatch, tmp_path):
+    """docs/own.md, its second block, on a checkpoint and a photo put where it looks for them."""
+    block = re.findall(r'```python\n(.*?)```', TEXTS[Path('docs/own.md')], re.S)[1]
+    monkeypatch.chdir(tmp_path)
+    photo = Path(re.search(r"open_upright\('(.*?)'\)", block)[1])
+    assert photo.parent.name in dict(class_colours())
+    photo.parent.mkdir(parents=True)
+    Image.new('RGB', (80, 60), 'tan').save(photo)
+    folder = Path('save') / re.search(r"load_model\('([\w/]+)'\)", block)[1]
+    network = {'architecture': 'resnet18', 'attribution_method': 'CALM_EM', 'last_stage': 'layer2', 'num_classes': 18}
+    torch.manual_seed(0)
+    weights.save_checkpoint(folder / weights.FILE, model=network, state_dict=build_model(**network).state_dict())
+    names = {}
+    exec(block, names)
+    probs = names['model'](names['images']).softmax(1)
+    assert names['joint'].shape == (1, 18, 14, 14)
+    torch.testing.assert_close(names['joint'].sum((2, 3)), probs)
+    best = names['best']
+    torch.testing.assert_close(names['why'].sum((1, 2)), probs[0, best] - probs[0, (best + 1) % 18])

@@ -1,0 +1,154 @@
+"""Cue localization by contrast methods, and with the lowest pixels dropped."""
+import numpy as np
+import pytest
+import torch
+from conftest import SIZE, open_birds, refused
+
+import eval_cue_location
+from experiment import result_files, weights
+from wsol import metrics
+from wsol.attribution.contrast import contrast_maps
+
+# --- cue localization -----------------------------------------------------------------------------------
+
+
+def cue_result(folder, word):
+    (path,) = folder.glob(f'cue_location*{word}*.json')
+    return result_files.read_result(path)
+
+
+def test_cue_localization_by_the_papers_contrast_equals_the_difference_of_the_maps(tiny_birds, save, script):
+    """joint-difference, a map of both classes at once, against the two joints subtracted."""
+    for flags in ([], ['--contrast_method=joint-difference']):
+        code, _, err = script('eval_cue_location', *tiny_birds, '--experiment_name=CALM_EM', *flags)
+        assert code == 0, err
+    by_maps, by_contrast = (cue_result(save / 'CALM_EM', word) for word in ('jointll', 'joint-difference'))
+    assert by_maps['evaluations'] == by_contrast['evaluations'] > 20
+    for own, other in zip(by_maps['pairs'], by_contrast['pairs'], strict=True):
+        assert own['exact_per_pair_underflow_counted'] == pytest.approx(other['exact_per_pair_underflow_counted'], abs=0.05)
+    assert by_contrast['settings']['norm_type'] == 'clipping' and by_contrast['settings']['score_map_process'] is None
+
+
+@pytest.mark.parametrize('flag, methods, dropped, alone', [
+    ('score_map_process', ('vanilla', 'jointll', 'object_mask'), ('0', '60'), [('jointll', '60'), ('object_mask', '0')]),
+    ('contrast_method', ('evidence', 'grad_cam'), ('0',), [('evidence', '0'), ('grad_cam', '0')])])
+def test_several_methods_in_one_pass_are_measured_as_one_by_one(flag, methods, dropped, alone, tiny_birds, save, script):
+    cue = ['eval_cue_location', *tiny_birds, '--experiment_name=CALM_EM']
+    code, _, err = script(*cue, f'--{flag}={",".join(methods)}', f'--drop_lowest={",".join(dropped)}')
+    assert code == 0, err
+    again, together = 0, {path.name: result_files.read_result(path) for path in (save / 'CALM_EM').glob('cue_location*.json')}
+    assert len(together) == len(methods) * len(dropped)
+    for method, share in alone:
+        code, _, err = script(*cue, f'--{flag}={method}', f'--drop_lowest={share}')
+        assert code == 0, err
+    for path in (save / 'CALM_EM').glob('cue_location*.json'):
+        own, before = result_files.read_result(path), together[path.name]
+        assert own['settings'] == before['settings']
+        again += own['command'] != before['command']
+        for pair, other in zip(own['pairs'], before['pairs'], strict=True):
+            # a network that serves a gradient method too keeps its BatchNorms
+            assert pair['exact_per_pair_underflow_counted'] == pytest.approx(other['exact_per_pair_underflow_counted'], abs=0.02)
+    assert again == len(alone)
+
+
+@pytest.mark.parametrize('method', ['log-odds', 'grad_cam'])
+def test_cue_localization_by_a_contrast_is_that_of_its_maps_one_by_one(method, tiny_birds, save, script):
+    """Against contrast_maps called for each image and pair, of its own class and the other, and histograms filled one
+    at a time."""
+    code, out, err = script('eval_cue_location', *tiny_birds, '--experiment_name=CAM', f'--contrast_method={method}')
+    assert code == 0 and method in out, err
+    result = cue_result(save / 'CAM', method)
+    assert (result['settings']['norm_type'], result['settings']['threshold_type']) == ('minmax', 'even')
+    images, data = open_birds(tiny_birds)
+    cues = eval_cue_location.open_cues(data, images)
+    model, _ = weights.load_model('CAM', save_root=save)
+    edges, pairs = metrics.bin_edges('even', 0.001), cues.annotations.pairs
+    counts = np.zeros((len(pairs), 2, len(edges) + 1), np.int64)
+    for index in cues.rows:
+        exact = cues.annotations.true_parts(images.image_id(index), SIZE)
+        for number in cues.pairs[index]:
+            first, second, parts = pairs[number][:3]
+            own = int(images.labels[index])
+            classes = torch.tensor([[own], [second if own == first else first]])
+            signed = contrast_maps(model, images[index][0][None], *classes, method)
+            scores = eval_cue_location.cue_scores(signed, (SIZE, SIZE), 'minmax')
+            truth = torch.from_numpy(np.isin(exact, parts)).flatten()[None]
+            counts[number] += metrics.count_scores(metrics.bin_scores(scores, edges).flatten(1), truth, len(edges) + 1,
+                                                   torch.tensor([0]), 1)[0]
+    expected = metrics.pixel_average_precision(counts, True)
+    measured = {tuple(record['classes']): record['exact_per_pair_underflow_counted'] for record in result['pairs']}
+    for pair, value in zip(pairs, expected, strict=True):
+        if (pair.first + 1, pair.second + 1) in measured and np.isfinite(value):
+            assert measured[pair.first + 1, pair.second + 1] == pytest.approx(value, abs=0.05)
+
+
+def test_a_contrast_and_a_map_of_each_class_are_not_asked_at_once(tiny_birds, save, script):
+    refused(script('eval_cue_location', *tiny_birds, '--experiment_name=CALM_EM', '--contrast_method=evidence',
+                   '--score_map_process=gtcond'), '--contrast_method')
+    refused(script('eval_cue_location', *tiny_birds, '--experiment_name=CAM', '--contrast_method=log-odds',
+                   '--score_map_method=backprop'), '--score_map_method=backprop one of each')
+    refused(script('eval_cue_location', *tiny_birds, '--experiment_name=CAM', '--contrast_method=log-odds',
+                   '--scoremap_root=maps'), '--scoremap_root one of each')
+    refused(script('eval_cue_location', *tiny_birds, '--scoremap_root=maps', '--score_map_process=vanilla,random'),
+            '--scoremap_root', 'several')
+    refused(script('eval_cue_location', *tiny_birds, '--experiment_name=CAM', '--contrast_method=joint-difference'),
+            'joint-difference')
+
+
+def test_superclasses_that_hold_both_classes_of_every_pair_tell_nothing(tiny_birds, save, script):
+    """On ToyBirds the classes of a pair are of one family."""
+    refused(script('eval_cue_location', *tiny_birds, '--experiment_name=CALM_EM', '--score_map_process=jointll-superclass'),
+            'one map for both classes of each of the', 'eval_wsol.py')
+    assert not list((save / 'CALM_EM').glob('cue_location*'))
+
+
+# --- the lowest pixels, dropped ---------------------------------------------------------------------------
+
+
+def test_the_lowest_pixels_get_the_score_zero():
+    maps = torch.rand(3, 5, 5, generator=torch.Generator().manual_seed(0))
+    whole = eval_cue_location.cue_scores(maps, (20, 20), 'minmax')
+    for share in (0, 20, 50, 99):
+        scores = eval_cue_location.cue_scores(maps, (20, 20), 'minmax', share)
+        zeros = (scores == 0).flatten(1).sum(1)
+        assert (zeros >= share / 100 * 400).all() and (zeros <= share / 100 * 400 + 4).all()  # corners are flat
+        assert torch.equal(scores[scores > 0], whole[scores > 0])
+        for own, all_of_it in zip(scores.flatten(1), whole.flatten(1), strict=True):
+            assert not (own > 0).any() or own[own > 0].min() >= all_of_it[own == 0].max()
+
+
+def test_which_of_equal_pixels_are_dropped_falls_at_random_by_the_seed():
+    """In reading order a binary map would lose the top of the picture, and with it the parts that lie there."""
+    mask = torch.zeros(2, 20, 20)
+    mask[:, 5:15, 5:15] = 1
+    dropped = [eval_cue_location.cue_scores(mask, (20, 20), 'clipping', 87.5, seed) for seed in (0, 0, 1)]
+    for scores in dropped:  # 50 of 400 pixels are kept: half of the 100 of the mask, above and below alike
+        assert ((scores > 0).flatten(1).sum(1) == 50).all() and (scores <= mask).all()
+        assert 2 * 13 < scores[:, :10].sum() < 2 * 37
+    assert torch.equal(dropped[0], dropped[1]) and not torch.equal(dropped[0], dropped[2])
+    assert not torch.equal(*dropped[0])
+
+
+def test_dropping_pixels_moves_the_published_count_and_its_share(tiny_birds, save, script):
+    """The share that the table tells is that which was asked for, and the result has a file of its own."""
+    for flags in ([], ['--drop_lowest=60']):
+        code, out, err = script('eval_cue_location', *tiny_birds, '--experiment_name=CAM', '--threshold_type=log', *flags)
+        assert code == 0, err
+    (dropped,) = (save / 'CAM').glob('cue_location*lowest60dropped*.json')
+    result = result_files.read_result(dropped)
+    shares = result['dropped']['exact']
+    assert 50 < shares['false'] < 70 and shares['true'] < 70
+    assert len(list((save / 'CAM').glob('cue_location*.json'))) == 2
+
+
+def test_left_out_pairs_are_counted_and_listed_where_that_is_asked_for(tiny_birds, capsys):
+    _, data = open_birds(tiny_birds)
+    for verbose in (False, True):
+        annotations = data.annotations()
+        before = list(annotations.pairs)
+        eval_cue_location.keep_pairs_with_images(annotations, np.arange(1, 18), verbose)
+        out, err = capsys.readouterr()
+        dropped = [pair for pair in before if 0 in pair[:2]]
+        assert dropped and f'{len(dropped)} of {len(before)} class pairs' in err and ('--verbose' in err) != verbose
+        listed = [f'left out: classes {pair.first + 1} and {pair.second + 1}' for pair in dropped]
+        assert out.splitlines() == (listed if verbose else [])

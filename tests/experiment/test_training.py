@@ -1,0 +1,429 @@
+"""Training: the schedule's formulas, the optimiser's arithmetic by hand, and runs that go on as if uninterrupted."""
+import copy
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import (
+    SMALL,
+    content_of,
+    open_birds,
+    read_result,
+    refused,
+    result_paths,
+    roots_of,
+    same,
+    same_training,
+    without,
+)
+
+import main
+import util
+from dataset.images import ImageDataset
+from experiment import training, weights
+from wsol import build_model, networks
+from wsol.heads import CAM
+
+# --- the schedule -------------------------------------------------------------------------------------------------
+
+def test_step_divides_by_ten_at_the_start_of_every_so_manieth_epoch():
+    """Epochs are counted from 1, as published: with 30, the epochs 30, 60, ... are the first of the lower rates."""
+    for frequency in (1, 2, 30):
+        for number in range(1, 91):
+            expected = 0.1 ** sum(number >= start for start in range(frequency, 91, frequency))
+            for within in (0, 0.5, 0.99):
+                factor = training.lr_factor(number - 1 + within, 'step', 90, frequency)
+                assert factor == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize('epochs', [1, 7, 40])
+def test_one_cycle_rises_for_three_tenths_and_falls_to_nothing(epochs):
+    def factor(share):
+        return training.lr_factor(share * epochs, 'one_cycle', epochs, None)
+    for share in np.linspace(0, 0.3, 31):
+        assert factor(share) == pytest.approx(share / 0.3, abs=1e-9)  # a straight line
+    for turned in np.linspace(0, math.pi, 31):
+        assert factor(0.3 + 0.7 * turned / math.pi) == pytest.approx(0.5 + 0.5 * math.cos(turned), abs=1e-9)
+    shares = np.linspace(0, 1, 10001)
+    values = np.array([factor(share) for share in shares])
+    assert values[0] == 0 and values[-1] == pytest.approx(0, abs=1e-12)
+    assert values.max() == pytest.approx(1, abs=1e-3) and shares[values.argmax()] == pytest.approx(0.3, abs=1e-3)
+    assert np.abs(np.diff(values)).max() < 5e-4  # without a jump
+    assert (np.diff(values)[shares[1:] <= 0.3] > 0).all() and (np.diff(values)[shares[:-1] >= 0.3] < 0).all()
+
+
+@pytest.fixture
+def rates(monkeypatch):
+    """The learning rates of the optimiser's groups, step by step."""
+    seen, step = [], torch.optim.SGD.step
+
+    def record(optimiser, *inputs):
+        seen.append([group['lr'] for group in optimiser.param_groups])
+        return step(optimiser, *inputs)
+    monkeypatch.setattr(torch.optim.SGD, 'step', record)
+    return seen
+
+
+@pytest.mark.parametrize('schedule, epochs, expected', [
+    (['--lr_decay_frequency=2'], 4, [[1, 1, 1], [.1, .1, .1], [.1, .1, .1], [.01, .01, .01]]),
+    (['--lr_schedule=one_cycle'], 2, [[0, (1 / 6) / 0.3, 0.5 + 0.5 * math.cos(math.pi * (2 / 6 - 0.3) / 0.7)],
+                                      [0.5 + 0.5 * math.cos(math.pi * (share / 6 - 0.3) / 0.7) for share in (3, 4, 5)]])])
+def test_a_training_follows_its_schedule_step_by_step(script, pets, rates, tmp_path, schedule, epochs, expected):
+    code, _, err = script('main', *pets, *schedule, f'--epochs={epochs}', '--lr=0.02', '--lr_classifier_ratio=3')
+    assert code == 0, err
+    np.testing.assert_allclose(rates, [[0.02 * factor, 0.06 * factor] for row in expected for factor in row], rtol=1e-9)
+    log = [json.loads(line) for line in (tmp_path / 'save/result/log.jsonl').read_text().splitlines()]
+    assert [line['epoch'] for line in log] == list(range(1, epochs + 1))
+    np.testing.assert_allclose([line['lr'] for line in log], [0.02 * row[0] for row in expected], rtol=1e-9)
+
+
+# --- the optimiser ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('method', ['CAM', 'CALM_EM', 'CALM_ML'])
+def test_an_epoch_is_nesterovs_momentum_by_hand(script, pets, tmp_path, monkeypatch, method):
+    """The network after an epoch is that of ten lines of arithmetic on the same batches, from the same start."""
+    start, batches = [], []
+    loss_class = networks.HEADS[method]
+    loss_of = loss_class.loss
+
+    def record(model, images, labels):
+        if not start:
+            start.append(copy.deepcopy(model))
+        batches.append((images.clone(), labels.clone()))
+        return loss_of(model, images, labels)
+    monkeypatch.setattr(loss_class, 'loss', record)
+    lr, ratio, momentum, decay = 0.05, 10, 0.8, 0.1
+    code, _, err = script('main', *pets, '--epochs=1', f'--attribution_method={method}', f'--lr={lr}',
+                          f'--momentum={momentum}', f'--weight_decay={decay}')
+    assert code == 0, err
+    assert [len(labels) for _, labels in batches] == [5, 5, 2]
+
+    model, velocity = start[0].train(), {}
+    initial = copy.deepcopy(model.state_dict())
+    for images, labels in batches:
+        loss, _ = loss_of(model, images, labels)
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        with torch.no_grad():
+            for (name, value), gradient in zip(model.named_parameters(), gradients, strict=True):
+                slow = any(part in name for part in ('layer1', 'layer2', 'layer3', 'conv1'))
+                gradient = gradient + decay * value
+                velocity[name] = momentum * velocity[name] + gradient if name in velocity else gradient
+                value -= lr * (1 if slow else ratio) * (gradient + momentum * velocity[name])
+    trained, moved = content_of(tmp_path / 'save/result')['state_dict'], 0
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(trained[name], value, rtol=1e-4, atol=1e-5, msg=name)
+        moved += not torch.allclose(value.double(), initial[name].double(), rtol=1e-2)
+    assert moved > len(trained) * 0.8 and 'bn1.weight' in trained
+
+
+# --- what a training leaves, and how it goes on ---------------------------------------------------------------------
+
+def test_training_leaves_a_checkpoint_a_log_and_results(trained):
+    for method in ('CAM', 'CALM_EM', 'CALM_ML'):
+        checkpoint = content_of(trained / method)
+        assert checkpoint['epoch'] == 3 and checkpoint['architecture'] == 'resnet18'
+        assert checkpoint['model']['attribution_method'] == method
+        assert checkpoint['class_names'][0] == '001.Toy_A1'
+        lines = [json.loads(text) for text in (trained / method / 'log.jsonl').read_text().splitlines()]
+        assert [line['epoch'] for line in lines] == [1, 2, 3]
+        assert lines[2]['train_loss'] < lines[0]['train_loss']  # it learns
+        results = json.loads((trained / method / 'results.json').read_text())
+        assert results['val_accuracy'] == lines[-1]['val_accuracy'] and results['settings']['seed'] == 3
+
+
+def test_the_accuracies_are_those_of_the_networks_predictions(script, tiny_birds, save):
+    model, _ = weights.load_model(save / 'CALM_ML')
+    results = json.loads((save / 'CALM_ML/results.json').read_text())
+    assert script('main', *tiny_birds, '--experiment_name=CALM_ML', '--is_train=False', '--batch_size=7')[0] == 0
+    again = read_result(save / 'CALM_ML', 'accuracy')
+    for split in ('val', 'test'):
+        images, _ = open_birds(tiny_birds, split)
+        with torch.no_grad():
+            right = [int(model(image[None]).argmax()) == label for image, label, _ in images]
+        assert results[f'{split}_accuracy'] == again[f'{split}_accuracy'] == pytest.approx(100 * np.mean(right))
+    assert again['weights_sha256'] == results['weights_sha256']
+
+
+def test_the_tiny_network_draws_at_random_in_training(tiny_random_network):
+    torch.manual_seed(0)
+    model, images = build_model('resnet18', 'CAM', 3).train(), torch.randn(4, 3, 32, 32)
+    assert not torch.equal(model(images), model(images))
+    assert torch.equal(model.eval()(images), model(images))
+
+
+@pytest.mark.parametrize('schedule', [['--lr_decay_frequency=2'], ['--lr_schedule=one_cycle']])
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(script, pets, tiny_random_network, tmp_path, monkeypatch,
+                                                                 schedule, workers):
+    """Stopped after the first epoch, and after the second, of three; dropout draws what it would have drawn."""
+    base = [*without(pets, 'workers'), *schedule, f'--workers={workers}', '--epochs=3', '--attribution_method=CALM_EM']
+    assert script('main', *base, '--experiment_name=straight')[0] == 0
+    save = training.Keeper.save
+
+    def save_and_stop(*inputs, **options):
+        save(*inputs, **options)
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patched:
+        patched.setattr(training.Keeper, 'save', save_and_stop)
+        for _ in range(2):
+            assert script('main', *base, '--experiment_name=resumed')[0] == 130
+    code, out, err = script('main', *base, '--experiment_name=resumed')
+    assert code == 0 and '2 finished epochs' in out, err
+    straight, resumed = (content_of(tmp_path / 'save' / name) for name in ('straight', 'resumed'))
+    for key in ('state_dict', 'optimizer', 'epoch'):
+        assert same(straight[key], resumed[key]), key
+    results = [json.loads((tmp_path / 'save' / name / 'results.json').read_text()) for name in ('straight', 'resumed')]
+    assert results[0]['weights_sha256'] == results[1]['weights_sha256']
+    assert results[0]['test_accuracy'] == results[1]['test_accuracy']
+
+
+def test_a_training_is_the_same_with_any_number_of_workers(script, pets, tiny_random_network, tmp_path):
+    for workers in (0, 1, 2):
+        assert script('main', *without(pets, 'workers'), f'--workers={workers}', '--epochs=2', f'--experiment_name={workers}')[0] == 0
+    contents = [content_of(tmp_path / 'save' / str(workers))['state_dict'] for workers in (0, 1, 2)]
+    assert same(contents[1], contents[2])
+    assert same(contents[0], contents[1])
+
+
+def test_the_same_seed_trains_the_same_network_and_another_another(script, pets, tmp_path):
+    base = [*without(pets, 'seed'), '--attribution_method=CALM_ML', '--epochs=2']
+    for name, seed in (('first', 1), ('again', 1), ('other', 2)):
+        assert script('main', *base, f'--seed={seed}', f'--experiment_name={name}')[0] == 0
+    first, again, other = (tmp_path / 'save' / name for name in ('first', 'again', 'other'))
+    assert same_training(first, again) and not same_training(first, other)
+    assert not same(content_of(first)['state_dict'], content_of(other)['state_dict'])
+
+
+def test_a_longer_training_goes_on_where_the_shorter_ended(script, pets, tmp_path):
+    base = [*pets, '--lr_decay_frequency=2']
+    assert script('main', *base, '--epochs=2', '--experiment_name=straight')[0] == 0
+    assert script('main', *base, '--epochs=1', '--experiment_name=resumed')[0] == 0
+    code, out, _ = script('main', *base, '--epochs=2', '--experiment_name=resumed')
+    assert code == 0 and '1 finished epochs' in out
+    assert same_training(tmp_path / 'save/straight', tmp_path / 'save/resumed')
+
+
+def test_a_finished_training_is_not_repeated_and_override_starts_afresh(script, pets, tmp_path):
+    path = tmp_path / 'save/result' / weights.FILE
+    script('main', *pets, '--epochs=1')
+    before = path.stat().st_mtime_ns
+    code, out, _ = script('main', *pets, '--epochs=1')
+    assert code == 0 and 'override_cache' in out
+    assert path.stat().st_mtime_ns == before
+    assert script('main', *pets, '--epochs=1', '--override_cache', '--lr=0.02')[0] == 0
+    assert path.stat().st_mtime_ns != before
+    assert len((tmp_path / 'save/result/log.jsonl').read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--attribution_method=CALM_EM'], ['attribution_method was CAM, is CALM_EM']), (['--seed=1'], ['seed was 0, is 1']),
+    (['--lr=0.5', '--batch_size=4'], ['lr was 0.01, is 0.5', 'batch_size was 5, is 4']),
+    (['--epochs=1'], ['2 epochs are done, --epochs=1 asks for fewer']),
+    (['--lr_schedule=one_cycle'], ['lr_schedule was step, is one_cycle']), (['--last_stage=layer2'], ['last_stage was layer1']),
+    (['--precision=bfloat16'], ['precision was float32'])])
+def test_other_settings_in_the_same_experiment_are_refused(script, pets, tmp_path, flags, words):
+    assert script('main', *pets, '--epochs=2')[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / 'save/result').iterdir()}
+    names = [flag.split('=')[0][2:] for flag in flags]
+    refused(script('main', *without([*pets, '--epochs=3'], *names), *flags), *words, '--override_cache')
+    # nothing is relabelled: the checkpoint still says two epochs, and so does its result
+    assert {path.name: path.read_bytes() for path in (tmp_path / 'save/result').iterdir()} == before
+
+
+def test_one_cycle_plans_all_epochs_ahead(script, pets):
+    assert script('main', *pets, '--epochs=1', '--lr_schedule=one_cycle')[0] == 0
+    refused(script('main', *pets, '--epochs=2', '--lr_schedule=one_cycle'), 'epochs was 1, is 2', 'plans all epochs ahead')
+
+
+def test_a_drawn_seed_is_recorded_and_kept(script, pets, tmp_path):
+    base = without(pets, 'seed')
+    assert script('main', *base, '--epochs=1')[0] == 0
+    seed = content_of(tmp_path / 'save/result')['args']['seed']
+    assert isinstance(seed, int)
+    assert script('main', *base, '--epochs=2')[0] == 0  # goes on with the drawn one
+    assert content_of(tmp_path / 'save/result')['args']['seed'] == seed
+    assert script('main', *base, '--epochs=2', f'--seed={seed}', '--experiment_name=stated')[0] == 0
+    assert same_training(tmp_path / 'save/result', tmp_path / 'save/stated')
+    assert script('main', *base, '--epochs=1', '--experiment_name=fresh')[0] == 0
+    assert content_of(tmp_path / 'save/fresh')['args']['seed'] != seed
+
+
+def test_is_train_false_only_evaluates(script, tiny_birds, save):
+    before = (save / 'CAM' / weights.FILE).read_bytes()
+    code, out, _ = script('main', *tiny_birds, '--experiment_name=CAM', '--is_train=False')
+    assert code == 0 and 'accuracy' in out
+    assert (save / 'CAM' / weights.FILE).read_bytes() == before
+
+
+def test_training_can_start_from_another_experiments_weights(script, tiny_birds, save):
+    start = [*tiny_birds, *SMALL, '--attribution_method=CALM_EM', '--epochs=1', '--lr=0']
+    code, _, err = script('main', *start, '--experiment_name=started', '--load_checkpoint=CALM_ML')
+    assert code == 0, err
+    source, target = (content_of(save / name)['state_dict'] for name in ('CALM_ML', 'started'))
+    learned = [name for name in source if 'running' not in name and 'num_batches' not in name]
+    assert all(torch.equal(source[name], target[name]) for name in learned)
+
+
+@pytest.mark.parametrize('flag', ['--large_feature_map', '--pointwise_from=layer3'])
+def test_options_of_no_effect_are_refused_before_a_training_and_not_after_it(flag, tiny_birds, script, monkeypatch):
+    """An earlier version trained such networks, and they are as good as any."""
+    flags = [*tiny_birds, '--architecture=resnet18', '--pretrained=False', '--last_stage=layer2', '--epochs=1', flag]
+    refused(script('main', *flags), flag.partition('=')[0], '--last_stage=layer2')
+    with monkeypatch.context() as earlier:
+        earlier.setattr(main, 'check_effect', lambda *_: None)
+        assert script('main', *flags)[0] == 0
+    for name, own in (('main', flags), ('eval_pixel_perturb', tiny_birds)):
+        code, _, err = script(name, *own)
+        assert code == 0, err
+
+
+def test_fine_tuning_on_another_label_set_keeps_all_but_the_classifier(script, pets, save, tmp_path):
+    flags = ['--epochs=1', '--lr=0', '--load_checkpoint=CALM_ML', '--attribution_method=CALM_ML', '--experiment_name=tuned']
+    refused(script('main', *pets, *flags), 'conv_last.weight is (18, 64, 1, 1)', '--is_different_checkpoint')
+    code, _, err = script('main', *pets, *flags, '--is_different_checkpoint')
+    assert code == 0, err
+    source, target = (content_of(save / name)['state_dict'] for name in ('CALM_ML', 'tuned'))
+    learned = [name for name in source if not any(word in name for word in ('running', 'num_batches', 'conv_last'))]
+    assert all(torch.equal(source[name], target[name]) for name in learned)
+    assert target['conv_last.weight'].shape == (3, 64, 1, 1)
+
+
+# --- precision, proxy training set, prior -----------------------------------------------------------------------------
+
+@pytest.fixture
+def dtypes(monkeypatch):
+    """The types of all features, as the backbone gives them."""
+    seen, extract = set(), CAM.extract_features
+
+    def record(model, images):
+        features = extract(model, images)
+        if type(features) is torch.Tensor:  # and no FakeTensor
+            seen.add(features.dtype)
+        return features
+    monkeypatch.setattr(CAM, 'extract_features', record)
+    return seen
+
+
+def test_bfloat16_trains_nearly_the_same_network(script, pets, tmp_path, dtypes):
+    for precision in ('float32', 'bfloat16'):
+        dtypes.clear()
+        code, _, err = script('main', *pets, '--epochs=1', f'--precision={precision}', f'--experiment_name={precision}')
+        assert code == 0, err
+        assert dtypes == {getattr(torch, precision)}
+        assert json.loads((tmp_path / f'save/{precision}/results.json').read_text())['settings']['precision'] == precision
+    full, half = (content_of(tmp_path / 'save' / name)['state_dict'] for name in ('float32', 'bfloat16'))
+    assert all(value.dtype == half[name].dtype for name, value in full.items())  # the weights themselves are float32
+    lines = [json.loads((tmp_path / 'save' / name / 'log.jsonl').read_text()) for name in ('float32', 'bfloat16')]
+    assert lines[0]['train_loss'] != lines[1]['train_loss'] == pytest.approx(lines[0]['train_loss'], rel=0.05)
+
+
+@pytest.mark.parametrize('computes', [True, False])
+def test_auto_trains_in_bfloat16_where_the_hardware_computes_in_it_and_goes_on_in_it(script, pets, tmp_path, dtypes, monkeypatch,
+                                                                                    computes):
+    monkeypatch.setattr(util, 'computes_in_bfloat16', lambda device: computes)
+    flags, chosen = without(pets, 'precision'), 'bfloat16' if computes else 'float32'
+    code, out, err = script('main', *flags, '--epochs=1')
+    assert code == 0 and f'trains in {chosen} on cpu, evaluates in float32' in out, err
+    assert dtypes == ({torch.bfloat16, torch.float32} if computes else {torch.float32})
+    result = json.loads((tmp_path / 'save/result/results.json').read_text())
+    assert result['settings']['precision'] == content_of(tmp_path / 'save/result')['args']['precision'] == chosen
+    monkeypatch.setattr(util, 'computes_in_bfloat16', lambda device: not computes)  # as on another machine
+    code, out, err = script('main', *flags, '--epochs=2')
+    assert code == 0 and f'trains in {chosen} on cpu' in out, err
+    refused(script('main', *flags, '--epochs=2', '--precision=auto'), f'precision was {chosen}')
+
+
+def test_auto_evaluates_in_float32(script, tiny_birds, save, dtypes, monkeypatch):
+    monkeypatch.setattr(util, 'computes_in_bfloat16', lambda device: True)
+    code, out, err = script('eval_wsol', *without(tiny_birds, 'precision'), '--experiment_name=CALM_EM')
+    assert code == 0 and 'norm minmax, float32' in out, err
+    assert dtypes == {torch.float32} and read_result(save / 'CALM_EM', 'wsol')['settings']['precision'] == 'float32'
+
+
+def test_bfloat16_evaluates_nearly_the_same(script, tiny_birds, save, tmp_path, dtypes, unfolded):
+    photo = sorted((roots_of(tiny_birds)[0] / 'ToyBirds/images').rglob('*_test_*.jpg'))[5]
+    results, maps = [], []
+    for precision in ('float32', 'bfloat16'):
+        dtypes.clear()
+        flags = [*tiny_birds, '--experiment_name=CALM_EM', f'--precision={precision}']
+        code, _, err = script('eval_wsol', *flags)
+        assert code == 0, err
+        assert dtypes == {getattr(torch, precision)}
+        own = [json.loads(path.read_text()) for path in result_paths(save / 'CALM_EM', 'wsol')]
+        results += [result for result in own if result['settings']['precision'] == precision]
+        code, _, err = script('inference', photo, *flags, '--target=3', f'--output={precision}')
+        assert code == 0, err
+        maps.append(np.load(tmp_path / precision / f'{photo.stem}_jointll.npy'))
+        assert maps[-1].dtype == np.float32
+    assert len(results) == 2
+    for name in ('MaxBoxAccV2', 'MaxBoxAcc'):
+        assert results[0]['results'][name]['oracle'] == pytest.approx(results[1]['results'][name]['oracle'], abs=6)  # % of 36
+    error = np.abs(maps[0] - maps[1]).max() / maps[0].max()
+    assert 1e-5 < error < 0.1  # the rounding shows, and is no more than that
+
+
+def test_the_proxy_training_set_is_what_is_trained_on(script, tiny_birds, tmp_path, monkeypatch):
+    data, meta = roots_of(tiny_birds)
+    shutil.copytree(meta, tmp_path / 'meta')
+    folder = tmp_path / 'meta/ToyBirds/train'
+    listed = (folder / 'image_ids.txt').read_text().splitlines()[1::4]
+    flags = [*without(tiny_birds, 'metadata_root'), *SMALL, f'--metadata_root={tmp_path / "meta"}', '--epochs=2']
+    refused(script('main', *flags, '--proxy_training_set'), 'image_ids_proxy.txt is not there')
+    (folder / 'image_ids_proxy.txt').write_text('\n'.join(listed) + '\n')
+    seen, get = [], ImageDataset.read
+
+    def record(images, key):
+        if isinstance(key, tuple):  # (index, seed): an image that is trained on
+            seen.append((images.image_id(key[0]), int(images.labels[key[0]])))
+        return get(images, key)
+    monkeypatch.setattr(ImageDataset, 'read', record)
+    code, _, err = script('main', *flags, '--proxy_training_set=True')
+    assert code == 0, err
+    # twice each, in two orders, with the labels of their own lines
+    assert sorted(seen[:len(listed)]) == sorted(seen[len(listed):]) == [(name, int(name[:3]) - 1) for name in sorted(listed)]
+    assert seen[:len(listed)] != seen[len(listed):]
+    assert content_of(tmp_path / 'save/result')['args']['proxy_training_set'] is True
+    refused(script('main', *flags, '--epochs=3'), 'proxy_training_set was True, is False')
+
+
+def test_a_training_from_the_cache_is_the_same_training(script, pets, tmp_path):
+    seen = []
+    for name, flags in (('plain', []), ('cached', ['--cache'])):
+        code, out, err = script('main', *pets, f'--experiment_name={name}', *flags)
+        assert code == 0 and out.count('pixels will take') == 3 * bool(flags), err
+        lines = [json.loads(line) for line in (tmp_path / 'save' / name / 'log.jsonl').read_text().splitlines()]
+        for line in lines:
+            del line['train_images_per_second']
+        seen.append((lines, json.loads((tmp_path / 'save' / name / 'results.json').read_text())['weights_sha256']))
+    assert seen[0] == seen[1]
+    kept = sorted(path.name.split('.')[0] for path in (tmp_path / 'save/cache').iterdir())
+    assert [name.rsplit('_', 2)[1:] for name in kept] == [['test', '32'], ['train', '36'], ['val', '32']]
+    code, out, err = script('main', *pets, '--experiment_name=cached', '--is_train=False', '--cache')
+    assert code == 0 and 'pixels will take' not in out, err  # the test images are those of the training's cache
+
+
+def test_the_softplus_prior_is_recorded_and_used(script, pets, tmp_path):
+    base = [*pets, '--attribution_method=CALM_EM', '--epochs=1']
+    for prior in ('relu', 'softplus'):
+        assert script('main', *base, f'--prior={prior}', f'--experiment_name={prior}')[0] == 0
+        assert content_of(tmp_path / 'save' / prior)['model']['prior'] == prior
+    model, checkpoint = weights.load_model('softplus')
+    other = build_model(**checkpoint.network | {'prior': 'relu'}, num_classes=3)
+    other.load_state_dict(checkpoint.weights)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        features = model.extract_features(images)
+        attention = torch.nn.functional.softplus(model.attention[0](features)[:, 0])
+        prior = model.activations(images).prior
+        torch.testing.assert_close(prior, attention / attention.sum((1, 2), keepdim=True))
+        assert (prior > 0).all() and not torch.allclose(other.eval().activations(images).prior, prior)
+    # the released prior holds its sum constant in training; softplus has its gradient
+    assert (model.detach_normaliser, other.detach_normaliser) == (False, True)
+    # an evaluation uses the network as it was trained, and contradicts another prior
+    assert script('eval_pixel_perturb', '--experiment_name=softplus', '--workers=0')[0] == 0
+    assert read_result(tmp_path / 'save/softplus', 'pixel_perturb')['settings']['prior'] == 'softplus'
+    refused(script('eval_pixel_perturb', '--experiment_name=softplus', '--prior=relu'), '--prior=softplus, not --prior=relu')
+    assert not same(content_of(tmp_path / 'save/relu')['state_dict'], content_of(tmp_path / 'save/softplus')['state_dict'])

@@ -1,0 +1,95 @@
+"""abstention.py: the share of dropped pixels and both PxAPs, as the evaluations measure them."""
+import re
+import shutil
+
+import pytest
+from conftest import refused
+
+from experiment import result_files
+from reports import figures
+from wsol.errors import UserError
+
+
+def test_the_table_holds_the_figures_of_the_results_and_measures_nothing_twice(at_home, save, script, tiny_birds, tmp_path):
+    small = ['--crop_size=56', '--workers=0', '--device=cpu']
+    code, out, err = script('research.abstention', 'save/CAM', 'save/CALM_EM', '--drop=60,0', *small)
+    assert code == 0, err
+    assert len(at_home) == 2 and all('eval_cue_location.py' in command[0] for command in at_home)
+    lines = (tmp_path / 'abstention' / 'abstention.txt').read_text().splitlines()
+    rows = [re.split(r'\s{2,}', line.strip()) for line in lines[2:]]
+    assert [row[:2] for row in rows] == [['CAM', '0 %'], ['CAM', '60 %'], ['CALM_EM', '0 %'], ['CALM_EM', '60 %']]
+    for name, percent, *shown in rows:
+        results = [result_files.read_result(path) for path in (save / name).glob('cue_location*_log*.json')]
+        (own,) = [own for own in results if own['settings']['drop_lowest'] == float(percent.split()[0])]
+        pxap = own['pxap']['parts']['per_pair']
+        expected = own['dropped']['parts']['all'], pxap['dropped']['mean'], pxap['counted']['mean']
+        assert shown == [f'{value:.1f}' for value in expected]
+    share = {(name, percent): float(value) for name, percent, value, *_ in rows}
+    assert abs(share['CAM', '60 %'] - 60) < 2 and share['CAM', '0 %'] < 2
+    assert (tmp_path / 'abstention' / 'abstention.png').stat().st_size > 5000
+    code, _, err = script('research.abstention', 'save/CAM', '--drop=60,0', *small)
+    assert code == 0 and len(at_home) == 2, err
+    sha256 = result_files.read_result(save / 'CAM' / 'results.json')['weights_sha256']
+    with pytest.raises(UserError):  # what other commands look for has even thresholds, and is not there yet
+        result_files.find_result(save / 'CAM', 'cue_location', 'vanilla', sha256)
+    code, _, err = script('research.abstention', 'save/CAM', '--drop=60,0', '--norm_type=max', *small)
+    assert code == 0 and len(at_home) == 3, err  # another norm is measured anew
+    code, _, err = script('research.abstention', 'save/CAM', '--drop=60,30,0', '--norm_type=max', *small)
+    assert code == 0 and len(at_home) == 4 and '--drop_lowest=30' in at_home[-1], err  # what is new alone
+
+
+def test_networks_of_one_name_are_one_line_for_each_method_they_have(at_home, save, script, tiny_birds, tmp_path):
+    small = ['--crop_size=56', '--workers=0', '--device=cpu']
+    for name in ('CAM', 'CALM_EM'):
+        shutil.copytree(save / name, save / 'again' / name)
+    code, _, err = script('research.abstention', *(f'save/{name}' for name in ('CAM', 'again/CAM', 'CALM_EM', 'again/CALM_EM')),
+                          '--drop=0', '--processes=own,saliency,object_mask', *small)
+    assert code == 0, err
+    lines = (tmp_path / 'abstention' / 'abstention.txt').read_text().splitlines()
+    rows = [re.split(r'\s{2,}', line.strip()) for line in lines[2:]]
+    # the prior is CALM's alone, and the birds' masks know no network
+    assert [row[0] for row in rows] == ['CAM, logits', "control: the object's mask", 'CALM_EM, joint', 'CALM_EM, prior']
+    assert all(cell.endswith('± 0.0') for row in rows for cell in row[2:] if row[0] != rows[1][0])  # two networks are one
+    assert rows[2][3:] != rows[3][3:]
+
+
+def test_contrast_methods_are_methods_too(at_home, save, script, tiny_birds, tmp_path):
+    small = ['--crop_size=56', '--workers=0', '--device=cpu']
+    for _ in range(2):  # nothing is measured twice
+        code, _, err = script('research.abstention', 'save/CAM', 'save/CALM_EM', '--drop=0,50', '--processes=own,log-odds,evidence,random',
+                              *small)
+        assert code == 0 and len(at_home) == 4, err
+    lines = (tmp_path / 'abstention' / 'abstention.txt').read_text().splitlines()
+    rows = [re.split(r'\s{2,}', line.strip()) for line in lines[2:]]
+    assert [row[0] for row in rows[::2]] == ['CAM, logits', 'CAM, log-odds', 'CAM, evidence', 'control: random maps',
+                                             'CALM_EM, joint', 'CALM_EM, log-odds', 'CALM_EM, evidence']
+    for name in ('log-odds', 'evidence'):
+        (own,) = [own for own in map(result_files.read_result, (save / 'CALM_EM').glob('cue_location*.json'))
+                  if own['settings']['contrast_method'] == name and own['settings']['drop_lowest'] == 50]
+        shown = next(row for row in rows if row[:2] == [f'CALM_EM, {name}', '50 %'])[2:]
+        pxap = own['pxap']['parts']['per_pair']
+        assert shown == [f'{value:.1f}' for value in (own['dropped']['parts']['all'], pxap['dropped']['mean'], pxap['counted']['mean'])]
+
+
+def test_what_is_no_experiment_is_refused(script, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    refused(script('research.abstention', 'empty'), 'empty', 'save/')
+    refused(script('research.abstention', 'empty', '--thresholds=3'), 'thresholds')
+    for flag in ('threshold_type=even', 'load_checkpoint=x', 'scoremap_root=x', 'save_root=x', 'drop_lowest=3'):
+        refused(script('research.abstention', 'empty', f'--{flag}'), flag.partition('=')[0], 'abstention.py')
+
+
+def test_a_method_that_no_network_has_is_refused(save, script):
+    refused(script('research.abstention', 'save/CAM', '--processes=saliency'), '--processes=saliency')
+
+
+def test_solid_is_the_published_count_however_many_curves_there_are():
+    """Beyond the seventh, where the colours repeat, another marker tells them apart, and the line still says the count."""
+    names = [f'method {i}' for i in range(16)]
+    axes, = figures.abstention_curves('', {name: ([0, 50], [30, 40], [30, 20]) for name in names}).axes
+    published = [line for line in axes.lines if line.get_label() in names]
+    counted = [line for line in axes.lines if list(line.get_ydata()) == [30, 20]]
+    assert [line.get_linestyle() for line in published] == ['-'] * 16
+    assert [line.get_linestyle() for line in counted] == ['--'] * 16
+    assert len({(line.get_color(), line.get_marker()) for line in published}) == 16
+    assert [line.get_color() for line in published] == [line.get_color() for line in counted]

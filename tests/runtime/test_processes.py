@@ -1,0 +1,135 @@
+"""Several processes compute what one does; one that fails ends all; what a scheduler's signal asks for is done by all."""
+import json
+import shutil
+import socket
+
+import pytest
+import several
+import torch
+from conftest import files_below, roots_of, run_main, same, without
+
+from dataset import toybirds
+from experiment import weights
+from runtime import processes
+from wsol import networks
+from wsol.errors import UserError
+
+
+def free_port():
+    with socket.socket() as own:
+        own.bind(('127.0.0.1', 0))
+        return own.getsockname()[1]
+
+
+def training_flags(birds):
+    """Of a training of 36 images in batches of 7: the sixth step of an epoch has one image, and not all a share."""
+    return ['main', *birds, '--architecture=resnet34', '--pretrained=False', '--batch_size=7', '--epochs=2',
+            '--attribution_method=CALM_EM', '--experiment_name=plain']
+
+
+@pytest.fixture(scope='module')
+def birds(tiny_birds, tmp_path_factory):
+    """The flags of an even smaller ToyBirds."""
+    root = tmp_path_factory.mktemp('few')
+    toybirds.paint_dataset(root / 'data', root / 'meta', {'train': 2, 'val': 1, 'test': 1}, seed=6)
+    return [*without(tiny_birds, 'data_root', 'metadata_root'), f'--data_root={root / "data"}',
+            f'--metadata_root={root / "meta"}']
+
+
+@pytest.fixture(scope='module')
+def by_number(birds, trained, tmp_path_factory):
+    """{number of processes: the folder in which a training and all evaluations ran}. Two by torchrun."""
+    root = tmp_path_factory.mktemp('several')
+    own = [*birds, '--batch_size=5', '--experiment_name=CALM_EM']
+    photos = sorted((roots_of(birds)[0] / 'ToyBirds/images').rglob('*_test_*.jpg'))[:7]
+    shown = without(birds, 'dataset', 'data_root', 'metadata_root', 'resize_size', 'crop_size')
+    tasks = [training_flags(birds), ['main', *own, '--is_train=False'], ['eval_wsol', *own, '--cam_curve_interval=0.02'],
+             ['eval_cue_location', *own], ['eval_pixel_perturb', *own],
+             ['eval_interventions', *own, '--contrast_method=log-odds'],
+             ['inference', *map(str, photos), *shown, '--batch_size=2', '--load_checkpoint=CALM_EM', '--format=png,html',
+              '--picture_size=64']]
+    folders = {count: root / str(count) for count in (1, 2, 3)}
+    for folder in folders.values():
+        shutil.copytree(trained / 'CALM_EM', folder / 'save/CALM_EM')
+    few = [task for task in tasks if task[0] != 'eval_interventions']  # the slowest: by one and three alone
+    with several.started(folders[2], few, 2) as two, several.started(folders[3], tasks, 3, port=free_port()) as three:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folders[1])
+            patch.setitem(networks.ARCHITECTURES, 'resnet34', several.PLAIN['resnet34'])
+            for script, *flags in tasks:
+                run_main(script, *flags)
+        for code, _, err in several.ended(two) + several.ended(three):
+            assert code == 0, err
+    return folders
+
+
+@pytest.mark.parametrize('count', [2, 3])
+def test_results_of_several_processes_are_those_of_one_to_the_byte(by_number, count):
+    """18 images in batches of 5: neither the images nor the 4 batches can be shared out evenly."""
+    for part in ('save/CALM_EM', 'maps'):
+        one, many = (files_below(by_number[number] / part) for number in (1, count))
+        compared = {name for name in one if count == 3 or not name.startswith('interventions')}
+        assert many.keys() == compared
+        assert [name for name in compared if one[name] != many[name]] == []
+    kinds = {name.split('_ToyBirds')[0] for name in files_below(by_number[3] / 'save/CALM_EM')}
+    assert kinds >= {'accuracy', 'wsol', 'cue_location', 'pixel_perturb', 'interventions'}
+    manifest = json.loads((by_number[count] / 'maps/manifest.json').read_text())
+    assert len(manifest['images']) == 7
+
+
+@pytest.mark.parametrize('count', [2, 3])
+def test_several_processes_train_the_network_of_one(by_number, count):
+    """To the rounding of float32: only the order differs in which the gradients of 12 updates are summed."""
+    one, many = (torch.load(by_number[number] / 'save/plain' / weights.FILE, weights_only=True) for number in (1, count))
+    assert one['epoch'] == many['epoch'] == 2
+    for name, value in one['state_dict'].items():
+        torch.testing.assert_close(many['state_dict'][name], value, rtol=1e-4, atol=1e-6, msg=name)
+    for own, other in zip(one['log'], many['log'], strict=True):
+        assert own.keys() == other.keys() and own['lr'] == other['lr'] and own['train_accuracy'] == other['train_accuracy']
+        assert own['train_loss'] == pytest.approx(other['train_loss'], rel=1e-5)
+        assert own['val_accuracy'] == other['val_accuracy']
+    results = json.loads((by_number[count] / 'save/plain/results.json').read_text())
+    assert results['processes'] == count
+
+
+def test_rank_0_alone_writes_a_training(by_number):
+    """Three processes leave what one leaves, and no more."""
+    assert files_below(by_number[3] / 'save/plain').keys() == files_below(by_number[1] / 'save/plain').keys()
+
+
+def test_a_signal_to_one_process_stops_both_at_one_step_and_both_go_on_from_it(birds, by_number, tmp_path):
+    """As two processes from the start to the end: to the bit, on a CPU."""
+    tasks = [training_flags(birds)]
+    with several.started(tmp_path, tasks, 2, fault='1,9,stop', port=free_port()) as own:
+        first, second = several.ended(own)
+    assert first[0] == second[0] == 143 and second[1:] == ('', '')
+    assert 'stopped by SIGTERM after 1 epochs and 3 steps, which are saved in save/plain' in first[2]
+    assert len((tmp_path / 'save/plain/log.jsonl').read_text().splitlines()) == 1
+    with several.started(tmp_path, tasks, 2, port=free_port()) as own:
+        assert [code for code, *_ in several.ended(own)] == [0, 0]
+    straight, resumed = (torch.load(folder / 'save/plain' / weights.FILE, weights_only=True)
+                         for folder in (by_number[2], tmp_path))
+    for key in ('state_dict', 'optimizer'):
+        assert same(straight[key], resumed[key]), key
+    speed = 'train_images_per_second'
+    assert [line | {speed: 0} for line in straight['log']] == [line | {speed: 0} for line in resumed['log']]
+
+
+@pytest.mark.parametrize('kind, code', [('error', 2), ('kill', -9)])
+def test_a_process_that_fails_ends_the_others_and_one_line_says_why(birds, tmp_path, kind, code):
+    with several.started(tmp_path, [training_flags(birds)], 2, fault=f'1,8,{kind}', port=free_port()) as own:
+        first, second = several.ended(own)
+    errors = [line for line in (first[2] + second[2]).splitlines() if line.startswith('error: ')]
+    assert second[0] == code and first[0] in (1, 2)
+    assert errors == ['error: process 1 cannot go on' if kind == 'error' else
+                      'error: another process of this run has ended; what was saved is kept']
+    assert 'Traceback' not in first[2] + second[2]
+    assert torch.load(tmp_path / 'save/plain' / weights.FILE, weights_only=True)['epoch'] == 1
+    assert not list((tmp_path / 'save/plain').glob('.*'))  # neither a lease nor a temporary file
+
+
+def test_scripts_that_start_others_want_one_process(script, monkeypatch):
+    for name, value in (('RANK', '0'), ('WORLD_SIZE', '2'), ('MASTER_ADDR', '127.0.0.1')):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match='without torchrun'):
+        processes.call(['main.py'])

@@ -1,0 +1,226 @@
+"""A likely mistake gets one clear line on stderr and exit code 2; nothing is lost or overwritten."""
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL, change_checkpoint, refused, roots_of, without
+
+from experiment import weights
+from wsol import build_model
+
+
+@pytest.fixture
+def birds(tiny_birds, tmp_path):
+    """A copy of the tiny ToyBirds that a test may break: (flags, data folder, metadata folder)."""
+    for root, copy in zip(roots_of(tiny_birds), ('data', 'meta'), strict=True):
+        shutil.copytree(root, tmp_path / copy)
+    roots = [f'--data_root={tmp_path / "data"}', f'--metadata_root={tmp_path / "meta"}']
+    flags = [*without(tiny_birds, 'data_root', 'metadata_root'), *roots, *SMALL, '--epochs=3']
+    return flags, tmp_path / 'data/ToyBirds', tmp_path / 'meta/ToyBirds'
+
+
+@pytest.fixture
+def own(trained, tmp_path):
+    """The path of a trained checkpoint of CAM in the experiment `result`, with its results."""
+    shutil.copytree(trained / 'CAM', tmp_path / 'save/result')
+    return tmp_path / 'save/result' / weights.FILE
+
+
+def data_flags(flags):
+    return [flag for flag in flags if flag.startswith(('--dataset', '--data_root', '--metadata_root', '--workers'))]
+
+
+@pytest.mark.parametrize('flag, words', [
+    ('--epoch=3', ['--epoch', 'did you mean --epochs?']), ('--dataset=CUBS', ['CUBS', 'did you mean CUB?']), ('--dataset=cub', ['"cub"', 'did you mean CUB?']),
+    ('--dataset=toybirds', ['did you mean ToyBirds?']), ('--dataset=imagenet', ['did you mean ImageNet?']),
+    ('--epochs=0', ['--epochs', '"0"', '[1, inf)']), ('--epochs=ten', ['"ten"', 'an integer']),
+    ('--lr=-1', ['--lr', '"-1"']), ('--lr=nan', ['--lr', '"nan"']), ('--use_bn=maybe', ['"maybe"', 'True nor False']),
+    ('--attribution_method=CALM', ['CALM_EM', 'CALM_ML']), ('--attribution_method=calm_em', ['did you mean CALM_EM?']),
+    ('--momentum=1.5', ['--momentum']), ('extra', ['extra']),
+])
+@pytest.mark.parametrize('name', ['main', 'eval_pixel_perturb'])
+def test_flags(script, name, flag, words):
+    refused(script(name, flag), *words)
+
+
+def test_a_crop_larger_than_the_image_is_refused_where_images_are_cropped(script):
+    refused(script('main', '--crop_size=300'), '--crop_size=300', '--resize_size=256')
+
+
+def test_missing_data_set(script):
+    refused(script('main', '--dataset=CUB', '--pretrained=False'), 'CUB train', 'metadata/CUB/train/image_ids.txt',
+            'prepare')
+
+
+def test_missing_and_unreadable_checkpoints(script, tiny_birds, tmp_path):
+    refused(script('eval_pixel_perturb', *tiny_birds), 'no checkpoint', 'save/result', 'main.py')
+    refused(script('eval_pixel_perturb', *tiny_birds, '--load_checkpoint=nowhere'), 'nowhere', '--load_checkpoint')
+    for content in (b'', b'<html>quota exceeded</html>', torch.serialization.MAGIC_NUMBER.to_bytes(10, 'little')):
+        (tmp_path / 'broken.pth').write_bytes(content)
+        refused(script('eval_pixel_perturb', *tiny_birds, '--load_checkpoint=broken.pth'), 'broken.pth cannot be read')
+    torch.save([1, 2], tmp_path / 'list.pth')
+    refused(script('eval_pixel_perturb', *tiny_birds, '--load_checkpoint=list.pth'), 'holds a list')
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(script, tiny_birds, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / 'ran',)
+    torch.save({'state_dict': Evil()}, tmp_path / 'evil.pth')
+    refused(script('eval_pixel_perturb', *tiny_birds, '--load_checkpoint=evil.pth'), 'evil.pth cannot be read')
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_checkpoints_of_another_network(script, birds, own, tmp_path):
+    flags, *_ = birds
+    before = {path.name: path.read_bytes() for path in own.parent.iterdir()}
+    evaluate = without(flags, 'architecture', 'last_stage')
+    refused(script('eval_pixel_perturb', *evaluate, '--architecture=resnet50'), '--architecture=resnet18', 'resnet50')
+    refused(script('eval_pixel_perturb', *evaluate, '--attribution_method=CALM_EM'), '--attribution_method=CAM')
+    refused(script('eval_pixel_perturb', *evaluate, '--score_map_process=jointll'), 'CAM does not define jointll',
+            'vanilla')
+    refused(script('eval_pixel_perturb', *evaluate, '--dataset=CUB'), '18 classes', 'has 200')
+    # weights without a record, as the published ones are
+    bare = build_model('resnet18', 'CALM_EM', 200, last_stage='layer1').state_dict()
+    torch.save({'state_dict': bare}, tmp_path / 'bare.pth')
+    refused(script('eval_pixel_perturb', *flags, '--load_checkpoint=bare.pth'), 'bare.pth does not fit',
+            '(200, 64, 1, 1)', '--attribution_method')
+    assert {path.name: path.read_bytes() for path in own.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize('file, line, words', [
+    ('train/class_labels.txt', '001.Toy_A1/x.jpg', ['class_labels.txt, line 3', 'path,integer']),
+    ('train/class_labels.txt', '001.Toy_A1/x.jpg,18', ['class_labels.txt, line 3', 'label 18', '0 to 17']),
+    ('val/image_ids.txt', '001.Toy_A1/unknown.jpg', ['image_ids.txt, line 3', 'unknown.jpg']),
+])
+def test_metadata(script, birds, file, line, words):
+    flags, _, meta = birds
+    lines = (meta / file).read_text().splitlines()
+    lines[2] = line
+    (meta / file).write_text('\n'.join(lines) + '\n')
+    refused(script('main', *flags), *words)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_an_image_that_does_not_open(script, birds, workers, tmp_path):
+    flags, data, _ = birds
+    path = next((data / 'images').rglob('*_train_*.jpg'))
+    path.write_bytes(path.read_bytes()[:200])
+    refused(script('main', *flags, f'--workers={workers}'), str(path), 'does not open')
+    assert not (tmp_path / 'save/result' / weights.FILE).exists()
+
+
+def test_no_test_images(script, birds, own):
+    flags, _, meta = birds
+    for name in ('image_ids.txt', 'class_labels.txt'):
+        (meta / 'test' / name).write_text('')
+    refused(script('eval_cue_location', *flags), 'test/image_ids.txt is empty')
+
+
+def test_no_class_pair_with_images(script, birds, own):
+    flags, _, meta = birds
+    for name in ('image_ids.txt', 'class_labels.txt'):
+        path = meta / 'test' / name
+        path.write_text(path.read_text().splitlines()[0] + '\n')
+    refused(script('eval_cue_location', *flags), 'no class pair to evaluate', '32 pairs')
+
+
+def test_cue_location_needs_parts(script, birds, own):
+    flags, data, _ = birds
+    shutil.rmtree(data / 'segmentations')
+    refused(script('eval_cue_location', *flags), 'segmentations')
+
+
+def test_a_loss_that_is_no_number_stops_training_and_keeps_the_checkpoint(script, birds, own):
+    flags, *_ = birds
+    before = own.read_bytes()
+    refused(script('main', *flags, '--override_cache', '--lr=1e30'), 'the loss is', 'epoch 1, step', '--lr')
+    assert own.read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written(script, birds, tmp_path):
+    flags, *_ = birds
+    (tmp_path / 'blocked').write_text('')
+    refused(script('main', *flags, '--save_root=blocked'), 'cannot make the folder', 'blocked')
+
+
+def test_a_network_that_diverges_in_its_last_step_is_not_saved(script, birds):
+    flags, *_ = birds
+    refused(script('main', *flags, '--lr=1e30', '--batch_size=72'), 'diverged', '--lr')
+    assert not Path('save/result', weights.FILE).exists()
+
+
+def test_checkpoints_of_odd_structure(script, birds, own):
+    flags, *_ = birds
+    content = torch.load(own, weights_only=True)
+    values = content['state_dict']
+    nan = {name: value * float('nan') if name == 'conv_last.weight' else value for name, value in values.items()}
+    for change, words in (({'state_dict': [1]}, 'state_dict is a list'), ({'model': 'resnet18'}, 'model is a str'),
+                          ({'state_dict': {3: torch.ones(1)}}, '3 is no name'), ({'state_dict': nan}, 'diverged'),
+                          ({'model': content['model'] | {'attribution_method': 'CALM'}}, 'its setting attribution_method: "CALM" is not one of')):
+        torch.save(content | change, own)
+        refused(script('eval_pixel_perturb', *data_flags(flags)), words)
+    torch.save(content, own)
+    change_checkpoint(own, lambda content: {key: value for key, value in content.items() if key != 'optimizer'})
+    refused(script('main', *flags), 'no training to go on with')
+
+
+def test_calm_weights_without_a_record_are_not_silently_cam(script, birds):
+    flags, *_ = birds
+    model = build_model('resnet18', 'CALM_EM', 18, last_stage='layer1')
+    torch.save(model.state_dict(), 'bare.pth')
+    code, _, err = script('eval_pixel_perturb', *flags, '--load_checkpoint=bare.pth')
+    assert code == 0 and 'has an attention layer' in err and '--attribution_method=CALM_EM' in err
+
+
+def test_going_on_needs_no_imagenet_weights(script, birds, own, monkeypatch):
+    """As when the network is gone: the checkpoint replaces them anyway."""
+    flags, *_ = birds
+    monkeypatch.setattr('torch.hub.download_url_to_file', lambda *_, **__: pytest.fail('downloads'))
+    code, _, err = script('main', *without(flags, 'pretrained', 'epochs'), '--epochs=4')
+    assert code == 0, err
+    assert torch.load(own, weights_only=True)['epoch'] == 4
+
+
+def test_evaluating_keeps_the_trainings_results(script, birds, own):
+    flags, *_ = birds
+    before = {path.name: path.read_bytes() for path in own.parent.iterdir()}
+    code, _, err = script('main', '--is_train=False', *data_flags(flags))
+    assert code == 0, err
+    after = {path.name: path.read_bytes() for path in own.parent.iterdir()}
+    (added,) = after.keys() - before.keys()
+    assert added.startswith('accuracy_ToyBirds_CAM.') and before == {name: after[name] for name in before}
+
+
+def test_images_too_small_for_the_network(script, birds):
+    flags, *_ = birds
+    flags = without(flags, 'architecture', 'last_stage', 'crop_size')
+    refused(script('main', *flags, '--architecture=vgg16', '--crop_size=8'), '--crop_size=8')
+    refused(script('main', *flags, '--architecture=resnet18', '--crop_size=16'), '--crop_size=16', 'one cell')
+
+
+def test_nothing_to_localise(script, birds, own):
+    flags, data, _ = birds
+    locations = data / 'parts' / 'part_locs.txt'
+    lines = locations.read_text().splitlines()
+    locations.write_text(''.join(f'{line.rsplit(" ", 1)[0]} 0\n' for line in lines))
+    refused(script('eval_cue_location', *data_flags(flags)), 'no image to evaluate', 'part_locs.txt')
+    locations.write_text('\n'.join(lines) + '\n')
+    attributes = data / 'attributes' / 'class_attribute_labels_continuous.txt'
+    attributes.write_text(''.join(attributes.read_text().splitlines(keepends=True)[:5]))
+    refused(script('eval_cue_location', *data_flags(flags)), 'attributes of 5 classes', 'label 17')
+
+
+@pytest.mark.parametrize('flag, words', [
+    ('--seed=5000000000', ['--seed']), ('--experiment_name=../../x', ['leads out of --save_root']),
+    ('--is_different_checkpoint', ['--load_checkpoint'])])
+def test_flags_that_make_no_sense(script, birds, flag, words):
+    refused(script('main', *birds[0], flag), *words)
+
+
+def test_ids_that_are_not_utf8(script, birds):
+    flags, _, meta = birds
+    ids = meta / 'train' / 'image_ids.txt'
+    ids.write_bytes(ids.read_bytes().replace(b'Toy_A1', b'Toy_\xff1', 1))
+    refused(script('main', *flags), 'image_ids.txt, line 1', 'expected')

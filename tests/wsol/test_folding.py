@@ -1,0 +1,117 @@
+"""wsol.folding: a network with its BatchNorms folded gives the same, or is left as it was."""
+import pytest
+import torch
+from torch import nn
+
+from evaluation import session
+from experiment import result_files, weights
+from wsol import attribution_maps, build_model
+from wsol.attribution.registry import PROCESSES
+from wsol.heads import CAM
+from wsol.speed import folding
+
+NETWORKS = [('resnet18', {'large_feature_map': True}), ('resnet18', {'last_stage': 'layer1,layer3'}),
+            ('vgg16', {'use_bn': True}),
+            ('inception_v3', {'use_bn': True}),
+            ('mobilenet_v3_large', {}), ('densenet121', {})]
+SIZE = 75
+
+
+def with_statistics(model):
+    """In eval mode, with statistics that a training could have left."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values, low, high in ((module.running_mean, -0.2, 0.2), (module.running_var, 0.5, 2), (module.weight, 0.5, 1.5),
+                                      (module.bias, -0.2, 0.2)):
+                values.data.uniform_(low, high, generator=generator)
+    return model.eval()
+
+
+def norms(model):
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize('name, options', NETWORKS)
+def test_probabilities_and_maps_stay(name, options):
+    def build():
+        torch.manual_seed(0)
+        return with_statistics(build_model(name, 'CALM_EM', 7, **options)).to(memory_format=torch.channels_last)
+    model, folded = build(), build()
+    images, labels = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2)), torch.tensor([[0, 3], [6, 1]])
+    total, count = len(norms(model)), folding.fold_batchnorm(folded, SIZE)
+    assert count == total - len(norms(folded)) > total / 3 and (count == total or name == 'densenet121')
+    assert not folded.training and folded.conv_last.weight.equal(model.conv_last.weight)
+    with torch.no_grad():
+        for own, before in ((folded(images).softmax(1), model(images).softmax(1)),
+                            *((attribution_maps(each, images, labels, process) for each in (folded, model))
+                              for process in ('vanilla', 'jointll', 'saliency'))):
+            assert own.isfinite().all() and (own - before).abs().max() <= 1e-5 * before.abs().max()
+    assert folding.fold_batchnorm(folded, SIZE) == 0 or name == 'densenet121'  # nothing is left to fold
+
+
+class Stage(nn.Module):
+    """A convolution and a BatchNorm, put together by a function (module, images) -> features."""
+
+    def __init__(self, forward, **options):
+        super().__init__()
+        self.convolution, self.norm, self.function = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, **options), forward
+
+    def forward(self, images):
+        return self.function(self, images)
+
+
+@pytest.mark.parametrize('forward, options, folds', [
+    (lambda own, x: own.norm(own.convolution(x)), {}, 1),
+    (lambda own, x: own.norm(own.convolution(x)), {'affine': False}, 1),
+    (lambda own, x: own.norm(own.convolution(x)), {'track_running_stats': False}, 0),  # normalises by the batch
+    (lambda own, x: own.norm(own.convolution(x) + 1), {}, 0),
+    (lambda own, x: own.convolution(own.norm(x)), {}, 0),
+    (lambda own, x: own.norm(own.convolution(own.convolution(x))), {}, 0),  # runs twice
+    (lambda own, x: own.norm(own.norm(own.convolution(x))), {}, 0),
+    (lambda own, x: own.norm(y := own.convolution(x)) + y, {}, 0),  # the map before it is used too: the features show it
+])
+def test_what_cannot_be_folded_stays(forward, options, folds):
+    torch.manual_seed(0)
+    model = CAM(nn.Sequential(), 3, 2)
+    model.stage, model.stages = Stage(forward, **options), ('stage',)
+    if options != {'track_running_stats': False}:
+        model.stage.norm.running_mean.uniform_(-1, 1)
+        model.stage.norm.running_var.uniform_(0.5, 2)
+    model.eval()
+    images = torch.randn(2, 3, 5, 5)
+    with torch.no_grad():
+        before, names = model(images), list(model.state_dict())
+        assert folding.fold_batchnorm(model, 5) == folds
+        torch.testing.assert_close(model(images), before, rtol=1e-5, atol=1e-6)
+    assert (list(model.state_dict()) == names) != bool(folds)
+
+
+@pytest.mark.parametrize('process', ['jointll', 'smooth_grad', 'grad_cam', 'object_mask'])
+def test_evaluations_fold_where_forwards_alone_are_asked(script, tiny_birds, save, monkeypatch, process):
+    asked = []
+    monkeypatch.setattr(session, 'fold_batchnorm', lambda model, size: asked.append(size))
+    code, _, err = script('eval_pixel_perturb', *tiny_birds, '--experiment_name=CALM_EM', f'--score_map_process={process}',
+                          '--smooth_grad_nr_iter=1', '--batch_size=36')
+    assert code == 0, err
+    assert len(asked) == (process not in PROCESSES or PROCESSES[process].one_forward)
+
+
+@pytest.mark.parametrize('name', ['eval_pixel_perturb', 'eval_cue_location', 'eval_wsol', 'main'])
+def test_results_are_those_of_the_network_as_it_is(script, tiny_birds, save, monkeypatch, name):
+    """Whole evaluations, to the last count; of the weights that the checkpoint has."""
+    flags, results = [*tiny_birds, '--experiment_name=CALM_EM', '--is_train=False'], []
+    for fold in (folding.fold_batchnorm, lambda model, size: 0):
+        monkeypatch.setattr(session, 'fold_batchnorm', fold)
+        code, _, err = script(name, *flags)
+        assert code == 0, err
+        path, = (path for path in (save / 'CALM_EM').glob(f'{name.removeprefix("eval_").replace("main", "accuracy")}_*.json'))
+        results.append(result_files.read_result(path))
+        path.unlink()
+    folded, plain = ({key: value for key, value in one.items() if key not in ('command', 'versions')} for one in results)
+    assert folded['weights_sha256'] == plain['weights_sha256'] == weights.read_checkpoint(save / 'CALM_EM' / weights.FILE).sha256
+    if name == 'eval_cue_location':  # a score on the border of two bins can change its bin
+        for key, values in folded['pxap']['parts']['published']['counted'].items():
+            assert values == pytest.approx(plain['pxap']['parts']['published']['counted'][key], abs=0.05), key
+    else:
+        assert folded == plain

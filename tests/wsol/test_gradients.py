@@ -1,0 +1,311 @@
+"""wsol.gradients: captum and torchcam as oracles, and the identities each method must keep."""
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam, Occlusion, Saliency
+from torchcam.methods import CAM as TorchCAM
+from torchcam.methods import LayerCAM
+
+from wsol import build_model
+from wsol.attribution import gradients, perturbation, registry
+from wsol.attribution.maps import attribution_maps
+from wsol.attribution.registry import SamplingSettings
+
+LABELS = torch.tensor([1, 4])
+
+
+@pytest.fixture(scope='module', params=['CAM', 'CALM_EM'])
+def model(request):
+    torch.manual_seed(0)
+    model = build_model('resnet18', request.param, 5, last_stage='layer1').eval()
+    if request.param != 'CAM':
+        torch.nn.init.constant_(model.attention[0].bias, 0.1)
+    return model
+
+
+@pytest.fixture(scope='module')
+def images():
+    return torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(1))
+
+
+def maps(model, images, process, **settings):
+    return attribution_maps(model, images, LABELS, process, settings=SamplingSettings(**settings))
+
+
+@pytest.mark.parametrize('process', ['backprop', 'input_grad'])
+def test_vanilla_gradient_is_captums_saliency_bit_for_bit(model, images, process):
+    reference = Saliency(model).attribute(images.clone().requires_grad_(), LABELS).amax(1)
+    assert torch.equal(maps(model, images, process), reference)
+
+
+def test_input_x_gradient_is_captums(model, images):
+    reference = InputXGradient(model).attribute(images.clone().requires_grad_(), LABELS).sum(1)
+    torch.testing.assert_close(maps(model, images, 'input_x_gradient'), reference)
+
+
+def test_integrated_gradients_are_captums_and_complete(model, images):
+    reference = IntegratedGradients(model).attribute(images, target=LABELS, n_steps=20).sum(1)
+    ours = maps(model, images, 'integrated_gradients', integrated_grad_nr_iter=20)
+    torch.testing.assert_close(ours, reference.float(), rtol=1e-4, atol=1e-5)
+    attribution = maps(model, images, 'integrated_gradients', integrated_grad_nr_iter=300)
+    with torch.no_grad():
+        difference = (model(images) - model(torch.zeros_like(images)))[torch.arange(2), LABELS]
+    torch.testing.assert_close(attribution.sum((1, 2)), difference, rtol=1e-2, atol=1e-3)
+
+
+def test_grad_cam_is_captums(model, images):
+    reference = LayerGradCam(model, model.layer1).attribute(images, LABELS, relu_attributions=True)[:, 0]
+    torch.testing.assert_close(maps(model, images, 'grad_cam'), reference)
+
+
+def test_grad_cam_of_a_cam_network_is_its_map_without_bias(images):
+    """CAM's score is linear in the last map."""
+    model = build_model('resnet18', 'CAM', 5, last_stage='layer1').eval()
+    cam = maps(model, images, 'vanilla') - model.conv_last.bias[LABELS][:, None, None]
+    torch.testing.assert_close(maps(model, images, 'grad_cam'), cam.relu() / cam[0].numel())
+
+
+def test_layer_cam_is_torchcams(model, images):
+    with LayerCAM(model, target_layer='layer1') as extract:
+        scores = model(images.clone().requires_grad_())
+        reference, = extract(LABELS.tolist(), scores, normalized=False)
+    torch.testing.assert_close(maps(model, images, 'layer_cam'), reference.detach(), rtol=1e-4, atol=1e-7)
+
+
+def test_grad_cam_pp_agrees_with_a_naive_loop(model, images):
+    """torchcam 0.5 is no oracle here: it leaves out the division of the paper's equation 19."""
+    model, images = copy.deepcopy(model).double(), images.double()  # a denominator may come near 0
+    ours = maps(model, images, 'grad_cam_pp')
+    for index in range(2):
+        features = model.extract_features(images[index:index + 1]).detach().requires_grad_()
+        score = model.class_scores(model.head(features))[0, LABELS[index]]
+        gradient, = torch.autograd.grad(score, features)
+        total = torch.zeros(features.shape[2:], dtype=torch.float64)
+        for channel, slope in zip(features[0].detach(), gradient[0], strict=True):
+            weight = 0.0
+            for g in slope.flatten():
+                if g > 0:
+                    weight += g * g ** 2 / (2 * g ** 2 + (channel * slope ** 3).sum())
+            total += weight * channel
+        torch.testing.assert_close(ours[index], total.relu())
+
+
+def test_cam_is_torchcams(model, images):
+    """On a network of average pooling and a linear layer with the same weights."""
+    head = torch.nn.Linear(model.conv_last.in_channels, 5)
+    head.weight.data, head.bias.data = model.conv_last.weight.data[:, :, 0, 0], model.conv_last.bias.data
+    pooled = torch.nn.Sequential()
+    for name in model.stages:
+        pooled.add_module(name, model.get_submodule(name))
+    pooled.add_module('pool', torch.nn.AdaptiveAvgPool2d(1))
+    pooled.add_module('flatten', torch.nn.Flatten())
+    pooled.add_module('fc', head)
+    with TorchCAM(pooled, target_layer='layer1', fc_layer='fc') as extract:
+        pooled(images)
+        reference, = extract(LABELS.tolist(), normalized=False)
+    ours = maps(model, images, 'vanilla') - model.conv_last.bias[LABELS][:, None, None]
+    torch.testing.assert_close(ours, reference.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_occlusion_is_captums_where_the_squares_tile(model):
+    images = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(2))
+    reference = Occlusion(model).attribute(images, sliding_window_shapes=(3, 8, 8), strides=(3, 4, 4), target=LABELS)
+    torch.testing.assert_close(maps(model, images, 'occlusion'), reference[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_occlusion_covers_every_pixel_of_any_size(model):
+    image = torch.randn(2, 3, 37, 50, generator=torch.Generator().manual_seed(2))
+    assert torch.isfinite(maps(model, image, 'occlusion')).all()
+
+
+def test_score_cam_agrees_with_a_naive_loop(model, images):
+    ours = maps(model, images, 'score_cam')
+    with torch.no_grad():
+        for index in range(2):
+            features = model.extract_features(images[index:index + 1])[0]
+            gains = []
+            for channel in features:
+                up = F.interpolate(channel[None, None], images.shape[2:], mode='bilinear', align_corners=False)
+                mask = (up - up.min()) / (up.max() - up.min()) if up.max() > up.min() else torch.zeros_like(up)
+                gain = model(images[index:index + 1] * mask) - model(torch.zeros(1, 3, 40, 40))
+                gains.append(gain[0, LABELS[index]])
+            reference = (torch.stack(gains).softmax(0)[:, None, None] * features).sum(0).relu()
+            torch.testing.assert_close(ours[index], reference, rtol=1e-4, atol=1e-6)
+
+
+def test_published_integrated_grad_is_the_mean_of_vanilla_maps_on_the_path(model, images):
+    reference = sum(maps(model, images * step / 4, 'backprop') for step in range(5)) / 4
+    torch.testing.assert_close(maps(model, images, 'integrated_grad', integrated_grad_nr_iter=4), reference)
+
+
+def test_without_noise_smooth_grad_is_the_gradient(model, images):
+    calm = {'smooth_grad_sigma': 1e30, 'smooth_grad_nr_iter': 3}
+    gradient = maps(model, images, 'backprop')
+    torch.testing.assert_close(maps(model, images, 'smooth_grad', **calm), gradient)
+    torch.testing.assert_close(maps(model, images, 'smooth_grad_square', **calm), gradient.square())
+    assert maps(model, images, 'var_grad', **calm).abs().max() <= 1e-10 * gradient.square().max()
+
+
+def test_smooth_grad_variants_are_moments_of_the_same_copies(model, images):
+    few = {'smooth_grad_nr_iter': 6}
+    mean, square, variance = (maps(model, images, name, **few)
+                              for name in ('smooth_grad', 'smooth_grad_square', 'var_grad'))
+    assert (variance >= 0).all()
+    torch.testing.assert_close(variance, square - mean.square(), rtol=1e-3, atol=1e-5 * square.max().item())
+
+
+def test_noise_depends_on_the_images_seed_not_on_its_batch(model, images):
+    settings = SamplingSettings(smooth_grad_nr_iter=2)
+    together = attribution_maps(model, images, LABELS, 'smooth_grad', seeds=torch.tensor([5, 6]), settings=settings)
+    alone = attribution_maps(model, images[1:], LABELS[1:], 'smooth_grad', seeds=torch.tensor([6]), settings=settings)
+    torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-6)
+    other = attribution_maps(model, images[1:], LABELS[1:], 'smooth_grad', seeds=torch.tensor([7]), settings=settings)
+    assert not torch.equal(alone, other)
+
+
+def noise_of(model, images, seeds, count, sigma):
+    """(count,B,3,H,W): what SmoothGrad adds to the images, seen at the network's entrance."""
+    copies = []
+    handle = model.register_forward_pre_hook(lambda _, inputs: copies.append(inputs[0].detach().clone()))
+    try:
+        attribution_maps(model, images, LABELS[:len(images)], 'smooth_grad', seeds=torch.tensor(seeds),
+                         settings=SamplingSettings(smooth_grad_nr_iter=count, smooth_grad_sigma=sigma))
+    finally:
+        handle.remove()
+    return torch.cat(copies).unflatten(0, (len(images), count)).transpose(0, 1) - images
+
+
+VERSIONS = {  # process -> how many versions of an image it takes, beside single ones
+    'integrated_grad': 71, 'integrated_gradients': 70, 'smooth_grad': 70, 'smooth_grad_square': 70, 'var_grad': 70,
+    'score_cam': 64, 'occlusion': 12 * 12}
+
+
+@pytest.mark.parametrize('process', VERSIONS)
+def test_versions_of_an_image_are_computed_together_as_one_by_one(model, process, monkeypatch):
+    """In double precision, where the network's own rounding by the size of a batch is far below 1e-6."""
+    model, image = copy.deepcopy(model).double(), torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(1)).double()
+    results, settings = [], SamplingSettings(smooth_grad_nr_iter=70, integrated_grad_nr_iter=70)
+    for at_a_time in (1, 8, 64):
+        for module, name in ((gradients, 'VERSIONS_AT_A_TIME'), (perturbation, 'MASKS_AT_A_TIME')):
+            monkeypatch.setattr(module, name, at_a_time)
+        sizes = []
+        handle = model.register_forward_pre_hook(lambda _, inputs, sizes=sizes: sizes.append(len(inputs[0])))
+        results.append(attribution_maps(model, image, LABELS[:1], process, settings=settings))
+        handle.remove()
+        if process in ('score_cam', 'occlusion'):
+            assert sizes.pop(0) == 1
+        total = sum(sizes)
+        assert total == VERSIONS[process]
+        assert sizes == [min(at_a_time, total - start) for start in range(0, total, at_a_time)]
+    for together in results[1:]:
+        assert (together - results[0]).abs().max() <= 1e-6 * results[0].abs().max()
+
+
+def test_on_a_cpu_as_many_versions_go_together_as_ever(model, images):
+    assert (gradients.VERSIONS_AT_A_TIME, perturbation.MASKS_AT_A_TIME) == (8, 32)
+    assert registry.versions_at_a_time(SimpleNamespace(images=images), 8, 1000) == 8
+
+
+@pytest.mark.parametrize('usual, kept', [(8, gradients.NUMBERS_KEPT), (32, perturbation.NUMBERS_KEPT)])
+def test_on_cuda_the_versions_fit_into_their_share_of_the_free_memory(monkeypatch, usual, kept):
+    """Of 1 GB to 141 GB; what torch holds in reserve is free, too."""
+    images = SimpleNamespace(device=torch.device('cuda'), shape=(1, 3, 224, 224), element_size=lambda: 4)
+    asked, found = SimpleNamespace(images=images, asked=torch.zeros(1, 200)), []
+    for free in (1e9, 4e9, 8e9, 24e9, 80e9, 141e9):
+        for reserved in (0, 0.5):
+            monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda _, free=free, reserved=reserved: (free * (1 - reserved), 2e11))
+            monkeypatch.setattr(torch.cuda, 'memory_reserved', lambda _, free=free, reserved=reserved: 1e9 + free * reserved)
+            monkeypatch.setattr(torch.cuda, 'memory_allocated', lambda _: 1e9)
+            found.append(registry.versions_at_a_time(asked, usual, kept))
+        assert found[-1] == found[-2] and usual <= found[-1] <= 16 * usual and found[-1].bit_count() == 1
+        assert found[-1] == usual or found[-1] * 224**2 * (kept + 200) * 4 <= registry.GPU_SHARE * free
+    assert found == sorted(found) and found[0] == usual < found[-1]
+
+
+def test_the_noises_deviation_is_the_images_own_range_over_sigma(model):
+    images = torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(3))
+    images[1] = 5 + 7 * images[1]  # another range, far from zero
+    span = images.flatten(1).amax(1) - images.flatten(1).amin(1)
+    count = 16
+    for sigma in (4.0, 10.0):
+        noise = noise_of(model, images, [5, 6], count, sigma).double()
+        size = noise[:, 0].numel()
+        for index in range(2):
+            own = noise[:, index]
+            deviation = (span[index] / sigma).item()
+            assert own.std().item() == pytest.approx(deviation, rel=4 / (2 * size) ** 0.5)  # four standard errors
+            assert abs(own.mean().item()) < 4 * deviation / size ** 0.5
+            # normal: 68.27 % within one deviation, 95.45 % within two
+            for multiple, share in ((1, 0.6827), (2, 0.9545)):
+                within = (own.abs() < multiple * deviation).double().mean().item()
+                assert within == pytest.approx(share, abs=4 * (share * (1 - share) / size) ** 0.5)
+        # one copy tells nothing of the next, one image nothing of the other
+        unit = noise / noise.flatten(2).std(2)[..., None, None, None]
+        pairs = [(unit[0, 0], unit[1, 0]), (unit[3, 1], unit[9, 1]), (unit[0, 0], unit[0, 1]), (unit[0, 0, 0], unit[0, 0, 1])]
+        for first, second in pairs:
+            assert abs((first * second).mean().item()) < 4 / first.numel() ** 0.5
+
+
+def test_the_noise_is_that_of_a_generator_of_the_cpu_with_the_images_seed(model, images):
+    """To the bit: what it adds to an image has not changed since the first results."""
+    noise = noise_of(model, images, [5, 6], 10, 4.0)
+    for index, seed in enumerate((5, 6)):
+        image, generator = images[index], torch.Generator().manual_seed(seed)
+        sigma = (image.max() - image.min()) / 4.0
+        copies = torch.stack([image + torch.randn(image.shape, generator=generator) * sigma for _ in range(10)])
+        assert torch.equal(noise[:, index], copies - image)
+
+
+def test_cuda_draws_the_noise_itself(monkeypatch):
+    """From a generator of its own: nothing is drawn on the CPU and carried there."""
+    asked = []
+
+    def draw(shape, generator, device):
+        asked.append(device)
+        return torch.zeros(shape)
+
+    class Far(torch.Tensor):
+        device, is_cuda = torch.device('cuda', 1), True
+    monkeypatch.setattr(torch, 'Generator', lambda device: SimpleNamespace(device=device, manual_seed=lambda _: SimpleNamespace(device=device)))
+    monkeypatch.setattr(torch, 'randn', draw)
+    monkeypatch.setattr(gradients, '_many_magnitudes', lambda _, copies: list(copies))
+    settings = SamplingSettings(smooth_grad_nr_iter=3)
+    gradients._noisy_magnitudes(SimpleNamespace(images=torch.zeros(1, 3, 4, 4).as_subclass(Far), seeds=[7], settings=settings))
+    assert asked == 3 * [torch.device('cuda', 1)]
+
+
+def test_the_noise_itself_depends_on_the_images_seed_alone(model, images):
+    together = noise_of(model, images, [5, 6], 3, 4.0)
+    assert torch.equal(together, noise_of(model, images, [5, 6], 3, 4.0))
+    assert torch.equal(together[:, 1:], noise_of(model, images[1:], [6], 3, 4.0))
+    assert torch.equal(together.flip(1), noise_of(model, images.flip(0), [6, 5], 3, 4.0))
+    assert not torch.equal(together[:, 1:], noise_of(model, images[1:], [7], 3, 4.0))
+
+
+@pytest.mark.parametrize('process', ['backprop', 'grad_cam', 'integrated_gradients', 'smooth_grad'])
+def test_gradients_work_where_the_caller_switched_them_off(model, images, process):
+    expected = maps(model, images, process, smooth_grad_nr_iter=2, integrated_grad_nr_iter=2)
+    with torch.inference_mode():
+        ours = maps(model, images.clone(), process, smooth_grad_nr_iter=2, integrated_grad_nr_iter=2)
+    assert torch.equal(ours, expected)
+
+
+def test_memory_is_that_of_one_batch_however_many_samples(model, images, monkeypatch):
+    """Of the batches of noisy copies that go into the network, no more than the last is ever alive."""
+    import weakref
+    monkeypatch.setattr(gradients, 'VERSIONS_AT_A_TIME', 3)
+    copies, alive, original = [], [], type(model).forward
+
+    def watched(self, batch):
+        copies.append(weakref.ref(batch))
+        alive.append(sum(copy() is not None for copy in copies))
+        return original(self, batch)
+    type(model).forward = watched
+    try:
+        maps(model, images, 'var_grad', smooth_grad_nr_iter=12)
+    finally:
+        type(model).forward = original
+    assert len(alive) == 2 * 4 and max(alive) == 1

@@ -1,0 +1,460 @@
+"""wsol's networks: published names, groups and map sizes; weights complete; torchvision mended where needed."""
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import GOLDEN, ROOT
+from torch import nn
+
+import config
+from experiment.weights import Checkpoint, load_weights
+from wsol import ARCHITECTURE_NAMES, ARCHITECTURES, HEADS, build_model, parameter_groups
+from wsol.attribution.maps import attribution_maps
+from wsol.backbones._torchvision import torchvision
+from wsol.errors import UserError
+from wsol.networks import check_image_size
+
+
+def published_names():
+    return json.loads((GOLDEN / 'resnet50_names.json').read_text())
+
+
+@pytest.mark.parametrize('method', ['CALM_EM', 'CALM_ML'])
+def test_resnet50_has_the_published_names_and_shapes(method):
+    names = published_names()['state_dict']
+    with torch.device('meta'):
+        model = build_model('resnet50', method, 200)
+    assert {name: list(value.shape) for name, value in model.state_dict().items()} == names
+
+
+def test_resnet50_has_the_published_learning_rate_groups():
+    slow_names = set(published_names()['low_learning_rate'])
+    with torch.device('meta'):
+        model = build_model('resnet50', 'CALM_EM', 200)
+    slow, fast = parameter_groups(model, 'resnet50', lr=0.01, lr_classifier_ratio=10)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(parameter)] for parameter in slow['params']} == slow_names
+    assert {names[id(parameter)] for parameter in fast['params']} == set(names.values()) - slow_names
+    assert (slow['lr'], fast['lr']) == (0.01, 0.1)
+
+
+def test_fine_tuning_slows_the_whole_backbone():
+    with torch.device('meta'):
+        model = build_model('resnet50', 'CALM_EM', 200)
+    _, fast = parameter_groups(model, 'resnet50', 0.01, is_different_checkpoint=True)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(parameter)] for parameter in fast['params']} == {
+        'conv_last.weight', 'conv_last.bias', 'attention.0.weight', 'attention.0.bias'}
+
+
+@pytest.mark.parametrize('architecture', ['resnet18', 'resnet50', 'vgg16', 'inception_v3'])
+@pytest.mark.parametrize('large, side', [(False, 14), (True, 28)])
+def test_maps_of_a_224_pixel_image_are_14_or_28_wide(architecture, large, side):
+    with torch.device('meta'):
+        model = build_model(architecture, 'CAM', 7, large_feature_map=large).eval()
+        features = model.extract_features(torch.empty(2, 3, 224, 224))
+    assert features.shape == (2, model.conv_last.in_channels, side, side)
+
+
+@pytest.mark.parametrize('method', HEADS)
+@pytest.mark.parametrize('architecture', ['resnet18', 'resnet50', 'vgg16', 'inception_v3'])
+def test_every_head_on_every_network(architecture, method):
+    model = build_model(architecture, method, 7).eval()
+    features, logits, prior = model.activations(torch.randn(2, 3, 64, 64))
+    assert logits.shape == (2, 7, *features.shape[2:])
+    assert prior is None if method == 'CAM' else prior.shape == (2, *features.shape[2:])
+    torch.testing.assert_close(model(torch.randn(2, 3, 64, 64)).softmax(1).sum(1), torch.ones(2))
+
+
+@pytest.mark.parametrize('architecture, slow, fast', [
+    ('vgg16', {'features'}, {'conv6', 'bn6', 'conv_last', 'attention'}),
+    ('inception_v3', {'Conv2d_1a_3x3', 'Conv2d_2a_3x3', 'Conv2d_2b_3x3', 'Conv2d_3b_1x1', 'Conv2d_4a_3x3', 'Mixed_5b',
+                      'Mixed_5c', 'Mixed_5d', 'Mixed_6a', 'Mixed_6b', 'Mixed_6c', 'Mixed_6d', 'Mixed_6e'},
+     {'A3_1b', 'A3_2b', 'conv_last', 'attention'}),
+    ('swin_t', {'backbone'}, {'conv_last', 'attention'}),
+])
+def test_learning_rate_groups_of_the_other_networks(architecture, slow, fast):
+    model = build_model(architecture, 'CALM_EM', 7, use_bn=True)
+    names = {id(parameter): name.split('.')[0] for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, architecture, 0.01)
+    assert [{names[id(parameter)] for parameter in group['params']} for group in groups] == [slow, fast]
+    groups = parameter_groups(model, architecture, 0.01, is_different_checkpoint=True)
+    quick = {names[id(parameter)] for parameter in groups[1]['params']}
+    assert quick == ({'conv_last', 'attention'} if architecture != 'inception_v3' else fast)
+
+
+@pytest.mark.parametrize('large', [False, True])
+@pytest.mark.parametrize('architecture', ['vgg16', 'inception_v3'])
+def test_batch_norm_of_the_added_layers_is_optional(architecture, large):
+    with torch.device('meta'):
+        plain, normed = (build_model(architecture, 'CAM', 7, large_feature_map=large, use_bn=use_bn)
+                         for use_bn in (False, True))
+    added = ARCHITECTURES[architecture].added
+    for model, expected in ((plain, False), (normed, True)):
+        assert any('running_mean' in name for name in model.state_dict() if name.startswith(added)) == expected
+    convolutions = [sum('weight' in name and value.ndim == 4 for name, value in model.state_dict().items())
+                    for model in (plain, normed)]
+    assert convolutions[0] == convolutions[1]
+
+
+def test_inceptions_last_block_is_used():
+    """The published code computes Mixed_6e and drops it."""
+    model = build_model('inception_v3', 'CAM', 7).eval()
+    images = torch.randn(1, 3, 64, 64)
+    before = model(images)
+    model.Mixed_6e.branch1x1.conv.weight.data *= 2
+    assert not torch.equal(model(images), before)
+
+
+def test_vgg_is_initialised_by_he_fan_out():
+    torch.manual_seed(0)
+    weight = build_model('vgg16', 'CAM', 7).conv6.weight
+    assert weight.std().item() == pytest.approx((2 / (1024 * 9)) ** 0.5, rel=0.01)
+
+
+@pytest.mark.parametrize('name', ['convnext_tiny', 'mobilenet_v3_large', 'efficientnet_b0', 'densenet121', 'swin_t',
+                                  'shufflenet_v2_x0_5', 'regnet_y_400mf', 'mnasnet0_5', 'squeezenet1_1', 'googlenet',
+                                  'alexnet', 'resnext50_32x4d'])
+def test_any_classifier_trains_a_step_and_gives_maps(name):
+    torch.manual_seed(0)
+    model = build_model(name, 'CALM_EM', 5)
+    optimiser = torch.optim.SGD(parameter_groups(model, name, 1e-3))
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    images = torch.randn(2, 3, 96, 96)
+    loss, _ = model.loss(images, torch.tensor([0, 1]))
+    loss.backward()
+    optimiser.step()
+    moved = [key for key, value in model.named_parameters() if not torch.equal(value, before[key])]
+    assert torch.isfinite(loss) and len(moved) > len(before) / 2
+    model.eval()
+    maps = attribution_maps(model, images, torch.tensor([0, 1]), 'jointll')
+    assert maps.ndim == 3 and min(maps.shape[1:]) > 1
+    torch.testing.assert_close(maps.sum((1, 2)), model(images).softmax(1)[[0, 1], [0, 1]])
+
+
+@pytest.mark.parametrize('name, words', [('vit_b_16', 'no spatial last map'), ('convnexttiny', 'no architecture')])
+def test_what_cannot_be_a_backbone_is_refused(name, words):
+    with pytest.raises(UserError, match=words):
+        build_model(name, 'CAM', 5)
+
+
+@pytest.mark.parametrize('name, option', [('convnext_tiny', 'large_feature_map'), ('vgg16', 'last_stage'), ('vgg16', 'pointwise_from')])
+def test_options_that_a_network_does_not_have_are_refused(name, option):
+    with pytest.raises(UserError, match=option):
+        build_model(name, 'CAM', 5, **{option: True if option == 'large_feature_map' else 'layer2'})
+
+
+@pytest.mark.parametrize('options, words', [
+    ({'last_stage': 'layer5'}, '--last_stage: a ResNet has no stage "layer5"'), ({'last_stage': 'conv1'}, '"conv1"'),
+    ({'last_stage': ''}, 'no stage ""'), ({'pointwise_from': 'layer9'}, '--pointwise_from: .* no stage "layer9"'),
+    ({'prior': 'sigmoid'}, 'no prior "sigmoid"; there are relu, softplus'), ({'no_cue': True}, 'CAM does not take --no_cue')])
+def test_options_of_no_meaning_are_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        build_model('resnet18', 'CAM', 5, **options)
+
+
+def test_a_stage_that_is_named_twice_is_taken_once():
+    with torch.device('meta'):
+        assert build_model('resnet18', 'CAM', 7, last_stage='layer2,layer2').conv_last.in_channels == 128
+
+
+@pytest.mark.parametrize('stage, features', [('layer1', 64), ('layer2', 128), ('layer3', 256)])
+def test_a_network_can_stop_at_an_earlier_stage(stage, features):
+    with torch.device('meta'):
+        model = build_model('resnet18', 'CAM', 7, last_stage=stage)
+        assert model.extract_features(torch.empty(1, 3, 64, 64)).shape[1] == features
+
+
+@pytest.mark.parametrize('options, field', [({'last_stage': 'layer1'}, 43), ({'last_stage': 'layer2'}, 99), (
+    {'last_stage': 'layer2', 'pointwise_from': 'layer2'}, 43), ({'last_stage': 'layer2', 'pointwise_from': 'layer1'}, 11)])
+def test_what_a_cell_of_a_resnet_18_sees_of_the_picture(options, field):
+    torch.manual_seed(0)
+    model = build_model('resnet18', 'CAM', 7, **options).eval()
+    images = torch.randn(4, 3, 160, 160, requires_grad=True)
+    features = model.extract_features(images)
+    middle = features.shape[2] // 2
+    features[:, :, middle, middle].square().sum().backward()
+    rows, columns = images.grad.abs().sum((0, 1)).nonzero().T
+    assert rows.max() - rows.min() + 1 == columns.max() - columns.min() + 1 == field
+
+
+def test_a_resnet_with_pointwise_stages_differs_in_these_alone_and_has_no_imagenet_weights():
+    with torch.device('meta'):
+        plain, pointwise = (build_model('resnet50', 'CALM_EM', 7, pointwise_from=first).state_dict() for first in (None, 'layer3'))
+    assert plain.keys() == pointwise.keys()
+    changed = {name for name in plain if plain[name].shape != pointwise[name].shape}
+    assert changed == {name for name in plain if name.startswith(('layer3', 'layer4')) and name.endswith('conv2.weight')}
+    assert all(pointwise[name].shape == (*plain[name].shape[:2], 1, 1) for name in changed)
+    for pretrained in (True, 'weights.pth'):
+        with pytest.raises(UserError, match='--pointwise_from=layer3 replaces convolutions .* --pretrained=False'):
+            build_model('resnet50', 'CAM', 7, pretrained=pretrained, pointwise_from='layer3')
+
+
+@pytest.mark.parametrize('method', ['CAM', 'CALM_EM'])
+@pytest.mark.parametrize('name, widths', [('resnet18', [64, 128, 256]), ('resnet50', [256, 512, 1024])])
+def test_several_stages_lie_side_by_side_on_the_finest_grid(name, widths, method):
+    torch.manual_seed(0)
+    model = build_model(name, method, 7, last_stage='layer1,layer3').eval()
+    single = {stage: build_model(name, method, 7, last_stage=stage).eval() for stage in ('layer1', 'layer3')}
+    for other in single.values():
+        assert model.state_dict().keys() >= other.state_dict().keys()
+        other.load_state_dict({key: value for key, value in model.state_dict().items()
+                               if key in other.state_dict() and not key.startswith(('conv_last', 'attention'))}, strict=False)
+    assert model.state_dict().keys() == single['layer3'].state_dict().keys()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        features = model.extract_features(images)
+        fine, coarse = (single[stage].extract_features(images) for stage in ('layer1', 'layer3'))
+    assert features.shape == (2, widths[0] + widths[2], 16, 16) and coarse.shape[2:] == (4, 4)
+    assert torch.equal(features[:, :widths[0]], fine)
+    assert torch.equal(features[:, widths[0]:], coarse.repeat_interleave(4, 2).repeat_interleave(4, 3))
+    torch.testing.assert_close(model(images).softmax(1).sum(1), torch.ones(2))
+
+
+def test_random_initialisation_is_xavier_with_zero_biases():
+    torch.manual_seed(0)
+    model = build_model('resnet18', 'CALM_EM', 7)
+    weight = model.layer4[0].conv2.weight
+    bound = (6 / (2 * 512 * 9)) ** 0.5
+    assert weight.abs().max() <= bound and weight.std().item() == pytest.approx(bound / 3 ** 0.5, rel=0.01)
+    assert not model.conv_last.bias.any() and not model.attention[0].bias.any()
+
+
+# --- the size of the images ------------------------------------------------------------------------------------
+
+
+def real_grid(model, size):
+    """The (h,w) of the map of a real image of this size; None where the network fails on it."""
+    try:
+        with torch.no_grad():
+            return tuple(model.eval().extract_features(torch.zeros(1, 3, size, size)).shape[2:])
+    except RuntimeError:
+        return None
+
+
+@pytest.mark.parametrize('architecture, sizes', [
+    ('resnet18', (64, 33, 16, 8, 1)), ('vgg16', (64, 31, 17, 8)), ('inception_v3', (64, 35, 20, 8)),
+    ('swin_t', (64, 33, 32, 2)), ('convnext_tiny', (64, 32, 20)), ('alexnet', (96, 64, 32))])
+def test_an_image_size_is_refused_where_the_network_fails_or_leaves_one_cell(architecture, sizes):
+    """And only there: a real forward is the judge."""
+    model, judged = build_model(architecture, 'CALM_EM', 3), set()
+    for size in sizes:
+        grid = real_grid(model, size)
+        suits = grid is not None and grid[0] * grid[1] > 1
+        judged.add(suits)
+        if suits:
+            check_image_size(model, size)
+        else:
+            with pytest.raises(UserError, match=f'--crop_size={size} '):
+                check_image_size(model, size)
+    assert judged == {True, False}
+
+
+def test_networks_that_take_one_size_alone_are_told_so():
+    with torch.device('meta'):  # by hand: to trace it takes ten seconds
+        network, stages = torchvision.models.maxvit_t(), nn.Sequential()
+        stages.add_module('stem', network.stem)
+        stages.add_module('blocks', nn.Sequential(*network.blocks))
+        model = HEADS['CAM'](stages, 512, 3)
+    check_image_size(model, 224)
+    with pytest.raises(UserError, match='--crop_size=96 does not suit this network'):
+        check_image_size(model, 96)
+
+
+@pytest.mark.parametrize('architecture, size', [('vgg16', 8), ('resnet18', 8), ('inception_v3', 8)])
+def test_a_wrong_size_is_told_in_one_line_and_torch_logs_nothing(architecture, size):
+    records, logger = [], logging.getLogger('torch._subclasses.fake_tensor')
+
+    class Keep(logging.Handler):
+        def emit(self, record):
+            records.append(record.getMessage().splitlines()[0])
+    handler = Keep()
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(UserError) as error:
+            check_image_size(build_model(architecture, 'CAM', 3), size)
+    finally:
+        logger.removeHandler(handler)
+    assert '\n' not in str(error.value)
+    assert not records  # which would come out on the screen, with a traceback, above the line of the error
+
+
+class Failing(nn.Module):
+    """A layer that computes shapes, but whose kernel fails."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def forward(self, images):
+        if not (isinstance(images, torch._subclasses.FakeTensor) or images.is_meta):
+            raise self.error
+        return images
+
+
+@pytest.mark.parametrize('error', [torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB'),
+                                   RuntimeError('CUDA error: no kernel image is available for execution on the device')])
+def test_memory_and_device_are_no_matter_of_the_size(error):
+    """What fails in computing is not blamed on --crop_size: it is seen where it happens, in its own words."""
+    model = build_model('resnet18', 'CAM', 3, last_stage='layer1')
+    model.layer1.append(Failing(error))
+    check_image_size(model, 64)
+    with pytest.raises(type(error), match='CUDA'):
+        model(torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize('size', [64, 8])
+@pytest.mark.parametrize('training', [True, False])
+def test_checking_a_size_leaves_the_network_alone(size, training):
+    model = build_model('resnet18', 'CALM_EM', 3).train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    parameters = dict(model.named_parameters())
+    torch.manual_seed(3)
+    draw = torch.rand(4)
+    torch.manual_seed(3)
+    try:
+        check_image_size(model, size)
+    except UserError:
+        assert size == 8
+    assert {module.training for module in model.modules()} == {training}
+    for name, parameter in model.named_parameters():
+        assert parameter is parameters[name] and parameter.grad is None and parameter.requires_grad
+        assert type(parameter) is nn.Parameter and type(parameter.data) is torch.Tensor
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.rand(4), draw)  # nothing was drawn
+    model.eval()(torch.zeros(1, 3, 64, 64))  # and the network still computes
+
+
+def test_checking_a_size_gives_back_the_mode_of_every_module():
+    model = build_model('resnet18', 'CALM_EM', 3, last_stage='layer1').train()
+    model.bn1.eval()  # frozen
+    before = {name: module.training for name, module in model.named_modules()}
+    check_image_size(model, 64)
+    assert {name: module.training for name, module in model.named_modules()} == before
+
+
+# --- weights -------------------------------------------------------------------------------------------------------
+
+
+def put_imagenet_file(name, hub):
+    """Random weights where torchvision keeps a download, under the real names. Returns them."""
+    weights = torchvision.models.get_model_weights(name)['IMAGENET1K_V1']
+    with torch.device('meta'):
+        options = {'init_weights': False} if 'inception' in name else {}
+        shapes = torchvision.models.get_model(name, **options).state_dict()
+    torch.manual_seed(1)
+    state = {key: torch.rand(value.shape) if value.is_floating_point() else torch.tensor(7)
+             for key, value in shapes.items()}
+    path = hub / 'checkpoints' / weights.url.split('/')[-1]
+    path.parent.mkdir(exist_ok=True)
+    torch.save(state, path)
+    return state
+
+
+@pytest.mark.parametrize('architecture, use_bn, file, dropped', [
+    ('resnet18', False, 'resnet18', 'fc.'), ('resnet50', False, 'resnet50', 'fc.'),
+    ('vgg16', False, 'vgg16', 'classifier.'), ('vgg16', True, 'vgg16_bn', 'classifier.'),
+    ('inception_v3', False, 'inception_v3', ('fc.', 'AuxLogits.', 'Mixed_7')),
+    ('inception_v3', True, 'inception_v3', ('fc.', 'AuxLogits.', 'Mixed_7')),
+])
+def test_imagenet_weights_fill_the_whole_backbone(tmp_path, monkeypatch, architecture, use_bn, file, dropped):
+    """Every tensor of the file that belongs to the backbone, BatchNorm statistics included, for both map sizes."""
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path))
+    state = put_imagenet_file(file, tmp_path)
+    for large in (False, True):
+        model = build_model(architecture, 'CALM_EM', 7, pretrained=True, large_feature_map=large, use_bn=use_bn)
+        ours = model.state_dict()
+        fresh = (*ARCHITECTURES[architecture].added, 'conv_last', 'attention')
+        added = {name for name in ours if name.startswith(fresh)}
+        assert set(ours) - added == {name for name in state if not name.startswith(dropped)}
+        assert all(torch.equal(ours[name], state[name]) for name in set(ours) - added)
+        assert not model.conv_last.bias.any()
+
+
+def test_imagenet_weights_out_of_reach_are_one_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path))
+
+    def refused(*_, **__):
+        raise OSError('connection refused')
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', refused)
+    with pytest.raises(UserError, match='--pretrained=False'):
+        build_model('resnet18', 'CAM', 7, pretrained=True)
+
+
+def checkpoint(content):
+    """A checkpoint that says this of itself."""
+    return Checkpoint(Path('here'), content)
+
+
+def test_weights_load_with_and_without_the_module_prefix_and_never_in_part():
+    source, target = (build_model('resnet18', 'CALM_EM', 7, last_stage='layer1') for _ in range(2))
+    state = source.state_dict()
+    for prefix in ('', 'module.'):
+        load_weights(target, checkpoint({'state_dict': {prefix + name: value for name, value in state.items()}}))
+        assert all(torch.equal(value, state[name]) for name, value in target.state_dict().items())
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    wrong = {name: value + 1 for name, value in state.items() if name != 'bn1.weight'} | {'surplus': torch.zeros(1)}
+    wrong['conv_last.weight'] = torch.zeros(9, 64, 1, 1)
+    with pytest.raises(UserError) as error:
+        load_weights(target, checkpoint({'state_dict': wrong}))
+    for word in ('here', 'bn1.weight is missing', 'surplus', '(9, 64, 1, 1)', '(7, 64, 1, 1)'):
+        assert word in str(error.value)
+    assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
+
+
+def test_fine_tuning_loads_all_but_the_classifier():
+    source = build_model('resnet18', 'CALM_EM', 9, last_stage='layer1')
+    target = build_model('resnet18', 'CALM_EM', 7, last_stage='layer1')
+    own = target.conv_last.weight.clone()
+    load_weights(target, checkpoint({'state_dict': source.state_dict()}), but_classifier=True)
+    assert torch.equal(target.conv_last.weight, own)
+    assert torch.equal(target.attention[0].weight, source.attention[0].weight)
+
+
+def test_fine_tuning_crosses_from_cam_to_calm_and_back():
+    cam, calm = (build_model('resnet18', method, 7, last_stage='layer1') for method in ('CAM', 'CALM_EM'))
+    own = calm.attention[0].weight.clone()
+    ours = {'attribution_method': 'CAM'}  # what a checkpoint of our own says of its network
+    load_weights(calm, checkpoint({'state_dict': cam.state_dict(), 'model': ours}), but_classifier=True)
+    assert torch.equal(calm.attention[0].weight, own) and torch.equal(calm.conv1.weight, cam.conv1.weight)
+    calm.conv1.weight.data += 1
+    ours = {'attribution_method': 'CALM_EM'}
+    load_weights(cam, checkpoint({'state_dict': calm.state_dict(), 'model': ours}), but_classifier=True)
+    assert torch.equal(calm.conv1.weight, cam.conv1.weight)
+
+
+def test_published_cam_weights_load_though_they_carry_an_attention(capsys):
+    source = build_model('resnet18', 'CALM_EM', 7, last_stage='layer1')
+    target = build_model('resnet18', 'CAM', 7, last_stage='layer1')
+    load_weights(target, checkpoint({'state_dict': source.state_dict()}))
+    assert 'attention' in capsys.readouterr().err
+    assert torch.equal(target.conv_last.weight, source.conv_last.weight)
+    with pytest.raises(UserError, match='attention.0.weight is not part'):  # of our own checkpoints it is a mistake
+        load_weights(target, checkpoint({'state_dict': source.state_dict(), 'model': {'attribution_method': 'CALM_EM'}}))
+
+
+@pytest.mark.parametrize('broken', [True, False])
+def test_torchvision_is_mended_only_where_its_operators_are_missing(tmp_path, broken):
+    """With a torchvision that imports, the mending module registers nothing."""
+    fake = tmp_path / 'torchvision'
+    fake.mkdir()
+    (fake / '__init__.py').write_text(
+        'import torch\nif not hasattr(torch.ops.torchvision, "nms"):\n'
+        '    raise RuntimeError("operator torchvision::nms does not exist")\n' if broken else '')
+    code = ('import importlib.util, sys, torch\n'
+            f'spec = importlib.util.spec_from_file_location("mend", {str(ROOT / "wsol" / "_torchvision.py")!r})\n'
+            'module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)\n'
+            'print(hasattr(torch.ops.torchvision, "nms"))')
+    run = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True,
+                         env={'PYTHONPATH': str(tmp_path), 'PATH': ''}, check=True)
+    assert run.stdout.strip() == str(broken)
+
+
+def test_registry_keys_are_the_command_lines_choices():
+    for flag, keys in (('architecture', ARCHITECTURE_NAMES), ('attribution_method', HEADS)):
+        for key in keys:
+            assert config.parse('main', argv=[f'--{flag}={key}'])[flag] == key

@@ -1,0 +1,358 @@
+"""One's own networks: torchvision's and timm's classifiers as they are, a head on any module, weights from files."""
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import refused, shared
+from PIL import Image
+from torch import nn
+
+import config
+from experiment import weights
+from wsol import UserError, attribution_maps, build_model, from_classifier, from_module, parameter_groups
+from wsol.backbones._torchvision import torchvision
+from wsol.backbones.timm_networks import timm_backbone
+from wsol.networks import normalisation
+
+import timm  # isort: skip  after wsol, which mends torchvision where that is needed
+
+AUXILIARY = {'googlenet': {'aux_logits': True, 'init_weights': False, 'transform_input': True}}  # as with ImageNet's weights
+
+
+def random_classifier(name, classes=13):
+    """A classifier of torchvision whose random weights give scores that vary from image to image."""
+    torch.manual_seed(0)
+    network = torchvision.models.get_model(name, num_classes=classes, **AUXILIARY.get(name, {})).eval()
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.uniform_(-0.1, 0.1)
+            layer.running_var.uniform_(0.5, 1.5)
+    return network
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'densenet121', 'efficientnet_b0', 'mobilenet_v2', 'regnet_y_400mf',
+                                  'shufflenet_v2_x0_5', 'mnasnet0_5', 'googlenet', 'swin_t'])
+def test_a_trained_classifier_is_explained_as_it_is(name, tmp_path):
+    """Its scores are those of the original, at its own stride; its maps average to them."""
+    network = random_classifier(name)
+    torch.save(network.state_dict(), tmp_path / 'trained.pth')
+    model = from_classifier(name, tmp_path / 'trained.pth')
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        scores = network(images)
+        torch.testing.assert_close(model(images), scores, rtol=1e-5, atol=1e-5 * scores.abs().max().item())
+        maps = attribution_maps(model, images)
+    assert maps.shape == (2, 13, 7, 7)
+    torch.testing.assert_close(maps.mean((2, 3)), scores, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['vgg11', 'convnext_tiny', 'vit_b_16', 'alexnet', 'squeezenet1_1', 'mobilenet_v3_small'])
+def test_what_does_not_end_in_pooling_and_a_linear_layer_is_refused_by_name(name, tmp_path):
+    torch.save(random_classifier(name).state_dict(), tmp_path / 'trained.pth')
+    with pytest.raises(UserError, match=f'--architecture={name} (does not end in average pooling|has no spatial last map)'):
+        from_classifier(name, tmp_path / 'trained.pth')
+
+
+def test_weights_that_are_no_classifiers_are_refused(tmp_path):
+    torch.save({'conv1.weight': torch.ones(2)}, tmp_path / 'bare.pth')
+    (tmp_path / 'text.pth').write_text('no weights')
+    torch.save([1], tmp_path / 'list.pth')
+    for file, words in (('bare.pth', 'holds no classifier'), ('text.pth', 'cannot be read as weights'),
+                        ('list.pth', 'holds no state dict'), ('nowhere.pth', 'cannot be read as weights')):
+        with pytest.raises(UserError, match=words):
+            from_classifier('resnet18', tmp_path / file)
+
+
+# --- timm ---------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('name, grid, large', [
+    ('tf_efficientnet_lite0', 14, 28), ('resnet18d', 14, 28), ('convnext_atto', 14, 28), ('densenet121', 14, 28),
+    ('mobilenetv3_small_050', 14, 28), ('swin_tiny_patch4_window7_224', 7, None), ('vit_tiny_patch16_224', 14, None),
+    ('vit_small_patch14_dinov2', 16, None), ('vit_small_patch16_dinov3', 14, None), ('inception_v3', 5, None)])
+def test_timms_networks_of_every_kind_train_and_give_maps(name, grid, large):
+    """Convolutional maps in both layouts and token grids; strides as published where there are strides to change."""
+    torch.manual_seed(0)
+    architecture = f'timm/{name}'
+    model = build_model(architecture, 'CALM_EM', 5).train()
+    images, labels = torch.randn(2, 3, 224, 224), torch.tensor([1, 3])
+    loss, _ = model.loss(images, labels)
+    loss.backward()
+    slow, fast = parameter_groups(model, architecture, 0.1)
+    assert len(fast['params']) == 4 and any(p.grad is not None and p.grad.abs().max() > 0 for p in slow['params'])
+    joint = attribution_maps(model, images)
+    assert joint.shape == (2, 5, grid, grid)
+    torch.testing.assert_close(joint.sum((1, 2, 3)), torch.ones(2))
+    if large is None:
+        with pytest.raises(UserError, match='--large_feature_map'):
+            timm_backbone(architecture, None, large_feature_map=True)
+    else:
+        stages, _ = timm_backbone(architecture, None, large_feature_map=True)
+        with torch.no_grad():
+            assert stages.eval()(images[:1]).shape[2:] == (large, large)
+
+
+@pytest.mark.parametrize('size', [112, 160, 320])
+@pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'vit_small_patch16_dinov3', 'resnet18'])
+def test_timms_networks_take_images_of_other_sizes(name, size):
+    model = build_model(f'timm/{name}', 'CAM', 5).eval()
+    with torch.no_grad():
+        assert model.extract_features(torch.randn(1, 3, size, size)).shape[2:] == (size // 16, size // 16)
+
+
+def test_changed_strides_keep_the_weights_and_the_cells():
+    """Stride 1 computes the strided network's cells and those between: every second one where no padding is near."""
+    torch.manual_seed(0)
+    network = timm.create_model('resnet18', num_classes=0).eval()
+    stages, _ = timm_backbone('timm/resnet18', None)
+    stages.backbone.network.load_state_dict(network.state_dict())
+    first = network.layer4[0]
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        before = network.layer3(network.layer2(network.layer1(network.maxpool(network.act1(network.bn1(network.conv1(images)))))))
+        strided, dense = first(before), stages.eval().backbone.network.layer4[0](before)
+    # conv2 of the block sees other neighbours; its shortcut does not
+    torch.testing.assert_close(first.downsample(before), stages.backbone.network.layer4[0].downsample(before)[..., ::2, ::2])
+    assert strided.shape[2:] == (7, 7) and dense.shape[2:] == (14, 14)
+
+
+def test_a_network_that_timm_does_not_have():
+    with pytest.raises(UserError, match='resnet18'):
+        build_model('timm/resnet18x', 'CAM', 5)
+    with pytest.raises(UserError, match='no network "resnet18x"'):
+        config.parse('main', argv=['--architecture=timm/resnet18x'])
+
+
+@pytest.mark.parametrize('name, words', [
+    ('resnet50d.ra2_in1', 'has no weights "ra2_in1" of the network resnet50d; it has a1_in1k, .*ra2_in1k'),
+    ('resnet50d.', 'has no weights "" of the network resnet50d; it has a1_in1k'),
+    ('vit_relpos_small_patch16_rpn_224.x', 'has no weights "x" of .*; say timm/vit_relpos_small_patch16_rpn_224$')])
+def test_weights_that_timm_does_not_have_are_answered_with_those_it_has(name, words):
+    for ask in (normalisation, from_classifier, lambda name: config.parse('main', argv=[f'--architecture={name}'])):
+        with pytest.raises(UserError, match=words):
+            ask(f'timm/{name}')
+    config.parse('main', argv=['--architecture=timm/resnet50d.ra2_in1k'])
+
+
+def test_a_network_of_several_maps_is_refused_by_name():
+    """CrossViT gives a list of two sequences of tokens."""
+    with pytest.raises(UserError, match='--architecture=timm/crossvit_tiny_240 has no last map .* its features are a list'):
+        build_model('timm/crossvit_tiny_240', 'CAM', 5)
+
+
+def test_a_network_of_one_size_is_tried_at_that_size(script, tmp_path):
+    """CoAtNet takes images of 160 pixels alone; of another size the command asks for this one."""
+    torch.manual_seed(0)
+    network = timm.create_model('test_coatnet', num_classes=13).eval()
+    torch.save(network.state_dict(), 'trained.pth')
+    model, images = from_classifier('timm/test_coatnet', 'trained.pth'), torch.randn(2, 3, 160, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), network(images), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(from_module(network, 'norm', 'CAM', image_size=160)(images), network(images), rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match='this module, up to norm, does not take an image of 224 x 224 pixels .*image_size='):
+        from_module(network, 'norm', 'CAM')
+    Image.new('RGB', (50, 60)).save('photo.png')
+    flags = ['photo.png', '--architecture=timm/test_coatnet', '--pretrained=trained.pth', '--workers=0']
+    refused(script('inference', *flags), '--crop_size=224 does not suit this network')
+    code, _, err = script('inference', *flags, '--crop_size=160')
+    assert code == 0, err
+
+
+def test_a_network_of_one_size_without_average_pooling_is_refused_by_name(tmp_path):
+    """This transformer takes images of 160 pixels alone, and normalises what it has averaged."""
+    torch.save(timm.create_model('test_vit_relpos', num_classes=13).state_dict(), tmp_path / 'trained.pth')
+    with pytest.raises(UserError, match='--architecture=timm/test_vit_relpos does not end in average pooling'):
+        from_classifier('timm/test_vit_relpos', tmp_path / 'trained.pth')
+
+
+def test_the_networks_own_mean_and_deviation():
+    assert normalisation('timm/vit_tiny_patch16_224') == ((0.5,) * 3, (0.5,) * 3)
+    assert normalisation('timm/resnet18') == normalisation('resnet18') == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_mean_and_deviation_are_recorded_and_used(script, tiny_birds, tmp_path):
+    """A network trained on images scaled its own way is evaluated on images scaled so."""
+    code, _, err = script('main', *tiny_birds, '--architecture=timm/test_vit', '--pretrained=False', '--epochs=1', '--batch_size=20', '--crop_size=64')
+    assert code == 0, err
+    path = tmp_path / 'save/result/last_checkpoint.pth.tar'
+    content = torch.load(path, weights_only=True)
+    assert content['normalisation'] == normalisation('timm/test_vit')
+    code, _, err = script('eval_pixel_perturb', *tiny_birds, '--crop_size=64')
+    assert code == 0, err
+    (result,) = (tmp_path / 'save/result').glob('pixel_perturb_*.json')
+    before = json.loads(result.read_text())['ratios']
+    content['normalisation'] = ((9.0,) * 3, (1.0,) * 3)
+    torch.save(content, path)
+    assert script('eval_pixel_perturb', *tiny_birds, '--crop_size=64')[0] == 0
+    assert json.loads(result.read_text())['ratios'] != before
+
+
+# --- real weights -------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def lite0():
+    """The file of EfficientNet-Lite0's ImageNet weights."""
+    return shared('weights', 'tf_efficientnet_lite0.pth')
+
+
+def photos(count):
+    return sorted(shared('cub10', 'CUB', 'images', '001.Black_footed_Albatross').glob('*.jpg'))[:count]
+
+
+def test_real_weights_recognise_real_birds(script, lite0, tmp_path):
+    """Eight albatrosses, without training: ImageNet's class of that name, and maps of it."""
+    code, out, err = script('inference', *photos(8), '--architecture=timm/tf_efficientnet_lite0', f'--pretrained={lite0}',
+                            '--workers=0', '--contrast=goldfinch')
+    assert code == 0, err
+    entries = json.loads((tmp_path / 'maps/manifest.json').read_text())['images']
+    assert sum(entry['class_name'] == 'albatross' for entry in entries) >= 6
+    network = timm.create_model('tf_efficientnet_lite0')
+    network.load_state_dict(torch.load(lite0, weights_only=True))
+    assert np.load(tmp_path / 'maps' / entries[0]['maps']['vanilla']).shape == (7, 7)  # its own stride
+    assert entries[0]['contrast']['class_name'] == 'goldfinch'
+
+
+def test_a_backbone_starts_from_a_file(lite0):
+    """All but the classifier is the file's, at the published strides."""
+    state = torch.load(lite0, weights_only=True)
+    model = build_model('timm/tf_efficientnet_lite0', 'CALM_EM', 200, pretrained=str(lite0), large_feature_map=True)
+    ours = {name.removeprefix('backbone.network.'): value for name, value in model.state_dict().items()}
+    own = {name for name in state if not name.startswith('classifier.')}
+    assert own <= ours.keys() and all(torch.equal(ours[name], state[name]) for name in own)
+
+
+# --- weights from files, of any architecture ----------------------------------------------------------
+
+@pytest.mark.parametrize('name, wrapped', [('resnet18', False), ('vgg16', True), ('inception_v3', False),
+                                           ('efficientnet_b0', True)])
+def test_pretrained_file_fills_the_backbone(name, wrapped, tmp_path):
+    """Strictly, but for the classifier; `state_dict` inside a dict and `module.` before the names are understood."""
+    torch.manual_seed(1)
+    options = {'init_weights': False} if name == 'inception_v3' else {}
+    state = torchvision.models.get_model(name, num_classes=7, **options).state_dict()
+    content = {'state_dict': {f'module.{key}': value for key, value in state.items()}} if wrapped else state
+    torch.save(content, tmp_path / 'file.pth')
+    model = build_model(name, 'CAM', 3, pretrained=tmp_path / 'file.pth')
+    ours = {key.removeprefix('backbone.body.'): value for key, value in model.state_dict().items()}
+    shared_names = [key for key in ours if key in state]
+    assert len(shared_names) > 20 and all(torch.equal(ours[key], state[key]) for key in shared_names)
+    for change, words in (({'surplus': torch.ones(1)}, 'has, and the network has not, surplus'),
+                          ({shared_names[0]: torch.ones(1)}, f'has another shape of {shared_names[0]}')):
+        torch.save(state | change, tmp_path / 'other.pth')
+        with pytest.raises(UserError, match=words):
+            build_model(name, 'CAM', 3, pretrained=tmp_path / 'other.pth')
+    torch.save({key: value for key, value in state.items() if key != shared_names[0]}, tmp_path / 'other.pth')
+    with pytest.raises(UserError, match=f'lacks {shared_names[0]}'):
+        build_model(name, 'CAM', 3, pretrained=tmp_path / 'other.pth')
+
+
+def test_a_training_starts_from_the_file(script, tiny_birds, tmp_path):
+    """main.py --pretrained=FILE, learning nothing: the backbone that is saved is the file's."""
+    state = random_classifier('resnet18').state_dict()
+    torch.save(state, 'file.pth')
+    code, _, err = script('main', *tiny_birds, '--architecture=resnet18', '--attribution_method=CALM_EM', '--pretrained=file.pth',
+                          '--freeze', '--epochs=1', '--batch_size=20', '--experiment_name=from_file')
+    assert code == 0, err
+    saved = weights.load_model('from_file')[1].weights
+    shared_names = [name for name in saved if name in state]
+    assert len(shared_names) > 100 and all(torch.equal(saved[name], state[name]) for name in shared_names)
+
+
+def test_weights_that_timm_cannot_have_are_an_error_of_one_line(monkeypatch):
+    def unreachable(*_, pretrained, **__):
+        if pretrained:
+            raise OSError('no\nsuch host')
+    monkeypatch.setattr(timm, 'create_model', unreachable)
+    with pytest.raises(UserError, match='could not be had .no such host.*--pretrained=FILE'):
+        build_model('timm/resnet18', 'CAM', 3, pretrained=True)
+
+
+def test_a_package_that_is_not_installed_is_named(script, tiny_birds, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
+    refused(script('main', *tiny_birds, '--architecture=resnet18', '--pretrained=weights.safetensors'),
+            'weights.safetensors needs the package safetensors: pip install safetensors')
+
+
+def test_a_plain_state_dict_is_explained_without_training(script, tmp_path):
+    torch.save(random_classifier('resnet18').state_dict(), 'mine.pth')
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)).save('photo.png')
+    code, out, err = script('inference', 'photo.png', '--architecture=resnet18', '--load_checkpoint=mine.pth', '--workers=0',
+                            '--score_map_process=grad_cam')
+    assert code == 0, err
+    (entry,) = json.loads((tmp_path / 'maps/manifest.json').read_text())['images']
+    assert entry['class_name'].startswith('class ') and 0 < entry['probability'] < 1
+    code, _, err = script('inference', 'photo.png', '--architecture=vgg11', '--load_checkpoint=mine.pth')
+    assert code == 2 and 'mine.pth does not fit the network' in err
+    code, _, err = script('inference', 'photo.png', '--architecture=resnet18', '--pretrained=False')
+    assert code == 2 and 'leaves nothing to explain' in err
+    for flag in ('--large_feature_map', '--last_stage=layer2', '--pointwise_from=layer3', '--no_cue'):  # it is as it is
+        for source in ('load_checkpoint', 'pretrained'):
+            code, _, err = script('inference', 'photo.png', '--architecture=resnet18', f'--{source}=mine.pth', flag)
+            assert code == 2 and f'mine.pth was trained with {flag.partition("=")[0]}=' in err
+
+
+# --- any module ---------------------------------------------------------------------------------------
+
+class Untraceable(nn.Module):
+    """A module whose forward branches on values, which torch.fx cannot follow; its map is channels-last."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Conv2d(3, 6, 3, stride=8)
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, images):
+        features = self.encoder(images).movedim(1, -1)
+        return self.norm(features).mean() if images.mean() > 100 else self.norm(features)
+
+
+@pytest.mark.parametrize('method', ['CAM', 'CALM_EM', 'CALM_ML'])
+def test_a_head_on_a_layer_of_any_module(method):
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 64, 64)
+    network = torchvision.models.resnet18(num_classes=4).eval()
+    model = from_module(network, 'layer3', method, num_classes=9).eval()
+    with torch.no_grad():
+        own = network.layer3(network.layer2(network.layer1(network.maxpool(network.relu(network.bn1(network.conv1(images)))))))
+        torch.testing.assert_close(model.extract_features(images), own)
+    assert model(images).shape == (2, 9)
+    odd = from_module(Untraceable(), 'norm', method, num_classes=3, to_map=lambda output: output.movedim(-1, 1))
+    loss, _ = odd.loss(images, torch.tensor([0, 2]))
+    loss.backward()
+    assert odd.stages and odd.backbone.module.encoder.weight.grad.abs().max() > 0
+
+
+def test_a_modules_own_classifier_is_cam_without_training():
+    torch.manual_seed(0)
+    network = random_classifier('resnet18')
+    model, images = from_module(network, 'layer4', 'CAM'), torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), network(images), rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match='does not end in average pooling'):
+        from_module(network, 'layer3', 'CAM')
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_a_head_is_computed_in_as_its_network_is(dtype):
+    """In its precision and on its device, be it the network's own classifier or a new head."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2), nn.ReLU(),
+                            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)).eval().to(dtype)
+    model, images = from_module(network, '3', 'CAM'), torch.randn(2, 3, 96, 96, dtype=dtype)
+    with torch.no_grad():
+        rtol = 1e-12 if dtype == torch.float64 else 0.02
+        torch.testing.assert_close(model(images), network(images), rtol=rtol, atol=rtol * network(images).abs().max().item())
+    with pytest.raises(UserError, match='does not end in average pooling'):
+        from_module(network, '1', 'CAM')
+    for method in ('CAM', 'CALM_EM'):
+        model = from_module(network, '1', method, num_classes=9)
+        assert {parameter.dtype for parameter in model.parameters()} == {dtype} == {model(images).dtype}
+
+
+@pytest.mark.parametrize('layer, options, words', [
+    ('layer9', {}, 'no submodule; the outermost ones are conv1'), ('fc', {'num_classes': 3}, r'no map \(B,D,h,w\)'),
+    ('layer4', {'attribution_method': 'CALM_EM'}, 'say num_classes'), ('layer4', {'attribution_method': 'X', 'num_classes': 3}, 'no method')])
+def test_what_a_module_cannot_be_asked(layer, options, words):
+    with pytest.raises(UserError, match=words):
+        from_module(torchvision.models.resnet18(num_classes=4), layer, **options)

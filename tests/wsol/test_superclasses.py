@@ -1,0 +1,125 @@
+"""wsol.superclasses: a YAML file's, ToyBirds' families, WordNet's; and what their mistakes are answered with."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import refused, result_paths, shared
+from PIL import Image
+
+from dataset.registry import read_superclass_file
+from dataset.toybirds import class_colours
+from wsol.annotations import superclasses
+from wsol.backbones._torchvision import torchvision
+from wsol.errors import UserError
+
+
+def members(matrix, label):
+    return matrix[label].nonzero().flatten().tolist()
+
+
+def test_a_file_lists_the_superclass_of_each_class(tmp_path):
+    path = tmp_path / 'groups.yaml'
+    path.write_text('0: [0, 2]\n2: [0, 2]\n3: 1\n')
+    matrix = read_superclass_file(path, 5)
+    assert [members(matrix, label) for label in range(5)] == [[0, 2], [1], [0, 2], [1, 3], [4]]
+
+
+@pytest.mark.parametrize('text, words', [
+    ('- 1\n', 'expected lines "label'), ('0: [5]\n', 'entry 0: 5 is not a class'), ('7: [1]\n', 'entry 7: 7'),
+    ('0: true\n', 'True is not a class'), ('true: [1]\n', 'True is not a class'), ('0: [a]\n', "'a' is not a class"),
+    ('0: [1\n', 'cannot be read as YAML')])
+def test_mistakes_in_a_file(tmp_path, text, words):
+    (tmp_path / 'groups.yaml').write_text(text)
+    with pytest.raises(UserError, match=words):
+        read_superclass_file(tmp_path / 'groups.yaml', 5)
+    with pytest.raises(UserError, match='nowhere.yaml'):
+        read_superclass_file(tmp_path / 'nowhere.yaml', 5)
+
+
+def test_toybirds_families():
+    names = [name for name, _ in class_colours()]
+    matrix = superclasses.by_prefix(names)
+    for label, name in enumerate(names):
+        assert [names[other][4:9] for other in members(matrix, label)] == [name[4:9]] * int(matrix[label].sum())
+    assert sorted(set(matrix.sum(1).tolist())) == [4, 5]  # two families of four classes, two of five
+    with pytest.raises(UserError, match='class names'):
+        superclasses.by_prefix(None)
+
+
+def test_wordnet_gives_the_nearest_ancestor_with_another_class_below():
+    folder = shared('metadata', 'ILSVRC', 'helper')
+    matrix = superclasses.wordnet(folder)
+    assert members(matrix, 0) == [0, 1]  # tench and goldfish are the two cyprinids
+    synsets = [json.loads((folder / 'imagenet_class_index.json').read_text())[str(label)][0] for label in range(1000)]
+    children, parents = {}, {}
+    for parent, child in (line.split() for line in (folder / 'wordnet.is_a.txt').read_text().splitlines()):
+        children.setdefault(parent, set()).add(child)
+        parents.setdefault(child, set()).add(parent)
+
+    def leaves(synset):
+        below, found = {synset}, set()
+        while below:
+            found |= below
+            below = set().union(*(children.get(one, set()) for one in below)) - found
+        return {label for label, name in enumerate(synsets) if name in found and name != synset}
+    for label in range(0, 1000, 37):
+        level, candidates = {synsets[label]}, []
+        while not candidates:  # a level of ancestors at a time; a level may have several with other classes
+            level = set().union(*(parents[one] for one in level))
+            candidates = [found for found in map(leaves, level) if len(found) > 1]
+        assert set(members(matrix, label)) in candidates
+
+
+def test_wordnet_without_its_files_says_which(tmp_path):
+    with pytest.raises(UserError, match='wordnet.is_a.txt.*--superclass_file'):
+        superclasses.wordnet(tmp_path)
+
+
+def test_a_class_without_a_group_is_alone():
+    assert torch.equal(superclasses.membership({}, 2), torch.eye(2, dtype=torch.bool))
+    # one is asked about the group of its own label: 0 counts 1 to its group, 1 does not count 0
+    assert superclasses.membership({0: [1]}, 2).tolist() == [[True, True], [False, True]]
+
+
+def test_superclasses_of_other_classes_than_the_networks_are_refused(script, tmp_path, monkeypatch):
+    """A classifier of one's own beside the default data set, CUB, whose 200 classes are all birds."""
+    monkeypatch.chdir(tmp_path)
+    for classes in (13, 200):
+        network = torchvision.models.resnet18(num_classes=classes)
+        torch.save(network.state_dict(), f'of{classes}.pth')
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)).save('photo.png')
+    common = ['photo.png', '--architecture=resnet18', '--workers=0', '--score_map_process=vanilla-superclass']
+    for classes in (13, 200):
+        refused(script('inference', *common, f'--load_checkpoint=of{classes}.pth'), f'of{classes}.pth does not say what its '
+                'classes are', '--superclass_file')
+    refused(script('inference', *common, '--load_checkpoint=of13.pth', '--dataset=CUB'), 'of 200 classes', '13 apart')
+    (tmp_path / 'own.yaml').write_text('3: [12]\n')
+    code, _, err = script('inference', *common, '--load_checkpoint=of13.pth', '--superclass_file=own.yaml')
+    assert code == 0, err
+    (tmp_path / 'own.yaml').write_text('3: [13]\n')
+    refused(script('inference', *common, '--load_checkpoint=of13.pth', '--superclass_file=own.yaml'), '0 to 12')
+
+
+def test_superclass_maps_from_the_command_line(script, tiny_birds, save, tmp_path):
+    """A superclass of all classes has the prior as its map, since its probability is one."""
+    (tmp_path / 'all.yaml').write_text(''.join(f'{label}: {list(range(18))}\n' for label in range(18)))
+    base = [*tiny_birds, '--experiment_name=CALM_EM', '--norm_type=max']
+
+    def accuracies(process, *flags):
+        code, _, err = script('eval_wsol', *base, f'--score_map_process={process}', *flags)
+        assert code == 0, err
+        paths = [path for path in result_paths(save / 'CALM_EM', 'wsol') if f'CALM_EM_{process}_max' in path.name]
+        found = [json.loads(path.read_text()) for path in paths]
+        own, = (result for result in found if result['settings']['superclass_file'] == ('all.yaml' if flags else None))
+        return own['results']
+
+    def on_test(results):
+        return {key: value['test'] for key, value in results.items()}
+    aggregated = on_test(accuracies('jointll-superclass', '--superclass_file=all.yaml'))
+    assert on_test(accuracies('saliency')) == pytest.approx(aggregated, abs=1e-6)
+    families = on_test(accuracies('jointll-superclass'))  # the data set's own
+    assert families != pytest.approx(aggregated, abs=1e-6)
+    (tmp_path / 'bad.yaml').write_text('0: [99]\n')
+    code, _, err = script('eval_wsol', *base, '--score_map_process=jointll-superclass', '--superclass_file=bad.yaml')
+    assert code == 2 and '99 is not a class' in err

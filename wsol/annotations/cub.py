@@ -1,0 +1,247 @@
+"""CUB's annotations as a test of attribution maps: which parts tell two classes apart, and where they are.
+
+Source: cue localization, Kim et al., ICCV 2021, section 5 and its published code; the
+annotations are CUB-200-2011's (Wah et al. 2011) and any data set's in the same layout.
+Result: class pairs by the number of differing parts, and for an image and a pair the mask of
+the pixels that show a differing part.
+"""
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from wsol.errors import UserError
+
+# CUB's part points in the order of parts.txt, ids 1..15
+POINT_NAMES = ('back', 'beak', 'belly', 'breast', 'crown', 'forehead', 'left eye', 'left leg', 'left wing',
+               'nape', 'right eye', 'right leg', 'right wing', 'tail', 'throat')
+# the parts that attributes speak of: unions of part points, in the published order
+UNION_PARTS = ('head', 'back', 'belly', 'breast', 'tail', 'leg', 'wing')
+HEAD_WORDS = ('bill', 'crown', 'eye', 'forehead', 'head', 'nape', 'throat')
+HEAD_POINTS = ('beak', 'crown', 'forehead', 'left eye', 'nape', 'right eye', 'throat')
+# one seed of the partition each: (union part, part points averaged into it), ties go to the first
+SEEDS = (('head', HEAD_POINTS), ('back', ('back',)), ('belly', ('belly',)), ('breast', ('breast',)),
+         ('tail', ('tail',)), ('leg', ('left leg',)), ('leg', ('right leg',)), ('wing', ('left wing',)),
+         ('wing', ('right wing',)))
+NO_PART = 255
+LAYOUT = 'The folder should hold CUB_200_2011 or data in its layout.'
+
+
+class ClassPair(NamedTuple):
+    """Two classes (0-based, first < second) and the union parts in which they differ."""
+    first: int
+    second: int
+    parts: tuple[int, ...]  # indices into UNION_PARTS, ascending
+
+
+def attribute_parts(name):
+    """Indices of the union parts that an attribute's name speaks of: `has_bill_shape::hooked` -> {0}."""
+    subject = name.split('::')[0]
+    words = {'head': HEAD_WORDS}
+    return {index for index, part in enumerate(UNION_PARTS)
+            if any(word in subject for word in words.get(part, (part,)))}
+
+
+def class_pairs(attribute_names, class_attributes, counts=(1, 2, 3)):
+    """The pairs of classes that differ in as many union parts as `counts` allows.
+
+    attribute_names: A strings. class_attributes: (C,A) percentages; 50 and more is present.
+    Returns [ClassPair], by number of parts, then by class: the order of the published running metric.
+    """
+    present = np.asarray(class_attributes) >= 50  # (C,A)
+    of_part = np.zeros((len(attribute_names), len(UNION_PARTS)), np.int64)
+    for index, name in enumerate(attribute_names):
+        of_part[index, list(attribute_parts(name))] = 1
+    pairs = []
+    for first in range(len(present)):
+        differing = (present[first] != present[first + 1:]) @ of_part > 0  # (C-first-1, 7)
+        pairs += [ClassPair(first, first + 1 + offset, tuple(np.flatnonzero(parts).tolist()))
+                  for offset, parts in enumerate(differing)]
+    return sorted((pair for pair in pairs if len(pair.parts) in counts),
+                  key=lambda pair: (len(pair.parts), pair.first, pair.second))
+
+
+def nearest_part(points, width, height, size):
+    """Partition of a square picture by its nearest part point.
+
+    points: (15,3) x, y, visible in an image of width x height pixels. Returns (size,size) uint8,
+    indices into UNION_PARTS (NO_PART everywhere if no point is visible).
+    Published: the mean of the visible head points is one point; coordinates are scaled, then
+    truncated to integers; distances are Euclidean.
+    """
+    visible = points[:, 2] > 0
+    scaled = points[:, :2] * (size / np.array([width, height], np.float64))
+    parts, seeds = [], []
+    for part, names in SEEDS:
+        chosen = [POINT_NAMES.index(name) for name in names if visible[POINT_NAMES.index(name)]]
+        if chosen:
+            parts.append(UNION_PARTS.index(part))
+            seeds.append(scaled[chosen].mean(0).astype(np.int64))
+    if not seeds:
+        return np.full((size, size), NO_PART, np.uint8)
+    seeds = np.array(seeds)  # (P,2)
+    axis = np.arange(size)
+    squared = ((axis - seeds[:, 1, None]) ** 2)[:, :, None] + ((axis - seeds[:, 0, None]) ** 2)[:, None, :]  # (P,S,S)
+    return np.array(parts, np.uint8)[squared.argmin(0)]
+
+
+def visible_parts(points):
+    """Indices of the union parts with a visible part point. points: (15,3) x, y, visible."""
+    seen = {name for name, visible in zip(POINT_NAMES, points[:, 2] > 0, strict=True) if visible}
+    return {UNION_PARTS.index(part) for part, names in SEEDS if seen.intersection(names)}
+
+
+class CueAnnotations:
+    """The cue-localization side of a data set in CUB's layout, read from its folder `root`.
+
+    pairs: [ClassPair]; num_classes: of those that have attributes. Part points and masks are looked up by image id
+    (`class/name.jpg`).
+    """
+
+    def __init__(self, root):
+        self.root = Path(root)
+        names, values = self._attributes()
+        self.pairs, self.num_classes = class_pairs(names, values), len(values)
+        images = read_by_id(self.root / 'images.txt')
+        self._row = {name: row for row, name in enumerate(images.values())}
+        if len(self._row) < len(images):
+            raise UserError(f'{self.root / "images.txt"} names an image twice, under different ids')
+        self._points = self._part_points(np.array(list(images)))
+
+    def _attributes(self):
+        file = 'attributes.txt'
+        places = [self.root / 'attributes' / file, self.root / file, self.root.parent / file]
+        found = next((path for path in places if path.is_file()), None)
+        if found is None:
+            raise UserError(f'no attributes.txt: looked for {", ".join(map(str, places))}. '
+                            'It comes with CUB_200_2011.tgz; cue localization needs it.')
+        by_id = read_by_id(found)
+        names = [by_id[key] for key in sorted(by_id)]
+        path = self.root / 'attributes' / 'class_attribute_labels_continuous.txt'
+        values = _numbers(path)
+        if values.ndim != 2 or values.shape[1] != len(names):
+            raise UserError(f'{path}: expected {len(names)} numbers a line, one per attribute of {found}, '
+                            f'found the shape {values.shape}')
+        return names, values
+
+    def _part_points(self, image_ids):
+        """(N,15,3) of the images in the order of images.txt, whose ids are image_ids (N,)."""
+        path = self.root / 'parts' / 'part_locs.txt'
+        rows = _numbers(path)  # image id, part id, x, y, visible; ids from 1
+        if rows.ndim != 2 or rows.shape[1] != 5:
+            raise UserError(f'{path}: expected five numbers a line (image, part, x, y, visible), '
+                            f'found the shape {rows.shape}')
+        order = image_ids.argsort()
+        image = order[np.searchsorted(image_ids, rows[:, 0], sorter=order).clip(max=len(image_ids) - 1)]
+        part = rows[:, 1].astype(int) - 1
+        _, first = np.unique(rows[:, :2], axis=0, return_index=True)
+        wrong = (image_ids[image] != rows[:, 0]) | (rows[:, 1] != part + 1) | (part < 0) | (part >= len(POINT_NAMES))
+        wrong |= ~np.isin(np.arange(len(rows)), first)  # a point of an image that stands there twice
+        if wrong.any():
+            row = wrong.argmax()
+            raise UserError(f'{path}, row {row + 1}: image {rows[row, 0]:g}, part {rows[row, 1]:g}; every point should '
+                            f'stand there once, for the images of images.txt and the parts 1 to {len(POINT_NAMES)}')
+        points = np.zeros((len(image_ids), len(POINT_NAMES), 3))
+        points[image, part] = rows[:, 2:]
+        return points
+
+    def points(self, image_id):
+        """(15,3): x, y in pixels of the photo, visible."""
+        if image_id not in self._row:
+            raise UserError(f'{image_id} is a test image but not in {self.root / "images.txt"}')
+        return self._points[self._row[image_id]]
+
+    def drop_pairs_without(self, labels):
+        """Keep the pairs of which both classes are among labels. Returns those dropped."""
+        there = set(labels)
+        kept = [pair for pair in self.pairs if {pair.first, pair.second} <= there]
+        dropped = [pair for pair in self.pairs if pair not in kept]
+        self.pairs = kept
+        return dropped
+
+    def evaluated(self, image_id, label):
+        """Indices into `pairs`: those with this class and a differing part visible in this image."""
+        seen = visible_parts(self.points(image_id))
+        return [index for index, pair in enumerate(self.pairs)
+                if label in (pair.first, pair.second) and seen.intersection(pair.parts)]
+
+    def photo_size(self, image_id):
+        """(width, height) in pixels."""
+        return _read_picture(self.root / 'images' / image_id, lambda image: image.size)
+
+    def partition(self, image_id, size):
+        """(size,size) uint8: the union part whose point is nearest."""
+        return nearest_part(self.points(image_id), *self.photo_size(image_id), size)
+
+    def object_mask(self, image_id, size):
+        """(size,size) bool: the bird's segmentation, resized with PIL's default filter, > 0."""
+        path = self.root / 'segmentations' / Path(image_id).with_suffix('.png')
+        return _read_picture(path, lambda image: np.asarray(image.convert('L').resize((size, size)))) > 0
+
+    def true_parts(self, image_id, size):
+        """(size,size) uint8: the part each pixel truly shows (index into UNION_PARTS, NO_PART
+        off the bird), or None where the data set does not know (`part_masks/`; ToyBirds does)."""
+        folder = self.root / 'part_masks'
+        if not folder.is_dir():
+            return None
+        mask = _read_picture(folder / Path(image_id).with_suffix('.png'),
+                             lambda image: np.asarray(image.resize((size, size), Image.Resampling.NEAREST)))
+        return mask - np.uint8(1)  # 0, the background, wraps to NO_PART
+
+
+def _read_picture(path, read):
+    """read(PIL image) of a file."""
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError('no regular file')  # a pipe would be waited for
+        with Image.open(path) as image:
+            return read(image)
+    except Exception as error:  # damaged pictures make PIL raise many kinds
+        raise UserError(f'{path}: {error}. Cue localization needs the photos and their segmentations.') from error
+
+
+def read_by_id(path, known=None):
+    """CUB's `id value` lines -> {id: value}, in the order of the file.
+
+    known: the ids there should be, as those of images.txt. Raises UserError with file and line for a line that has
+    another form, an id that is doubled or unknown, and for ids that are missing.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'{path}: {getattr(error, "strerror", error)}. {LAYOUT}') from error
+    values = {}
+    for number, line in enumerate(lines, 1):
+        key, _, value = line.strip().partition(' ')
+        if not key.isdecimal() or len(key) > 9 or not value.strip():
+            raise UserError(f'{path}, line {number}: expected "id value", found "{line}"')
+        if int(key) in values or (known is not None and int(key) not in known):
+            problem = 'stands there twice' if int(key) in values else 'is not in images.txt'
+            raise UserError(f'{path}, line {number}: the id {int(key)} {problem}')
+        values[int(key)] = value.strip()
+    missing = sorted(set(known or ()) - values.keys())
+    if missing or not values:
+        raise UserError(f'{path} has no line with the id {missing[0]} ({len(missing)} such ids)' if missing
+                        else f'{path} is empty')
+    return values
+
+
+def _numbers(path):
+    """A file of finite numbers, the same count on every line -> array."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of an empty file
+            values = np.loadtxt(path, ndmin=2)
+    except OSError as error:
+        raise UserError(f'{path}: not found. {LAYOUT}') from error
+    except ValueError as error:
+        raise UserError(f'{path}: {error}') from error
+    if not values.size:
+        raise UserError(f'{path} is empty')
+    wrong = ~(np.abs(values) < 1e9)  # of NaN too
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise UserError(f'{path}, row {row + 1}: {values[row, column]} is no number that can stand there')
+    return values

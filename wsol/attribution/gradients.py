@@ -1,0 +1,170 @@
+"""Attribution by gradients: the published baselines, and the standard ones.
+
+Each explains a class score: CAM's logit, or log p(class|x) for CALM. Images (B,3,H,W) -> maps
+(B,K,H,W), or (B,K,h,w) for the methods on the last map. The caller's tensors and the parameters'
+.grad stay as they are.
+"""
+from itertools import islice
+
+import numpy as np
+import torch
+
+from wsol.attribution.registry import image_by_image, register, versions_at_a_time
+
+VERSIONS_AT_A_TIME = 8  # noisy copies, or points on a path, of one image per forward and backward (CUDA takes more)
+NUMBERS_KEPT = 1000     # for each pixel of such a version: what the graph of a ResNet-50 with 28x28 maps holds
+
+# --- gradients by the input ---------------------------------------------------------------------
+
+
+def gradients(query, score, inputs, reduce):
+    """reduce(d score_k / d inputs) for each asked class: one forward, K backwards.
+
+    score: a function (inputs) -> class scores (B,C). Returns (B,K,...). Works, on copies, where the caller has switched
+    gradients off.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = inputs.detach().clone().requires_grad_()
+        scores = query.explained(score(leaf))  # (B,K)
+        count = scores.shape[1]
+        return torch.stack([reduce(torch.autograd.grad(scores[:, k].sum(), leaf, retain_graph=k < count - 1)[0])
+                            for k in range(count)], dim=1)
+
+
+def _magnitudes(query, images):
+    """Vanilla gradient maps (B,K,H,W) of some images: the largest absolute value over the colours."""
+    return gradients(query, query.model, images, lambda gradient: gradient.abs().amax(1))
+
+
+def _products(query, images):
+    """(B,K,H,W): the query's images times the gradient at `images`, summed over the colours."""
+    factor = query.images.clone()
+    return gradients(query, query.model, images, lambda gradient: (factor * gradient).sum(1))
+
+
+@register('backprop')
+@register('input_grad')
+def backprop(query):
+    """Vanilla gradient: max over colours of |d score / d pixel| (Simonyan et al. 2014)."""
+    return _magnitudes(query, query.images)
+
+
+def _many_magnitudes(query, versions):
+    """The vanilla gradient map (K,H,W) of each version (3,H,W) of one image, some of them together."""
+    versions, at_a_time = iter(versions), versions_at_a_time(query, VERSIONS_AT_A_TIME, NUMBERS_KEPT)
+    while part := list(islice(versions, at_a_time)):
+        yield from _magnitudes(query, torch.stack(part))
+
+
+@register('integrated_grad')
+@image_by_image
+def integrated_grad(query):
+    """As published: vanilla gradient maps at N+1 points from 0 to the image, their sum over N.
+
+    Not Sundararajan's integrated gradients, which are `integrated_gradients`.
+    """
+    steps, image = query.settings.integrated_grad_nr_iter, query.images[0]
+    return sum(_many_magnitudes(query, (image * (step / steps) for step in range(steps + 1)))) / steps
+
+
+def _noisy_magnitudes(query):
+    """Vanilla gradient maps (K,H,W) of noisy copies of one image.
+
+    As published, the noise's deviation is the image's range / smooth_grad_sigma. Each image has its
+    own generator: the noise depends on its seed, not on the batch. CUDA draws its own noise, which is other noise than
+    the CPU's of the same seed, so that no copy has to be carried to it.
+    """
+    seed, = query.seeds
+    image = query.images[0]
+    generator = torch.Generator(image.device if image.is_cuda else 'cpu').manual_seed(seed)
+    sigma = (image.amax() - image.amin()) / query.settings.smooth_grad_sigma
+    copies = (image + torch.randn(image.shape, generator=generator, device=generator.device).to(image) * sigma
+              for _ in range(query.settings.smooth_grad_nr_iter))
+    return _many_magnitudes(query, copies)
+
+
+def _mean(maps, count):
+    return sum(maps) / count
+
+
+@register('smooth_grad')
+@image_by_image
+def smooth_grad(query):
+    """SmoothGrad: the mean over noisy copies (Smilkov et al. 2017)."""
+    return _mean(_noisy_magnitudes(query), query.settings.smooth_grad_nr_iter)
+
+
+@register('smooth_grad_square')
+@image_by_image
+def smooth_grad_square(query):
+    """SmoothGrad squared: the mean of the squares (Hooker et al. 2019)."""
+    return _mean((maps.square() for maps in _noisy_magnitudes(query)), query.settings.smooth_grad_nr_iter)
+
+
+@register('var_grad')
+@image_by_image
+def var_grad(query):
+    """VarGrad: the variance over noisy copies (Adebayo et al. 2018), by Welford's recurrence: never negative."""
+    mean = squares = 0
+    for count, maps in enumerate(_noisy_magnitudes(query), 1):
+        before = maps - mean
+        mean = mean + before / count
+        squares = squares + before * (maps - mean)
+    return squares / query.settings.smooth_grad_nr_iter
+
+
+@register('input_x_gradient')
+def input_x_gradient(query):
+    """Image times gradient, summed over the colours; signed (Shrikumar et al. 2016)."""
+    return _products(query, query.images)
+
+
+@register('integrated_gradients')
+@image_by_image
+def integrated_gradients(query):
+    """Integrated gradients from the zero image, summed over the colours; signed (Sundararajan et al. 2017).
+
+    Gauss-Legendre quadrature. Complete: a map sums to score(image) - score(zero image).
+    """
+    points, weights = np.polynomial.legendre.leggauss(query.settings.integrated_grad_nr_iter)
+    at_a_time = versions_at_a_time(query, VERSIONS_AT_A_TIME, NUMBERS_KEPT)
+    points, weights = (torch.from_numpy(values).to(query.images)[:, None, None, None].split(at_a_time)
+                       for values in ((1 + points) / 2, weights / 2))  # of (N,1,1,1)
+    return sum((weight * _products(query, query.images * point)).sum(0)
+               for point, weight in zip(points, weights, strict=True))
+
+
+# --- gradients by the last map --------------------------------------------------------------------
+
+def _last_map_maps(query, reduce):
+    """(B,K,h,w) of reduce(A, dS/dA) for each asked class, A (B,D,h,w) the last map: one forward of the backbone."""
+    features = query.activations.features.clone()
+
+    def score(last_map):
+        return query.model.class_scores(query.model.head(last_map))
+    return gradients(query, score, features, lambda gradient: reduce(features, gradient))
+
+
+@register('grad_cam')
+def grad_cam(query):
+    """Grad-CAM: relu(sum_d mean_z(dS/dA_d) A_d) (Selvaraju et al. 2017)."""
+    return _last_map_maps(query, lambda features, gradient: (
+        gradient.mean((2, 3), keepdim=True) * features).sum(1).relu())
+
+
+@register('grad_cam_pp')
+def grad_cam_pp(query):
+    """Grad-CAM++: the weight of a channel is sum_z alpha relu(dS/dA) (Chattopadhyay et al. 2018, eq. 19)."""
+    def reduce(features, gradient):
+        square = gradient.square()
+        below = 2 * square + (features * gradient ** 3).sum((2, 3), keepdim=True)
+        alpha = square / torch.where(below == 0, torch.ones_like(below), below)
+        weight = (alpha * gradient.relu()).sum((2, 3), keepdim=True)
+        return (weight * features).sum(1).relu()
+    return _last_map_maps(query, reduce)
+
+
+@register('layer_cam')
+def layer_cam(query):
+    """LayerCAM: relu(sum_d relu(dS/dA) A) (Jiang et al. 2021)."""
+    return _last_map_maps(query, lambda features, gradient: (gradient.relu() * features).sum(1).relu())

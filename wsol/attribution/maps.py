@@ -1,0 +1,72 @@
+"""Attribution methods by name, and the one call that gives maps: attribution_maps.
+
+Source: Kim et al., ICCV 2021, for CALM's maps; the published code for the names. Heads: CAM knows
+logits only; CALM also p(y,z|x) and its marginals. Letters: B images, K asked classes, C classes.
+"""
+
+import torch
+
+from wsol import heads  # noqa: F401  the other methods register themselves
+from wsol.attribution import (
+    gradients,  # noqa: F401  the other methods register themselves
+    perturbation,  # noqa: F401  the other methods register themselves
+)
+from wsol.attribution.registry import PROCESSES, Query, SamplingSettings, check_process
+from wsol.errors import UserError
+from wsol.heads import evaluating
+
+
+def check_classes(model, images, labels, contrast):
+    """Raise UserError unless these are classes for a batch: else maps could come out that are not those asked."""
+    if contrast is not None and labels is None:
+        raise UserError('contrast= asks "why this class and not that one": say which one in labels=')
+    for name, chosen in (('labels', labels), ('contrast', contrast)):
+        if chosen is not None:
+            _check_classes(name, chosen, labels, len(images), model.conv_last.out_channels)
+
+
+def _check_classes(name, chosen, labels, batch, num_classes):
+    if not isinstance(chosen, torch.Tensor) or chosen.dtype != torch.int64:
+        raise UserError(f'{name}= should be an int64 tensor, it is {getattr(chosen, "dtype", type(chosen).__name__)}')
+    if chosen.ndim not in (1, 2) or len(chosen) != batch or chosen.shape != labels.shape:
+        raise UserError(f'{name}= has the shape {tuple(chosen.shape)}: it should be ({batch},) or ({batch},K), and '
+                        'that of contrast= that of labels=')
+    if chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < num_classes:
+        raise UserError(f'{name}= goes from {int(chosen.min())} to {int(chosen.max())}, classes are 0 to '
+                        f'{num_classes - 1}')
+
+
+def attribution_maps(model, images, labels=None, process=None, contrast=None, seeds=None, superclasses=None,
+                     settings=None, activations=None):
+    """Attribution maps of a batch, in the method's own units: nothing is normalised.
+
+    model: of build_model; it explains in eval mode and is left in the mode it came in. images: (B,3,H,W),
+    ImageNet-normalised. process: a key of PROCESSES; by default the head's own maps, logits for CAM and p(y,z|x) for
+    CALM. labels: (B,) int64 -> maps (B,h,w); (B,K) -> (B,K,h,w); None: all classes, (B,C,h,w).
+    contrast: classes in the shape of labels; the result is signed, map(label) - map(contrast):
+    why this class and not that one. For jointll it sums to p(label|x) - p(contrast|x).
+    seeds: (B,) int64 for the methods that draw at random (default 0..B-1). superclasses: (C,C) bool, row
+    c the classes of c's superclass (wsol.superclasses). settings: SamplingSettings of the gradient methods.
+    activations: model.activations(images), computed in eval mode, where the caller has them already, to save the
+    forward. Activation methods take one forward whatever the classes; gradient methods one backward per class and
+    step, with maps of the image's size, or of the last map's (Grad-CAM and its kin). Methods that are not per_class
+    give one map, repeated. Raises UserError for a method that the head does not define, and for labels of another
+    shape or range.
+    """
+    process = process or model.own_maps
+    check_process(process, type(model))
+    check_classes(model, images, labels, contrast)
+    seeds = torch.arange(len(images)) if seeds is None else seeds
+    chosen = [chosen if chosen.ndim == 2 else chosen[:, None] for chosen in (labels, contrast) if chosen is not None]
+    asked = torch.cat(chosen, 1).to(images.device) if chosen else None  # (B,K or 2K)
+    query = Query(model, images, asked, seeds, superclasses, settings or SamplingSettings())
+    if activations is not None:
+        query.activations = activations
+    with evaluating(model):
+        maps = PROCESSES[process].compute(query)  # (B,K,h,w) or (B,h,w)
+    if maps.ndim == 3:
+        maps = maps[:, None].expand(-1, query.asked.shape[1], -1, -1)
+    if contrast is not None:
+        positive, negative = maps.chunk(2, dim=1)
+        maps = positive - negative
+    return maps[:, 0] if labels is not None and labels.ndim == 1 else maps

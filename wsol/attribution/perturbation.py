@@ -1,0 +1,53 @@
+"""Attribution by perturbation: what happens to a class's score when parts of the image are hidden.
+
+The score is CAM's logit, or log p(class|x) for CALM. Images (B,3,H,W) -> maps (B,K,h,w) or (B,K,H,W). Each needs many
+forwards per image.
+"""
+import torch
+
+from wsol.attribution.registry import full_precision, image_by_image, register, versions_at_a_time
+from wsol.maps import normalise, resize
+
+OCCLUSION_SIDE, OCCLUSION_STRIDE = 1 / 7, 1 / 14  # of the image's side
+MASKS_AT_A_TIME = 32  # masked images per forward (CUDA takes more)
+NUMBERS_KEPT = 120    # for each pixel of a masked image: what a ResNet-50 with 28x28 maps holds at once without a graph
+
+
+def _scores_of_masked(query, masks):
+    """Class scores of one image under each mask. query: of one image; masks: (M,1,H,W) in 0..1. Returns (M,K)."""
+    at_a_time = versions_at_a_time(query, MASKS_AT_A_TIME, NUMBERS_KEPT)
+    with torch.no_grad():
+        chunks = [query.model(query.images * part) for part in masks.split(at_a_time)]
+    return query.explained(torch.cat(chunks))
+
+
+@register('score_cam')
+@image_by_image
+def score_cam(query):
+    """Score-CAM: channels weighted by the softmax of the score of the image masked with them (Wang et al. 2020)."""
+    channels = query.activations.features[0]  # (D,h,w)
+    masks = normalise(resize(channels, query.images.shape[2:]), 'minmax')[:, None]
+    baseline = _scores_of_masked(query, torch.zeros_like(masks[:1]))  # (1,K)
+    weights = (_scores_of_masked(query, masks) - baseline).softmax(0)  # (D,K)
+    with full_precision(channels):
+        return torch.einsum('dk,dhw->khw', weights, channels).relu()
+
+
+@register('occlusion')
+@image_by_image
+def occlusion(query):
+    """Occlusion: the score lost when a square a seventh of the side is set to zero, where it was (Zeiler and Fergus
+    2014), averaged over the squares that cover a pixel; signed."""
+    height, width = query.images.shape[2:]
+    side = [max(1, round(length * OCCLUSION_SIDE)) for length in (height, width)]
+    stride = [max(1, round(length * OCCLUSION_STRIDE)) for length in (height, width)]
+    # the last square is moved back to the border, so that every pixel is covered
+    tops, lefts = ([*range(0, length - span, step), length - span]
+                   for length, span, step in zip((height, width), side, stride, strict=True))
+    squares = query.images.new_zeros(len(tops) * len(lefts), height, width)
+    for index, (top, left) in enumerate((top, left) for top in tops for left in lefts):
+        squares[index, top:top + side[0], left:left + side[1]] = 1
+    intact = _scores_of_masked(query, torch.ones_like(squares[:1, None]))
+    lost = intact - _scores_of_masked(query, 1 - squares[:, None])  # (M,K)
+    with full_precision(squares):
+        return torch.einsum('mk,mhw->khw', lost, squares) / squares.sum(0)

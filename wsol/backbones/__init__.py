@@ -1,0 +1,1 @@
+"""Backbones: networks up to their last map."""

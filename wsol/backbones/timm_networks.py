@@ -1,0 +1,189 @@
+"""Any of timm's networks as a backbone, under the name timm/NAME: convolutional maps, and the tokens of transformers.
+
+Source: timm (Wightman, github.com/huggingface/pytorch-image-models), an optional dependency: pip install timm.
+Convolutional networks get the published strides, 14x14 maps of a 224x224 image or 28x28, where timm can change them.
+Networks that end in channels-last maps (Swin) or in tokens (ViT, DINOv2, DINOv3) are taken as they are, at any image
+size that they allow.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from wsol.backbones import _torchvision  # noqa: F401  first: timm imports torchvision
+from wsol.backbones.shapes import shapes_only
+from wsol.backbones.state_dicts import load_backbone, read_state_dict
+from wsol.errors import UserError
+
+PREFIX = 'timm/'
+SIZE = 224        # the image size at which strides are looked at
+STRIDE = 16       # of the published networks; 8 with the large map
+ANY_SIZE = ({'dynamic_img_size': True}, {'strict_img_size': False}, {})  # how transformers are told, if they can be
+
+
+def _timm():
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError('--architecture=timm/... needs the package timm: pip install timm') from error
+    return timm
+
+
+def check_name(name):
+    """Raise UserError unless timm knows the network timm/NAME, and the tag of its weights where NAME has one."""
+    timm, short = _timm(), name.removeprefix(PREFIX)
+    if not timm.is_model(short):
+        near = ', '.join(timm.list_models(f'*{short[:8]}*')[:5])
+        raise UserError(f'timm {timm.__version__} has no network "{short}"' + (f'; it has {near}' if near else ''))
+    try:
+        timm.get_pretrained_cfg(short)
+    except RuntimeError as error:  # is_model looks at what stands before the tag alone
+        network, _, tag = short.partition('.')
+        known = ', '.join(own.partition('.')[2] for own in timm.list_pretrained(f'{network}.*'))
+        raise UserError(f'timm {timm.__version__} has no weights "{tag}" of the network {network}; '
+                        + (f'it has {known}' if known else f'say {PREFIX}{network}')) from error
+
+
+def normalisation(name):
+    """(mean, deviation) per colour of the images that the network timm/NAME was trained on."""
+    check_name(name)
+    settings = _timm().get_pretrained_cfg(name.removeprefix(PREFIX))
+    return tuple(settings.mean), tuple(settings.std)
+
+
+class LastMap(nn.Module):
+    """(B,3,H,W) -> (B,D,h,w): a timm network up to its last map or its grid of tokens."""
+
+    def __init__(self, network, layout):
+        super().__init__()
+        self.network, self.layout = network, layout
+
+    def forward(self, images):
+        if self.layout == 'tokens':  # class and register tokens are left out, the grid is put in order
+            return self.network.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[0]
+        features = self.network.forward_features(images)
+        return features.movedim(-1, 1) if self.layout == 'NHWC' else features
+
+
+def timm_backbone(name, source, large_feature_map=False):
+    """(nn.Sequential with the one stage `backbone`, number of features). source: of load_backbone."""
+    check_name(name)
+
+    def make():
+        network = _create(name.removeprefix(PREFIX), source is True, num_classes=0)
+        if source not in (None, True):
+            load_backbone(network, source, network.pretrained_cfg.get('classifier') or ())
+        return network
+    network = make()
+    layout = _layout(network, name)
+    if large_feature_map and layout != 'NCHW':
+        raise UserError(f'--architecture={name} does not take --large_feature_map: it has no strides to change')
+    if layout == 'NCHW' and not set_output_stride(network, STRIDE // 2 if large_feature_map else STRIDE):
+        if large_feature_map:
+            raise UserError(f'--architecture={name} does not take --large_feature_map: its map cannot be made '
+                            f'{2 * SIZE // STRIDE} cells wide by changing strides')
+        network = make()  # as it is
+    stages = nn.Sequential()
+    stages.add_module('backbone', LastMap(network, layout))
+    return stages, network.num_features
+
+
+def _create(short, pretrained, **classes):
+    """The network, for images of any size where it can."""
+    for options in ANY_SIZE:
+        try:
+            return _timm().create_model(short, pretrained=pretrained, **classes, **options)
+        except TypeError:  # it does not know the option
+            continue
+        except (OSError, RuntimeError) as error:  # the hub's errors are OSErrors
+            if not pretrained:
+                raise
+            reason = ' '.join(str(error).split())[:200]
+            raise UserError(f'the ImageNet weights of {PREFIX}{short} could not be had ({reason}); start from random '
+                            'weights with --pretrained=False, or from a file with --pretrained=FILE') from error
+    raise UserError(f'timm cannot make {short}')
+
+
+def classifier(name, source):
+    """The whole classifier timm/NAME and its backbone, a LastMap. source: True, or a file with its state dict."""
+    check_name(name)
+    classes = {}
+    if source is not True:
+        last = _timm().get_pretrained_cfg(name.removeprefix(PREFIX)).classifier
+        state = read_state_dict(source)
+        if f'{last}.weight' not in state:
+            raise UserError(f'{source} holds no classifier: no weight {last}.weight')
+        classes = {'num_classes': len(state[f'{last}.weight'])}
+    network = _create(name.removeprefix(PREFIX), source is True, **classes)
+    if source is not True:
+        load_backbone(network, source, ())
+    return network, LastMap(network, _layout(network, name))
+
+
+def own_size(network):
+    """The side of the images that a network of timm's was trained on; some take no others."""
+    return network.pretrained_cfg.get('input_size', (3, SIZE, SIZE))[-1]
+
+
+def _features(network, size):
+    """forward_features on a blank, shapes alone."""
+    with shapes_only():
+        return network.eval().forward_features(torch.zeros(1, 3, size, size))
+
+
+def _layout(network, name):
+    features = _features(network, own_size(network))
+    if not isinstance(features, torch.Tensor) or features.ndim not in (3, 4):
+        shape = tuple(getattr(features, 'shape', ())) or f'a {type(features).__name__}'
+        raise UserError(f'--architecture={name} has no last map to attribute on: its features are {shape}, and neither '
+                        'one map nor one sequence of tokens; choose another network')
+    if features.ndim == 3:
+        return 'tokens'
+    is_nhwc = features.shape[-1] == network.num_features != features.shape[1]
+    return 'NHWC' if is_nhwc else 'NCHW'
+
+
+def set_output_stride(network, stride):
+    """Set the strides of a convolutional network's last stages to 1, until one cell of its map is `stride` pixels.
+
+    As in the published networks: no dilation. The layers that reduce the map further than that are found by running
+    the network, shortcuts included. Returns whether its map then has the size that is wanted.
+    """
+    wanted, reducers = SIZE // stride, []
+
+    def note(layer, inputs, output):
+        if inputs[0].ndim == 4 and inputs[0].shape[-1] <= wanted and output.shape[-1] < inputs[0].shape[-1]:
+            reducers.append(layer)
+
+    hooks = [layer.register_forward_hook(note) for layer in network.modules() if _stride(layer) > 1]
+    _features(network, SIZE)
+    for hook in hooks:
+        hook.remove()
+    for layer in reducers:
+        _unstride(layer)
+    try:
+        return _features(network, SIZE).shape[-1] == wanted
+    except RuntimeError:  # parts of it no longer fit together
+        return False
+
+
+def _stride(layer):
+    stride = getattr(layer, 'stride', 1)
+    return stride[0] if isinstance(stride, tuple) else stride if isinstance(stride, int) else 1
+
+
+def _unstride(layer):
+    """Stride 1. A convolution's kernel of even size would lose a row then, so that one is added at the end; pooling of
+    even size does nothing any more."""
+    layer.stride = (1, 1) if isinstance(layer.stride, tuple) else 1
+    kernel = getattr(layer, 'kernel_size', 1)
+    if (kernel[0] if isinstance(kernel, tuple) else kernel) % 2:
+        return
+    if isinstance(layer, nn.Conv2d):
+        layer.register_forward_pre_hook(_pad_at_the_end)
+    else:
+        layer.kernel_size = (1, 1) if isinstance(kernel, tuple) else 1
+        layer.padding = (0, 0) if isinstance(layer.padding, tuple) else 0
+
+
+def _pad_at_the_end(layer, inputs):
+    return F.pad(inputs[0], (0, layer.kernel_size[1] - 1, 0, layer.kernel_size[0] - 1))

@@ -1,0 +1,109 @@
+"""What attribution maps are measured by: pure functions of arrays.
+
+Source: SPEC names are the field's. PxAP and the thresholds: Choe et al., CVPR 2020 (arXiv
+2001.07437); cue localization and remove-and-classify: Kim et al., ICCV 2021, section 5.
+"""
+
+import numpy as np
+import torch
+
+RECALLS = np.arange(1, 21) / 20
+
+# --- maps: resize, normalise -----------------------------------------------------------------
+
+
+# --- pixel average precision -------------------------------------------------------------------
+
+def _even(interval):
+    return np.arange(0, 1, interval)
+
+
+def _log(interval):
+    return 10.0 ** (-7 * np.arange(0, 1, interval)[::-1])
+
+
+THRESHOLD_TYPES = {'even': _even, 'log': _log}
+
+
+def bin_edges(threshold_type='even', interval=0.001):
+    """(T+3,) float64: the thresholds, then 1, 2, 3. even: 0, .001, ...; log: 10^-6.993, ..., 1."""
+    return np.concatenate([THRESHOLD_TYPES[threshold_type](interval), [1.0, 2.0, 3.0]])
+
+
+def bin_scores(scores, edges):
+    """The bin of each score: 0 for those under the first edge (underflow), i for [edge i-1, edge i).
+
+    scores: any shape, in [0,1], on any device. edges: float64, rounded up to the scores' precision: no score lies
+    between an edge and what it is rounded up to, so that the bins are those of the edges themselves. Returns int64 of
+    the same shape, where the scores are.
+    """
+    exact = torch.as_tensor(edges, dtype=torch.float64)
+    near = exact.to(scores.dtype)
+    up = torch.where(near.double() < exact, near.nextafter(torch.full_like(near, torch.inf)), near)
+    return torch.bucketize(scores, up.to(scores.device), right=True)
+
+
+def count_scores(bins, truth, num_bins, rows=None, num_rows=1):
+    """Histograms of the scores over true and false pixels.
+
+    bins: (N,P) int64; truth: (N,P) bool; rows: (N,) int64, which of the histograms each map adds to (None: all to the
+    first); all on one device. Returns an array (num_rows,2,num_bins) int64: [:,0] false, [:,1] true pixels.
+    """
+    rows = bins.new_zeros(len(bins)) if rows is None else rows
+    index = (2 * rows[:, None] + truth.long()) * num_bins + bins
+    counts = torch.bincount(index.flatten(), minlength=num_rows * 2 * num_bins).view(num_rows, 2, num_bins)
+    return counts.cpu().numpy()
+
+
+def precision_recall(counts, underflow=True):
+    """Precision and recall at every threshold, from the highest down.
+
+    counts: (...,2,num_bins) of count_scores. underflow=False leaves bin 0 out of both, as the
+    published code does. Returns two arrays (...,num_bins or one less); NaN where nothing is
+    predicted, or nothing is true.
+    """
+    descending = np.cumsum(counts[..., ::-1] if underflow else counts[..., :0:-1], axis=-1).astype(np.float64)
+    false, true = descending[..., 0, :], descending[..., 1, :]
+    with np.errstate(invalid='ignore'):
+        return true / (true + false), true / true[..., -1:]
+
+
+def pixel_average_precision(counts, underflow=True):
+    """PxAP in percent: the sum of precision * (growth of recall). counts: (...,2,num_bins). Returns (...)."""
+    precision, recall = precision_recall(counts, underflow)
+    growth = np.diff(recall, axis=-1, prepend=0)
+    # where nothing is predicted yet, the recall is 0 and does not grow: the precision is not needed
+    return 100 * (np.where(growth == 0, 0, precision) * growth).sum(-1)
+
+
+def running_pxaps(counts, draws):
+    """PxAP in percent as the published protocol has it: of each class pair added to the histograms of all before it.
+
+    counts: (P,2,bins) of count_scores, one pair each; draws: (D,K) int64, in each row the pairs in their order, of
+    which some may be there more than once. Yields D arrays (2,K): with the underflow dropped as published, and counted;
+    NaN where nothing is true.
+    """
+    descending = np.cumsum(counts[..., ::-1], axis=-1)
+    for draw in draws:
+        false, true = np.cumsum(descending[draw], axis=0).astype(np.float64).swapaxes(0, 1)  # (K,bins) each
+        growth = np.diff(true, axis=-1, prepend=0)
+        with np.errstate(invalid='ignore'):
+            gained = np.where(growth > 0, true / (true + false), 0) * growth
+            pxaps = 100 * np.stack([gained[:, :-1].sum(-1) / true[:, -2], gained.sum(-1) / true[:, -1]])
+        yield pxaps
+
+
+def precision_at_recall(counts, recalls=RECALLS):
+    """Precision at the highest threshold that reaches each recall, all pixels counted: (...,2,num_bins) -> (...,R); NaN
+    where nothing is true."""
+    precision, recall = precision_recall(counts)
+    first = (recall[..., None, :] >= np.asarray(recalls)[:, None] - 1e-12).argmax(-1)  # (...,R)
+    return np.where(np.isfinite(recall[..., -1:]), np.take_along_axis(precision, first, -1), np.nan)
+
+
+# --- remove-and-classify --------------------------------------------------------------------------
+
+
+# --- boxes -------------------------------------------------------------------------------------------
+
+
