@@ -173,7 +173,6 @@ FLAGS = {
         Flag('batch_size', 64, COUNT, 'images a step, of all processes together', RUNS, kept=True, recorded=True),
         Flag('accumulate', 1, COUNT, "take a step's images in so many parts, where the device has no memory for all at "
              'once: the same update, but for what BatchNorm sees', MAIN),
-        Flag('sync_bn', False, boolean, 'BatchNorm over the images of all processes (GPUs)', MAIN),
         Flag('checkpoint_minutes', 10.0, RATE, 'save within an epoch, so long after the last save', MAIN),
         _training('lr', 0.01, RATE, 'learning rate of the backbone; of a ResNet, up to layer3'),
         _training('lr_classifier_ratio', 10.0, RATE, 'the other layers learn this much faster'),

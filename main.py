@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 import config
 import data_loaders
@@ -24,7 +23,7 @@ from evaluation import session
 from experiment import checkpoint_files, frozen, result_files, weights
 from experiment.training import Keeper, Training, lr_factor, noting_divergence, shared_loss, top1_accuracy
 from experiment.training_log import TrainingLog
-from runtime import leases, processes, screen, whole_files
+from runtime import locks, processes, screen, whole_files
 from wsol import HEADS, build_model, parameter_groups, prior_training
 from wsol.backbones.resnet import check_effect
 from wsol.errors import UserError
@@ -146,12 +145,8 @@ def common_start(folder, args):
     return before
 
 
-def make_training(args, model, images, device, folder, lease, stop):
+def make_training(args, model, images, device, folder, stop):
     """The Training that the flags ask for."""
-    if args.sync_bn and processes.size() > 1:
-        if device.type != 'cuda':
-            raise UserError('--sync_bn is for GPUs: torch has no BatchNorm over several processes on a CPU')
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if args.prior_training:
         model.prior_training = prior_training.parse(args.prior_training)
     groups = parameter_groups(model, args.architecture, args.lr, args.lr_classifier_ratio, args.is_different_checkpoint)
@@ -167,7 +162,7 @@ def make_training(args, model, images, device, folder, lease, stop):
     # timm's networks have layers beyond their last map
     loss = shared_loss(model, device, some_unused=args.architecture.startswith('timm/'))
     return Training(model, loss, optimiser, factor_at, args.epochs, args.seed, device, args.precision, args.accumulate,
-                    Keeper(folder, args.checkpoint_minutes, record, lease, shown), stop)
+                    Keeper(folder, args.checkpoint_minutes, record, shown), stop)
 
 
 def size_of_checkpoint(model):
@@ -188,7 +183,7 @@ def check_flags(args, starts_from, before):
                         'choose --attribution_method=CALM_EM')
 
 
-def train(args, device, stop, folder, lease):
+def train(args, device, stop, folder):
     """Train as the flags ask, going on where the experiment has been, and test the network's accuracy."""
     starts_from = args.use_load_checkpoint if 'use_load_checkpoint' in args.given else args.load_checkpoint is not None
     before = common_start(folder, args)
@@ -213,7 +208,7 @@ def train(args, device, stop, folder, lease):
         compile_backbone(model)
     if args.freeze and (before is None or before.epoch < args.epochs):  # else nothing is left to learn
         seen = frozen.extract_all(model, images, folder, args, device)
-    training = make_training(args, learner, images, device, folder, lease, stop)
+    training = make_training(args, learner, images, device, folder, stop)
     if processes.is_first():
         whole_files.check_writable(folder, size_of_checkpoint(model))
     if before:
@@ -247,13 +242,12 @@ def main():
         args.workers = util.pick_workers(args.workers, 'workers' in args.given)
         processes.join(device)
         folder = weights.experiment_folder(args.save_root, args.experiment_name)
-        with leases.hold(folder / 'training', f'{folder} is being trained') if processes.is_first() else (
-                nullcontext()) as lease:
+        with locks.hold(folder / 'training', f'{folder} is being trained') if processes.is_first() else nullcontext():
             if processes.is_first():
                 checkpoint_files.remove_abandoned(folder)
             processes.gather(None)  # the others look at the folder when it is ours
             with noting_divergence(folder):
-                train(args, device, stop, folder, lease)
+                train(args, device, stop, folder)
     return None
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import PureWindowsPath
 from typing import NamedTuple
 
-from runtime import leases
+from runtime import locks
 from runtime.screen import progress
 from runtime.whole_files import temporary
 from wsol.errors import UserError
@@ -29,14 +29,13 @@ def staged(target):
 
     One process at a time fills a folder for a target: another waits, finds the target made, and uses it.
     """
-    with leases.hold(target, f'{target} is being made', wait=True) as lease:
+    with locks.hold(target, f'{target} is being made', wait=True):
         for left in target.parent.glob(f'.{target.name}.*.partial'):  # of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         partial = temporary(target)
         try:
             partial.mkdir()
             yield partial
-            lease.check()
             if not target.exists():
                 partial.rename(target)
         except OSError as error:

@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 
-from runtime import leases
+from runtime import locks
 from runtime.screen import progress
 from runtime.whole_files import write_json
 from wsol.errors import UserError
@@ -83,7 +83,7 @@ def fetch(url, target, size=None, md5=None, sha256=None, by_hand=None, remedy=RE
     if target.exists():
         verify(target, size, md5, sha256, remedy)
         return
-    with leases.hold(target, f'{target} is being downloaded', wait=True):
+    with locks.hold(target, f'{target} is being downloaded', wait=True):
         if target.exists():  # another process has it meanwhile, whole
             return
         partial = target.with_name(target.name + '.partial')

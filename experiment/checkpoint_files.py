@@ -102,7 +102,7 @@ def _keep(last, previous):
 
 
 def remove_abandoned(folder):
-    """Remove what killed trainings of an experiment left half written. Whoever calls holds its lease."""
+    """Remove what killed trainings of an experiment left half written. The caller holds its lock."""
     for name in (LAST, PREVIOUS, BEST, 'log.jsonl', 'results.json'):
         for path in whole_files.left_unfinished(folder / name):
             path.unlink(missing_ok=True)

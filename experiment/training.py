@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 import util
 from experiment import checkpoint_files
 from experiment.training_log import TrainingLog
-from runtime import leases, processes, screen, whole_files
+from runtime import processes, screen, whole_files
 from wsol.errors import UserError
 
 CHECK_EVERY = 20  # steps between two looks at the loss
@@ -86,7 +86,6 @@ class Keeper:
     folder: Path
     minutes: float                # from one save to the next within an epoch
     record: dict                  # what a checkpoint says of the network beside its weights
-    lease: leases.Lease | None    # the experiment's, of the first process
     shown: TrainingLog            # what the user sees of it
     goes_on: bool = False         # with the training that the folder holds; else the first save replaces that
     saved: tuple = (0, 0)         # (epochs, steps) at the last save
@@ -100,7 +99,6 @@ class Keeper:
         """Write a checkpoint and, where it is that of a finished epoch, the log. state: what the training adds to the
         record."""
         if processes.is_first():
-            self.lease.check()
             checkpoint_files.save(self.folder, state | self.record, is_best, is_first=not self.goes_on)
             if not state['step']:
                 self.write_log(state['log'])

@@ -9,7 +9,8 @@ network, and are measured with the first folder alone.
 Result: <output>/abstention.txt, the table, and abstention.png: the share of dropped pixels against PxAP, as the
 published code counts and with all pixels counted.
 
-    python -m research.abstention save/demo/CAM save/demo/CALM_EM --drop=0,20,50,80 --processes=own,saliency,log-odds,random
+    python -m research.abstention save/demo/CAM save/demo/CALM_EM --drop=0,20,50,80 \\
+        --processes=own,saliency,log-odds,random
 """
 from pathlib import Path
 

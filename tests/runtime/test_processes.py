@@ -125,7 +125,7 @@ def test_a_process_that_fails_ends_the_others_and_one_line_says_why(birds, tmp_p
                       'error: another process of this run has ended; what was saved is kept']
     assert 'Traceback' not in first[2] + second[2]
     assert torch.load(tmp_path / 'save/plain' / weights.FILE, weights_only=True)['epoch'] == 1
-    assert not list((tmp_path / 'save/plain').glob('.*'))  # neither a lease nor a temporary file
+    assert not list((tmp_path / 'save/plain').glob('.*'))  # neither a lock nor a temporary file
 
 
 def test_scripts_that_start_others_want_one_process(script, monkeypatch):
