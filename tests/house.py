@@ -14,7 +14,7 @@ SCRIPTS = ('main', 'eval_pixel_perturb', 'eval_cue_location', 'eval_wsol', 'infe
 # A room may import the rooms before it. The scripts share one place, and never import one another.
 ROOMS = ('wsol', 'runtime', 'util', 'dataset', 'data_loaders', 'config', 'experiment', 'evaluation', 'reports', 'scripts',
          'research')
-LIBRARIES = {'torch', 'torchvision', 'timm', 'numpy', 'scipy', 'cv2', 'PIL'}  # what wsol may import beyond Python's own
+LIBRARIES = {'torch', 'torchvision', 'timm', 'safetensors', 'numpy', 'scipy', 'cv2', 'PIL'}  # what wsol may import beyond Python's own
 FILE, FUNCTION = 350, 40          # lines
 ROOT_FILES, ROOT_FOLDERS = 10, 11
 
