@@ -23,7 +23,7 @@ import util
 from dataset.images import Images
 from evaluation import session
 from evaluation.map_sources import MapSource
-from evaluation.published_draws import draw_pairs_again
+from evaluation.pxap import DROPPING, KEYS, draw_pairs_again, dropped_shares, summarise
 from experiment.result_files import as_text
 from reports import figures, paper
 from runtime import processes, screen
@@ -33,10 +33,6 @@ from wsol.errors import UserError
 from wsol.maps import normalise, ranks, resize
 
 TRUTHS = {'parts': '', 'exact': 'exact part masks, '}
-ROWS = {  # protocol and underflow -> how the table calls them
-    ('published', 'dropped'): 'published protocol', ('published', 'counted'): 'published protocol, all pixels counted',
-    ('per_pair', 'dropped'): 'each pair alone, lowest pixels dropped',
-    ('per_pair', 'counted'): 'each pair alone, all pixels counted'}
 SEVERAL = ('score_map_process', 'contrast_method', 'drop_lowest')  # flags that list what one pass measures
 CHUNK = 64  # (image, pair) evaluations scored at a time: bounds the memory
 
@@ -192,48 +188,15 @@ def over_all(counts, evaluations):
     return together, sum(own for _, own in of_each)
 
 
-def summarise(counts, pairs, evaluations):
-    """PxAP by protocol, with the underflow dropped as published and counted.
-
-    counts: (P,2,bins). Returns {protocol: {'dropped' | 'counted': {'1', '2', '3', 'mean', 'pairs'}}}, pairs the number
-    that have a value (underflow can hold all of a pair's true pixels); and the per-pair values (protocol, underflow)
-    -> (P,).
-    """
-    measured = evaluations > 0
-    number = np.array([len(pair.parts) for pair in pairs])
-    histograms = {'published': np.cumsum(counts, axis=0), 'per_pair': counts}
-    summary, values = {}, {}
-    for protocol, histogram in histograms.items():
-        summary[protocol] = {}
-        for name, underflow in (('dropped', False), ('counted', True)):
-            value = metrics.pixel_average_precision(histogram, underflow)  # (P,)
-            values[protocol, name] = value
-            usable = measured & np.isfinite(value)  # a pair whose differing parts no mask shows has no value
-            groups = {str(k): usable & (number == k) for k in (1, 2, 3)} | {'mean': usable}
-            summary[protocol][name] = {key: float(value[group].mean()) if group.any() else None
-                                       for key, group in groups.items()}
-            summary[protocol][name]['pairs'] = int(usable.sum())
-    return summary, values
-
-
-def dropped_shares(counts):
-    """{'true', 'false', 'all'}: the percent of true, of false and of all pixels under the lowest threshold. counts:
-    (P,2,bins)."""
-    below, total = counts[..., 0].sum(0), counts.sum((0, 2))
-    shares = {name: 100 * float(below[side] / total[side]) if total[side] else None
-              for name, side in (('true', 1), ('false', 0))}
-    return shares | {'all': 100 * float(below.sum() / total.sum())}
-
-
 def pair_records(pairs, evaluations, per_pair, counts):
     """What the result file says of each measured pair. counts: (P,2,bins), whose precision by recall it keeps."""
     records, precision = [], metrics.precision_at_recall(counts)
     for index in np.flatnonzero(evaluations):
         pair = pairs[index]
-        values = {f'{truth}_{protocol}_underflow_{underflow}': float(pxap[index]) if np.isfinite(pxap[index]) else None
-                  for truth, by in per_pair.items() for (protocol, underflow), pxap in by.items()}
+        values = {truth: {name: float(pxap[index]) if np.isfinite(pxap[index]) else None for name, pxap in by.items()}
+                  for truth, by in per_pair.items()}
         records.append({'classes': [pair.first + 1, pair.second + 1], 'images': int(evaluations[index]),
-                        'parts': [UNION_PARTS[part] for part in pair.parts], **values,
+                        'parts': [UNION_PARTS[part] for part in pair.parts], 'pxap': values,
                         'precision': as_text(100 * precision[index], 1)})
     return records
 
@@ -242,13 +205,12 @@ def report(summaries, dropped, published):
     """The table on the screen. dropped: {truth: dropped_shares}. published: the paper's row, or None."""
     rows = []
     for truth, summary in summaries.items():
-        for (protocol, underflow), name in ROWS.items():
-            values = summary[protocol][underflow]
-            shares = [dropped[truth][side] if underflow == 'dropped' else '-' for side in ('true', 'false')]
-            rows.append([TRUTHS[truth] + name, *(values[key] for key in paper.KEYS), values['pairs'], *shares])
+        for name, values in summary.items():
+            shares = [dropped[truth][side] if name in DROPPING else '-' for side in ('true', 'false')]
+            rows.append([TRUTHS[truth] + name, *(values[key] for key in KEYS), values['pairs'], *shares])
     if published:
         rows.append(['the paper (CUB, ResNet-50)', *published, sum(paper.PAIRS), '-', '-'])
-    header = ['PxAP, %, by differing parts', *paper.KEYS, 'pairs', 'dropped: true, %', 'false, %']
+    header = ['PxAP, %, by differing parts', *KEYS, 'pairs', 'dropped: true, %', 'false, %']
     screen.say(screen.table(header, rows))
 
 

@@ -29,6 +29,10 @@ SAMPLED_BY = {'smooth_grad_nr_iter': ('smooth', 'var_grad'), 'smooth_grad_sigma'
               'integrated_grad_nr_iter': ('integrated',)}
 
 
+# metric -> version of its results' layout, where it is not the first: an evaluation replaces results of another one
+FORMATS = {'cue_location': 2}
+
+
 def contrast_name(contrast):
     """How results call a contrast method. One of an attribution method's name is that method of the log-odds, which is
     not the difference of its maps of the two classes."""
@@ -37,8 +41,9 @@ def contrast_name(contrast):
 
 def identity(metric, data, split, images, checkpoint, settings):
     """What a result says of itself: what was measured, on which images, of which network, how."""
-    return {'metric': metric, 'dataset': data.label, 'split': split, 'images': len(images),
-            'images_sha256': images.fingerprint(), **checkpoint_identity(checkpoint), 'settings': settings}
+    return {'metric': metric, 'format': FORMATS.get(metric, 1), 'dataset': data.label, 'split': split,
+            'images': len(images), 'images_sha256': images.fingerprint(), **checkpoint_identity(checkpoint),
+            'settings': settings}
 
 
 def checkpoint_identity(checkpoint):
@@ -179,7 +184,8 @@ def find_result(folder, metric, process, weights_sha256, images_sha256=None, **s
     for path in sorted(Path(folder).glob(f'{metric}_*.json'), key=lambda path: -path.stat().st_mtime_ns):
         content = read_result(path)
         own = as_compared(usual | content['settings'])  # an earlier version knew fewer flags
-        is_of_these = (content.get('weights_sha256') == weights_sha256
+        is_of_these = (content.get('format', 1) == FORMATS.get(metric, 1)
+                       and content.get('weights_sha256') == weights_sha256
                        and images_sha256 in (None, content.get('images_sha256')))
         if is_of_these and all(own.get(name) == value for name, value in expected.items()):
             return content

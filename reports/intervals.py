@@ -18,10 +18,10 @@ from wsol import metrics
 
 SEED = 0  # of the bootstraps
 ERASED = [str(round(100 * ratio)) for ratio in metrics.ERASE_RATIOS]
-PXAP = {  # topic -> truth, protocol, underflow: where a result has its figures
-    'published': ('parts', 'published', 'dropped'), 'published counted': ('parts', 'published', 'counted'),
-    'alone dropped': ('parts', 'per_pair', 'dropped'), 'corrected': ('parts', 'per_pair', 'counted'),
-    'exact': ('exact', 'per_pair', 'counted')}
+PXAP = {  # topic -> truth, count: where a result has its figures
+    'published': ('parts', 'published'), 'published counted': ('parts', 'published, all pixels'),
+    'alone dropped': ('parts', 'per pair'), 'corrected': ('parts', 'per pair, all pixels'),
+    'exact': ('exact', 'per pair, all pixels')}
 WSOL = {'MaxBoxAccV2': 'MaxBoxAccV2', 'MaxBoxAcc': 'MaxBoxAcc', 'Top-1 Loc': 'Top-1 Loc', 'mask PxAP': 'PxAP'}
 INTERVENTIONS = {'PxAP exact': 'pxap', 'rank corr.': 'rank', 'mass on cue': 'share', 'sign': 'sign', 'slope': 'slope',
                  'error': 'error', 'deletion corr.': 'deletion', 'on distractors': 'distractors'}
@@ -187,32 +187,32 @@ def intervened(result):
 
 def _cue_location(result):
     columns = {}
-    for topic, (truth, protocol, underflow) in PXAP.items():
+    for topic, (truth, count) in PXAP.items():
         if truth not in result['pxap']:
             continue
         for key in paper.KEYS:
             pairs = [pair for pair in result['pairs'] if key in ('mean', str(len(pair['parts'])))]
-            values = [pair[f'{truth}_{protocol}_underflow_{underflow}'] for pair in pairs]
+            values = [pair['pxap'][truth][count] for pair in pairs]
             values = np.array([np.nan if value is None else value for value in values])
-            value = result['pxap'][truth][protocol][underflow][key]
-            if protocol == 'per_pair':
+            value = result['pxap'][truth][count][key]
+            if count.startswith('per pair'):
                 units = (result['images_sha256'], *(tuple(pair['classes']) for pair in pairs))
                 sample = Sample(units, values, np.ones(len(values))) if len(values) else None
             else:
-                sample = _drawn(result, value, underflow, key, int(np.isfinite(values).sum()))
+                sample = _drawn(result, value, count, key, int(np.isfinite(values).sum()))
             columns[f'{topic} {key}'] = Measured(value, sample)
     dropped = result.get('dropped', {}).get('parts', {})
     return columns | {f'dropped {side}': Measured(dropped[side]) for side in ('true', 'false') if side in dropped}
 
 
-def _drawn(result, value, underflow, key, number):
+def _drawn(result, value, count, key, number):
     """The Drawn of a figure of the published protocol, of so many pairs; None where it has no value, or the result no
     draws."""
     drawn = result.get('published_draws')
     if value is None or not drawn:
         return None
     units = (result['images_sha256'], *(tuple(pair['classes']) for pair in result['pairs']), drawn['pairs_sha256'])
-    draws = from_text(drawn[underflow][key])
+    draws = from_text(drawn[count][key])
     # pairs drawn again are fewer different ones, whose running sums mix less: the draws lie to one side of the value
     return Drawn(units, number, value, draws - np.nanmean(draws) + value)
 

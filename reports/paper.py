@@ -4,16 +4,17 @@ Source: Kim, Choe, Akata, Oh, *Keep CALM and Improve Visual Feature Attribution*
 cue localization on CUB with ResNet-50; the accuracies are those of the published code's weights, ResNet-50 with 28x28
 maps. The paper draws remove-and-classify as curves, without numbers.
 """
+from evaluation.pxap import KEYS  # noqa: F401  the columns of PXAP
+
 SOURCE = 'Kim et al., ICCV 2021 (arXiv 2106.07861)'
 NETWORK = 'ResNet-50, 28x28 maps'
-KEYS = ('1', '2', '3', 'mean')  # pairs that differ in so many parts; all pairs
 PAIRS = (31, 64, 96)            # of CUB's classes that differ in 1, 2, 3 parts
 METHODS = {  # (head, attribution method) -> its name, in the table's order
     ('CAM', 'backprop'): 'vanilla gradient', ('CAM', 'integrated_grad'): 'integrated gradient',
     ('CAM', 'smooth_grad'): 'SmoothGrad', ('CAM', 'var_grad'): 'VarGrad', ('CAM', 'vanilla'): 'CAM',
     ('CALM_ML', 'jointll'): 'CALM_ML', ('CALM_EM', 'jointll'): 'CALM_EM',
 }
-PXAP = {  # cue localization on CUB: PxAP in percent, by KEYS
+PXAP = {  # cue localization on CUB: PxAP in percent, in the order of KEYS
     ('CAM', 'backprop'): (10.0, 13.7, 15.3, 13.9), ('CAM', 'integrated_grad'): (12.0, 15.1, 17.3, 15.7),
     ('CAM', 'smooth_grad'): (11.8, 15.5, 18.6, 16.5), ('CAM', 'var_grad'): (16.7, 21.1, 23.1, 21.4),
     ('CAM', 'vanilla'): (24.1, 28.3, 32.2, 29.6), ('CALM_ML', 'jointll'): (23.6, 26.7, 28.8, 27.3),

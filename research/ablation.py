@@ -46,7 +46,7 @@ def measure(seed, row, method, stage, from_cam, *flags):
     values = [result_files.read_result(folder / name / 'results.json')['test_accuracy']]
     for process in ['vanilla'] if method == 'CAM' else ['jointll', 'saliency']:
         pxap = commands.measure(folder, name, 'cue_location', process, PRECISION)['pxap']
-        values += [pxap['exact']['per_pair']['counted'][key] for key in '123']
+        values += [pxap['exact']['per pair, all pixels'][key] for key in '123']
     return values + [np.nan] * (7 - len(values))
 
 
@@ -68,8 +68,8 @@ def main():
         text = screen.table(['', 'accuracy', 'maps: PxAP 1', '2', '3', 'prior: PxAP 1', '2', '3'], rows)
         whole_files.write_lines(FOLDER / 'table.txt', [text])
     said = f'{len(seeds)} seeds: mean ± standard deviation' if len(seeds) > 1 else 'one seed'
-    screen.say(f'\nToyBirds, ResNet-18, {said}. PxAP in % against the exact part\nmasks, each pair alone, all pixels '
-             f'counted.\n\n{text}\n\n{FOLDER / "table.txt"}')
+    screen.say(f'\nToyBirds, ResNet-18, {said}. PxAP in % against the exact part\nmasks, per pair, '
+             f'all pixels.\n\n{text}\n\n{FOLDER / "table.txt"}')
 
 
 if __name__ == '__main__':

@@ -98,8 +98,8 @@ def measure(folder, processes, percents, flags, settings):
                             f'--drop_lowest={",".join(missing)}', *flags)
 
     def point(own):
-        pxap = own['pxap']['parts']['per_pair']
-        return own['dropped']['parts']['all'], pxap['dropped']['mean'], pxap['counted']['mean']
+        pxap = own['pxap']['parts']
+        return own['dropped']['parts']['all'], pxap['per pair']['mean'], pxap['per pair, all pixels']['mean']
     return {process: np.array([point(result(process, percent)) for percent in percents], float)
             for process in processes}
 

@@ -51,8 +51,8 @@ def table():
     for name, (experiment, process) in MEASURED.items():
         cue, erased = (result(FOLDER / experiment, metric, process, PRECISION)
                        for metric in ('cue_location', 'pixel_perturb'))
-        published, *counted = (cue['pxap'][truth][protocol][count] for truth, protocol, count in (
-            ('parts', 'published', 'dropped'), ('parts', 'per_pair', 'counted'), ('exact', 'per_pair', 'counted')))
+        published, *counted = (cue['pxap'][truth][count] for truth, count in (
+            ('parts', 'published'), ('parts', 'per pair, all pixels'), ('exact', 'per pair, all pixels')))
         accuracy = None if name.startswith('control') else erased['accuracy']
         rows.append([name, accuracy, *(published[key] for key in '123'), cue['dropped']['parts']['all'],
                      *(column[key] for column in counted for key in '123'),

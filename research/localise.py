@@ -67,7 +67,7 @@ def pxap(folder, name, flag, methods):
         return [commands.result(folder / name, 'cue_location', None, *scale, **{flag: method}) for method in methods]
     found = commands.found_or_run(results, folder, 'eval_cue_location.py', f'--experiment_name={name}', *scale,
                                      f'--{flag}={",".join(methods)}')
-    return [own['pxap']['exact']['per_pair']['counted']['mean'] for own in found]
+    return [own['pxap']['exact']['per pair, all pixels']['mean'] for own in found]
 
 
 def measure(seed, row, method, stages, *flags):

@@ -54,6 +54,6 @@ def check_settings(result, architecture, process):
 def check_cue_location(cue, architecture, process):
     check_settings(cue, architecture, process)
     assert [pair['classes'] for pair in cue['pairs']] == [[4, 9]] and cue['evaluations'] == 4
-    by_protocol = cue['pxap']['parts']
-    assert by_protocol['published'] == by_protocol['per_pair']  # there is one pair
-    assert 0 < by_protocol['per_pair']['counted']['2'] < 100
+    by_count = cue['pxap']['parts']
+    assert by_count['published'] == by_count['per pair']  # there is one pair
+    assert 0 < by_count['per pair, all pixels']['2'] < 100

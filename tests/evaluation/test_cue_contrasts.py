@@ -25,7 +25,7 @@ def test_cue_localization_by_the_papers_contrast_equals_the_difference_of_the_ma
     by_maps, by_contrast = (cue_result(save / 'CALM_EM', word) for word in ('jointll', 'joint-difference'))
     assert by_maps['evaluations'] == by_contrast['evaluations'] > 20
     for own, other in zip(by_maps['pairs'], by_contrast['pairs'], strict=True):
-        assert own['exact_per_pair_underflow_counted'] == pytest.approx(other['exact_per_pair_underflow_counted'], abs=0.05)
+        assert own['pxap']['exact']['per pair, all pixels'] == pytest.approx(other['pxap']['exact']['per pair, all pixels'], abs=0.05)
     assert by_contrast['settings']['norm_type'] == 'clipping' and by_contrast['settings']['score_map_process'] is None
 
 
@@ -47,7 +47,7 @@ def test_several_methods_in_one_pass_are_measured_as_one_by_one(flag, methods, d
         again += own['command'] != before['command']
         for pair, other in zip(own['pairs'], before['pairs'], strict=True):
             # a network that serves a gradient method too keeps its BatchNorms
-            assert pair['exact_per_pair_underflow_counted'] == pytest.approx(other['exact_per_pair_underflow_counted'], abs=0.02)
+            assert pair['pxap']['exact']['per pair, all pixels'] == pytest.approx(other['pxap']['exact']['per pair, all pixels'], abs=0.02)
     assert again == len(alone)
 
 
@@ -76,7 +76,7 @@ def test_cue_localization_by_a_contrast_is_that_of_its_maps_one_by_one(method, t
             counts[number] += metrics.count_scores(metrics.bin_scores(scores, edges).flatten(1), truth, len(edges) + 1,
                                                    torch.tensor([0]), 1)[0]
     expected = metrics.pixel_average_precision(counts, True)
-    measured = {tuple(record['classes']): record['exact_per_pair_underflow_counted'] for record in result['pairs']}
+    measured = {tuple(record['classes']): record['pxap']['exact']['per pair, all pixels'] for record in result['pairs']}
     for pair, value in zip(pairs, expected, strict=True):
         if (pair.first + 1, pair.second + 1) in measured and np.isfinite(value):
             assert measured[pair.first + 1, pair.second + 1] == pytest.approx(value, abs=0.05)

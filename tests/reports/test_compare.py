@@ -14,6 +14,7 @@ from conftest import ROOT, read_result, refused, run_main
 import compare
 import config
 import eval_cue_location
+from evaluation import pxap
 from reports import figures, intervals, paper, table_files
 from reports.intervals import Sample
 from reports.table_files import Cell, Table
@@ -111,7 +112,7 @@ def test_two_experiments_in_one_table(script, measured, tmp_path):
         cells = {(row['table'], row['row'], row['column']): row for row in csv.DictReader(file)}
     first, second = 'CAM', 'CALM_EM'
     topic = next(title for title in intervals.TOPICS if 'corrected' in title)
-    values = {name: {pair['classes'][0] * 99 + pair['classes'][1]: pair['parts_per_pair_underflow_counted']
+    values = {name: {pair['classes'][0] * 99 + pair['classes'][1]: pair['pxap']['parts']['per pair, all pixels']
                      for pair in read_result(measured / name, 'cue_location')['pairs']} for name in (first, second)}
     mean = {name: np.mean(list(own.values())) for name, own in values.items()}
     for name in (first, second):
@@ -124,10 +125,10 @@ def test_two_experiments_in_one_table(script, measured, tmp_path):
     assert float(cell['value']) == pytest.approx(apart.mean())
     assert [float(cell['low']), float(cell['high'])] == pytest.approx([apart.mean() - half, apart.mean() + half], abs=half / 4)
     assert cell['value'] and cells['All that was measured', 'the paper (CUB): CALM_EM', 'published mean']['value'] == '34.3'
-    for column, protocol, count in (('published counted', 'published', 'counted'), ('alone dropped', 'per_pair', 'dropped')):
-        own = cue['pxap']['parts'][protocol][count]['mean']
+    for column, count in (('published counted', 'published, all pixels'), ('alone dropped', 'per pair')):
+        own = cue['pxap']['parts'][count]['mean']
         assert float(cells['All that was measured', second, f'{column} mean']['value']) == pytest.approx(own)
-    for column, count in (('published', 'dropped'), ('published counted', 'counted')):  # paired, draw by draw
+    for column, count in (('published', 'published'), ('published counted', 'published, all pixels')):  # paired, draw by draw
         draws = [np.array(read_result(measured / name, 'cue_location')['published_draws'][count]['mean'].split(), float)
                  for name in (first, second)]
         topic = next(title for title, columns in intervals.TOPICS.items() if f'{column} mean' in columns)
@@ -178,7 +179,7 @@ def test_rows_are_told_apart_by_what_differs(script, tiny_birds, measured, tmp_p
 
 
 def test_another_contrast_or_dropped_pixels_never_pass_for_the_method_itself(script, tiny_birds, measured, tmp_path):
-    own = read_result(measured / 'CALM_EM', 'cue_location')['pxap']['parts']['per_pair']['counted']['mean']
+    own = read_result(measured / 'CALM_EM', 'cue_location')['pxap']['parts']['per pair, all pixels']['mean']
     for flag in ('--contrast_method=evidence', '--drop_lowest=80', '--contrast_method=difference', '--score_map_process=backprop',
                  '--contrast_method=backprop'):
         assert script('eval_cue_location', *tiny_birds, '--experiment_name=CALM_EM', flag)[0] == 0
@@ -273,11 +274,10 @@ def test_a_reference_is_the_row_of_that_name_before_one_that_ends_in_it(tmp_path
 
 def test_a_cue_that_no_mask_shows_has_no_figure_and_no_curve(tmp_path, script):
     pair = {'classes': [1, 2], 'images': 2, 'parts': ['head'], 'precision': 'nan nan'}
-    counts = ('dropped', 'counted')
-    pair |= dict.fromkeys(f'parts_{protocol}_underflow_{count}' for protocol in ('published', 'per_pair') for count in counts)
+    pair['pxap'] = {'parts': dict.fromkeys(pxap.COUNTS)}
     nothing = dict.fromkeys(paper.KEYS)
     write_result(tmp_path / 'x/cue_location.json', metric='cue_location', recalls='50 100', pairs=[pair], pxap={
-        'parts': dict.fromkeys(('published', 'per_pair'), dict.fromkeys(counts, nothing))}, dropped={'parts': {'true': None}})
+        'parts': dict.fromkeys(pxap.COUNTS, nothing)}, dropped={'parts': {'true': None}})
     code, out, err = script('compare', 'x', '--format=csv')
     assert code == 0, err
     assert not (tmp_path / 'comparison/precision_recall.png').exists()
@@ -416,11 +416,11 @@ def test_figures_with_draws_vary_with_the_pairs_and_the_trainings():
 def test_the_draws_of_a_result_lie_about_its_value_and_one_pair_alone_has_none():
     def result(one_part, **published_draws):
         kinds = ['1'] * one_part + ['2'] * 3
-        pair = {f'parts_{protocol}_underflow_{count}': 20.0 for protocol in ('published', 'per_pair') for count in ('dropped', 'counted')}
-        values = dict.fromkeys(('published', 'per_pair'), dict.fromkeys(('dropped', 'counted'), dict.fromkeys(paper.KEYS, 20.0)))
+        pair = {'pxap': {'parts': dict.fromkeys(pxap.COUNTS, 20.0)}}
+        values = dict.fromkeys(pxap.COUNTS, dict.fromkeys(paper.KEYS, 20.0))
         return {'metric': 'cue_location', 'images_sha256': 'x', 'pxap': {'parts': values}, **published_draws,
                 'pairs': [pair | {'classes': [1, number], 'parts': ['head'] * int(kind)} for number, kind in enumerate(kinds)]}
-    by = dict.fromkeys(('dropped', 'counted'), dict.fromkeys(paper.KEYS, '22.00 23.00 nan 24.00'))
+    by = dict.fromkeys(('published', 'published, all pixels'), dict.fromkeys(paper.KEYS, '22.00 23.00 nan 24.00'))
     drawn = {'published_draws': {'pairs_sha256': 'abc'} | by}
     columns = intervals.measured(result(1, **drawn))
     np.testing.assert_allclose(columns['published 2'].sample.draws, [19, 20, np.nan, 21])

@@ -58,8 +58,8 @@ def test_the_demos_table_holds_the_figures_of_its_results(script, at_home, tmp_p
         assert cue['weights_sha256'] == erased['weights_sha256'] == results[experiment]['results']['weights_sha256']
         pxap = cue['pxap']
         expected = ['-' if name.startswith('control') else one_decimal(results[experiment]['results']['test_accuracy'])]
-        for values in (pxap['parts']['published']['dropped'], pxap['parts']['per_pair']['counted'],
-                       pxap['exact']['per_pair']['counted']):
+        for values in (pxap['parts']['published'], pxap['parts']['per pair, all pixels'],
+                       pxap['exact']['per pair, all pixels']):
             expected += [one_decimal(values[k]) for k in ('1', '2', '3')]
         expected.insert(4, one_decimal(cue['dropped']['parts']['all']))
         expected += ['-' if record['R'] is None else f'{record["R"]:.2f}' for record in erased['ratios']]
@@ -113,7 +113,7 @@ def test_the_ablations_table_holds_mean_and_deviation_over_the_seeds(script, at_
         results = [results_of(folder / f'seed{seed}' / experiment) for seed in (0, 1)]
         columns = [[own['results']['test_accuracy'] for own in results]]
         for process in ['vanilla'] if method == 'CAM' else ['jointll', 'saliency']:
-            columns += [[own['cue_location', process]['pxap']['exact']['per_pair']['counted'][k] for own in results]
+            columns += [[own['cue_location', process]['pxap']['exact']['per pair, all pixels'][k] for own in results]
                         for k in ('1', '2', '3')]
         expected = [f'{(a + b) / 2:.1f} ± {abs(a - b) / 2 ** 0.5:.1f}' for a, b in columns]
         assert rows[name] == expected + ['-'] * (7 - len(expected)), name

@@ -308,7 +308,7 @@ def test_the_birds_mask_is_a_control(script, tiny_birds, save, birds, asked):
     contents = [json.loads(path.read_text()) for metric in ('interventions', 'cue_location')
                 for path in (save / 'CAM').glob(f'{metric}_*.json')]
     bird = contents[0]['methods']["control: the bird's mask"]
-    assert bird['pxap'][0] == pytest.approx(contents[1]['pxap']['exact']['per_pair']['counted']['mean'])
+    assert bird['pxap'][0] == pytest.approx(contents[1]['pxap']['exact']['per pair, all pixels']['mean'])
     questions, regions, _ = asked
     masks = [birds[2].object_mask(birds[1].image_id(question.index), SIZE) for question in questions]
     shares = [np.isin(regions[question.index][mask], question.parts).mean()

@@ -79,10 +79,10 @@ def test_toybirds_from_nothing_to_the_papers_tables(script, at_home, tmp_path, m
     for (head, process), name in FEW.items():
         own = [commands.result(root / f'seed{seed}' / head, 'cue_location', process, *TINY) for seed in (0, 1)]
         assert cells['Cue', name, 'paper mean']['value'] == str(paper.PXAP[head, process][-1])
-        published = [result['pxap']['parts']['published']['dropped']['mean'] for result in own]
-        corrected = [result['pxap']['parts']['per_pair']['counted']['mean'] for result in own]
+        published = [result['pxap']['parts']['published']['mean'] for result in own]
+        corrected = [result['pxap']['parts']['per pair, all pixels']['mean'] for result in own]
         cell = cells['Cue', name, 'published mean']
-        draws = np.mean([np.array(result['published_draws']['dropped']['mean'].split(), float) for result in own], 0)
+        draws = np.mean([np.array(result['published_draws']['published']['mean'].split(), float) for result in own], 0)
         assert [float(cell[side]) for side in ('value', 'low', 'high')] == pytest.approx(
             [np.mean(published), *np.quantile(draws - draws.mean() + np.mean(published), [0.025, 0.975])])
         cell = cells['Cue', name, 'corrected mean']

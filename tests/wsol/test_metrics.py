@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score
 
 import eval_cue_location
 import eval_pixel_perturb
-from evaluation import published_draws
+from evaluation import pxap as class_pairs
 from evaluation.map_sources import MapBatch
 from experiment.result_files import from_text
 from reports import paper
@@ -139,25 +139,25 @@ def test_running_pxaps_are_those_of_the_running_histograms():
 
 def test_draws_of_the_published_protocol_are_its_figures_for_the_pairs_drawn(monkeypatch):
     """Against the evaluation itself, asked for the drawn pairs; those without images are never drawn."""
-    monkeypatch.setattr(published_draws, 'DRAWS', 40)
+    monkeypatch.setattr(class_pairs, 'DRAWS', 40)
     rng = np.random.default_rng(1)
     counts, evaluations = rng.integers(0, 50, (6, 2, 13)), np.array([3, 0, 1, 2, 1, 1])
     counts[4, 1] = 0
     pairs = [ClassPair(0, 1, tuple(range(k))) for k in (1, 2, 2, 3, 1, 1)]
-    found = published_draws.draw_pairs_again(counts, pairs, evaluations)
-    drawn = np.sort(np.random.default_rng(published_draws.SEED).integers(5, size=(40, 5)), axis=1)
+    found = class_pairs.draw_pairs_again(counts, pairs, evaluations)
+    drawn = np.sort(np.random.default_rng(class_pairs.SEED).integers(5, size=(40, 5)), axis=1)
     missing = 0
     for number, draw in enumerate(np.flatnonzero(evaluations)[drawn]):
-        summary, _ = eval_cue_location.summarise(counts[draw], [pairs[index] for index in draw], np.ones(5))
-        for name in ('dropped', 'counted'):
+        summary, _ = class_pairs.summarise(counts[draw], [pairs[index] for index in draw], np.ones(5))
+        for name in ('published', 'published, all pixels'):
             for key in paper.KEYS:
-                own, expected = from_text(found[name][key])[number], summary['published'][name][key]
+                own, expected = from_text(found[name][key])[number], summary[name][key]
                 assert np.isnan(own) if expected is None else abs(own - expected) <= 0.005 + 1e-9
                 missing += expected is None
     assert missing  # some draws have no pair of a kind
-    assert published_draws.draw_pairs_again(counts, pairs, evaluations) == found
-    monkeypatch.setattr(published_draws, 'LARGEST', 5 * 2 * 13 - 1)
-    assert published_draws.draw_pairs_again(counts, pairs, evaluations) is None  # so many thresholds take too long
+    assert class_pairs.draw_pairs_again(counts, pairs, evaluations) == found
+    monkeypatch.setattr(class_pairs, 'LARGEST', 5 * 2 * 13 - 1)
+    assert class_pairs.draw_pairs_again(counts, pairs, evaluations) is None  # so many thresholds take too long
 
 
 def test_underflow_is_dropped_as_published_or_counted():
