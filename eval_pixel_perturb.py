@@ -58,7 +58,7 @@ def summarise(top, random, seed):
     records = []
     for column, ratio in enumerate(metrics.ERASE_RATIOS):
         hits, base = top[:, column], random[:, column]
-        low, high = metrics.bootstrap_ratio(hits, base, seed) if base.any() else (None, None)
+        low, high = metrics.bootstrap_ratio(hits, base, seed)
         records.append({'erased_percent': round(100 * ratio), 'correct_top': int(hits.sum()),
                         'correct_random': int(base.sum()), 'R': float(hits.sum() / base.sum()) if base.any() else None,
                         'R_low': low, 'R_high': high})

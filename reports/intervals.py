@@ -62,15 +62,15 @@ class Sample:
     below: np.ndarray
 
     def value(self):
-        return float(_ratio(np.nansum(self.above), self.below[np.isfinite(self.above)].sum()))
+        return float(metrics.ratio(np.nansum(self.above), self.below[np.isfinite(self.above)].sum()))
 
     def interval(self):
         """(low, high) over the units drawn again; None, None of one alone."""
         there = np.isfinite(self.above)
         if there.sum() < 2:
             return None, None
-        above, below = metrics.resampled_sums(np.stack([self.above, self.below], 1)[there], SEED).T
-        return metrics.interval(_ratio(above, below))
+        above, below = metrics.bootstrap_sums(np.stack([self.above, self.below], 1)[there], SEED).T
+        return metrics.interval(metrics.ratio(above, below))
 
     def difference(self, other):
         """(value, low, high) of this less the other, over the same units drawn again for both."""
@@ -101,11 +101,6 @@ class Drawn:
         return mean_difference([self], [other])
 
 
-def _ratio(above, below):
-    with np.errstate(invalid='ignore', divide='ignore'):
-        return np.where(below > 0, above / below, np.nan)
-
-
 def mean_difference(samples, others):
     """(value, low, high) of the mean of several values less that of others', all Samples or all Drawn, of the same
     units, which are drawn again for all together. One unit alone has no interval. Raises ValueError for other units."""
@@ -124,9 +119,9 @@ def _difference_of_draws(samples, others):
     columns = columns[np.isfinite(columns).all(1)]
 
     def difference(sums):
-        ratios = _ratio(sums[..., 0::2], sums[..., 1::2])
+        ratios = metrics.ratio(sums[..., 0::2], sums[..., 1::2])
         return ratios[..., :len(samples)].mean(-1) - ratios[..., len(samples):].mean(-1)
-    return float(difference(columns.sum(0))), difference(metrics.resampled_sums(columns, SEED)), len(columns)
+    return float(difference(columns.sum(0))), difference(metrics.bootstrap_sums(columns, SEED)), len(columns)
 
 
 def difference_with_trainings(own, others):
@@ -325,6 +320,6 @@ def precision_band(result):
     """(recalls, mean precision, low, high), in percent and (R,) each, over the class pairs of a cue_location result."""
     values = np.array([from_text(pair['precision']) for pair in result['pairs']])  # (P,R)
     values = values[np.isfinite(values).all(1)]
-    draws = metrics.resampled_sums(values, SEED) / len(values)  # (draws,R)
+    draws = metrics.bootstrap_sums(values, SEED) / len(values)  # (draws,R)
     return from_text(result['recalls']), values.mean(0), *np.array(
         [metrics.interval(column) for column in draws.T]).T

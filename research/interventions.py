@@ -15,6 +15,7 @@ all are measured, those that are stand in a file of that name with .unfinished a
 """
 import numpy as np
 import torch
+from scipy import stats
 
 import config
 import util
@@ -113,14 +114,12 @@ def is_slow(name):
 
 
 def rank_correlation(first, second):
-    """Spearman's, row by row, ties by their mean rank: (Q,R), (Q,R) with NaN for what a row has not -> (Q,)."""
-    result = np.full(len(first), np.nan)
-    for row, (a, b) in enumerate(zip(first, second, strict=True)):
-        there = np.isfinite(a) & np.isfinite(b)
-        ranks = [metrics.mean_ranks(values[there]) for values in (a, b)]
-        if min(np.ptp(own) for own in ranks) > 0:
-            result[row] = np.corrcoef(*ranks)[0, 1]
-    return result
+    """Spearman's rank correlation, row by row: (Q,R), (Q,R), NaN where a row has no value -> (Q,)."""
+    there = np.isfinite(first) & np.isfinite(second)
+    ranks = [stats.rankdata(np.where(there, values, np.nan), axis=1, nan_policy='omit') for values in (first, second)]
+    mean = (there.sum(1, keepdims=True) + 1) / 2
+    first, second = (np.where(there, rank - mean, 0) for rank in ranks)
+    return metrics.ratio((first * second).sum(1), np.sqrt(np.square(first).sum(1) * np.square(second).sum(1)))
 
 
 def held_against(signed, absolute, questions, effects, unit, present):
@@ -191,11 +190,11 @@ def summarise(figures, questions, pxap, seed):
     """{figure: [value, low, high]}, 95 % by images drawn again; of PxAP's mean by class pairs. pxap: (P,), NaN where a
     pair has none."""
     images, pxap = np.array([question.index for question in questions]), pxap[np.isfinite(pxap)]
-    summary = {'pxap': [float(pxap.mean()), *metrics.bootstrap_ratio_of_sums(pxap, np.ones(len(pxap)), seed)]}
+    summary = {'pxap': [float(pxap.mean()), *metrics.bootstrap_ratio(pxap, np.ones(len(pxap)), seed)]}
     for name, (above, below) in figures.items():
         by_image = [np.bincount(images, part) for part in (above, below)]
         summary[name] = [float(above.sum() / below.sum()) if below.any() else None,
-                         *metrics.bootstrap_ratio_of_sums(*by_image, seed)]
+                         *metrics.bootstrap_ratio(*by_image, seed)]
     return summary
 
 
@@ -209,7 +208,7 @@ def network_facts(effects, asked, seed):
     there = asked.areas(asked.clutter, SHAPES + 1)[:, 1:] > 0
     return {'accuracy': 100 * float(effects.is_right.mean()), 'turns': [
         None if value is None else 100 * float(value)
-        for value in (share, *metrics.bootstrap_ratio_of_sums(turns, right, seed))],
+        for value in (share, *metrics.bootstrap_ratio(turns, right, seed))],
         'effect_of_all_parts': float(effects.all_parts.mean()),
         'effect_of_the_background': float(np.abs(effects.log_odds[:, BACKGROUND]).mean()),
         'shapes_that_distract': 100 * float((there & (np.abs(effects.shapes) < NEGLIGIBLE)).sum() / there.sum())}

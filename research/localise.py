@@ -87,7 +87,7 @@ def mean_and_interval(values):
     mean = float(np.mean(values))
     if len(values) == 1:
         return mean, None, None
-    half = metrics.student(len(values) - 1) * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    half = metrics.half_width([(np.var(values, ddof=1) / len(values), len(values) - 1)]) or 0.0
     return mean, mean - half, mean + half
 
 

@@ -55,7 +55,7 @@ def test_the_table_holds_mean_deviation_and_differences_over_the_seeds(script, a
     assert list(compared) == list(rows)[1:]
     for row, cells in compared.items():
         gain = values[row][:, 3] - values['CAM'][:, 3]
-        half = 12.71 * abs(gain[0] - gain[1]) / 2  # of two values
+        half = 12.706 * abs(gain[0] - gain[1]) / 2  # of two values
         assert cells[4] == f'{gain.mean():+.1f} [{gain.mean() - half:+.1f}, {gain.mean() + half:+.1f}]'
     settings = json.loads((folder / 'seed1/CALM_EM_drop_0.5/results.json').read_text())['settings']
     assert settings['prior_training'] == 'drop:0.5' and settings['seed'] == 1

@@ -408,6 +408,17 @@ def test_the_intervals_width_is_the_delta_methods(level, deviations):
         assert (low + high) / 2 == pytest.approx(ratio, abs=0.1 * error)
 
 
+def test_the_interval_of_a_ratio_of_sums_agrees_with_the_delta_method():
+    rng = np.random.default_rng(1)
+    below = rng.uniform(1, 3, 400)
+    above = 0.4 * below + rng.normal(0, 0.5, 400)
+    low, high = metrics.bootstrap_ratio(above, below, seed=0)
+    ratio = above.sum() / below.sum()
+    spread = 1.96 * np.sqrt(np.square(above - ratio * below).sum()) / below.sum()
+    assert low == pytest.approx(ratio - spread, abs=0.15 * spread) and high == pytest.approx(ratio + spread, abs=0.15 * spread)
+    assert metrics.bootstrap_ratio(above, 0 * below, 0) == (None, None)
+
+
 def test_the_intervals_memory_does_not_grow_with_the_images():
     """Weights for each image in each draw would be 0.8 GB."""
     hits, base = hits_and_base(np.random.default_rng(0), 50_000)
