@@ -44,11 +44,6 @@ SCRIPTS = (*RUNS, 'export')
 CUE, WSOL, MAIN, INFERENCE, EXPORT = (('eval_cue_location',), ('eval_wsol',), ('main',), ('inference',), ('export',))
 
 
-def stages(text):
-    """A ResNet's stages, separated by commas, in their order."""
-    return ','.join(sorted(several(choice(LAYERS))(text)))
-
-
 def architecture_name(text):
     """A network of torchvision, or timm/NAME."""
     if text.startswith('timm/'):
@@ -68,8 +63,8 @@ def dataset_name(text):
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def measures(text):
-    """NAME:VALUE,..., of wsol.prior_training."""
+def prior_term(text):
+    """entropy:WEIGHT, of wsol.prior_training."""
     try:
         prior_training.parse(text)
     except UserError as error:
@@ -123,9 +118,6 @@ FLAGS = {
              'torch computes it: its convolutions use TF32 on recent NVIDIA GPUs), but for val after each epoch; '
              'heads, losses and maps are float32',
              RUNS, kept=True, recorded=True),
-        Flag('compile', False, boolean, 'run the backbone through torch.compile, which takes minutes at first and a '
-             'C++ compiler; for trainings, and for evaluations that run forwards alone', ('main', *EVALUATIONS),
-             recorded=True),
     ),
     'data': (
         Flag('dataset', 'CUB', dataset_name, f'{", ".join(DATASETS)} (ImageNet = ILSVRC), or your own folder of '
@@ -149,14 +141,9 @@ FLAGS = {
         _network('attribution_method', 'CAM', choice(tuple(HEADS), METHOD_ALIASES), ', '.join(HEADS)),
         _network('prior', 'relu', choice(tuple(PRIORS)), "CALM's; relu: as released; softplus: with the "
                  'gradient of its sum'),
-        _network('no_cue', False, boolean, "CALM's: one more location, nowhere in the picture, with an attention and a "
-                 'distribution over the classes that are learned'),
         _network('large_feature_map', False, boolean, '28x28 instead of 14x14 maps (of 224x224 images)'),
         _network('use_bn', False, boolean, "BatchNorm in VGG's and Inception's added layers"),
-        _network('last_stage', 'layer4', stages, 'ResNet: stop here, for a smaller receptive field; several, separated '
-                 'by commas: the features of each, side by side on the finest grid'),
-        _network('pointwise_from', None, choice(LAYERS), 'ResNet: from this stage on 1x1 instead of 3x3 convolutions, '
-                 'as in BagNets, so that the receptive field grows no further; from random weights alone'),
+        _network('last_stage', 'layer4', choice(LAYERS), 'ResNet: stop here, for a smaller receptive field'),
         Flag('pretrained', True, boolean_or_file, 'start from ImageNet weights of the backbone; False: from random '
              'ones; a file: from the state dict in it, which fits but for the classifier',
              (*MAIN, *INFERENCE, *EXPORT)),
@@ -181,8 +168,8 @@ FLAGS = {
         _training('lr_decay_frequency', 30, COUNT, 'step: times 0.1 at the start of every epoch this divides'),
         _training('momentum', 0.9, number(float, 0, True, 1), "Nesterov's"),
         _training('weight_decay', 1e-4, RATE, 'L2'),
-        _training('prior_training', None, measures, "CALM's: what is done to p(z|x) in training and only there; "
-                  f'several, separated by commas, of {", ".join(f"{name}:VALUE" for name in prior_training.MEASURES)}'),
+        _training('prior_training', None, prior_term, 'entropy:WEIGHT adds WEIGHT times the entropy of p(z|x) to the '
+                  'loss of CALM: above 0 it sharpens the prior, below 0 it spreads it'),
         Flag('tensorboard', False, boolean, "write each epoch's line for TensorBoard too, in the experiment's folder "
              '(an optional package)', MAIN),
     ),

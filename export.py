@@ -44,7 +44,7 @@ def describe(run):
     """What the file says of itself: {name: text}."""
     names = run.checkpoint.class_names or [f'class {label}' for label in range(run.model.conv_last.out_channels)]
     return {'classes': json.dumps(list(names)), 'image_size': str(run.args.crop_size),
-            'attribution_method': run.args.attribution_method, 'maps': run.model.own_maps,
+            'attribution_method': run.args.attribution_method, 'maps': run.model.default_method,
             'weights_sha256': run.checkpoint.sha256}
 
 
@@ -76,7 +76,7 @@ def main():
     network = SelfExplaining(run.model.cpu().to(memory_format=torch.contiguous_format), run.checkpoint.normalisation)
     export(network.eval(), run.args.crop_size, path, describe(run))
     screen.say(f'{path}: images (B,3,{run.args.crop_size},{run.args.crop_size}), RGB in 0..1 -> probabilities '
-             f'(B,{run.model.conv_last.out_channels}) and maps ({run.model.own_maps})')
+             f'(B,{run.model.conv_last.out_channels}) and maps ({run.model.default_method})')
 
 
 if __name__ == '__main__':

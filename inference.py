@@ -133,7 +133,7 @@ def contrast_of(args, model):
     """The contrast method, a key of CONTRASTS or DIFFERENCE: the one that is asked for. Else it is the difference of
     the attribution methods that are asked for, or where none is, the head's own. Raises UserError."""
     names_maps = args.score_map_process or args.score_map_method == 'backprop'
-    method = args.contrast_method or (DIFFERENCE if names_maps else model.own_contrast)
+    method = args.contrast_method or (DIFFERENCE if names_maps else model.default_contrast)
     if method != DIFFERENCE:
         check_contrast(method, type(model))
     if args.contrast_method is None and method != DIFFERENCE:

@@ -29,7 +29,6 @@ from wsol.backbones.resnet import check_effect
 from wsol.errors import UserError
 from wsol.heads import CALM
 from wsol.networks import check_image_size, normalisation
-from wsol.speed.compiled import compile_backbone
 from wsol.speed.depthwise import keep_in_float32
 
 
@@ -173,7 +172,7 @@ def size_of_checkpoint(model):
 def check_flags(args, starts_from, before):
     """Raise UserError for flags that do not go together. before: the checkpoint that the training goes on from."""
     if before is None:  # an earlier version has trained networks with flags of no effect, which go on
-        check_effect(args.large_feature_map, args.last_stage, args.pointwise_from)
+        check_effect(args.large_feature_map, args.last_stage)
     if args.freeze:
         frozen.check_freezable(args.architecture)
     if args.is_different_checkpoint and not starts_from:
@@ -190,8 +189,7 @@ def train(args, device, stop, folder):
     check_flags(args, starts_from, before)
     evaluates_in = util.pick_precision(args.precision, device)
     args.update(open_settings(args, before, device))
-    compiled = ', compiled' if args.compile else ''
-    screen.say(f'trains in {args.precision} on {device.type}, evaluates in {evaluates_in}{compiled}')
+    screen.say(f'trains in {args.precision} on {device.type}, evaluates in {evaluates_in}')
     if before:
         check_resumable(before, args)
         more = f' and {before.step} steps' if before.step else ''
@@ -204,8 +202,6 @@ def train(args, device, stop, folder):
     learner, seen = frozen.head_of(model) if args.freeze else model, images
     if args.precision == 'bfloat16' and device.type == 'cpu' and not args.freeze:  # it is their gradients that are slow
         keep_in_float32(model)
-    if args.compile:
-        compile_backbone(model)
     if args.freeze and (before is None or before.epoch < args.epochs):  # else nothing is left to learn
         seen = frozen.extract_all(model, images, folder, args, device)
     training = make_training(args, learner, images, device, folder, stop)

@@ -20,7 +20,6 @@ from wsol.attribution.contrast import CONTRASTS, check_contrast
 from wsol.attribution.registry import PROCESSES, SamplingSettings, check_process
 from wsol.errors import UserError
 from wsol.networks import check_image_size
-from wsol.speed.compiled import compile_backbone
 from wsol.speed.folding import fold_batchnorm
 
 
@@ -87,8 +86,7 @@ class Evaluation:
         chosen = [f'{word} {self.args[flag]}' for word, flag in
                   (('norm', 'norm_type'), ('thresholds', 'threshold_type'))
                   if self.script in config.ALL_FLAGS[flag].readers]
-        compiled = ['compiled'] if self.args.compile and self.model and self.script in config.EVALUATIONS else []
-        return ', '.join([f'maps: {self.maps_name()}', *chosen, self.args.precision, *compiled])
+        return ', '.join([f'maps: {self.maps_name()}', *chosen, self.args.precision])
 
     def maps_name(self):
         """<method>_<process>; for maps made elsewhere their folder's name, and a number that tells two apart."""
@@ -169,11 +167,6 @@ def open_evaluation(args, script, needs_model=True, needs_data=True):
         args = _choose_maps(args, model, data, script)
     if model is not None and only_runs_forward(args, script):
         fold_batchnorm(model, args.crop_size)
-        if args.compile:
-            compile_backbone(model)
-    elif model is not None and args.compile and script in config.EVALUATIONS:
-        method = contrast_in_place(args, script) or args.score_map_process
-        raise UserError(f'--compile is for evaluations that run forwards alone, and {method} needs more; leave it out')
     if script in config.RUNS:
         args.precision = util.pick_precision(args.precision, device)
         args.workers = util.pick_workers(args.workers, 'workers' in args.given)
@@ -233,7 +226,7 @@ def _with_defaults(args, model, script):
         raise UserError('--contrast_method makes one map of two classes, '
                         f'--{other or "score_map_method=backprop"} one of each; leave one of them out')
     if args.scoremap_root is None and args.score_map_process is None and contrast is None:
-        args.score_map_process = 'backprop' if gradients else model.own_maps
+        args.score_map_process = 'backprop' if gradients else model.default_method
     if gradients and args.score_map_process == 'vanilla':
         args.score_map_process = 'backprop'
     process = PROCESSES.get(args.score_map_process)

@@ -139,10 +139,31 @@ def _read(path):
         content = pretrained.load(path)
     if not isinstance(content, dict):
         raise UserError(f'{path} holds a {type(content).__name__}, not a checkpoint')
+    content = _without_retired_settings(path, content)
     problem = _problem_of_weights(content.get('state_dict', content)) or _problem_of_record(content)
     if problem:
         raise UserError(f'{path} is no checkpoint: {problem}')
     return content
+
+
+# settings that checkpoints of earlier versions carry -> whether a value asks for what this version no longer has
+RETIRED = {'no_cue': lambda value: value is True, 'pointwise_from': lambda value: value is not None,
+           'last_stage': lambda value: ',' in str(value),  # the features of several stages
+           'prior_training': lambda value: 'drop' in str(value) or 'top' in str(value)}
+
+
+def _without_retired_settings(path, content):
+    """A checkpoint's content without the settings that later versions dropped. Raises UserError if one was in use."""
+    if not all(isinstance(content.get(key, {}), dict) for key in ('model', 'args')):
+        return content  # which is refused elsewhere
+    for name, value in [*content.get('model', {}).items(), *content.get('args', {}).items()]:
+        if name in RETIRED and RETIRED[name](value):
+            raise UserError(f'{path} was trained with {name}={_short(value)}, which this version no longer has; the '
+                            'commit 8897cf4 of this project can read it')
+    if 'model' not in content:
+        return content
+    gone = RETIRED.keys() - config.ALL_FLAGS.keys()
+    return content | {'model': {name: value for name, value in content['model'].items() if name not in gone}}
 
 
 def _problem_of_weights(state):

@@ -101,7 +101,7 @@ def _features(model, images, split, folder, args, device):
 def _fingerprint(model, images, args):
     """Of all that the features hang on, 16 hexadecimal digits: other features have another file."""
     which = images.fingerprint(with_times=True)
-    digest = hashlib.sha256(f'{which},{images.transform},{args.precision},{model.earlier}'.encode())
+    digest = hashlib.sha256(f'{which},{images.transform},{args.precision}'.encode())
     for name, value in model.state_dict().items():
         if not name.startswith(HEAD):
             digest.update(f'{name},{tuple(value.shape)}'.encode() + value.cpu().numpy().tobytes())

@@ -56,7 +56,7 @@ def methods_of(folder, processes):
     if method not in HEADS:
         raise UserError(f'{folder} holds no finished training; name experiments as they lie, such as save/calm_em')
     head = HEADS[method]
-    processes = dict.fromkeys(head.own_maps if process == OWN else process for process in processes)
+    processes = dict.fromkeys(head.default_method if process == OWN else process for process in processes)
     needs = {name: entry.head for name, entry in (*PROCESSES.items(), *OF_PAIRS.items())}
     return [process for process in processes if process in CONTROLS or issubclass(head, needs[process])]
 

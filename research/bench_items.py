@@ -1,5 +1,4 @@
 """What bench.py measures: each item's ways of doing the same, ours beside the plain one and beside a floor."""
-import itertools
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import nn
 from torch.utils.data import DataLoader
 
 import eval_cue_location
@@ -42,7 +40,7 @@ class Item(NamedTuple):
     name: str
     ways: dict            # 'plain', 'float32', 'auto', 'floor' -> what to call
     count: int = 1
-    unit: str = 'ms'      # MiB: a way gives the figure itself
+    unit: str = 'ms'
     rounds: int | None = None  # None: as many as are asked
     compare: Callable = lambda results: ''  # {way: what it gave} -> how far ours is from the plain way's, in words
 
@@ -78,7 +76,7 @@ def _cheapest_loss(model, images, labels):
 def training(bench, count=8):
     plain, labels = bench.network(plain=True), bench.labels(count)
     ways = {'plain': _step(bench, plain, bench.images(count, plain=True), labels,
-                           lambda model, *batch: model.plain_loss(*batch)[0], 'float32')}
+                           lambda model, *batch: model.loss(*batch)[0], 'float32')}
     for way in bench.precisions:
         ways[way] = _step(bench, bench.network(), bench.images(count), labels,
                           lambda model, *batch: model.loss(*batch)[0], way)
@@ -98,37 +96,6 @@ def depthwise(bench, count=8, other='efficientnet_b0'):
     ways = {way: _step(bench, model, images, labels, lambda model, *batch: model.loss(*batch)[0],
                        'float32' if way == 'float32' else 'auto') for way, model in models.items()}
     yield Item(f'training, batch of {count}, {other}, plain in bfloat16 alone', ways, count)
-
-
-def _peak(call):
-    """MiB that a call allocates at most, beyond what there was (CPU)."""
-    with torch.profiler.profile(profile_memory=True) as profile:
-        call()
-    changes = [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == '[memory]']
-    return max(itertools.accumulate(changes), default=0) / 2**20
-
-
-def _there_and_back(loss, features, labels):
-    loss(features, labels)[0].backward()
-
-
-@item
-def head(bench, count=8):
-    """Forward and backward of the head alone. The floor is one 1x1 convolution of all rows."""
-    for num_classes in (10, 200, 1000):
-        model, labels = bench.network(num_classes), bench.labels(count, num_classes)
-        with torch.no_grad():
-            features = model.extract_features(bench.images(count))
-        features.requires_grad_()
-        rows = nn.Conv2d(features.shape[1], num_classes + 1, 1).to(features)
-        model.stages = ()  # what is left takes the features
-        losses = {'plain': model.plain_loss, 'float32': model.loss,
-                  'floor': lambda leaf, _, rows=rows: [rows(leaf).sum()]}
-        ways = {way: partial(_there_and_back, loss, features, labels) for way, loss in losses.items()}
-        yield Item(f'head, batch of {count}, {num_classes} classes, in all', ways)
-        if bench.device.type == 'cpu':
-            peaks = {way: partial(_peak, call) for way, call in ways.items()}
-            yield Item(f'head, batch of {count}, {num_classes} classes: memory', peaks, unit='MiB')
 
 
 # --- maps and the two protocols ------------------------------------------------------------------------------

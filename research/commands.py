@@ -67,15 +67,14 @@ def train(folder, experiment, *flags):
                         'folder away, and those of networks that started from it: they are trained again')
 
 
-def train_row(folder, row, seed, method, stages, from_cam, *flags):
+def train_row(folder, row, seed, method, last_stage, from_cam, *flags):
     """Train a row of a table of painted birds, which is a network, below folder: fine-tuned from a CAM classifier of
-    the same seed and stages, or from random weights for as long as both together. Returns the experiment's name."""
+    the same seed and last stage, or from random weights for as long as both together. Returns the experiment's name."""
     name = row.replace(', ', '_').replace(' ', '_')
-    shape = [flag for flag in flags if flag.startswith('--pointwise_from=')]  # which the start has, too
-    common = [*TRAIN, f'--last_stage={stages}', f'--seed={seed}']
+    common = [*TRAIN, f'--last_stage={last_stage}', f'--seed={seed}']
     if from_cam:
-        start = '_'.join(['start', stages, *(flag.partition('=')[2] for flag in shape)])
-        train(folder, start, *common, *shape, '--attribution_method=CAM', *FROM_RANDOM)
+        start = f'start_{last_stage}'
+        train(folder, start, *common, '--attribution_method=CAM', *FROM_RANDOM)
         learn = [*FINE_TUNE, f'--load_checkpoint={start}']
     else:
         learn = [*FROM_RANDOM, '--epochs=40']  # as long as the start and the fine-tuning together

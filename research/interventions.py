@@ -101,7 +101,7 @@ def control_sources(run, source, masks):
                 "control: the bird's mask": bird,
                 **{f'control: random weights, {name}': source(untrained, name) for name in UNTRAINED
                    if issubclass(type(untrained), CONTRASTS[name].head)}}
-    if run.model.own_maps == 'jointll':
+    if run.model.default_method == 'jointll':
         controls['control: prior'] = lambda images, *_: run.model.activations(images).prior
     return controls
 

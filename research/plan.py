@@ -17,9 +17,8 @@ from experiment import result_files, weights
 from reports import intervals, paper
 from research import commands
 from wsol import build_model
-from wsol.attribution.registry import PROCESSES
 from wsol.backbones._torchvision import torchvision
-from wsol.backbones.shapes import shapes_only
+from wsol.contexts import shapes_only
 from wsol.errors import UserError
 
 IMAGES = {'CUB': (5994, 1000, 5794), 'ILSVRC': (1_281_167, 10_000, 50_000), 'OpenImages': (29_819, 2_500, 5_000),
@@ -93,10 +92,8 @@ class Step(NamedTuple):
             commands.train(network.folder, network.name, *network.training, *flags)
             return
         source = [f'--load_checkpoint={network.published}'] if network.published else []
-        # an evaluation that needs gradients refuses --compile, which is for the other steps
-        plain = [] if PROCESSES[self.process].one_forward else ['--compile=False']
         commands.run(network.folder, f'eval_{self.metric}.py', f'--experiment_name={network.name}', *source,
-                        f'--score_map_process={self.process}', *flags, *plain)
+                        f'--score_map_process={self.process}', *flags)
 
 
 def networks_of(dataset, seeds, root, trains_all, flags=()):

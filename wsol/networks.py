@@ -12,10 +12,10 @@ from torch import nn
 from wsol.backbones import inception, vgg
 from wsol.backbones import timm_networks as timm_backbone
 from wsol.backbones.resnet import resnet
-from wsol.backbones.shapes import shapes_only
 from wsol.backbones.torchvision_networks import names, traced_backbone
+from wsol.contexts import evaluating, shapes_only
 from wsol.errors import UserError
-from wsol.heads import CALM, CALM_EM, CALM_ML, CAM, PRIORS, evaluating
+from wsol.heads import CALM, CALM_EM, CALM_ML, CAM, PRIORS
 
 HEADS = {'CAM': CAM, 'CALM_EM': CALM_EM, 'CALM_ML': CALM_ML}
 
@@ -38,7 +38,7 @@ class Architecture:
 
 
 _RESNET = {'slow': ('conv1', 'layer1', 'layer2', 'layer3'),
-           'options': ('large_feature_map', 'last_stage', 'pointwise_from'),
+           'options': ('large_feature_map', 'last_stage'),
            'backbone': ('conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4')}
 _INCEPTION = ('Mixed', 'Conv2d_1', 'Conv2d_2', 'Conv2d_3', 'Conv2d_4')
 # The networks with the published strides: 14x14 or 28x28 maps of 224x224 images.
@@ -85,44 +85,39 @@ def find_head(name):
     return HEADS[name]
 
 
-def check_head(name, prior, no_cue=False):
-    """Raise UserError for options that a head, a key of HEADS, cannot be built with."""
+def make_head(attribution_method, backbone, num_features, num_classes, prior):
+    """A head, of HEADS, on a backbone (nn.Sequential). Raises UserError."""
+    head = find_head(attribution_method)
     if prior not in PRIORS:
         raise UserError(f'no prior "{prior}"; there are {", ".join(PRIORS)}')
-    if no_cue and not issubclass(find_head(name), CALM):
-        raise UserError(f'--attribution_method={name} does not take --no_cue: it has no distribution over locations')
+    return head(backbone, num_features, num_classes, prior)
 
 
 def options_taken(architecture, attribution_method):
     """The arguments of build_model that change this network: a ResNet has no use for use_bn, CAM none for prior."""
-    own = ('prior', 'no_cue') if issubclass(find_head(attribution_method), CALM) else ()
-    return (*find_architecture(architecture).options, *own)
+    of_head = ('prior',) if issubclass(find_head(attribution_method), CALM) else ()
+    return (*find_architecture(architecture).options, *of_head)
 
 
 def build_model(architecture, attribution_method, num_classes, pretrained=False, large_feature_map=False,
-                use_bn=False, prior='relu', last_stage='layer4', no_cue=False, pointwise_from=None):
+                use_bn=False, prior='relu', last_stage='layer4'):
     """The network of an attribution method on a backbone.
 
     architecture: one of ARCHITECTURE_NAMES, or timm/NAME. attribution_method: a key of HEADS. pretrained: True starts
     from ImageNet weights (downloaded once, hash checked), a file from the state dict in it. large_feature_map: 28x28
     instead of 14x14 maps of a 224x224 image. use_bn: VGG-16 with BatchNorm, and BatchNorm in the layers
-    added to VGG and Inception (a ResNet has it anyway). prior: 'relu' or 'softplus'; no_cue: one more location, nowhere
-    in the picture (CALM only).
-    last_stage: end a ResNet at 'layer1', 'layer2' or 'layer3', for a smaller receptive field; 'layer2,layer3': the
-    features of both, the coarser grid enlarged to the finer one. pointwise_from: a ResNet's stage from which on 1x1
-    convolutions stand in place of 3x3 ones, so that the receptive field grows no further; from random weights alone.
+    added to VGG and Inception (a ResNet has it anyway). prior: CALM's, 'relu' or 'softplus'. last_stage: end a ResNet
+    at 'layer1', 'layer2' or 'layer3', for a smaller receptive field.
     Returns an nn.Module: model(images (B,3,H,W)) -> class scores (B,C). Raises UserError.
     """
-    recipe, head = find_architecture(architecture), find_head(attribution_method)
-    asked = {'large_feature_map': large_feature_map, 'last_stage': last_stage, 'pointwise_from': pointwise_from,
-             'use_bn': use_bn}
-    for name, usual in (('large_feature_map', False), ('last_stage', 'layer4'), ('pointwise_from', None)):
+    recipe = find_architecture(architecture)
+    asked = {'large_feature_map': large_feature_map, 'last_stage': last_stage, 'use_bn': use_bn}
+    for name, usual in (('large_feature_map', False), ('last_stage', 'layer4')):
         if name not in recipe.options and asked[name] != usual:
-            raise UserError(f'--architecture={architecture} does not take --{name}={asked[name]}')
-    check_head(attribution_method, prior, no_cue)
-    options = {name: asked[name] for name in recipe.options}
-    stages, num_features = recipe.build(pretrained or None, **options)
-    model = head(stages, num_features, num_classes, prior, no_cue)
+            raise UserError(f'{name}={asked[name]} does not suit {architecture}')
+    find_head(attribution_method)  # before a backbone is built, or its weights are downloaded
+    stages, num_features = recipe.build(pretrained or None, **{name: asked[name] for name in recipe.options})
+    model = make_head(attribution_method, stages, num_features, num_classes, prior)
     _initialise(model, recipe, bool(pretrained))
     return model
 
@@ -138,9 +133,9 @@ def check_image_size(model, size):
             grid = model.extract_features(torch.zeros(1, 3, size, size, device=device)).shape[2:]
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = ' '.join(str(error).split())[:200]
-        raise UserError(f'--crop_size={size} does not suit this network ({reason})') from error
+        raise UserError(f'crop_size={size} does not suit this network ({reason})') from error
     if grid.numel() < 2:
-        raise UserError(f'--crop_size={size} is too small for this network: its map has one cell')
+        raise UserError(f'crop_size={size} is too small for this network: its map has one cell')
 
 
 def _initialise(model, recipe, pretrained):

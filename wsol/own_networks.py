@@ -16,9 +16,10 @@ from wsol.backbones.torchvision_networks import (
     names,
     torchvision_network,
 )
+from wsol.contexts import evaluating
 from wsol.errors import UserError
-from wsol.heads import CAM, evaluating
-from wsol.networks import check_head, find_head
+from wsol.heads import CAM
+from wsol.networks import make_head
 
 TOLERANCE = 1e-4  # relative: by how much a classifier's scores and those of its parts may differ
 IMAGE_SIZE = 224  # of the image by which a network is tried, where nothing else is said
@@ -71,8 +72,7 @@ def from_module(module, layer, attribution_method='CALM_EM', num_classes=None, p
     if not isinstance(features, torch.Tensor) or features.ndim != 4:
         shape = tuple(getattr(features, 'shape', ())) or type(features).__name__
         raise UserError(f'the output of {layer} is no map (B,D,h,w) but {shape}; to_map= can make it one')
-    check_head(attribution_method, prior)
-    model = find_head(attribution_method)(_as_stage(backbone), features.shape[1], num_classes, prior)
+    model = make_head(attribution_method, _as_stage(backbone), features.shape[1], num_classes, prior)
     for convolution in (model.conv_last, *([model.attention[0]] if hasattr(model, 'attention') else [])):
         convolution.to(features)  # the device and precision of what it is given
         nn.init.xavier_uniform_(convolution.weight)

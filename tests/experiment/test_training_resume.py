@@ -39,7 +39,7 @@ def same_to_the_end(first, second):
     return same_training(first, second) and all(results[0][key] == results[1][key] for key in keys)
 
 
-@pytest.mark.parametrize('workers, flags', [(0, []), (1, []), (2, []), (0, ['--prior_training=drop:0.5'])])
+@pytest.mark.parametrize('workers, flags', [(0, []), (1, []), (2, []), (0, ['--prior_training=entropy:-1'])])
 def test_a_training_stopped_at_any_step_goes_on_to_the_bit(script, pets, tiny_random_network, tmp_path, failing, workers,
                                                            flags):
     """Three epochs of three steps: stopped in the first step, at an epoch's end, and within the next ones."""

@@ -124,7 +124,7 @@ def test_a_mistake_is_one_line(script, name, flag):
 
 
 def test_a_run_measures_everything(script, tmp_path, monkeypatch):
-    for name in ('training', 'head', 'remove_and_classify', 'cue_localization'):
+    for name in ('training', 'remove_and_classify', 'cue_localization'):
         assert name in benchmark.ITEMS
     monkeypatch.setattr(bench_items, 'COPIES', 2)
     monkeypatch.setattr(bench_items, 'PHOTOS', 6)

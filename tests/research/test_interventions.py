@@ -272,7 +272,7 @@ def test_every_network_has_a_control_with_random_weights_of_its_own():
 
     def controls(sha256, args):
         run = Munch(args=args, checkpoint=Munch(sha256=sha256), data=Munch(num_classes=18), device=torch.device('cpu'),
-                    model=Munch(own_maps='vanilla'))
+                    model=Munch(default_method='vanilla'))
         own = interventions.control_sources(run, lambda model, name: (model, name), None)
         return {name.partition(' weights, ')[2]: source for name, source in own.items() if 'random weights' in name}
 

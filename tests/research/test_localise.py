@@ -23,9 +23,8 @@ def exact(folder, process, contrast):
 def test_the_table_holds_mean_deviation_and_differences_over_the_seeds(script, at_home, tmp_path, monkeypatch):
     quick = '--epochs=1'
     calm = ('CALM_EM', 'layer1', '--prior=softplus')
-    rows = {'CAM': ('CAM', 'layer1', quick), 'CALM_EM, drop 0.5': (*calm, '--prior_training=drop:0.5', quick),
-            'CALM_EM, frozen backbone': (*calm, '--freeze', quick),
-            'CALM_EM, receptive field 11': (*calm, '--pointwise_from=layer1', quick)}
+    rows = {'CAM': ('CAM', 'layer1', quick), 'CALM_EM, entropy -1': (*calm, '--prior_training=entropy:-1', quick),
+            'CALM_EM, frozen backbone': (*calm, '--freeze', quick)}
     assert rows.keys() <= localise.ROWS.keys()
     monkeypatch.setattr(commands, 'TRAIN', TINY)
     monkeypatch.setattr(commands, 'FROM_RANDOM', [*commands.FROM_RANDOM, quick])
@@ -57,10 +56,10 @@ def test_the_table_holds_mean_deviation_and_differences_over_the_seeds(script, a
         gain = values[row][:, 3] - values['CAM'][:, 3]
         half = 12.706 * abs(gain[0] - gain[1]) / 2  # of two values
         assert cells[4] == f'{gain.mean():+.1f} [{gain.mean() - half:+.1f}, {gain.mean() + half:+.1f}]'
-    settings = json.loads((folder / 'seed1/CALM_EM_drop_0.5/results.json').read_text())['settings']
-    assert settings['prior_training'] == 'drop:0.5' and settings['seed'] == 1
+    settings = json.loads((folder / 'seed1/CALM_EM_entropy_-1/results.json').read_text())['settings']
+    assert settings['prior_training'] == 'entropy:-1' and settings['seed'] == 1
     before = len(at_home)  # what is trained and measured is not run again
-    assert script('research.localise', '--seeds=1', '--rows', 'CALM_EM, drop 0.5')[0] == 0
+    assert script('research.localise', '--seeds=1', '--rows', 'CALM_EM, entropy -1')[0] == 0
     assert at_home[before:] == []
 
 
@@ -108,4 +107,4 @@ def test_differences_are_taken_seed_by_seed():
 
 def test_rows_and_seeds_are_checked(script):
     refused(script('research.localise', '--seeds=0'), '--seeds', '"0"')
-    refused(script('research.localise', '--rows', 'CALM_EM, drp 0.5'), 'did you mean CALM_EM, drop 0.5?')
+    refused(script('research.localise', '--rows', 'CALM_EM, entrpy -1'), 'did you mean CALM_EM, entropy -1?')

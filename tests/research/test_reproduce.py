@@ -111,15 +111,6 @@ def test_weights_that_the_user_has_are_not_missing(script, tmp_path, monkeypatch
         assert ('ImageNet' in out) == is_missing
 
 
-def test_what_needs_gradients_is_measured_without_the_compiler(monkeypatch):
-    commands = []
-    monkeypatch.setattr(commands, 'run', lambda folder, *command: commands.append(command))
-    network = plan.Network('ToyBirds', 'CAM', 'CAM', None)
-    for process in ('backprop', 'vanilla'):
-        plan.Step(network, 'pixel_perturb', process).run(['--compile'])
-    assert [command[-1] for command in commands] == ['--compile=False', '--compile']
-
-
 def found(method, values):
     units = ('images', *range(len(values)))
     sample = intervals.Sample(units, np.array(values, float), np.ones(len(values)))

@@ -10,7 +10,7 @@ from wsol.attribution.registry import PROCESSES
 from wsol.heads import CAM
 from wsol.speed import folding
 
-NETWORKS = [('resnet18', {'large_feature_map': True}), ('resnet18', {'last_stage': 'layer1,layer3'}),
+NETWORKS = [('resnet18', {'large_feature_map': True}), ('resnet18', {'last_stage': 'layer1'}),
             ('vgg16', {'use_bn': True}),
             ('inception_v3', {'use_bn': True}),
             ('mobilenet_v3_large', {}), ('densenet121', {})]

@@ -271,9 +271,9 @@ def test_autocast_changes_nothing_of_a_head(method, prior, layout):
 # --- the prior of the paper's text: softplus, then its share of the sum -------------------------------------
 
 
-def softplus_head(seed=0):
-    torch.manual_seed(seed)
-    return HEADS['CALM_ML'](nn.Sequential(), 6, 5, 'softplus').double()
+def calm(method='CALM_ML', prior='softplus'):
+    torch.manual_seed(0)
+    return HEADS[method](nn.Sequential(), 6, 5, prior).double()
 
 
 def plain_softplus_prior(features, weight, bias):
@@ -285,7 +285,7 @@ def plain_softplus_prior(features, weight, bias):
 @pytest.mark.parametrize('training', [True, False])
 def test_the_softplus_prior_and_its_gradient_are_the_plain_formulas(training):
     """The sum's gradient is part of it, in training too."""
-    model = softplus_head().train(training)
+    model = calm().train(training)
     features = torch.randn(2, 6, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     features.requires_grad_()
     weight, bias = model.attention[0].weight, model.attention[0].bias
@@ -307,7 +307,7 @@ def test_the_softplus_prior_and_its_gradient_are_the_plain_formulas(training):
 @pytest.mark.parametrize('criterion', [heads.calm_em_loss, heads.calm_ml_loss])
 def test_the_losses_gradient_through_the_softplus_prior_agrees_with_finite_differences(criterion):
     """EM's q is held constant, at the present parameters: its differences are taken with q held, too."""
-    model = softplus_head()
+    model = calm()
     features = torch.randn(2, 6, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     weight, labels = model.attention[0].weight, torch.tensor([1, 4])
 
@@ -333,3 +333,27 @@ def test_the_losses_gradient_through_the_softplus_prior_agrees_with_finite_diffe
             with torch.no_grad():
                 weight[0, channel] -= sign * step
         assert gradient[0, channel].item() == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-5, abs=1e-9)
+
+
+# --- losses and predictions --------------------------------------------------------------------------------------
+
+
+def test_cams_loss_is_that_of_the_mean_of_the_logits():
+    model, labels = plain_head('CAM', 6, 5).double(), torch.tensor([0, 3, 4])
+    features = random_features(LAYOUTS[0], channels=6).double().requires_grad_()
+    inputs = [features, *model.parameters()]
+    loss, scores = model.loss(features, labels)
+    expected = nn.functional.cross_entropy(model(features), labels)
+    torch.testing.assert_close(scores, model(features).detach())
+    torch.testing.assert_close(loss, expected)
+    for gradient, reference in zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True):
+        torch.testing.assert_close(gradient, reference)
+
+
+@pytest.mark.parametrize('method', ['CALM_EM', 'CALM_ML'])
+def test_the_scores_beside_calms_loss_are_its_predictions(method):
+    model, features = calm(method), random_features(LAYOUTS[0], channels=6).double()
+    loss, scores = model.loss(features, torch.tensor([0, 3, 4]))
+    assert loss.requires_grad and not scores.requires_grad and torch.equal(scores, model(features).detach())
+    torch.testing.assert_close(scores.exp().sum(1), torch.ones(3, dtype=torch.float64))
+    assert [*model.state_dict()] == ['conv_last.weight', 'conv_last.bias', 'attention.0.weight', 'attention.0.bias']

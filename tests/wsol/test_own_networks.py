@@ -286,7 +286,7 @@ def test_a_plain_state_dict_is_explained_without_training(script, tmp_path):
     assert code == 2 and 'mine.pth does not fit the network' in err
     code, _, err = script('inference', 'photo.png', '--architecture=resnet18', '--pretrained=False')
     assert code == 2 and 'leaves nothing to explain' in err
-    for flag in ('--large_feature_map', '--last_stage=layer2', '--pointwise_from=layer3', '--no_cue'):  # it is as it is
+    for flag in ('--large_feature_map', '--last_stage=layer2'):  # it is as it is
         for source in ('load_checkpoint', 'pretrained'):
             code, _, err = script('inference', 'photo.png', '--architecture=resnet18', f'--{source}=mine.pth', flag)
             assert code == 2 and f'mine.pth was trained with {flag.partition("=")[0]}=' in err

@@ -16,8 +16,9 @@ import torch
 from wsol import heads
 from wsol.attribution.maps import check_classes
 from wsol.attribution.registry import PROCESSES, Query, SamplingSettings
+from wsol.contexts import evaluating
 from wsol.errors import UserError
-from wsol.heads import CALM, CAM, evaluating
+from wsol.heads import CALM, CAM
 
 CONTRASTS = {}
 NODES = 32  # of the quadrature of `evidence`: exact to rounding for log-odds of tens of nats
@@ -94,26 +95,19 @@ def evidence(query):
     CALM: l(z) times the integral over t in 0..1 of q_t(z), l the log-odds at z and q_t(z) proportional to
     p(z|x) p(A|x,z)^t p(B|x,z)^(1-t). For the logarithm of the sum over z of that product has the derivative
     sum_z q_t(z) l(z) in t, and goes from log p(B|x) to log p(A|x). Gauss-Legendre quadrature with NODES nodes.
-    CAM: the difference of the logits over the number of locations. What a no-cue location adds has no cell.
+    CAM: the difference of the logits over the number of locations.
     """
     _, logits, prior = query.activations
     difference = _logit_difference(query)  # (B,h,w)
     if prior is None:
         return difference / difference[0].numel()
-    first, second = (_with_no_cue(query, row - logits.logsumexp(1), of_class)
-                     for row, of_class in zip(_rows(query, logits), (query.classes, query.contrast), strict=True))
-    prior = query.model.whole_prior(prior)
+    first, second = (row - logits.logsumexp(1) for row in _rows(query, logits))  # (B,h,w), log p(y|x,z)
     points, weights = np.polynomial.legendre.leggauss(NODES)
     share = torch.zeros_like(prior)
     for point, weight in zip((1 + points) / 2, weights / 2, strict=True):
         path = prior.log() + float(point) * first + float(1 - point) * second
         share += float(weight) * path.flatten(1).softmax(1).view_as(prior)
-    return difference * share.flatten(1)[:, :difference[0].numel()].view_as(difference)
-
-
-def _with_no_cue(query, log_row, classes):
-    """log p(y|x,z) (B,h,w) of the classes (B,1), with log p(y|none) where the network has a no-cue location."""
-    return query.model.whole(log_row, lambda _, log_probs: log_probs[classes[:, 0]])
+    return difference * share
 
 
 def _explain_log_odds(process):
@@ -162,7 +156,7 @@ def contrast_maps(model, images, labels, contrast, method=None, seeds=None, sett
     for CALM, log-odds for CAM, for the reasons that docs/findings_painted_birds.md gives. The other arguments are those
     of attribution_maps. Raises UserError.
     """
-    method = method or model.own_contrast
+    method = method or model.default_contrast
     check_contrast(method, type(model))
     check_classes(model, images, labels, contrast)
     first, second = (chosen[:, None].to(images.device) for chosen in (labels, contrast))

@@ -12,8 +12,8 @@ from wsol.attribution import (
     perturbation,  # noqa: F401  the other methods register themselves
 )
 from wsol.attribution.registry import PROCESSES, Query, SamplingSettings, check_process
+from wsol.contexts import evaluating
 from wsol.errors import UserError
-from wsol.heads import evaluating
 
 
 def check_classes(model, images, labels, contrast):
@@ -53,7 +53,7 @@ def attribution_maps(model, images, labels=None, process=None, contrast=None, se
     give one map, repeated. Raises UserError for a method that the head does not define, and for labels of another
     shape or range.
     """
-    process = process or model.own_maps
+    process = process or model.default_method
     check_process(process, type(model))
     check_classes(model, images, labels, contrast)
     seeds = torch.arange(len(images)) if seeds is None else seeds

@@ -5,7 +5,8 @@ forwards per image.
 """
 import torch
 
-from wsol.attribution.registry import full_precision, image_by_image, register, versions_at_a_time
+from wsol.attribution.registry import image_by_image, register, versions_at_a_time
+from wsol.contexts import full_precision
 from wsol.maps import normalise, resize
 
 OCCLUSION_SIDE, OCCLUSION_STRIDE = 1 / 7, 1 / 14  # of the image's side

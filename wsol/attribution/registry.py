@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from wsol.contexts import full_precision
 from wsol.errors import UserError
 from wsol.heads import CAM
 
@@ -123,11 +124,6 @@ def versions_at_a_time(query, usual, numbers_kept):
     pixels = images.shape[2] * images.shape[3]
     fitting = int(GPU_SHARE * free / (pixels * (numbers_kept + query.asked.shape[1]) * images.element_size()))
     return min(max(usual, 1 << fitting.bit_length() >> 1), 16 * usual)
-
-
-def full_precision(tensor):
-    """Sums of maps are not the backbone's: no autocast may round them."""
-    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def check_process(name, head):

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from wsol.backbones import _torchvision  # noqa: F401  first: timm imports torchvision
-from wsol.backbones.shapes import shapes_only
 from wsol.backbones.state_dicts import load_backbone, read_state_dict
+from wsol.contexts import shapes_only
 from wsol.errors import UserError
 
 PREFIX = 'timm/'

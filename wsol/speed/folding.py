@@ -7,8 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from wsol.backbones.shapes import shapes_only
-from wsol.heads import evaluating
+from wsol.contexts import evaluating, shapes_only
 
 TOLERANCE = 1e-5  # of the largest value: by how much the folded network's features may differ
 
