@@ -23,6 +23,7 @@ from evaluation import session
 from experiment import checkpoint_files, frozen, result_files, weights
 from experiment.training import Keeper, Training, lr_factor, noting_divergence, shared_loss, top1_accuracy
 from experiment.training_log import TrainingLog
+from reports import figures
 from runtime import locks, processes, screen, whole_files
 from wsol import HEADS, build_model, parameter_groups, prior_training
 from wsol.backbones.resnet import check_effect
@@ -144,6 +145,11 @@ def common_start(folder, args):
     return before
 
 
+def draw_curves(log, path):
+    """Draw the curves of a training into a file."""
+    figures.save(figures.training_curves(path.parent.name, log), path)
+
+
 def make_training(args, model, images, device, folder, stop):
     """The Training that the flags ask for."""
     if args.prior_training:
@@ -157,7 +163,7 @@ def make_training(args, model, images, device, folder, stop):
     record = {'architecture': args.architecture, 'model': network, 'args': dict(args),
               'class_names': list(images['train'].class_names), 'normalisation': normalisation(args.architecture),
               'command': result_files.command_line()}
-    shown = TrainingLog(folder, args.epochs, args.tensorboard)
+    shown = TrainingLog(folder, args.epochs, draw_curves, args.tensorboard)
     # timm's networks have layers beyond their last map
     loss = shared_loss(model, device, some_unused=args.architecture.startswith('timm/'))
     return Training(model, loss, optimiser, factor_at, args.epochs, args.seed, device, args.precision, args.accumulate,

@@ -1,4 +1,4 @@
-"""What every script needs: clear errors, seeds, devices, a screen that may be gone, bars and tables."""
+"""Seeds, devices, precision, and the number of cores."""
 import os
 import platform
 import random
@@ -10,14 +10,11 @@ from runtime import processes
 from runtime.screen import warn
 from wsol.errors import UserError
 
-# --- the screen, which may be closed or full: no work is lost for that --------------------------------------
-
-
 # --- seeds ------------------------------------------------------------------------------------------
 
 
 def draw_seed():
-    """A new seed, to be recorded."""
+    """A new seed."""
     return random.SystemRandom().randrange(2**31)
 
 
@@ -34,7 +31,7 @@ def seed_of(*numbers):
 
 
 def image_seeds(seed, indices):
-    """(B,) int64: a seed of its own for each image, whatever the batch it comes in."""
+    """(B,) int64: a seed for each image, which does not depend on its batch."""
     return seed * 1_000_003 + indices
 
 
@@ -42,15 +39,15 @@ def image_seeds(seed, indices):
 
 
 def pick_device(name='auto'):
-    """'auto' -> CUDA, else Apple's MPS, else the CPU. 'cuda:1' -> the second GPU."""
+    """'auto' -> CUDA, else Apple's MPS, else the CPU. 'cuda:1' -> the second GPU. Raises UserError."""
     usable = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
     name = next(kind for kind, there in usable.items() if there) if name == 'auto' else name
     kind, _, number = name.partition(':')
     if not usable[kind]:
         raise UserError(f'--device={name}: this machine or this build of torch has none; use --device=auto')
     if number and (int(number) >= torch.cuda.device_count() or processes.size() > 1):
-        raise UserError(f'--device={name}: torch sees {torch.cuda.device_count()} GPUs here, numbered from cuda:0; of '
-                        'several processes each takes its own by --device=cuda')
+        raise UserError(f'--device={name}: torch sees {torch.cuda.device_count()} GPUs here, numbered from cuda:0; '
+                        'with --device=cuda each of several processes takes its own')
     if processes.size() == 1:
         return torch.device(name)
     if name == 'mps':
@@ -62,17 +59,17 @@ def pick_device(name='auto'):
 
 
 def try_algorithms(device):
-    """Have cuDNN try its algorithms for each new size and keep the fastest: for work on images of one size. Which one
-    that is may change from run to run, and with it the last digits."""
+    """Let cuDNN try its algorithms for each new size and keep the fastest: for images of one size. The choice can
+    differ from run to run, and with it the last digits."""
     torch.backends.cudnn.benchmark = device.type == 'cuda'
 
 
 def computes_in_bfloat16(device):
-    """Whether a device multiplies in bfloat16 itself: one that only emulates it is slower than in float32."""
+    """Whether a device multiplies in bfloat16. One that only emulates it is slower than in float32."""
     if device.type == 'cuda':
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == 'cpu' and torch.backends.mkldnn.is_available():
-        # what oneDNN calls supported includes processors of AVX-512 alone, on which it emulates
+        # oneDNN also says yes for processors with AVX-512 alone, on which it emulates bfloat16
         emulates = platform.machine() in ('x86_64', 'AMD64') and not (
             torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
         return torch.ops.mkldnn._is_mkldnn_bf16_supported() and not emulates
@@ -82,7 +79,7 @@ def computes_in_bfloat16(device):
 def pick_precision(name, device, auto='float32'):
     """'float32' or 'bfloat16'. auto: what 'auto' means where the device computes in bfloat16; elsewhere it is float32.
 
-    A bfloat16 that a GPU does not compute in becomes float32, with a warning; a CPU emulates it.
+    For a GPU that does not compute in bfloat16, bfloat16 becomes float32, with a warning. A CPU emulates it.
     """
     if name == 'auto':
         return auto if computes_in_bfloat16(device) else 'float32'
@@ -95,43 +92,35 @@ def pick_precision(name, device, auto='float32'):
 
 
 def autocast(precision, device):
-    """The context in which the backbone computes in a precision, 'float32' or 'bfloat16'."""
+    """The context in which the backbone computes in 'float32' or 'bfloat16'."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bfloat16')
 
 
 def memory_format(device):
-    """Channels last is what CUDA's and the CPU's convolutions are fastest in."""
+    """The layout in which a device's convolutions are fastest."""
     return torch.contiguous_format if device.type == 'mps' else torch.channels_last
 
 
 def to_device(tensor, device):
-    """A tensor on the device; images (B,3,H,W) in the memory format its convolutions want.
+    """A tensor on the device; images (B,3,H,W) in the layout of its convolutions.
 
-    The copy may run beside the next work only from pinned memory to CUDA: elsewhere torch neither waits for it nor
-    keeps the source (on MPS, silently wrong numbers: pytorch issue 189690).
+    Only a copy from pinned memory to CUDA may run beside the next work: elsewhere torch neither waits for it nor keeps
+    the source (on MPS, silently wrong numbers: pytorch issue 189690).
     """
     layout = memory_format(device) if tensor.ndim == 4 else torch.preserve_format
     return tensor.to(device, non_blocking=device.type == 'cuda' and tensor.is_pinned(), memory_format=layout)
 
 
-def look_at(tensor):
-    """A tensor's values as Python's numbers: in training the one place where the host waits for the device."""
-    return tensor.tolist()
-
-
 def usable_cores():
-    """The cores that this process may use. (torch.get_num_threads() obeys OMP_NUM_THREADS, which is another matter.)"""
+    """The number of cores that this process may use. (torch.get_num_threads() obeys OMP_NUM_THREADS instead.)"""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def pick_workers(asked, said):
-    """How many loader processes to start: as many as asked, and at most one for each usable core. said: whether the
-    user asked, who is then told of fewer."""
+    """The number of loader processes: as many as asked for, at most one for each usable core.
+
+    said: whether the user asked, and is told of fewer.
+    """
     if asked > usable_cores() and said:
         warn(f'--workers={asked}: this process may use {usable_cores()} cores, so {usable_cores()} workers are started')
     return min(asked, usable_cores())
-
-
-# --- bars and tables ----------------------------------------------------------------------------------
-
-

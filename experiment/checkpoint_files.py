@@ -102,10 +102,9 @@ def _keep(last, previous):
 
 
 def remove_abandoned(folder):
-    """Remove what killed trainings of an experiment left half written. The caller holds its lock."""
+    """Remove the files that killed trainings of an experiment left half written. The caller holds its lock."""
     for name in (LAST, PREVIOUS, BEST, 'log.jsonl', 'results.json'):
-        for path in whole_files.left_unfinished(folder / name):
-            path.unlink(missing_ok=True)
+        whole_files.remove_unfinished(folder / name)
 
 
 # --- read -----------------------------------------------------------------------------------------------

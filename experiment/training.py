@@ -1,10 +1,9 @@
-"""A training: its steps, on one process or many; what it leaves, and how it goes on from there to the bit.
+"""A training: its steps, in one process or several, what it saves, and how it goes on from there, bit for bit.
 
-Source: Kim et al., ICCV 2021, and its published training code. Of several processes each takes its share of every
-batch; their gradients are summed so that the update is that of the whole batch.
+Source: Kim et al., ICCV 2021, and its published training code. Each of several processes takes a share of every batch.
+Their gradients are summed, so that the update is that of the whole batch.
 """
 import math
-import signal
 import time
 import warnings
 from collections.abc import Callable
@@ -22,19 +21,19 @@ from experiment.training_log import TrainingLog
 from runtime import processes, screen, whole_files
 from wsol.errors import UserError
 
-CHECK_EVERY = 20  # steps between two looks at the loss
-NO_SUMS = (0.0, 0, 0, 0.0)  # of a process in an epoch: losses, correct images, images, seconds
-DIVERGED = 'diverged.txt'  # in the folder of an experiment that has
+CHECK_EVERY = 20  # steps from one look at the losses to the next
+NO_SUMS = (0.0, 0, 0, 0.0)  # of one process over an epoch: losses, correct images, images, seconds
+DIVERGED = 'diverged.txt'  # the file in an experiment's folder which says that its training diverged
+ADVICE = 'Lower --lr or --lr_classifier_ratio, or try --precision=float32'
 
 
 class Diverged(UserError):
-    """The settings let the training diverge: the loss or the scores are no numbers any more."""
+    """A loss or a score is not finite: the training has diverged."""
 
 
 @contextmanager
 def noting_divergence(folder):
-    """A training that diverges leaves the file DIVERGED in its folder, by which search.py tells it from one that other
-    errors have ended. That of an earlier one is removed."""
+    """A context in which a training that diverges leaves the file DIVERGED, by which search.py knows it."""
     path = Path(folder) / DIVERGED
     if processes.is_first():
         path.unlink(missing_ok=True)
@@ -47,7 +46,7 @@ def noting_divergence(folder):
 
 
 def lr_factor(epoch, schedule, epochs, decay_frequency):
-    """The learning rate's factor at a time in epochs: epoch 0.5 is the middle of the first.
+    """The factor of the learning rate at a time in epochs: 0.5 is the middle of the first epoch.
 
     step, as published: times 0.1 at the start of every 1-based epoch that decay_frequency divides.
     one_cycle (Smith 2018): a linear rise over the first 30 %, then a cosine down to 0.
@@ -59,7 +58,7 @@ def lr_factor(epoch, schedule, epochs, decay_frequency):
 
 
 class Loss(nn.Module):
-    """A network's training loss as a forward, which is what DistributedDataParallel shares."""
+    """A network's training loss as a forward, which is what DistributedDataParallel wraps."""
 
     def __init__(self, model):
         super().__init__()
@@ -70,11 +69,11 @@ class Loss(nn.Module):
 
 
 def shared_loss(model, device, some_unused=False):
-    """The Loss of a network; of several processes, the one that sums the gradients of all. some_unused: whether some
-    parameters may have no part in it."""
+    """The Loss of a network, which sums the gradients of all processes. some_unused: some parameters have no part in
+    the loss."""
     if processes.size() == 1:
         return Loss(model)
-    # of 1x1 convolutions, whose layout in memory has two names
+    # torch warns of 1x1 convolutions, whose layout in memory has two names
     warnings.filterwarnings('ignore', 'Grad strides do not match bucket view strides')
     return DistributedDataParallel(Loss(model), [device] if device.type == 'cuda' else None,
                                    find_unused_parameters=some_unused)
@@ -82,13 +81,13 @@ def shared_loss(model, device, some_unused=False):
 
 @dataclass
 class Keeper:
-    """Where a training is kept: the experiment's folder, which the first process alone writes to."""
+    """Saves a training in its experiment's folder, where only the first process writes."""
     folder: Path
-    minutes: float                # from one save to the next within an epoch
-    record: dict                  # what a checkpoint says of the network beside its weights
-    shown: TrainingLog            # what the user sees of it
-    goes_on: bool = False         # with the training that the folder holds; else the first save replaces that
-    saved: tuple = (0, 0)         # (epochs, steps) at the last save
+    minutes: float         # between two saves within an epoch
+    record: dict           # what a checkpoint holds beside the state of the training
+    shown: TrainingLog
+    goes_on: bool = False  # with the training in the folder; else the first save replaces that training
+    saved: tuple = (0, 0)  # (epochs, steps) at the last save
     saved_at: float = field(default_factory=time.monotonic)
 
     def is_due(self):
@@ -96,8 +95,7 @@ class Keeper:
         return processes.is_first() and time.monotonic() - self.saved_at >= 60 * self.minutes
 
     def save(self, state, is_best=False):
-        """Write a checkpoint and, where it is that of a finished epoch, the log. state: what the training adds to the
-        record."""
+        """Write a checkpoint with the Training's state and, at the end of an epoch, the log."""
         if processes.is_first():
             checkpoint_files.save(self.folder, state | self.record, is_best, is_first=not self.goes_on)
             if not state['step']:
@@ -105,58 +103,57 @@ class Keeper:
         self.goes_on, self.saved, self.saved_at = True, (state['epoch'], state['step']), time.monotonic()
 
     def write_log(self, lines):
-        """The log as the checkpoint knows it, whatever has become of the file."""
+        """Write the log anew, whatever has become of the file."""
         if processes.is_first():
             whole_files.write_json_lines(self.folder / 'log.jsonl', lines)
 
 
 @dataclass
 class Training:
-    """A network being trained, and what it takes to go on with it."""
+    """A network being trained, and all that is needed to go on with it."""
     model: nn.Module
-    loss: nn.Module         # the model's Loss, shared where several processes train it
+    loss: nn.Module         # shared_loss of the model
     optimiser: torch.optim.Optimizer
-    factor_at: Callable     # the learning rate's factor at a time in epochs
+    factor_at: Callable     # time in epochs -> factor of the learning rate
     epochs: int
     seed: int
     device: torch.device
     precision: str
-    accumulate: int         # in so many parts a step's images are taken
+    accumulate: int         # the number of parts in which a step takes its images
     keeper: Keeper
-    stop: processes.Stop    # the signals that end it
+    stop: processes.Stop
     done: int = 0           # finished epochs
-    step: int = 0           # finished steps of the next one
+    step: int = 0           # finished steps of the next epoch
     sums: tuple = NO_SUMS   # of this process over those steps
-    unseen: list = field(default_factory=list)  # what take_step has measured since the last look, on the device
-    log: list = field(default_factory=list)  # a line for each finished epoch
+    unseen: list = field(default_factory=list)  # the results of take_step since the last look, on the device
+    log: list = field(default_factory=list)     # a line for each finished epoch
 
     def run(self, loaders):
-        """Train, epoch by epoch, each leaving a whole checkpoint and a line of the log. loaders: {'train', 'val'}.
+        """Train to the last epoch. Each leaves a checkpoint and a line of the log. loaders: {'train', 'val'}.
 
-        A signal to stop is heeded between two steps, all processes at the same one: nothing that they did is lost.
+        A signal to stop is heeded between two steps, by all processes at the same one: no finished step is lost.
         """
-        everyones = None
+        all_sums = None
         try:
             for epoch in range(self.done, self.epochs):
                 with self.stop.deferred():
-                    everyones = self.train_epoch(loaders['train'], epoch)
+                    all_sums = self.train_epoch(loaders['train'], epoch)
                 accuracy = top1_accuracy(self.model, loaders['val'], self.device, self.precision, 'val')
                 with self.stop.deferred():
-                    self.finish_epoch(epoch, everyones, accuracy)
+                    self.finish_epoch(epoch, all_sums, accuracy)
         except processes.Stopped as stop:
-            if self.keeper.saved != (self.done, self.step):  # while the accuracy was measured
-                self.keeper.save(self.state(everyones))
+            if self.keeper.saved != (self.done, self.step):  # it came while the accuracy was computed
+                self.keeper.save(self.state(all_sums))
             if self.keeper.goes_on:
-                stop.message = (f'stopped by {signal.Signals(stop.code - 128).name} after {self.done} epochs and '
-                                f'{self.step} steps, which are saved in {self.keeper.folder}; the same command goes on '
-                                'from there')
+                stop.message = (f'stopped by {stop.name} after {self.done} epochs and {self.step} steps, which are '
+                                f'saved in {self.keeper.folder}; the same command goes on from there')
             raise
 
     def train_epoch(self, loader, epoch):
         """Go on with an epoch (0-based) to its end. Returns the sums of every process over it.
 
-        What is measured stays on the device, and is looked at every CHECK_EVERY steps, at the end, and before a
-        checkpoint is written: a number that is looked at makes the host wait for the device.
+        Losses stay on the device for CHECK_EVERY steps, or until a checkpoint is written: reading one makes the host
+        wait for the device.
         """
         self.model.train()
         batches, clock = loader.batch_sampler, time.perf_counter()
@@ -165,74 +162,76 @@ class Training:
                            initial=min(self.step * batches.batch_size, len(loader.dataset))) as bar:
             for images, labels, _ in loader:
                 share, total = batches.counts(self.step)
-                # dropout and stochastic depth draw from torch's own state: the same in a step that is resumed
+                # dropout and stochastic depth draw from torch's state: the same numbers in a step that is resumed
                 util.seed_everything(util.seed_of(self.seed, epoch, self.step, processes.rank()))
-                measured = self.take_step(images, labels, epoch + self.step / len(batches),
-                                          share * processes.size() / total)
-                self.unseen.append(measured if share else torch.zeros_like(measured))
+                result = self.take_step(images, labels, epoch + self.step / len(batches),
+                                        share * processes.size() / total)
+                self.unseen.append(result if share else torch.zeros_like(result))
                 self.step += 1
-                is_looked_at = self.step % CHECK_EVERY == 0 or self.step == len(batches)
-                if is_looked_at:
-                    self.look()
+                is_read = self.step % CHECK_EVERY == 0 or self.step == len(batches)
+                if is_read:
+                    self.add_unseen()
                 clock, before = time.perf_counter(), clock
                 losses, correct, seen, seconds = self.sums
                 seen += share
                 self.sums = losses, correct, seen, seconds + clock - before
                 bar.update(total)
-                if is_looked_at and seen:
+                if is_read and seen:
                     bar.set_postfix(loss=f'{losses / seen:.3f}', accuracy=f'{100 * correct / seen:.1f}%', refresh=False)
                 self.save_or_stop()
         processes.share_buffers(self.model)
         return processes.gather(self.sums)
 
     def take_step(self, images, labels, time_in_epochs, weight):
-        """One update, which never waits for the device. Returns the sum of the losses and the number of correct images,
-        (2,), on it.
+        """One update. Returns (2,) on the device, for which it does not wait: sum of the losses, number of correct
+        images.
 
-        weight: of this process's mean loss in the mean of those of all processes.
+        weight: of this process's mean loss in the mean over all processes.
         """
         for group in self.optimiser.param_groups:
             group['lr'] = group['initial_lr'] * self.factor_at(time_in_epochs)
         self.optimiser.zero_grad()
         parts = list(zip(images.chunk(self.accumulate), labels.chunk(self.accumulate), strict=True))
-        measured = torch.zeros(2, device=self.device)
-        for number, (own, classes) in enumerate(parts, 1):
-            own, classes = util.to_device(own, self.device), util.to_device(classes, self.device)
+        sums = torch.zeros(2, device=self.device)
+        for number, (part, classes) in enumerate(parts, 1):
+            part, classes = util.to_device(part, self.device), util.to_device(classes, self.device)
             # the processes sum their gradients once, with the last part
             waits = number < len(parts) and processes.size() > 1
             with self.loss.no_sync() if waits else nullcontext():
                 with util.autocast(self.precision, self.device):
-                    loss, scores = self.loss(own, classes)
-                (loss * (len(own) / len(images) * weight)).backward()
-            measured += torch.stack([loss.detach() * len(own), (scores.argmax(1) == classes).sum().to(loss)])
+                    loss, scores = self.loss(part, classes)
+                (loss * (len(part) / len(images) * weight)).backward()
+            sums += torch.stack([loss.detach() * len(part), (scores.argmax(1) == classes).sum().to(loss)])
         self.optimiser.step()
-        return measured
+        return sums
 
-    def look(self):
-        """Add what the last steps have measured to the sums, step by step: they are the same whenever it is looked at.
-        Raises UserError where a loss is no number."""
+    def add_unseen(self):
+        """Add the results of the last steps to the sums, one by one: the same sums whenever this is called.
+
+        Raises Diverged.
+        """
         losses, correct, *more = self.sums
-        values = util.look_at(torch.stack(self.unseen)) if self.unseen else []
+        values = read(torch.stack(self.unseen)) if self.unseen else []
         for step, (loss, right) in enumerate(values, self.step - len(values) + 1):
             if not math.isfinite(loss):
                 raise Diverged(f'the loss is {loss} at epoch {self.done + 1}, step {step}: training stops, the last '
-                               'checkpoint stays. Lower --lr or --lr_classifier_ratio, or try --precision=float32')
+                               f'checkpoint stays. {ADVICE}')
             losses, correct = losses + loss, correct + int(right)
         self.sums, self.unseen = (losses, correct, *more), []
 
     def save_or_stop(self):
-        """Between two steps: save where it is time, stop where a signal asks for it; all processes alike."""
+        """Between two steps: save if it is time to, stop if a signal has come; all processes alike."""
         self.stop.number, is_due = processes.agree([self.stop.number, int(self.keeper.is_due())])
         if self.stop.number or is_due:
-            self.look()
+            self.add_unseen()
             self.keeper.save(self.state(processes.gather(self.sums)))
         if self.stop.number:
             processes.gather(None)  # nobody leaves before the first has saved: torchrun would end it
             raise processes.Stopped(self.stop.number)
 
-    def finish_epoch(self, epoch, everyones, accuracy):
-        """The line of the log, and the checkpoint. everyones: the sums of all processes."""
-        loss, correct, seen, seconds = (sum(column) for column in zip(*everyones, strict=True))
+    def finish_epoch(self, epoch, all_sums, accuracy):
+        """Add a line to the log, save, and show the line."""
+        loss, correct, seen, seconds = (sum(column) for column in zip(*all_sums, strict=True))
         best = max((line['val_accuracy'] for line in self.log), default=-1)
         self.log.append({
             'epoch': epoch + 1, 'lr': self.optimiser.param_groups[0]['initial_lr'] * self.factor_at(epoch),
@@ -243,13 +242,13 @@ class Training:
         if processes.is_first():
             self.keeper.shown.show(self.log)
 
-    def state(self, everyones):
-        """What a checkpoint holds of the training. everyones: the sums of all processes."""
-        return {'epoch': self.done, 'step': self.step, 'sums': everyones, 'log': self.log,
+    def state(self, all_sums):
+        """What a checkpoint holds of the training. all_sums: of every process."""
+        return {'epoch': self.done, 'step': self.step, 'sums': all_sums, 'log': self.log,
                 'state_dict': self.model.state_dict(), 'optimizer': self.optimiser.state_dict()}
 
     def resume(self, before):
-        """Go on from this experiment's own checkpoint, whose weights the model has."""
+        """Go on from this experiment's Checkpoint, whose weights the model already has. Raises UserError."""
         parameters = [parameter for group in self.optimiser.param_groups for parameter in group['params']]
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {'state': momenta(before, parameters)})
         self.done, self.step = self.keeper.saved = before.epoch, before.step
@@ -257,38 +256,43 @@ class Training:
         kept = whole_files.read_json_lines(self.keeper.folder / 'log.jsonl')
         self.log = before.content.get('log', kept)[:before.epoch]
         rows = before.content.get('sums', [NO_SUMS])
-        if len(rows) != processes.size():  # another number of processes than before: their sum is the same
+        if len(rows) != processes.size():  # it ran on another number of processes: the total stays the same
             rows = [tuple(map(sum, zip(*rows, strict=True))), *[NO_SUMS] * (processes.size() - 1)]
         self.sums = tuple(rows[processes.rank()])
         self.keeper.write_log(self.log)
 
 
 def momenta(before, parameters):
-    """The state of SGD in a checkpoint, for these parameters. Raises UserError where it is not theirs."""
+    """The state of SGD in a Checkpoint, for these parameters. Raises UserError if it is not theirs."""
     state = before.content['optimizer'].get('state')
 
-    def fits(number, own):
-        momentum = own.get('momentum_buffer') if isinstance(own, dict) else own
+    def fits(number, entry):
+        momentum = entry.get('momentum_buffer') if isinstance(entry, dict) else entry
         return type(number) is int and 0 <= number < len(parameters) and (momentum is None or (
             isinstance(momentum, torch.Tensor) and momentum.shape == parameters[number].shape
             and momentum.dtype == parameters[number].dtype and bool(momentum.isfinite().all())))
 
-    if not isinstance(state, dict) or not all(fits(number, own) for number, own in state.items()):
+    if not isinstance(state, dict) or not all(fits(number, entry) for number, entry in state.items()):
         raise UserError(f'{before.path} holds an optimiser that is not of this network, or that has diverged; start '
                         'from its weights by --load_checkpoint in another experiment')
-    return {number: {'momentum_buffer': (own or {}).get('momentum_buffer')} for number, own in state.items()}
+    return {number: {'momentum_buffer': (entry or {}).get('momentum_buffer')} for number, entry in state.items()}
+
+
+def read(tensor):
+    """A tensor's values as Python numbers: the one place where a training waits for the device."""
+    return tensor.tolist()
 
 
 @torch.inference_mode()
-def top1_accuracy(model, loader, device, precision, name):
-    """Top-1 accuracy in percent over a loader. name: of the split, for the bar."""
+def top1_accuracy(model, loader, device, precision, split):
+    """Top-1 accuracy in percent over a loader, which all processes share. Raises Diverged."""
     model.eval()
     correct = 0
-    for images, labels, _ in screen.progress(loader, f'accuracy on {name}', 'batch', leave=False):
+    for images, labels, _ in screen.progress(loader, f'accuracy on {split}', 'batch', leave=False):
         with util.autocast(precision, device):
             scores = model(util.to_device(images, device))
         if scores.isnan().any():
-            raise Diverged(f'the network gives scores that are no numbers on {name}: it has diverged, and is not '
-                           'saved. Lower --lr or --lr_classifier_ratio, or try --precision=float32')
+            raise Diverged(f'the network gives scores that are no numbers on {split}: it has diverged, and is not '
+                           f'saved. {ADVICE}')
         correct += (scores.argmax(1).cpu() == labels).sum().item()
     return 100 * sum(processes.gather(correct)) / len(loader.dataset)

@@ -1,13 +1,12 @@
-"""What a training shows of itself, from the lines of its log: a line on the screen, a figure, TensorBoard.
+"""Shows the lines of a training's log: a line on the screen, a figure, TensorBoard.
 
-Result: save/<experiment_name>/training.png, drawn again after an epoch, at most every half minute, and after the last;
-with --tensorboard (an optional dependency: pip install tensorboard) save/<experiment_name>/tensorboard/, for
-`tensorboard --logdir=save`.
+Result: save/<experiment_name>/training.png, drawn again at most every half minute and after the last epoch. With
+--tensorboard (an optional dependency: pip install tensorboard) save/<experiment_name>/tensorboard/, which
+`tensorboard --logdir=save` shows.
 """
 import time
 from pathlib import Path
 
-from reports import figures
 from runtime import screen
 from wsol.errors import UserError
 
@@ -15,27 +14,27 @@ DRAW_EVERY = 30  # seconds
 
 
 class TrainingLog:
-    """Shows the epochs of an experiment as they end.
+    """Shows the epochs of an experiment as they end. Raises UserError if TensorBoard is asked for and missing.
 
-    Raises UserError where TensorBoard is asked for and not installed.
+    draw: (lines of the log, path) draws the curves into a file.
     """
 
-    def __init__(self, folder, epochs, tensorboard=False):
-        self.folder, self.epochs = Path(folder), epochs
+    def __init__(self, folder, epochs, draw, tensorboard=False):
+        self.folder, self.epochs, self.draw = Path(folder), epochs, draw
         self.open_board = _summary_writer() if tensorboard else None
         self.board, self.drawn_at = None, time.monotonic()
 
     def show(self, log):
-        """Show the last line of the log. log: all lines, those before an interruption among them."""
+        """Show the last line. log: all lines, also those from before an interruption."""
         line = log[-1]
         screen.say(f'epoch {line["epoch"]}/{self.epochs}: loss {line["train_loss"]:.3f}, accuracy '
-              f'{line["train_accuracy"]:.1f} % on train, {line["val_accuracy"]:.1f} % on val, rate {line["lr"]:.2g}, '
-              f'{line["train_images_per_second"]:.0f} images/s')
+                   f'{line["train_accuracy"]:.1f} % on train, {line["val_accuracy"]:.1f} % on val, rate '
+                   f'{line["lr"]:.2g}, {line["train_images_per_second"]:.0f} images/s')
         if line['epoch'] == self.epochs or time.monotonic() - self.drawn_at >= DRAW_EVERY:
-            figures.save(figures.training_curves(self.folder.name, log), self.folder / 'training.png')
+            self.draw(log, self.folder / 'training.png')
             self.drawn_at = time.monotonic()
         if self.open_board:
-            # what an earlier run showed of this epoch and of later ones is not so any more
+            # an interrupted run may have shown this epoch and later ones already: they go
             self.board = self.board or self.open_board(self.folder / 'tensorboard', purge_step=line['epoch'])
             for name in line.keys() - {'epoch'}:
                 self.board.add_scalar(name, line[name], line['epoch'])

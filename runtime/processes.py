@@ -1,7 +1,7 @@
-"""One process or many: what torchrun starts, what they tell one another, and what makes them end.
+"""One process or several: what torchrun starts, what the processes tell one another, and how they end.
 
-A process that was started alone is the first of one, and asks nothing of torch.distributed. Those that torchrun starts
-have a rank each. The first, rank 0, prints and writes; the others are silent, but for the error of one that fails.
+A process that was started alone never touches torch.distributed. Processes that torchrun starts have a rank each.
+Rank 0, the first, prints and writes. The others are silent, except for the first that fails: it says why.
 
     torchrun --nproc_per_node=4 main.py --experiment_name=calm_em --attribution_method=CALM_EM
 """
@@ -19,46 +19,40 @@ import torch.distributed as dist
 
 from wsol.errors import UserError
 
-PARENT = 'CALM_PARENT'   # the variable by which a script tells its child whose end is the child's end too
-PATIENCE = timedelta(days=1)  # for one that is slower; one that has ended closes its connection and is noticed at once
-_store = None            # what all processes of a run can read and write, from the start of each
-
-# --- who am I -------------------------------------------------------------------------------------------
+PARENT = 'CALM_PARENT'  # the environment variable that tells a child which script's end is its own end too
+PATIENCE = timedelta(days=1)  # for a slow process; one that has ended closes its connection, which is noticed at once
+_store = None  # a key-value store that all processes of a run read and write, from the start of each
 
 
 def size():
-    """How many processes share this run."""
+    """The number of processes of this run."""
     return int(os.environ['WORLD_SIZE']) if {'RANK', 'WORLD_SIZE', 'MASTER_ADDR'} <= os.environ.keys() else 1
 
 
 def rank():
-    """Which of them this one is, from 0."""
+    """This process's number among all, from 0."""
     return int(os.environ['RANK']) if size() > 1 else 0
 
 
 def local_rank():
-    """Which of those on this machine."""
+    """This process's number among those on this machine."""
     return int(os.environ.get('LOCAL_RANK', 0)) if size() > 1 else 0
 
 
 def is_first():
-    """Whether this is the one that prints and writes."""
+    """Whether this process is the one that prints and writes."""
     return rank() == 0
 
 
-# --- together -------------------------------------------------------------------------------------------
-
-
 def meet():
-    """Find the others; from here on, of several that fail, the first alone speaks."""
+    """Find the other processes. From here on only the first that fails says why."""
     global _store
     if size() > 1 and _store is None:
         _store, *_ = next(dist.rendezvous('env://', timeout=PATIENCE))
 
 
 def join(device):
-    """Make the group that sums gradients and gathers what was measured, unless it is there. device: where this process
-    computes."""
+    """Make the group that sums gradients and gathers results, if it is not there yet. device: this process's."""
     if size() == 1 or dist.is_initialized():
         return
     meet()
@@ -69,16 +63,15 @@ def join(device):
 
 
 def gather(value):
-    """What every process has under this name, in the order of their ranks. value: anything that pickles."""
-    if size() == 1:
-        return [value]
-    values = [None] * size()
-    dist.all_gather_object(values, value)
+    """[the value of every process], in the order of their ranks. value: anything that pickles."""
+    values = [value] * size()
+    if size() > 1:
+        dist.all_gather_object(values, value)
     return values
 
 
 def agree(numbers):
-    """The largest that any process says, number by number. numbers: integers."""
+    """The largest of every number over all processes. numbers: integers."""
     if size() == 1:
         return numbers
     largest = torch.tensor(numbers, dtype=torch.int64)
@@ -87,34 +80,31 @@ def agree(numbers):
 
 
 def share_buffers(model):
-    """Give all processes the first one's running means: each has seen other images."""
+    """Give all processes the running means of the first: each has seen other images."""
     if size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
 
-# --- the end ----------------------------------------------------------------------------------------------
-
-
-def speaks_for_all():
-    """Whether this process, which fails, is the first of the run to fail: the one that says why."""
+def is_first_to_fail():
+    """Whether this process, which fails, is the first of the run to fail, and so has to say why."""
     if size() == 1:
         return True
     try:
         return _store.add('failed', 1) == 1
-    except (RuntimeError, AttributeError):  # the store has gone with the others, or was never found
+    except (RuntimeError, AttributeError):  # the store has ended with another process, or was never found
         return is_first()
 
 
 def another_has_failed():
-    """Whether some process of the run has said that it fails."""
+    """Whether some process of the run has failed."""
     try:
         return _store is not None and _store.check(['failed'])
     except RuntimeError:
         return True
 
 
-def is_anothers_end(error):
+def is_end_of_another(error):
     """Whether a RuntimeError says that another process of the run has ended."""
     words = ('gloo', 'nccl', 'connection closed', 'connection reset', 'broken pipe', 'socket')
     return size() > 1 and (another_has_failed() or isinstance(error, dist.DistError)
@@ -122,7 +112,7 @@ def is_anothers_end(error):
 
 
 def leave(code):
-    """End this process with an exit code; of several, at once: their threads would wait for those that have ended."""
+    """End this process with an exit code. One of several that fails ends at once: its threads would wait for others."""
     if size() > 1 and code:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -138,22 +128,19 @@ class Stopped(BaseException):
 
     def __init__(self, number):
         super().__init__(number)
-        self.code = 128 + number
-        self.message = (f'stopped by {signal.Signals(number).name} between two steps; what was saved is kept, and the '
-                        'same command goes on')
+        self.name, self.code = signal.Signals(number).name, 128 + number
+        self.message = f'stopped by {self.name} between two steps; what was saved is kept, and the same command goes on'
 
 
 class Stop:
-    """The signals by which a scheduler announces the end: raised as Stopped at once, or after what must not be torn.
+    """A context that turns the signals by which schedulers announce the end into Stopped, raised at once or at the end
+    of `deferred`. number: the signal that has come, else 0."""
 
-    A context: outside it the signals have their usual effect.
-    """
-
-    def __init__(self, signals=(signal.SIGTERM, signal.SIGUSR1)):
-        self.signals, self.number, self._is_deferred = signals, 0, False
+    def __init__(self):
+        self.number, self._is_deferred = 0, False
 
     def __enter__(self):
-        self._before = {number: signal.signal(number, self._receive) for number in self.signals}
+        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGUSR1)}
         return self
 
     def __exit__(self, *_):
@@ -163,7 +150,7 @@ class Stop:
     def _receive(self, number, _):
         if self.number:
             return
-        if another_has_failed():  # the signal is torchrun's, which ends those that are left
+        if another_has_failed():  # torchrun sends this signal to end the remaining processes
             os._exit(1)
         self.number = number
         if not self._is_deferred:
@@ -171,7 +158,7 @@ class Stop:
 
     @contextmanager
     def deferred(self):
-        """A context in which nothing is raised; it is at the end of it."""
+        """A context that a signal does not interrupt: Stopped is raised at its end."""
         self._is_deferred = True
         try:
             yield
@@ -182,16 +169,16 @@ class Stop:
 
 
 def call(command):
-    """Run one of the project's scripts as a child, which ends when this script does, however that ends. command: after
-    python. Returns its exit code."""
+    """Run one of the project's scripts as a child, which ends when this script does, even if this one is killed.
+    command: what follows `python`. Returns the exit code."""
     if size() > 1:
         raise UserError('this script starts others itself: start it without torchrun')
-    ours = os.environ | {PARENT: str(os.getpid())}
-    return subprocess.run([sys.executable, *command], check=False, env=ours).returncode
+    return subprocess.run([sys.executable, *command], check=False,
+                          env=os.environ | {PARENT: str(os.getpid())}).returncode
 
 
 def end_with_parent():
-    """End this process when the script that started it ends, however it does; it has said who it is."""
+    """End this process when the script that started it by `call` ends."""
     parent = int(os.environ.get(PARENT, 0))
 
     def watch():

@@ -1,8 +1,8 @@
-"""The screen of a script: what it says, how it ends, and a screen that may be closed or full."""
-import contextlib
+"""The screen of a script: what it prints, how it ends, and a screen that may be closed or full."""
 import os
 import re
 import sys
+from contextlib import suppress
 
 from tqdm import tqdm
 
@@ -10,20 +10,18 @@ from runtime import processes
 from wsol.errors import UserError
 
 MEMORY = 'lower --workers, whose processes each hold batches, or --batch_size'
-
-
-EXPLAINED = (  # what torch says in many words -> what it means, and the remedy
+EXPLAINED = (  # torch's words -> what they mean, and the remedy
     (r'killed by signal: Bus error|shared memory|/torch_\S+.*(No space|Cannot allocate)|/shm', 'the shared memory '
      'through which loader processes hand images over is full: give it more (docker run --shm-size=1g), or say '
      '--workers=0'),
-    (r'DataLoader worker .*(killed by signal|exited unexpectedly)', 'a loader process was killed, most likely for want '
-     f'of memory: {MEMORY}'),
+    (r'DataLoader worker .*(killed by signal|exited unexpectedly)', 'a loader process was killed, most likely because '
+     f'memory ran out: {MEMORY}'),
     (r'out of memory|not enough memory|Cannot allocate memory|MemoryError', f'there is not enough memory: {MEMORY}'),
 )
 
 
 def run(main):
-    """Run a script's main(); what the user can mend becomes one line on stderr and exit code 2."""
+    """Run a script's main(). An error that the user can mend becomes one line on stderr and exit code 2."""
     open_streams()
     processes.end_with_parent()
     code = 0
@@ -45,16 +43,16 @@ def run(main):
 
 
 def _explain(error):
-    """Say in one line what went wrong. Returns the exit code. An error that no user can mend is raised again."""
+    """Say in one line what went wrong. Returns the exit code. Raises an error that no user can mend again."""
     text = str(error) or type(error).__name__
-    advice = next((advice for pattern, advice in EXPLAINED if re.search(pattern, text)), None)
     if isinstance(error, UserError):
-        # a loader's worker hands its error on wrapped in a traceback: the last line is ours
+        # a loader process hands its error on wrapped in a traceback, whose last line is ours
         return _last_words('error: ' + ' '.join(text.rsplit('UserError: ', 1)[-1].strip().splitlines()), 2)
     reason = text.strip().splitlines()[-1 if 'Traceback' in text else 0][:300]
+    advice = next((advice for pattern, advice in EXPLAINED if re.search(pattern, text)), None)
     if advice is not None:
         return _last_words(f'error: {advice} ({reason})', 2)
-    if processes.is_anothers_end(error):
+    if processes.is_end_of_another(error):
         return _last_words('error: another process of this run has ended; what was saved is kept', 1)
     if not isinstance(error, (OSError, MemoryError)):
         raise error
@@ -62,15 +60,15 @@ def _explain(error):
 
 
 def _last_words(message, code):
-    """Print a message on stderr, unless another process of the run has said why it ends. Returns the code."""
-    if processes.speaks_for_all():
+    """Print a message on stderr, unless another process of the run has already failed. Returns the code."""
+    if processes.is_first_to_fail():
         _print(message, sys.stderr)
     return code
 
 
 def open_streams():
-    """See to it that the numbers of stdin, stdout and stderr are taken: else the next file opened would get one, and
-    what a library prints would land in it."""
+    """Make sure that stdin, stdout and stderr are open: else the next file that is opened would take the number of one
+    of them, and what a library prints would land in it."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -79,57 +77,47 @@ def open_streams():
     for name in ('stdout', 'stderr'):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, 'w'))  # noqa: SIM115  until the end
-        with contextlib.suppress(AttributeError):  # a test's own stream
+        with suppress(AttributeError):  # a test's stream
             getattr(sys, name).reconfigure(errors='backslashreplace')  # names of files need not be text
 
 
-def _print(text, stream):
+def _print(text, stream, end='\n'):
     try:
-        print(text, end='\n' if text else '', file=stream, flush=True)
-    except (OSError, ValueError):
-        _give_up(stream)
-
-
-def _give_up(stream):
-    """From here on what is printed goes nowhere: neither the next line nor the end of Python fails."""
-    with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        print(text, end=end if text else '', file=stream, flush=True)
+    except (OSError, ValueError):  # from here on nothing is printed: neither the next line nor Python's end fails
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def say(text=''):
-    """Print on stdout, if this is the first process of the run."""
+    """Print a line on stdout, in the first process of the run."""
     if processes.is_first():
         _print(str(text), sys.stdout)
 
 
 def warn(message):
-    """Print a warning on stderr, likewise."""
+    """Print a warning on stderr, in the first process of the run."""
     if processes.is_first():
         _print('warning: ' + message, sys.stderr)
 
 
 class _Stderr:
-    """What a progress bar writes to."""
+    """The stream of progress bars."""
 
     def write(self, text):
-        try:
-            sys.stderr.write(text)
-            sys.stderr.flush()
-        except (OSError, ValueError):
-            _give_up(sys.stderr)
+        _print(text, sys.stderr, end='')
 
     def flush(self):
-        """Each write is flushed."""
+        """Every write flushes."""
 
     def __getattr__(self, name):
         return getattr(sys.stderr, name)
 
 
 def progress(iterable, description, unit, **options):
-    """A tqdm bar: smooth on a terminal; in a log a line now and then, none for bars that would vanish; of several
-    processes the first has it."""
+    """A tqdm bar, in the first process of the run. In a log: a line now and then, and none for bars that vanish."""
     terminal = sys.stderr.isatty()
     hidden = not processes.is_first() or (not terminal and not options.get('leave', True))
     return tqdm(iterable, description, unit=unit, dynamic_ncols=True, mininterval=0.2 if terminal else 15,
@@ -137,7 +125,7 @@ def progress(iterable, description, unit, **options):
 
 
 def table(header, rows):
-    """Text in columns: the first flush left, the others right. Numbers with one decimal."""
+    """Text in columns: the first flush left, the others flush right; floats with one decimal, None as a dash."""
     def show(cell):
         return '-' if cell is None else f'{cell:.1f}' if isinstance(cell, float) else str(cell)
 

@@ -1,10 +1,11 @@
-"""Files that are written whole or not at all, and folders."""
-import contextlib
+"""Files that are written whole or not at all, and their folders."""
 import errno
 import json
+import math
 import os
 import re
 import uuid
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,30 +14,29 @@ from wsol.errors import UserError
 
 
 def make_folder(path):
-    """Make a folder, and those above it."""
+    """Make a folder and those above it. Raises UserError."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'cannot make the folder {path}: {error.strerror}') from error
 
 
-@contextlib.contextmanager
+@contextmanager
 def folder_at_hand(path):
-    """A context in which a folder is there; where it was not, and nothing has come into it, it is gone afterwards."""
+    """A context in which a folder exists. A folder that it had to make, and that is still empty at its end, goes."""
     path = Path(path)
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     make_folder(path)
     try:
         yield path
     finally:
-        with contextlib.suppress(OSError):  # it has come to hold something
+        with suppress(OSError):  # it holds something by now
             for folder in made:
                 folder.rmdir()
 
 
 def check_writable(folder, size=1 << 20):
-    """Raise UserError unless a file of so many bytes can be written in the folder. The bytes are asked for, not
-    written: quotas and limits answer too."""
+    """Raise UserError unless a file of so many bytes can be written in the folder."""
     with folder_at_hand(folder) as path:
         probe = temporary(path / 'space')
         try:
@@ -45,13 +45,13 @@ def check_writable(folder, size=1 << 20):
         except OSError as error:
             raise UserError(f'cannot write {size / 1e6:,.0f} MB in {folder}: {error.strerror}') from error
         finally:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 probe.unlink()
 
 
 def reserve(file, size):
-    """Have room for so many bytes of an open file, where the file system can promise it. What is written to a mapped
-    file without it ends the process on a full disk, without a word. Raises OSError."""
+    """Reserve so many bytes on the disk for an open file, where the file system can: else writing to a mapped file on a
+    full disk kills the process without a word. Raises OSError, for quotas and limits too."""
     try:
         if hasattr(os, 'posix_fallocate'):
             os.posix_fallocate(file.fileno(), 0, size)
@@ -60,15 +60,26 @@ def reserve(file, size):
             raise
 
 
-def temporary(path):
-    """A name beside `path` that no other process uses."""
-    start = os.fsencode(path.name)[:100].decode(errors='ignore')  # a name of 255 bytes leaves no room for more
-    return path.with_name(f'.{start}.{uuid.uuid4().hex[:12]}.partial')
+def temporary(path, token=None):
+    """A new name beside `path`: `.<name>.<12 hexadecimal digits>.partial`."""
+    start = os.fsencode(path.name)[:100].decode(errors='ignore')  # a name has at most 255 bytes
+    return path.with_name(f'.{start}.{token or uuid.uuid4().hex[:12]}.partial')
+
+
+def remove_unfinished(path, before=math.inf):
+    """Remove the temporary files of `path` that killed writers left, if they were last changed before a time."""
+    form = re.compile(re.escape(temporary(path, '\0').name).replace('\0', '[0-9a-f]{12}'))
+    for left in path.parent.iterdir():
+        with suppress(OSError):  # a folder, or another process removes it too
+            if form.fullmatch(left.name) and left.stat().st_mtime < before:
+                left.unlink()
 
 
 def write_atomically(path, write, durable=False):
-    """write(temporary path), then put it in place: an interrupted write leaves the old file. durable: on the disk
-    before it takes the old file's name, for what should outlive a power cut."""
+    """write(temporary path), then give the file its name: an interrupted write leaves the old file.
+
+    durable: the content is on the disk before it takes the name, so that it outlives a power cut. Raises UserError.
+    """
     path = Path(path)
     partial = temporary(path)
     try:
@@ -76,7 +87,8 @@ def write_atomically(path, write, durable=False):
         try:
             write(partial)
             if durable:
-                _remove_abandoned(path, partial.stat().st_mtime)
+                # an hour by the clock that gave the new file its time, which may be a server's
+                remove_unfinished(path, partial.stat().st_mtime - 3600)
                 flush_to_disk(partial)
             partial.replace(path)
             if durable:
@@ -87,24 +99,8 @@ def write_atomically(path, write, durable=False):
         raise UserError(f'cannot write {path}: {error.strerror or error}') from error
 
 
-def left_unfinished(path):
-    """The temporary files of this very file: those whose names have the exact form that `temporary` gives them."""
-    start = temporary(path).name.removesuffix('.partial')[:-12]
-    form = re.compile(re.escape(start) + r'[0-9a-f]{12}\.partial')
-    return [found for found in path.parent.iterdir() if form.fullmatch(found.name)]
-
-
-def _remove_abandoned(path, now):
-    """Remove what killed writers of this file left more than an hour ago. now: by the clock that gave the new file its
-    time, which may be a server's."""
-    for left in left_unfinished(path):
-        with contextlib.suppress(OSError):  # a folder, or another process removes it too
-            if now - left.stat().st_mtime > 3600:
-                left.unlink()
-
-
 def flush_to_disk(path):
-    """Have a file or a folder on the disk, not in the system's memory alone."""
+    """Wait until a file or a folder is on the disk, not only in the system's memory."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -113,13 +109,12 @@ def flush_to_disk(path):
 
 
 def save_array(path, values):
-    """np.save to exactly this path: it would add .npy to a temporary name."""
+    """np.save to exactly this path: np.save itself adds .npy to a temporary name."""
     with open(path, 'wb') as file:
         np.save(file, values)
 
 
 def write_lines(path, rows, durable=False):
-    """Text lines, written whole."""
     write_atomically(path, lambda file: file.write_text(''.join(f'{row}\n' for row in rows)), durable)
 
 
@@ -132,9 +127,9 @@ def write_json_lines(path, lines):
 
 
 def read_json_lines(path):
-    """The dicts of a file of JSON lines, up to the first line that is none; [] where there is no file."""
+    """The dicts in a file of JSON lines, up to the first line that holds none; [] if there is no file."""
     lines = []
-    with contextlib.suppress(OSError, ValueError, RecursionError):
+    with suppress(OSError, ValueError, RecursionError):
         for text in Path(path).read_text(errors='replace').splitlines():
             line = json.loads(text)
             if not isinstance(line, dict):
@@ -144,7 +139,7 @@ def read_json_lines(path):
 
 
 def read_json(path):
-    """What a JSON file holds; None where there is none that can be read."""
+    """The content of a JSON file; None if it cannot be read."""
     try:
         return json.loads(Path(path).read_text())
     except (OSError, ValueError, RecursionError):

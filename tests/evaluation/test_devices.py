@@ -19,7 +19,6 @@ from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import util
 from data_loaders import SeededBatches
 from experiment import training
 from wsol import HEADS, build_model, metrics
@@ -215,7 +214,7 @@ def test_a_training_step_never_waits_for_the_device(far_away, monkeypatch, metho
     """Seven steps, looked at every three of them and at the end."""
     looks = []
     monkeypatch.setattr(training, 'CHECK_EVERY', 3)
-    monkeypatch.setattr(util, 'look_at', lambda unseen: looks.append(len(unseen)) or [[2.0, 1.0]] * len(unseen))
+    monkeypatch.setattr(training, 'read', lambda unseen: looks.append(len(unseen)) or [[2.0, 1.0]] * len(unseen))
     model = small_network(method, prior)
     optimiser = torch.optim.SGD([{'params': model.parameters(), 'initial_lr': 0.1}], lr=0.1, momentum=0.9, nesterov=True)
     keeper = SimpleNamespace(is_due=lambda: False)

@@ -79,9 +79,8 @@ def test_the_figures_words_are_within_it(rate):
 
 def test_the_figure_is_drawn_now_and_then_and_at_the_end(tmp_path, monkeypatch, capsys):
     drawn, now = [], [0]
-    monkeypatch.setattr(figures, 'save', lambda figure, path: drawn.append(now[0]))
     monkeypatch.setattr(training_log.time, 'monotonic', lambda: now[0])
-    shown = training_log.TrainingLog(tmp_path, 3)
+    shown = training_log.TrainingLog(tmp_path, 3, lambda log, path: drawn.append(now[0]))
     for now[0], count in ((10, 1), (35, 2), (40, 3)):
         shown.show(LOG[:count])
     assert drawn == [35, 40]

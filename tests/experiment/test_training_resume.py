@@ -191,10 +191,10 @@ def test_a_closed_screen_and_a_full_one_cost_no_work(pets, tmp_path):
 
 def test_the_child_of_a_script_that_is_killed_ends(tmp_path):
     """As that of demo.py, ablation.py and search.py, which start main.py."""
-    (tmp_path / 'child.py').write_text('import os, time, util\nfrom pathlib import Path\n\n\ndef main():\n'
+    (tmp_path / 'child.py').write_text('import os, time\nfrom pathlib import Path\nfrom runtime import screen\n\n\ndef main():\n'
                                        '    Path("pid.new").write_text(str(os.getpid()))\n    os.rename("pid.new", "pid")\n'
-                                       '    time.sleep(600)\n\n\nutil.run(main)\n')
-    parent = subprocess.Popen([sys.executable, '-c', 'import processes; processes.call(["child.py"])'], cwd=tmp_path,
+                                       '    time.sleep(600)\n\n\nscreen.run(main)\n')
+    parent = subprocess.Popen([sys.executable, '-c', 'from runtime import processes; processes.call(["child.py"])'], cwd=tmp_path,
                               env=os.environ | {'PYTHONPATH': str(ROOT)})
     pid = wait_for(lambda: (tmp_path / 'pid').read_text() if (tmp_path / 'pid').exists() else None)
     parent.kill()
