@@ -19,11 +19,10 @@ from dataset.image_files import broken_images, opening_images
 from evaluation import session
 from evaluation.map_sources import ContrastMaps
 from experiment import result_files, weights
-from reports.album import DIFFERENCE, Album, Explained
+from reports.album import DIFFERENCE, PAGE, Album, Explanation
 from reports.photos import OwnImages, find_images
-from runtime import processes, screen, whole_files
+from runtime import processes, screen
 from runtime.screen import warn
-from wsol.attribution import labels
 from wsol.attribution.contrast import check_contrast
 from wsol.attribution.registry import PROCESSES, check_process
 from wsol.errors import UserError
@@ -171,12 +170,14 @@ def draw_all(run, images, names, album, explainer):
     """Explain every image and fill the album, batch by batch. Returns {index: its entry in the manifest} of those that
     open, whichever process has explained them."""
     entries = {}
-    with screen.progress(None, ', '.join(album.processes), 'image', total=len(images)) as bar:
+    with screen.progress(None, ', '.join(album.methods), 'image', total=len(images)) as bar:
         for batch, opens, indices in run.loader(images):
             explained = explainer.explain(util.to_device(batch, run.device), indices)
+            if processes.is_first() and any(opens):  # names the files to come: the next run knows them if this one ends
+                write_manifest(run, album, entries)
             for index, is_open, own in zip(indices.tolist(), opens, explained, strict=True):
                 if is_open:
-                    entries[index] = album.add(Explained(names[index], images.paths[index], *own))
+                    entries[index] = album.add(Explanation(names[index], images.paths[index], *own))
                 bar.update()
             if processes.is_first() and entries:
                 write_manifest(run, album, entries)
@@ -185,13 +186,12 @@ def draw_all(run, images, names, album, explainer):
     return dict(sorted(of_all.items()))
 
 
-def write_manifest(run, album, entries):
-    """What was explained, and how. entries: of draw_all."""
-    settings = config.recorded_settings(run.args, 'inference') | {'score_map_process': album.processes}
-    whole_files.write_json(album.folder / 'manifest.json', {
-        **result_files.checkpoint_identity(run.checkpoint), 'methods': {
-            name: labels.map_label(name) for name in album.processes}, 'images': list(entries.values()),
-        'settings': settings, 'versions': result_files.versions(), 'machine': result_files.machine(run.device)})
+def write_manifest(run, album, entries, finished=False):
+    """Write what was explained, and how. entries: of draw_all."""
+    settings = config.recorded_settings(run.args, 'inference') | {'score_map_process': album.methods}
+    album.write_manifest(list(entries.values()), finished, **result_files.checkpoint_identity(run.checkpoint),
+                         settings=settings, versions=result_files.versions(),
+                         machine=result_files.machine(run.device))
 
 
 def report(entries, album, contrast):
@@ -209,8 +209,8 @@ def report(entries, album, contrast):
         warn(f'{len(own)} photos are predicted to be {album.class_name(contrast)} itself, as {own[0]["image"]}: their '
              'contrast is the runner-up')
     if 'html' in album.formats:
-        page = album.folder / 'gallery.html'
-        size = album.gallery.write(page)
+        page = album.folder / PAGE
+        size = album.page.write(page)
         screen.say(f'{page}: open it in a browser ({size / 1e6:.1f} MB)')
         if size > LARGE_PAGE:
             warn(f'browsers are slow with a page of {size / 1e6:.0f} MB: a smaller --picture_size or --top_k, or fewer '
@@ -255,11 +255,13 @@ def main():
         path.parent.name if path.name == weights.FILE else path.name)
     album = Album(args.output, class_names, methods, contrast_method, args.overlay, args.picture_size, args.format,
                   title)
+    if processes.is_first():
+        album.claim(names)
     entries = draw_all(run, images, names, album, explainer)
     if processes.is_first():
         if entries:
-            write_manifest(run, album, entries)
             report(entries, album, contrast)
+            write_manifest(run, album, entries, finished=True)
         refuse_broken(paths, entries)
 
 

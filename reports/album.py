@@ -1,121 +1,172 @@
-"""What inference.py leaves in its folder: of each photo a picture, raw maps and an entry in the manifest; one page.
+"""What inference.py leaves in its folder: a picture, raw maps and a manifest entry for each photo; one page for all.
 
-Names: photo.jpg -> photo_jointll.png, photo_jointll.npy; with a contrast photo_jointll_contrast.png beside the maps
+photo.jpg gives photo_jointll.png and photo_jointll.npy; with a contrast, photo_jointll_contrast.png and
 photo_jointll_difference.npy, or photo_evidence_contrast.npy of a contrast method.
+
+The manifest lists every file that inference.py has written in its folder. Any other file stays as it is: a run that
+would replace one is refused.
 """
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from dataset.image_files import upright_size
-from reports import figures, pictures
-from reports.gallery import Gallery
+from reports import figures, gallery, pictures
 from reports.photos import open_picture
+from reports.pictures import Panel
 from runtime import processes, whole_files
 from wsol.attribution import labels
 from wsol.attribution.registry import PROCESSES
+from wsol.errors import UserError
 
-DIFFERENCE = 'difference'  # of the shown maps: the contrast that is no method of its own
-SMALLEST = 480         # pixels: a smaller photo is enlarged to this, for its colour bars to be read
-MOST_PIXELS = 24e6     # of all panels of a picture: twice 4000 x 3000, which a gigabyte of memory is enough for
+DIFFERENCE = 'difference'  # the contrast that subtracts the shown maps of two classes, where no contrast method is used
+SMALLEST = 480         # pixels: a smaller photo is enlarged to this, so that its colour bars can be read
+MOST_PIXELS = 24e6     # of all panels of a picture: two of 4000 x 3000, for which a gigabyte of memory is enough
+MANIFEST, PAGE = 'manifest.json', 'gallery.html'
+WRITER = 'inference.py'  # the mark of a manifest of ours; earlier ones have none
 
 
-class Explained(NamedTuple):
-    """A photo and all that was computed of it."""
-    name: str         # of its results
+class Explanation(NamedTuple):
+    """What was computed for a photo."""
+    name: str         # the beginning of its files' names
     path: Path
     probs: list       # p(y | x) of every class
     classes: list     # the explained ones: A, with a contrast B, perhaps more
     maps: dict        # attribution method -> (K,h,w) of the first K of the classes
-    pair: np.ndarray | None = None  # (h,w) of A against B, by a contrast method
+    contrast: np.ndarray | None = None  # (h,w) of A against B, by a contrast method
 
 
-class Contrast(NamedTuple):
-    """A map of A against B."""
-    name: str           # of its file
+class View(NamedTuple):
+    """What is shown of every photo: the maps of a method, or a contrast."""
+    file: str         # the end of its files' names
     title: str
-    values: np.ndarray  # (h,w)
-    label: str
+    label: str        # of the colour bar
     signed: bool
+    maps: Callable    # Explanation -> (K,h,w): a map for each class, or one in all
+
+    def panel(self, picture, values, title):
+        """A Panel of one of its maps."""
+        return Panel(picture, title, values, self.label, self.signed)
+
+
+def method_view(name):
+    """The View of an attribution method."""
+    count = None if PROCESSES[name].per_class else 1
+    return View(name, name, labels.map_label(name), name in labels.SIGNED, lambda photo: photo.maps[name][:count])
+
+
+def contrast_views(methods, contrast_method):
+    """The Views of why A and not B. contrast_method: a key of CONTRASTS, DIFFERENCE, or None for no contrast."""
+    if contrast_method is None:
+        return []
+    if contrast_method != DIFFERENCE:
+        return [View(f'{contrast_method}_contrast', f'{contrast_method}: why A, not B',
+                     labels.contrast_label(contrast_method), labels.is_signed_contrast(contrast_method),
+                     lambda photo: photo.contrast[None])]
+    return [View(f'{name}_difference', f'{name}: why A, not B', labels.difference_label(name), True,
+                 lambda photo, name=name: photo.maps[name][:1] - photo.maps[name][1:2])
+            for name in methods if PROCESSES[name].per_class]
 
 
 class Album:
-    """The pictures, raw maps and page of a folder.
+    """The pictures, raw maps, manifest and page of a folder.
 
-    names: of the classes. methods: the attribution methods, in order. contrast_method: of config's table; None
-    without a contrast. overlay, picture_size, formats: the flags of these names. title: of the page.
+    class_names: of the network; [] where it knows none. methods: the attribution methods, in order. contrast_method:
+    see contrast_views. overlay, picture_size, formats: the flags of these names. title: of the page.
     """
 
-    def __init__(self, folder, names, methods, contrast_method=None, overlay='blend', picture_size=1024,
+    def __init__(self, folder, class_names, methods, contrast_method=None, overlay='blend', picture_size=1024,
                  formats=('png',), title=''):
-        self.folder, self.names, self.processes = Path(folder), names, methods
+        self.folder, self.class_names, self.methods = Path(folder), class_names, methods
         self.overlay, self.picture_size, self.formats = overlay, picture_size, formats
-        self.differences = [name for name in methods if contrast_method == DIFFERENCE and PROCESSES[name].per_class]
-        self.pair = None if contrast_method == DIFFERENCE else contrast_method
-        self.gallery = Gallery(title, self._methods(), bool(self.differences))
-        self.reduced = []  # photos that are drawn smaller than they are, and how
-
-    def _methods(self):
-        """What the page is told of the methods."""
-        methods = [{'name': name, 'label': labels.map_label(name), 'difference': labels.difference_label(name),
-                    'signed': name in labels.SIGNED, 'per_class': PROCESSES[name].per_class, 'pair': False}
-                   for name in self.processes]
-        if self.pair:
-            methods.append({'name': f'{self.pair}: why A, not B', 'label': labels.contrast_label(self.pair),
-                            'difference': '', 'signed': labels.is_signed_contrast(self.pair), 'per_class': True,
-                            'pair': True})
-        return methods
+        self.views = [method_view(name) for name in methods]
+        self.contrasts = contrast_views(methods, contrast_method)
+        shown = '+'.join(methods)
+        if len(shown) > 80:
+            shown = f'{methods[0]}+{len(methods) - 1}'
+        against = [] if not self.contrasts else ['contrast' if contrast_method == DIFFERENCE else contrast_method]
+        self.picture_end = '_'.join([shown, *against]) + '.png'
+        self.page = gallery.Gallery(title, [view.title for view in [*self.views, *self.contrasts]], overlay)
+        self.reduced = []    # photos that are drawn smaller than they are, and how
+        self.files = set()   # names of all files that this run or an earlier one writes here
 
     def class_name(self, label):
         """A class's name, or its number where the checkpoint knows no names."""
-        return self.names[label] if self.names and self.names[label] else f'class {label}'
+        return self.class_names[label] if self.class_names and self.class_names[label] else f'class {label}'
+
+    # --- files ---
+
+    def claim(self, names):
+        """Raise UserError if this run would replace a file that no earlier run has written. names: of the photos."""
+        ends = [f'{view.file}.npy' for view in [*self.views, *self.contrasts]]
+        ends += [self.picture_end] if 'png' in self.formats else []
+        planned = {f'{name}_{end}' for name in names for end in ends} | {MANIFEST}
+        planned |= {PAGE} if 'html' in self.formats else set()
+        before = files_written(self.folder)
+        for name in sorted(planned - before):
+            if os.path.lexists(self.folder / name):
+                raise UserError(f'{self.folder / name} was not written by {WRITER}, so it is not replaced: choose '
+                                'another --output, or move the file')
+        self.files = before | planned
+
+    def write_manifest(self, entries, finished=False, **about):
+        """Write what was explained, and how. entries: of the photos, as `add` gives them."""
+        files = sorted(name for name in self.files if not finished or os.path.lexists(self.folder / name))
+        whole_files.write_json(self.folder / MANIFEST, {
+            'written_by': WRITER, **about, 'methods': {view.file: view.label for view in self.views},
+            'images': entries, 'files': files})
 
     def add(self, photo):
-        """Write the files of an Explained photo, and put it on the page. Returns its entry in the manifest."""
-        contrasts = self._contrasts(photo)
-        explained = [{'class': label, 'class_name': self.class_name(label), 'probability': photo.probs[label]}
-                     for label in photo.classes]
-        entry = {'image': str(photo.path), 'predicted': int(np.argmax(photo.probs)), **explained[0],
-                 'maps': {name: self._save(photo, name, photo.maps[name][0]) for name in self.processes}}
-        if contrasts:
-            entry['contrast'] = {**explained[1], 'maps': {own.name: self._save(photo, own.name, own.values)
-                                                          for own in contrasts}}
-        picture = self._open(photo.path, 1 + len(self.processes) + len(contrasts) if 'png' in self.formats else 1)
+        """Write the files of an Explanation, and put it on the page. Returns its entry in the manifest."""
+        classes = [{'class': label, 'class_name': self.class_name(label), 'probability': photo.probs[label]}
+                   for label in photo.classes]
+        entry = {'image': str(photo.path), 'predicted': int(np.argmax(photo.probs)), **classes[0],
+                 'maps': self._save_maps(photo, self.views)}
+        if self.contrasts:
+            entry['contrast'] = {**classes[1], 'maps': self._save_maps(photo, self.contrasts)}
         if 'png' in self.formats:
-            entry['picture'] = self._draw(photo, picture, contrasts, explained)
+            entry['picture'] = self._draw(photo, classes)
         if 'html' in self.formats:
-            classes = [(own['class_name'], own['probability']) for own in explained]
-            maps = [photo.maps[name][:None if PROCESSES[name].per_class else 1] for name in self.processes]
-            self.gallery.add(photo.name, picture, classes, maps + ([photo.pair[None]] if self.pair else []))
+            self._show(photo, classes)
         return entry
 
     def share(self, indices):
-        """Add what the other processes have put on the page. indices: the numbers of the photos added here, in order;
-        the page has all in the order of theirs."""
-        of_all = processes.gather((indices, self.gallery.images, self.reduced))
-        photos = {index: photo for own, shown, _ in of_all for index, photo in zip(own, shown, strict=bool(shown))}
-        self.gallery.images = [photos[index] for index in sorted(photos)]
-        self.reduced = [text for *_, reduced in of_all for text in reduced]
+        """Add what other processes have put on the page, in the order of the photos. indices: the numbers of the
+        photos that this process has added."""
+        parts = processes.gather((indices, self.page.photos, self.reduced))
+        photos = {index: photo for numbers, shown, _ in parts
+                  for index, photo in zip(numbers, shown, strict=bool(shown))}
+        self.page.photos = [photos[index] for index in sorted(photos)]
+        self.reduced = [text for *_, reduced in parts for text in reduced]
 
-    def _contrasts(self, photo):
-        """The Contrasts of a photo."""
-        found = [Contrast(f'{name}_difference', f'{name}: why A, not B', photo.maps[name][0] - photo.maps[name][1],
-                          labels.difference_label(name), True) for name in self.differences]
-        if self.pair:
-            found.append(Contrast(f'{self.pair}_contrast', f'{self.pair}: why A, not B', photo.pair,
-                                  labels.contrast_label(self.pair), labels.is_signed_contrast(self.pair)))
-        return found
+    def _save_maps(self, photo, views):
+        """Write the raw map of class A for each view. Returns {end of the file's name: file}."""
+        files = {view.file: f'{photo.name}_{view.file}.npy' for view in views}
+        for view in views:
+            values = view.maps(photo)[0]
+            whole_files.write_atomically(self.folder / files[view.file],
+                                         lambda path, values=values: whole_files.save_array(path, values))
+        return files
 
-    def _save(self, photo, name, values):
-        """A raw map. Returns its file's name."""
-        file = f'{photo.name}_{name}.npy'
-        whole_files.write_atomically(self.folder / file, lambda path: whole_files.save_array(path, values))
+    # --- pictures ---
+
+    def _draw(self, photo, classes):
+        """Write the picture of a photo: the photo, maps and contrasts. Returns its file's name."""
+        picture = self._open(photo.path, 1 + len(self.views) + len(self.contrasts))
+        maps, against = ([view.panel(picture, view.maps(photo)[0], view.title) for view in views]
+                         for views in (self.views, self.contrasts))
+        rows = pictures.arrange(Panel(picture, 'photo'), maps, against)
+        header = caption(*classes[:2 if against else 1])
+        file = f'{photo.name}_{self.picture_end}'
+        figures.save(pictures.sheet(rows, header, overlay=self.overlay), self.folder / file)
         return file
 
     def _open(self, path, panels):
-        """The photo as it is drawn, in so many panels."""
+        """The photo as it is drawn in so many panels."""
         width, height = upright_size(path)
         most = math.isqrt(int(MOST_PIXELS / panels * max(width, height) / min(width, height)))
         longest = min(self.picture_size, most)
@@ -125,22 +176,33 @@ class Album:
             self.reduced.append(f'{path} ({width} x {height}) at {picture.shape[1]} x {picture.shape[0]}: {why}')
         return picture
 
-    def _draw(self, photo, picture, contrasts, explained):
-        """The PNG: photo, maps, contrasts. Returns its file's name."""
-        maps = [pictures.Panel(picture, name, photo.maps[name][0], labels.map_label(name),
-                               name in labels.SIGNED) for name in self.processes]
-        against = [pictures.Panel(picture, own.title, own.values, own.label, own.signed) for own in contrasts]
-        rows = pictures.arrange(pictures.Panel(picture, 'photo'), maps, against)
-        shown = list(zip('AB', explained, strict=False))[:2 if contrasts else 1]
-        header = '; '.join(f'{letter} = {own["class_name"]}, p({letter} | x) = {own["probability"]:.3f}'
-                           for letter, own in shown)
-        file = self.picture_name(photo.name, bool(contrasts))
-        figures.save(pictures.sheet(rows, header, overlay=self.overlay), self.folder / file)
-        return file
+    def _show(self, photo, classes):
+        """Put a photo on the page."""
+        longest = min(self.picture_size, gallery.SIZE)
+        picture = open_picture(photo.path, longest, longest)
+        panels = [[view.panel(picture, values, f'{view.title}. {caption(shown)}')
+                   for shown, values in zip(classes, view.maps(photo), strict=False)] for view in self.views]
+        panels += [[view.panel(picture, view.maps(photo)[0], f'{view.title}. {caption(*classes[:2])}')]
+                   for view in self.contrasts]
+        self.page.add(photo.name, picture, [(one['class_name'], one['probability']) for one in classes], panels)
 
-    def picture_name(self, name, contrasts):
-        """photo_jointll.png, photo_jointll+grad_cam.png, photo_jointll_contrast.png, photo_jointll_evidence.png."""
-        methods = '+'.join(self.processes)
-        if len(methods) > 80:
-            methods = f'{self.processes[0]}+{len(self.processes) - 1}'
-        return '_'.join([name, methods, *([self.pair or 'contrast'] if contrasts else [])]) + '.png'
+
+def caption(*classes):
+    """A = Laysan_Albatross, p(A | x) = 0.913; B = ..., for one or two classes."""
+    return '; '.join(f'{letter} = {one["class_name"]}, p({letter} | x) = {one["probability"]:.3f}'
+                     for letter, one in zip('AB', classes, strict=False))
+
+
+def files_written(folder):
+    """The names of the files that earlier runs of inference.py have written in a folder, as its manifest lists them."""
+    manifest = whole_files.read_json(Path(folder) / MANIFEST)
+    if not isinstance(manifest, dict):
+        return set()
+    if manifest.get('written_by') == WRITER:
+        return {MANIFEST, *manifest['files']}
+    if not {'methods', 'images', 'settings', 'versions', 'machine'} <= manifest.keys():
+        return set()
+    files = {MANIFEST, PAGE}  # a manifest without a mark, of an earlier version
+    for entry in manifest['images']:
+        files |= {*entry['maps'].values(), *entry.get('contrast', {}).get('maps', {}).values(), entry.get('picture')}
+    return files

@@ -1,8 +1,8 @@
-"""One HTML page of photos and their maps, to be looked through in any browser: no server, no network, one file.
+"""One HTML page to look through photos and their maps in any browser: no server, no network, one file.
 
-The page holds the photos as JPEG and the maps as they are, a number for each cell; the browser enlarges, colours and
-subtracts them. What comes from outside, as names of files and classes, goes into one block of JSON and from there into
-text nodes alone, never into markup; the page's own policy forbids it scripts other than its own and any request.
+All pictures on it are drawn here, by pictures.py, and stand in the page as JPEG; its script only chooses what is shown.
+Names of files and classes come from outside: they go into one block of JSON, and from there into text nodes, never into
+markup. The page's own policy allows no other script and no request.
 
 The page's markup, style and script are in page/.
 """
@@ -15,66 +15,48 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from reports import pictures
+from reports.pictures import Scale, colour_bar, shade
 from runtime import whole_files
 
 PARTS = Path(__file__).with_name('page')
 QUALITY = 85  # of the JPEGs
-
-
-def encode_map(values):
-    """A map (h,w) as 16-bit numbers between its extremes."""
-    low, high = float(values.min()), float(values.max())
-    numbers = np.rint((values.astype(np.float64) - low) / ((high - low) or 1) * 65535).astype('<u2')
-    return {'h': values.shape[0], 'w': values.shape[1], 'low': low, 'high': high, 'data': _base64(numbers.tobytes())}
-
-
-def _base64(content):
-    return base64.b64encode(content).decode()
-
-
-def _digest(text):
-    """What the page's policy knows its own style and script by."""
-    return 'sha256-' + _base64(hashlib.sha256(text.encode()).digest())
-
-
-def _jpeg(picture):
-    """(H,W,3) uint8 -> the address of an image that is in the page itself."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, 'JPEG', quality=QUALITY)
-    return 'data:image/jpeg;base64,' + _base64(buffer.getvalue())
+SIZE = 480    # pixels: the longer side of the page's pictures
 
 
 class Gallery:
     """A page in the making.
 
-    title: what is explained. methods: [{'name', 'label', 'difference', 'signed', 'per_class', 'pair'}], in the order of
-    the maps: `difference` is the label of A minus B; a method that is not per_class has one map for all classes; a
-    `pair` is a contrast method, with one map for the first class against the second. contrast: whether that difference
-    is shown at first.
+    title: what is explained. views: the names of the methods and contrasts, in order. overlay: how maps are shown, a
+    key of config.OVERLAYS.
     """
 
-    def __init__(self, title, methods, contrast=False):
-        self.title, self.methods, self.contrast, self.images = title, methods, contrast, []
+    def __init__(self, title, views, overlay='blend'):
+        self.title, self.views, self.overlay, self.photos = title, views, overlay, []
 
-    def add(self, name, picture, classes, maps):
-        """A photo. classes: [(name, probability)], the explained one first. maps: for each method its maps (K,h,w)."""
-        height, width = picture.shape[:2]
-        self.images.append({
-            'name': name, 'photo': _jpeg(picture), 'width': width, 'height': height,
-            'classes': [{'name': text, 'p': probability} for text, probability in classes],
-            'maps': [[encode_map(values) for values in own] for own in maps]})
+    def add(self, name, photo, classes, panels):
+        """Draw the maps of a photo. photo: (H,W,3) uint8. classes: [(name, probability)], class A first. panels: for
+        each view its Panels, one a class, or one alone where classes cannot be chosen; their titles are the captions.
+        """
+        self.photos.append({
+            'name': name, 'photo': _image(photo, 'JPEG', quality=QUALITY),
+            'width': photo.shape[1], 'height': photo.shape[0],
+            'classes': [{'name': text, 'p': p, 'text': f'{p:.3g}'} for text, p in classes],
+            'maps': [[self._map(panel) for panel in view] for view in panels]})
+
+    def _map(self, panel):
+        """The picture of a map and what stands beside its colour bar: texts, and where each tick is (0 to 1)."""
+        scale = Scale.of(panel.values, panel.signed)
+        picture = _image(shade(panel.picture, panel.values, scale, self.overlay), 'JPEG', quality=QUALITY)
+        ticks = [[scale.share(value), text] for value, text in zip(*scale.ticks(), strict=True)]
+        return {'picture': picture, 'text': f'{panel.title}. Colours: {scale.label(panel.label)}',
+                'signed': panel.signed, 'ticks': ticks}
 
     def page(self):
         """The HTML."""
-        palettes = {'sequential': pictures.hues('map', False), 'signed': pictures.hues('map', True),
-                    'ends': pictures.hues('blend', True)}
-        data = {'title': self.title, 'methods': self.methods, 'contrast': self.contrast, 'images': self.images,
-                'palettes': {name: np.rint(255 * colours).reshape(-1).astype(int).tolist()
-                             for name, colours in palettes.items()},
-                'strength': pictures.STRENGTH, 'darkest': pictures.DARKEST, 'fine': pictures.FINE,
-                'percentile': pictures.PERCENTILE}
-        # in a script element only "<" could end it or begin another
+        bars = [_image(colour_bar(Scale(-1 if signed else 0, 1, signed), self.overlay)[::-1], 'PNG')
+                for signed in (False, True)]
+        data = {'title': self.title, 'views': self.views, 'bars': bars, 'photos': self.photos}
+        # inside a script element only "<" could end it or begin another
         text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace('<', '\\u003c')
         html, css, js = ((PARTS / f'gallery.{kind}').read_text(encoding='utf-8') for kind in ('html', 'css', 'js'))
         policy = (f"default-src 'none'; img-src data:; style-src '{_digest(css)}'; script-src '{_digest(js)}'; "
@@ -83,7 +65,19 @@ class Gallery:
         return html.replace('{{data}}', text)  # last: nothing in it is replaced
 
     def write(self, path):
-        """Write the page, whole or not at all. Returns its size in bytes."""
-        content = self.page().encode('utf-8', 'replace')  # names of files may hold bytes that are no text
+        """Write the page as a whole or not at all. Returns its size in bytes."""
+        content = self.page().encode('utf-8', 'replace')  # file names may hold bytes that are no text
         whole_files.write_atomically(path, lambda file: file.write_bytes(content))
         return len(content)
+
+
+def _image(pixels, kind, **options):
+    """(H,W,3) uint8 -> a data URI."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, kind, **options)
+    return f'data:image/{kind.lower()};base64,' + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _digest(text):
+    """The hash by which the page's policy allows its own style and script."""
+    return 'sha256-' + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,4 +1,4 @@
-"""inference.py: maps of own images, and of a loader."""
+"""inference.py: maps of a user's photos, its page, and the files that it must not replace."""
 import html
 import json
 import re
@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, open_birds, refused
+from conftest import ROOT, files_below, open_birds, refused
 from PIL import Image
 
 import data_loaders
@@ -18,6 +18,7 @@ from dataset import image_files
 from dataset.image_files import eval_transform, open_upright
 from evaluation.map_sources import NetworkMaps
 from experiment import weights
+from reports import gallery, photos
 from wsol.attribution.contrast import contrast_maps
 from wsol.attribution.maps import attribution_maps
 from wsol.errors import UserError
@@ -30,7 +31,26 @@ def checkpoint(trained):
 
 
 @pytest.fixture
-def photos(tmp_path):
+def infer(script, checkpoint):
+    """Call inference.py on the checkpoint, with small pictures, into out/ -> (exit code, stdout, stderr)."""
+    def call(*flags):
+        return script('inference', *flags, f'--load_checkpoint={checkpoint}', '--workers=0', '--device=cpu',
+                      '--picture_size=64', '--output=out')
+    return call
+
+
+@pytest.fixture
+def explain(infer, tmp_path):
+    """Likewise, and it must succeed -> (the manifest, stdout)."""
+    def call(*flags):
+        code, out, err = infer(*flags)
+        assert code == 0, err
+        return json.loads((tmp_path / 'out/manifest.json').read_text()), out
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path):
     """A folder of images of many sizes and modes."""
     rng = np.random.default_rng(0)
     folder = tmp_path / 'photos'
@@ -43,41 +63,7 @@ def photos(tmp_path):
     return folder
 
 
-def test_every_image_gets_an_overlay_a_map_and_an_entry(script, checkpoint, photos, tmp_path):
-    code, out, err = script('inference', photos, f'--load_checkpoint={checkpoint}', '--workers=0', '--score_map_process=jointll',
-                            '--contrast', '--output=out', '--device=cpu')
-    assert code == 0, err
-    manifest = json.loads((tmp_path / 'out/manifest.json').read_text())
-    assert [entry['image'].split('photos/')[1] for entry in manifest['images']] == [
-        'below/grey.png', 'deep.tiff', 'wide.jpg', 'wide.png']
-    assert manifest['methods'] == {'jointll': 'p(A, z | x) per cell'}
-    assert manifest['versions']['torch'] == torch.__version__ and manifest['weights_sha256']
-    for entry in manifest['images']:
-        other = entry['contrast']
-        assert entry['class_name'].startswith('0') and entry['class'] == entry['predicted']
-        assert other['class'] != entry['class'] and other['probability'] <= entry['probability']
-        (name,), (other_name,) = entry['maps'].values(), other['maps'].values()
-        values, contrast = (np.load(tmp_path / 'out' / own) for own in (name, other_name))
-        assert values.sum() == pytest.approx(entry['probability'], rel=1e-5)  # probability units
-        assert contrast.sum() == pytest.approx(entry['probability'] - other['probability'], rel=1e-4, abs=1e-6)
-        with Image.open(tmp_path / 'out' / entry['picture']) as picture:
-            assert picture.format == 'PNG' and min(picture.size) > 300
-
-
-def test_target_and_contrast_can_be_named(script, checkpoint, photos, tmp_path):
-    script('inference', photos / 'wide.jpg', f'--load_checkpoint={checkpoint}', '--workers=0', '--score_map_process=jointll',
-           '--target=Toy_B3', '--contrast=4', '--output=out')
-    entry, = json.loads((tmp_path / 'out/manifest.json').read_text())['images']
-    assert (entry['class'], entry['class_name'], entry['contrast']['class']) == (6, '007.Toy_B3', 4)
-
-
-@pytest.mark.parametrize('process', ['vanilla', 'backprop', 'smooth_grad', 'jointll-superclass', 'random'])
-def test_other_methods_write_maps_too(script, checkpoint, photos, tmp_path, process):
-    code, _, err = script('inference', photos / 'wide.jpg', f'--load_checkpoint={checkpoint}', '--workers=0', '--output=out',
-                          '--seed=1', f'--score_map_process={process}', '--smooth_grad_nr_iter=2')
-    assert code == 0, err
-    assert np.isfinite(np.load(tmp_path / f'out/wide_{process}.npy')).all()
-    assert (tmp_path / f'out/wide_{process}.png').is_file()
+# --- photos -------------------------------------------------------------------------------------------
 
 
 def test_exif_orientation_is_honoured(tmp_path):
@@ -103,24 +89,17 @@ def test_transparency_is_white_and_16_bits_are_scaled(tmp_path):
     assert (np.asarray(open_upright(tmp_path / 'deep.png')) == 127).all()
 
 
-def test_a_batchs_probabilities_classes_and_maps_come_from_one_forward(checkpoint, tiny_birds, forwards):
-    model, _ = weights.load_model(checkpoint)
-    images, _ = open_birds(tiny_birds, 'val')
-    source, choose = NetworkMaps(images, model, 'jointll'), inference.class_chooser(None, inference.RUNNER_UP)
-    batches = [source(batch, indices, choose) for batch, _, indices in data_loaders.make_loader(images, 5, 0, torch.device('cpu'))]
-    assert forwards == [5, 5, 5, 3]
-    batch = torch.stack([images[index][0] for index in range(5)])
-    with torch.no_grad():
-        probs = model(batch).softmax(1)
-        best = probs.topk(2, dim=1).indices
-    torch.testing.assert_close(batches[0].probs, probs)
-    assert torch.equal(batches[0].classes, best)
-    torch.testing.assert_close(batches[0].maps, attribution_maps(model, batch, best, 'jointll'))
+def test_two_files_of_one_name_do_not_overwrite_each_other(tmp_path):
+    for name in ('a', 'b'):
+        (tmp_path / name).mkdir()
+        Image.new('RGB', (4, 4)).save(tmp_path / name / 'x.png')
+    given = [str(tmp_path / name) for name in ('a/x.png', 'b/x.png', 'a/x.png')]
+    assert list(photos.find_images(given, 'maps')) == ['a-x', 'b-x']
+    with pytest.raises(UserError, match=r'all images of .*b lie in .*: choose another --output'):
+        photos.find_images([str(tmp_path / 'b')], tmp_path)
 
 
-def test_a_photo_goes_through_the_network_once(script, checkpoint, photos, forwards):
-    code, _, err = script('inference', photos, f'--load_checkpoint={checkpoint}', '--workers=0', '--contrast', '--batch_size=3', '--output=out')
-    assert code == 0 and forwards == [3, 1], err
+# --- classes ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('target, contrast, expected', [
@@ -135,7 +114,7 @@ def test_classes_are_chosen_from_the_probabilities(target, contrast, expected):
     ('3', (), 3), ('b', ['a', 'b'], 1), ('Laysan', ['001.Black', '002.Laysan_Albatross'], 1),
     ('2', ['1', '2', '3', '4'], 1), ('0', ['1', '2', '3'], 0),       # an exact name, then a number
     ('1', ['a1', 'b', 'c'], 1), ('01', ['a', '01', '1'], 1),         # a number before a part of a name
-    ('Crow', ['Crow', 'Fish_Crow'], 0), ('fish', ['Crow', 'Fish_Crow'], 1)])  # exact before a part, whatever its case
+    ('Crow', ['Crow', 'Fish_Crow'], 0), ('fish', ['Crow', 'Fish_Crow'], 1)])  # exact before a part; case is ignored
 def test_classes_are_found_by_exact_name_then_number_then_part(text, names, expected):
     assert inference.resolve_class(text, names, 4) == expected
 
@@ -143,119 +122,95 @@ def test_classes_are_found_by_exact_name_then_number_then_part(text, names, expe
 @pytest.mark.parametrize('text, names, words', [
     ('crow', ['Fish_Crow', 'Hooded_Crow'], ['names 2 classes: Fish_Crow, Hooded_Crow', '0 to 3']),
     ('Crow', ['Crow', 'b', 'Crow'], ['names 2 classes: Crow, Crow']), ('2', ['2', '2', 'c'], ['names 2 classes: 2, 2']),
-    ('owl', ['a', 'b'], ['names no class']), ('4', ['a', 'b'], ['class 4 is out of range', '0 to 3'])])
+    ('owl', ['a', 'b'], ['names no class']), ('4', ['a', 'b'], ['class 4 is out of range', '0 to 3']),
+    ('albatross', [], ['no class names'])])
 def test_what_names_no_class_or_several_is_refused(text, names, words):
     with pytest.raises(UserError) as error:
         inference.resolve_class(text, names, 4)
     assert all(word in str(error.value) for word in words), error.value
 
 
-@pytest.mark.parametrize('flags, words', [
-    (['nowhere.jpg'], ['nowhere.jpg', 'no such image']), (['empty'], ['empty holds no images']),
-    (['photos/notes.txt'], ['notes.txt does not open']), (['photos/wide.jpg', '--target=99'], ['99', '0 to 17']),
-    (['photos/wide.jpg', '--contrast=Toy'], ['"Toy" names 18 classes']),
-    (['photos/wide.jpg', '--contrast=cat'], ['"cat" names no class']),
-    (['photos/wide.jpg', '--target=runner-up'], ['"runner-up" names no class', '0 to 17']),
-    (['photos/wide.jpg', '--score_map_process=object_mask'], ['object_mask']),
-    (['photos/wide.jpg', '--score_map_process=jointl'], ['jointll']),
-    (['photos/wide.jpg', '--score_map_method=backprop', '--score_map_process=jointll'], ['contradicts']),
-])
-def test_mistakes(script, checkpoint, photos, tmp_path, flags, words):
-    (tmp_path / 'empty').mkdir()
-    code, _, err = script('inference', *flags, f'--load_checkpoint={checkpoint}', '--workers=0')
-    assert code == 2 and 'Traceback' not in err
-    assert all(word in err for word in words), err
-    assert not (tmp_path / 'maps' / 'manifest.json').exists()
-
-
-def test_without_a_checkpoint_the_way_without_training_is_said(script, photos, tmp_path):
-    refused(script('inference', 'photos/wide.jpg'), 'no checkpoint', '--architecture=resnet50')
-
-
-def test_two_files_of_one_name_do_not_overwrite_each_other(tmp_path):
-    from reports import photos
-    for folder in ('a', 'b'):
-        (tmp_path / folder).mkdir()
-        Image.new('RGB', (4, 4)).save(tmp_path / folder / 'x.png')
-    given = [str(tmp_path / name) for name in ('a/x.png', 'b/x.png', 'a/x.png')]
-    assert list(photos.find_images(given, 'maps')) == ['a-x', 'b-x']
-    with pytest.raises(UserError, match=r'all images of .*b lie in .*: choose another --output'):
-        photos.find_images([str(tmp_path / 'b')], tmp_path)
-
-
 def test_a_checkpoint_without_names_numbers_its_classes(tmp_path):
     assert inference.Album(tmp_path, [], ['jointll']).class_name(3) == 'class 3'
     assert inference.Album(tmp_path, ['a', ''], ['jointll']).class_name(1) == 'class 1'  # a class without images
-    with pytest.raises(UserError, match='no class names'):
-        inference.resolve_class('albatross', [], 5)
 
 
-def test_broken_photos_stop_or_are_left_out(script, checkpoint, photos, tmp_path):
-    (photos / 'broken.jpg').write_bytes(b'x')
-    flags = [photos, f'--load_checkpoint={checkpoint}', '--workers=0', '--score_map_process=jointll', '--output=out']
-    code, _, err = script('inference', *flags)
-    assert code == 2 and 'broken.jpg does not open' in err
-    code, _, err = script('inference', *flags, '--skip_broken')
-    assert code == 0 and '1 of 5 images of yours do not open and are left out' in err
-    assert len(json.loads((tmp_path / 'out/manifest.json').read_text())['images']) == 4
+# --- maps ---------------------------------------------------------------------------------------------
 
 
-def test_its_own_pictures_are_not_explained(script, checkpoint, photos):
-    flags = [photos, f'--load_checkpoint={checkpoint}', '--workers=0', '--score_map_process=jointll', f'--output={photos / "maps"}']
-    for _ in range(2):
-        assert script('inference', *flags)[0] == 0
-        assert len(json.loads((photos / 'maps/manifest.json').read_text())['images']) == 4
+def test_every_image_gets_a_picture_a_map_and_an_entry(explain, folder, tmp_path, forwards):
+    manifest, _ = explain(folder, '--score_map_process=jointll', '--contrast', '--batch_size=3')
+    assert forwards == [3, 1]  # a photo goes through the network once
+    assert [entry['image'].split('photos/')[1] for entry in manifest['images']] == [
+        'below/grey.png', 'deep.tiff', 'wide.jpg', 'wide.png']
+    assert manifest['methods'] == {'jointll': 'p(A, z | x) per cell'}
+    assert manifest['versions']['torch'] == torch.__version__ and manifest['weights_sha256']
+    for entry in manifest['images']:
+        other = entry['contrast']
+        assert entry['class_name'].startswith('0') and entry['class'] == entry['predicted']
+        assert other['class'] != entry['class'] and other['probability'] <= entry['probability']
+        (name,), (other_name,) = entry['maps'].values(), other['maps'].values()
+        values, contrast = (np.load(tmp_path / 'out' / file) for file in (name, other_name))
+        assert values.sum() == pytest.approx(entry['probability'], rel=1e-5)  # probability units
+        assert contrast.sum() == pytest.approx(entry['probability'] - other['probability'], rel=1e-4, abs=1e-6)
+        with Image.open(tmp_path / 'out' / entry['picture']) as picture:
+            assert picture.format == 'PNG' and min(picture.size) > 50
+    assert set(manifest['files']) == files_below(tmp_path / 'out').keys()
 
 
-@pytest.mark.parametrize('flags, words', [
-    (['--target=5', '--contrast=Toy_B2'], ['zero everywhere']), (['--scoremap_root=x'], ['for the evaluations']),
-    (['--score_map_process=object_mask'], ['for the evaluations']), (['--seed=1', 'b.jpg'], ['"b.jpg" belongs to no flag'])])
-def test_flags_that_would_be_ignored_are_refused(script, checkpoint, photos, flags, words):
-    code, _, err = script('inference', photos / 'wide.jpg', f'--load_checkpoint={checkpoint}', '--workers=0', *flags)
-    assert code == 2 and all(word in err for word in words), err
+def test_target_and_contrast_can_be_named(explain, folder):
+    manifest, _ = explain(folder / 'wide.jpg', '--score_map_process=jointll', '--target=Toy_B3', '--contrast=4')
+    entry, = manifest['images']
+    assert (entry['class'], entry['class_name'], entry['contrast']['class']) == (6, '007.Toy_B3', 4)
 
 
-def test_contrast_does_not_swallow_the_photo(script, checkpoint, photos, tmp_path):
-    """Behind --contrast a file is an image, and the contrast is the runner-up; the command says so."""
-    code, out, err = script('inference', photos / 'wide.png', f'--load_checkpoint={checkpoint}', '--workers=0', '--output=out',
-                            '--contrast', photos / 'wide.jpg')
-    assert code == 0 and 'taken for images' in out, err
-    entries = json.loads((tmp_path / 'out/manifest.json').read_text())['images']
-    assert len(entries) == 2 and all(entry['contrast']['class'] != entry['class'] for entry in entries)
+def test_several_methods_stand_side_by_side(explain, folder, tmp_path):
+    methods = ['jointll', 'saliency', 'grad_cam', 'smooth_grad', 'jointll-superclass', 'random', 'backprop', 'vanilla']
+    explain(folder / 'wide.jpg', f'--score_map_process={",".join(methods)}', '--contrast=4', '--smooth_grad_nr_iter=2')
+    names = files_below(tmp_path / 'out').keys()
+    one_for_all = {'saliency', 'random'}
+    expected = [f'wide_{name}.npy' for name in methods]
+    expected += [f'wide_{name}_difference.npy' for name in methods if name not in one_for_all]
+    assert names == {'manifest.json', f'wide_{"+".join(methods)}_contrast.png', *expected}
+    assert all(np.isfinite(np.load(tmp_path / 'out' / name)).all() for name in expected)
 
 
-def test_several_methods_stand_side_by_side(script, checkpoint, photos, tmp_path):
-    code, _, err = script('inference', photos / 'wide.jpg', f'--load_checkpoint={checkpoint}', '--workers=0', '--output=out',
-                          '--score_map_process=jointll,saliency,grad_cam', '--contrast=4')
-    assert code == 0, err
-    names = {path.name for path in (tmp_path / 'out').iterdir()}
-    assert names == {'manifest.json', 'wide_jointll+saliency+grad_cam_contrast.png', 'wide_jointll.npy', 'wide_saliency.npy',
-                     'wide_grad_cam.npy', 'wide_jointll_difference.npy', 'wide_grad_cam_difference.npy'}
-
-
-@pytest.mark.parametrize('method', [None, 'evidence', 'log-odds', 'backprop', 'backprop-difference'])
-def test_a_contrast_method_is_the_librarys(script, checkpoint, photos, tmp_path, method):
-    """The one that is asked for, and where none is, the head's own, which the command says."""
-    code, out, err = script('inference', photos / 'wide.jpg', f'--load_checkpoint={checkpoint}', '--workers=0', '--output=out',
-                            f'--contrast_method={method}' if method else '--contrast', '--device=cpu')
-    assert code == 0, err
+@pytest.mark.parametrize('method', [None, 'evidence', 'backprop', 'backprop-difference'])
+def test_a_contrast_method_is_the_librarys(explain, checkpoint, folder, tmp_path, method):
+    """The one that is asked for; without one the head's, and the command says so."""
+    manifest, out = explain(folder / 'wide.jpg', f'--contrast_method={method}' if method else '--contrast')
     assert ('the contrast is prior-log-odds' in out) == (method is None)
-    manifest = json.loads((tmp_path / 'out/manifest.json').read_text())
     assert manifest['settings']['contrast_method'] == (method or 'prior-log-odds')
     entry, = manifest['images']
     model, found = weights.load_model(checkpoint)
-    image = eval_transform(found.known['crop_size'])(open_upright(photos / 'wide.jpg'))[None]
+    image = eval_transform(found.known['crop_size'])(open_upright(folder / 'wide.jpg'))[None]
     classes = torch.tensor([entry['class']]), torch.tensor([entry['contrast']['class']])
-    expected = contrast_maps(model, image, *classes, method)[0].detach().numpy()
-    own = np.load(tmp_path / 'out' / entry['contrast']['maps'][f'{method or "prior-log-odds"}_contrast'])
-    np.testing.assert_allclose(own, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    expected = contrast_maps(model, image, *classes, method or 'prior-log-odds')[0].detach().numpy()
+    values = np.load(tmp_path / 'out' / entry['contrast']['maps'][f'{method or "prior-log-odds"}_contrast'])
+    np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
     if method == 'evidence':
         odds = np.log(entry['probability'] / entry['contrast']['probability'])
-        assert own.sum() == pytest.approx(odds, abs=1e-3)
+        assert values.sum() == pytest.approx(odds, abs=1e-3)
+
+
+def test_a_batchs_probabilities_classes_and_maps_come_from_one_forward(checkpoint, tiny_birds, forwards):
+    model, _ = weights.load_model(checkpoint)
+    images, _ = open_birds(tiny_birds, 'val')
+    source, choose = NetworkMaps(images, model, 'jointll'), inference.class_chooser(None, inference.RUNNER_UP)
+    batches = [source(batch, indices, choose)
+               for batch, _, indices in data_loaders.make_loader(images, 5, 0, torch.device('cpu'))]
+    assert forwards == [5, 5, 5, 3]
+    batch = torch.stack([images[index][0] for index in range(5)])
+    with torch.no_grad():
+        probs = model(batch).softmax(1)
+        best = probs.topk(2, dim=1).indices
+    torch.testing.assert_close(batches[0].probs, probs)
+    assert torch.equal(batches[0].classes, best)
+    torch.testing.assert_close(batches[0].maps, attribution_maps(model, batch, best, 'jointll'))
 
 
 def test_a_photo_of_a_hundred_megapixels_takes_less_than_a_gigabyte(checkpoint, tmp_path):
-    """The script in a process of its own, whose largest memory the system tells: the libraries alone take half of it."""
+    """In a process, whose largest memory the system tells: the libraries alone take half of it."""
     Image.new('RGB', (12000, 9000), 'tan').save(tmp_path / 'large.jpg')
     command = [sys.executable, 'inference.py', tmp_path / 'large.jpg', f'--load_checkpoint={checkpoint}', '--workers=0',
                '--device=cpu', f'--output={tmp_path / "out"}', '--picture_size=4000', '--contrast']
@@ -268,38 +223,147 @@ def test_a_photo_of_a_hundred_megapixels_takes_less_than_a_gigabyte(checkpoint, 
     assert len(list((tmp_path / 'out').glob('*.png'))) == 1
 
 
-# --- the page ---------------------------------------------------------------------------------------------
+# --- mistakes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['nowhere.jpg'], ['nowhere.jpg', 'no such image']), (['empty'], ['empty holds no images']),
+    (['photos/notes.txt'], ['notes.txt does not open']), (['photos/wide.jpg', '--target=99'], ['99', '0 to 17']),
+    (['photos/wide.jpg', '--contrast=Toy'], ['"Toy" names 18 classes']),
+    (['photos/wide.jpg', '--contrast=cat'], ['"cat" names no class']),
+    (['photos/wide.jpg', '--target=runner-up'], ['"runner-up" names no class', '0 to 17']),
+    (['photos/wide.jpg', '--score_map_process=object_mask'], ['for the evaluations']),
+    (['photos/wide.jpg', '--score_map_process=jointl'], ['jointll']),
+    (['photos/wide.jpg', '--score_map_method=backprop', '--score_map_process=jointll'], ['contradicts']),
+    (['photos/wide.jpg', '--target=5', '--contrast=Toy_B2'], ['zero everywhere']),
+    (['photos/wide.jpg', '--scoremap_root=x'], ['for the evaluations']),
+    (['photos/wide.jpg', '--seed=1', 'b.jpg'], ['"b.jpg" belongs to no flag'])])
+def test_mistakes(infer, folder, tmp_path, flags, words):
+    (tmp_path / 'empty').mkdir()
+    refused(infer(*flags), *words)
+    assert not (tmp_path / 'out' / 'manifest.json').exists()
+
+
+def test_without_a_checkpoint_the_way_without_training_is_said(script, folder):
+    refused(script('inference', 'photos/wide.jpg'), 'no checkpoint', '--architecture=resnet50')
+
+
+def test_broken_photos_stop_or_are_left_out(infer, explain, folder):
+    (folder / 'broken.jpg').write_bytes(b'x')
+    refused(infer(folder, '--score_map_process=jointll'), 'broken.jpg does not open')
+    code, _, err = infer(folder, '--score_map_process=jointll', '--skip_broken')
+    assert code == 0 and '1 of 5 images of yours do not open and are left out' in err
+    assert len(explain(folder, '--skip_broken')[0]['images']) == 4
+
+
+def test_contrast_does_not_swallow_the_photo(explain, folder):
+    """Behind --contrast a file is an image, and the contrast is the runner-up; the command says so."""
+    manifest, out = explain(folder / 'wide.png', '--contrast', folder / 'wide.jpg')
+    assert 'taken for images' in out and len(manifest['images']) == 2
+    assert all(entry['contrast']['class'] != entry['class'] for entry in manifest['images'])
+
+
+# --- what is not replaced -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name, content', [
+    ('manifest.json', '{"name": "my app", "images": []}'), ('manifest.json', '[1]'), ('manifest.json', 'no JSON'),
+    ('gallery.html', '<p>my holiday'), ('wide_jointll.png', 'mine'), ('wide_jointll.npy', 'mine')])
+def test_a_users_file_is_never_replaced(infer, folder, tmp_path, name, content, forwards):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / name).write_text(content)
+    before = files_below(tmp_path)
+    refused(infer(folder / 'wide.jpg', '--score_map_process=jointll', '--format=png,html'),
+            f'out/{name} was not written by inference.py', '--output')
+    assert files_below(tmp_path) == before and not forwards
+
+
+def test_a_users_file_beside_the_photo_is_never_replaced(script, checkpoint, folder):
+    (folder / 'wide_jointll.png').write_text('mine')
+    refused(script('inference', folder / 'wide.jpg', f'--load_checkpoint={checkpoint}', '--workers=0',
+                   '--score_map_process=jointll', f'--output={folder}'), 'wide_jointll.png')
+    assert (folder / 'wide_jointll.png').read_text() == 'mine'
+
+
+def test_a_run_replaces_what_earlier_runs_wrote(infer, explain, folder, tmp_path):
+    """Whatever the methods of the runs between, after an interruption, and where the manifest is of an earlier version."""
+    flags = [folder / 'wide.jpg', '--format=png,html']
+    explain(*flags, '--score_map_process=jointll')
+    explain(*flags, '--score_map_process=saliency')
+    manifest, _ = explain(*flags, '--score_map_process=jointll')
+    assert set(manifest['files']) == files_below(tmp_path / 'out').keys()  # those of all three runs
+    assert {'gallery.html', 'manifest.json', 'wide_saliency.npy', 'wide_jointll.png'} <= set(manifest['files'])
+    before = {key: value for key, value in manifest.items() if key not in ('written_by', 'files')}
+    (tmp_path / 'out/manifest.json').write_text(json.dumps(before))
+    explain(*flags, '--score_map_process=jointll')
+    refused(infer(*flags, '--score_map_process=saliency'), 'wide_saliency')  # nothing says who wrote this one
+
+
+def test_what_an_interrupted_run_wrote_is_replaced(explain, infer, folder, tmp_path, monkeypatch):
+    def end(*_, **__):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(inference.Album, '_draw', end)
+        assert infer(folder / 'wide.jpg', '--score_map_process=jointll')[0] == 130
+    assert files_below(tmp_path / 'out').keys() == {'manifest.json', 'wide_jointll.npy'}
+    manifest, _ = explain(folder / 'wide.jpg', '--score_map_process=jointll')
+    assert set(manifest['files']) == {'manifest.json', 'wide_jointll.npy', 'wide_jointll.png'}
+
+
+def test_pictures_in_the_output_folder_are_not_explained(script, checkpoint, folder):
+    flags = [folder, f'--load_checkpoint={checkpoint}', '--workers=0', '--score_map_process=jointll', '--picture_size=64',
+             f'--output={folder / "maps"}']
+    for _ in range(2):
+        assert script('inference', *flags)[0] == 0
+        assert len(json.loads((folder / 'maps/manifest.json').read_text())['images']) == 4
+
+
+# --- the page -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def page(script, checkpoint, photos, tmp_path):
-    """The path of a page of four photos with two methods."""
-    code, out, err = script('inference', photos, f'--load_checkpoint={checkpoint}', '--workers=0', '--output=out', '--format=html',
-                            '--score_map_process=jointll,grad_cam', '--contrast', '--top_k=3')
-    assert code == 0 and 'gallery.html' in out, err
+def page(explain, folder, tmp_path):
+    """The path of a page of four photos with two methods and their contrasts."""
+    _, out = explain(folder, '--format=html', '--score_map_process=jointll,saliency,grad_cam', '--contrast', '--top_k=3')
+    assert 'gallery.html: open it in a browser' in out
     assert not list((tmp_path / 'out').glob('*.png'))
     return tmp_path / 'out' / 'gallery.html'
 
 
-def test_every_class_that_the_page_offers_has_a_map(script, checkpoint, photos, monkeypatch):
+def test_the_page_shows_each_map_and_needs_nothing_from_elsewhere(page):
+    text = page.read_text()
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text)[1])
+    assert data['views'] == ['jointll', 'saliency', 'grad_cam', 'jointll: why A, not B', 'grad_cam: why A, not B']
+    assert len(data['photos']) == 4 and len(data['bars']) == 2
+    for photo in data['photos']:
+        assert len(photo['classes']) == 3 and [len(maps) for maps in photo['maps']] == [3, 1, 3, 1, 1]
+        for name, maps in zip(data['views'], photo['maps'], strict=True):
+            assert all(name in shown['text'] and 2 <= len(shown['ticks']) <= 6 for shown in maps)
+            assert all(0 <= share <= 1 for shown in maps for share, _ in shown['ticks'])
+        assert 'p(A, z | x) − p(B, z | x) per cell' in photo['maps'][3][0]['text'] and photo['maps'][3][0]['signed']
+    assert not re.search(r'(?:src|href)\s*=\s*["\'](?!data:|#)', text) and 'http-equiv="refresh"' not in text
+    assert not re.search(r'url\((?!["\']?data:)|@import|fetch\(|XMLHttpRequest|import\(|innerHTML', text)
+
+
+@pytest.mark.parametrize('flags, expected', [
+    ([], [1]), (['--contrast_method=log-odds'], [2, 1]), (['--contrast_method=difference'], [2, 1])])
+def test_every_class_that_the_page_offers_has_a_map(explain, folder, monkeypatch, flags, expected):
     """With --top_k=1, too, where a contrast adds a second class."""
-    from reports import gallery
     shown, add = [], gallery.Gallery.add
 
-    def keep(self, name, picture, classes, maps):
-        shown.append((len(classes), [len(own) for own in maps]))
-        return add(self, name, picture, classes, maps)
+    def keep(self, name, photo, classes, panels):
+        shown.append((len(classes), [len(view) for view in panels]))
+        return add(self, name, photo, classes, panels)
     monkeypatch.setattr(gallery.Gallery, 'add', keep)
-    for flags, expected in (([], (1, [1])), (['--contrast_method=log-odds'], (2, [2, 1])), (['--contrast_method=difference'], (2, [2]))):
-        code, _, err = script('inference', photos / 'wide.jpg', f'--load_checkpoint={checkpoint}', '--workers=0', '--output=out',
-                              '--format=html', '--score_map_process=jointll', '--top_k=1', *flags)
-        assert code == 0 and shown.pop() == expected, err
+    explain(folder / 'wide.jpg', '--format=html', '--score_map_process=jointll', '--top_k=1', *flags)
+    assert shown == [(expected[0], expected)]
 
 
-def test_the_page_needs_nothing_from_elsewhere(page):
-    text = page.read_text()
-    assert not re.search(r'(?:src|href)\s*=\s*["\'](?!data:|#)', text) and 'http-equiv="refresh"' not in text
-    assert not re.search(r'url\((?!["\']?data:)|@import|fetch\(|XMLHttpRequest|import\(', text)
+def test_names_from_outside_cannot_become_markup():
+    page = gallery.Gallery('</script><b>', ['jointll'])
+    page.add('<img src=x onerror=alert(1)>', np.zeros((4, 4, 3), np.uint8), [('</script>', 0.5)], [])
+    text = page.page()
+    assert text.count('</script>') == 2 and '<b>' not in text and '<img src=x' not in text
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
@@ -307,33 +371,34 @@ CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 
 
 @pytest.mark.skipif(CHROMIUM is None, reason='the page is tried in a browser: no chromium or google-chrome is installed')
 def test_the_page_works_in_a_browser(page, tmp_path):
-    """Loaded from a file without a network: the photos, methods and classes are there, keys change what is shown, and the
-    script ends without an error."""
+    """Loaded from a file without a network: the photos, methods and classes are there, each choice changes what is shown,
+    and the script ends without an error."""
     probe = """
     <script>
-    window.onerror = (message) => document.title = 'error: ' + message;
+    window.onerror = message => document.title = 'error: ' + message;
     addEventListener('load', () => setTimeout(() => {
-      const texts = () => document.body.innerText;
-      const before = texts();
-      for (const key of ['ArrowRight', 'ArrowDown'])
-        document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: key, bubbles: true}));
+      const shown = () => document.querySelector('#picture').src + document.querySelector('#name').textContent;
+      const seen = [shown()];
+      const choose = selector => { document.querySelectorAll(selector)[1].click(); seen.push(shown()); };
+      choose('#class input');
+      choose('#view input');
+      document.querySelector('#plain').click();
+      seen.push(shown());
+      document.body.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}));
+      seen.push(shown());
       const report = document.createElement('pre');
       report.id = 'report';
-      report.textContent = JSON.stringify({title: document.title, changed: before !== texts(), text: before,
-        sliders: document.querySelectorAll('input[type=range]').length,
-        canvases: document.querySelectorAll('canvas').length});
+      report.textContent = JSON.stringify({title: document.title, different: new Set(seen).size, text: document.body.innerText});
       document.body.append(report);
     }, 500));
     </script></body>"""
     copy = tmp_path / 'probe.html'
-    # the page's own policy lets no other script in
+    # the page's policy lets no other script in
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', '', page.read_text())
     copy.write_text(text.replace('</body>', probe))
     finished = subprocess.run([CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--virtual-time-budget=8000',
                                f'--user-data-dir={tmp_path / "profile"}', '--dump-dom', f'file://{copy}'],
                               capture_output=True, text=True, timeout=120, check=True)
     report = json.loads(html.unescape(re.search(r'<pre id="report">(.*?)</pre>', finished.stdout, re.S)[1]))
-    assert not report['title'].startswith('error'), report
-    assert report['sliders'] >= 1 and report['canvases'] >= 1
+    assert report['title'] == 'Attribution maps' and report['different'] == 5, report
     assert all(word in report['text'] for word in ('jointll', 'grad_cam', 'Toy_')), report
-    assert report['changed'], report

@@ -1,4 +1,5 @@
 """pictures.py: pixels are read back from the drawn figures and compared with the map, the photo and the colour bar."""
+import itertools
 import warnings
 
 import numpy as np
@@ -145,13 +146,15 @@ def test_outlines_and_the_bar_have_the_same_colours(picture, signed):
             assert on_map <= 12  # lines are smoothed
 
 
-@pytest.mark.parametrize('shape', [(1, 30), (30, 1)])
-def test_a_photo_one_pixel_thin_has_no_lines(shape):
-    values = np.linspace(0, 1, 30, dtype=np.float32).reshape(shape)
-    photo = np.full((*shape, 3), 200, np.uint8)
-    figure = pictures.sheet([[Panel(photo, 'a map', values, 'its label')]], overlay='outline')
-    pixels_of(figure)
-    assert not figure.axes[0].collections and figure.axes[1].lines  # the bar has its lines
+def test_a_line_has_one_width_whatever_the_slope():
+    """It runs through the pixels whose values are nearest to its own: steep on the left, flat on the right."""
+    values = np.concatenate([np.linspace(0, 0.8, 40), np.linspace(0.8, 1, 60)])[None].repeat(20, 0).astype(np.float32)
+    white = np.full((20, 100, 3), 255, np.uint8)
+    lined = pictures.shade(white, values, Scale(0, 1), 'outline')
+    dark = (lined[10] != 255).any(-1)
+    places = [np.abs(values[10] - share).argmin() for share in (0.25, 0.5, 0.75)]
+    assert dark[places].all() and 9 <= dark.sum() <= 18  # three lines, each about four pixels wide
+    assert (lined == lined[:1]).all()  # whatever the part of rows
 
 
 # --- palettes for all eyes ----------------------------------------------------------------------------
@@ -191,7 +194,7 @@ def test_palettes_are_read_by_eyes_with_a_colour_deficiency(deficiency):
 @given(st.floats(1e-30, 1e30), st.booleans(), st.floats(-1, 0.9))
 def test_ticks_are_short_numbers_in_place_and_their_power_of_ten_is_said(high, signed, low):
     scale = Scale(-high if signed else min(0.0, low * high), high, signed)
-    where, texts, factor = scale.ticks()
+    (where, texts), factor = scale.ticks(), scale.label('')
     power = int(factor.removeprefix(' × 10').translate(str.maketrans('⁻⁰¹²³⁴⁵⁶⁷⁸⁹', '-0123456789'))) if factor else 0
     assert 2 <= len(where) <= 6
     for value, text in zip(where, texts, strict=True):
@@ -209,13 +212,14 @@ def test_a_fine_maps_scale_ends_at_a_percentile_and_says_so(picture):
 
 
 @pytest.mark.parametrize('overlay', config.OVERLAYS)
-@pytest.mark.parametrize('size', [(40, 40), (3, 700), (700, 3), (60, 40)])
-@pytest.mark.parametrize('values', [np.zeros((2, 2)), np.full((14, 14), -3.0), np.full((1, 1), 5.0), np.array([[1e-38, 0]])])
-def test_odd_photos_and_flat_maps_are_drawn(overlay, size, values):
-    picture = np.full((*size, 3), 128, np.uint8)
-    for signed in (False, True):
-        figure = pictures.sheet([[Panel(picture, 'photo'), Panel(picture, 'map', values, 'label', signed)]], 'header', overlay=overlay)
-        assert np.array_equal(inside(pixels_of(figure), figure.axes[0]), picture)
+def test_odd_photos_and_flat_maps_are_drawn(overlay):
+    flat = [np.zeros((2, 2)), np.full((14, 14), -3.0), np.full((1, 1), 5.0), np.array([[1e-38, 0]])]
+    for size, signed, values in itertools.product([(40, 40), (3, 700), (700, 3), (1, 30)], [False, True], flat):
+        photo = np.full((*size, 3), 128, np.uint8)
+        shaded = pictures.shade(photo, values, Scale.of(values, signed), overlay)
+        assert shaded.shape == photo.shape and shaded.dtype == np.uint8
+    figure = pictures.sheet([[Panel(photo, 'photo'), Panel(photo, 'map', values, 'label', signed)]], 'header', overlay=overlay)
+    assert np.array_equal(inside(pixels_of(figure), figure.axes[0]), photo)
 
 
 def test_names_are_drawn_as_they_are_written(picture):
