@@ -18,7 +18,7 @@ from reports import figures, intervals, paper, table_files
 from reports.intervals import Measured
 from reports.table_files import Cell, Table
 from runtime import command_line, screen
-from wsol.attribution.contrast import CONTRASTS
+from wsol.attribution.contrast import CONTRASTS, default_scale
 from wsol.errors import UserError
 
 NAMED_BY = {'norm_type': 'norm', 'threshold_type': 'thresholds', 'cam_curve_interval': 'step', 'seed': 'seed',
@@ -72,7 +72,7 @@ def usual_scale(result):
     if script not in config.ALL_FLAGS['norm_type'].readers:
         return {}
     contrast = settings.get('contrast_method') if settings.get('contrast_method') in CONTRASTS else None
-    norm_type, threshold_type = result_files.own_scale(settings.get('score_map_process'), contrast, script)
+    norm_type, threshold_type = default_scale(settings.get('score_map_process'), contrast, script == 'eval_wsol')
     return {'norm_type': norm_type, 'threshold_type': threshold_type,
             'cam_curve_interval': config.ALL_FLAGS['cam_curve_interval'].default}
 

@@ -21,7 +21,7 @@ from runtime.command_line import (
     plain_parser,
     several,
 )
-from wsol import ARCHITECTURE_NAMES, ARCHITECTURES, HEADS, PROCESSES, prior_training
+from wsol import ARCHITECTURE_NAMES, ARCHITECTURES, HEADS, METHODS, prior_training
 from wsol.attribution.contrast import CONTRASTS
 from wsol.backbones.resnet import LAYERS
 from wsol.errors import UserError
@@ -33,7 +33,6 @@ from wsol.networks import find_architecture, options_taken
 OVERLAYS = {'blend': "the map's colours over the photo in grey", 'mask': 'the photo, darker where the map is lower',
             'outline': 'lines of equal value over the photo', 'map': 'the map alone'}  # how pictures show a map
 OBJECT_MASK = 'object_mask'  # the object's segmentation as a map: a control that no model computes
-PROCESS_NAMES = tuple(sorted(PROCESSES, key=lambda name: not PROCESSES[name].one_forward))
 METHOD_ALIASES = {'CALM-EM': 'CALM_EM', 'CALM-ML': 'CALM_ML'}
 
 EVALUATIONS = ('eval_pixel_perturb', 'eval_cue_location', 'eval_wsol')
@@ -174,8 +173,8 @@ FLAGS = {
              '(an optional package)', MAIN),
     ),
     'maps and metrics': (
-        _maps('score_map_process', None, choice((*PROCESS_NAMES, OBJECT_MASK)), 'the attribution method (default: '
-              f'vanilla for CAM, jointll for CALM): {", ".join(PROCESS_NAMES)}; {OBJECT_MASK}: the segmentation '
+        _maps('score_map_process', None, choice(lambda: (*METHODS, OBJECT_MASK)), 'the attribution method (default: '
+              f'vanilla for CAM, jointll for CALM): {", ".join(METHODS)}; {OBJECT_MASK}: the segmentation '
               'itself, a control of evaluations', several=(*INFERENCE, *CUE)),
         Flag('score_map_method', 'activation_map', choice(('activation_map', 'backprop')),
              'backprop: with process vanilla, the vanilla gradient; implied by the gradient processes', MAPS),
@@ -186,10 +185,11 @@ FLAGS = {
               "the noise's deviation is the image's range over this", (*MAPS, *INTERVENTIONS)),
         _maps('integrated_grad_nr_iter', 50, COUNT, 'points on the path of the integrated gradients',
               (*MAPS, *INTERVENTIONS)),
-        Flag('contrast_method', None, choice(('difference', *CONTRASTS)), 'how class A is contrasted with class B: '
-             'difference, of the maps of A and of B (default of eval_cue_location.py, as published), or, of both '
-             f'classes at once: {", ".join(CONTRASTS)} (eval_interventions.py: all of them; inference.py: '
-             'prior-log-odds for CALM, log-odds for CAM)', (*CUE, *INTERVENTIONS, *INFERENCE),
+        Flag('contrast_method', None, choice(lambda: ('difference', *CONTRASTS)),
+             'how class A is contrasted with class B: difference, of the maps of A and of B (default of '
+             'eval_cue_location.py, as published), or, of both classes at once: '
+             f'{", ".join(CONTRASTS)} (eval_interventions.py: all of them; inference.py: prior-log-odds for CALM, '
+             'log-odds for CAM)', (*CUE, *INTERVENTIONS, *INFERENCE),
              recorded=True, shared=False, several=(*CUE, *INTERVENTIONS)),
         Flag('slow_questions', 60, COUNT, 'so many questions, drawn by the seed, for methods that take some fifty '
              'forwards and more for a map; all questions for the others', INTERVENTIONS, recorded=True, shared=False),

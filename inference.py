@@ -23,8 +23,8 @@ from reports.album import DIFFERENCE, PAGE, Album, Explanation
 from reports.photos import OwnImages, find_images
 from runtime import processes, screen
 from runtime.screen import warn
-from wsol.attribution.contrast import check_contrast
-from wsol.attribution.registry import PROCESSES, check_process
+from wsol.attribution.contrast import find_contrast
+from wsol.attribution.registry import METHODS, find_method
 from wsol.errors import UserError
 
 RUNNER_UP = 'runner-up'
@@ -123,7 +123,7 @@ def refuse_what_would_be_ignored(args):
         raise UserError('--score_map_method=backprop says nothing of several methods; leave it out, and name backprop '
                         'among them')
     if args.contrast is not None and args.contrast_method in (None, DIFFERENCE) and methods and not any(
-            PROCESSES[name].per_class for name in methods):
+            METHODS[name].per_class for name in methods):
         raise UserError(f'{methods[0]} gives one map for all classes: "why A and not B" would be zero everywhere; '
                         'add a method such as jointll, or a --contrast_method')
 
@@ -134,7 +134,7 @@ def contrast_of(args, model):
     names_maps = args.score_map_process or args.score_map_method == 'backprop'
     method = args.contrast_method or (DIFFERENCE if names_maps else model.default_contrast)
     if method != DIFFERENCE:
-        check_contrast(method, type(model))
+        find_contrast(method, type(model))
     if args.contrast_method is None and method != DIFFERENCE:
         screen.say(f'the contrast is {method}, for the reasons in docs/findings_painted_birds.md; '
                  '--contrast_method=difference subtracts the maps of the two classes')
@@ -148,7 +148,7 @@ def open_run(args):
     run = session.open_evaluation(Munch(args, score_map_process=asked[0]), 'inference', needs_data=False)
     methods = [run.args.score_map_process, *asked[1:]]
     for name in methods[1:]:
-        check_process(name, type(run.model))
+        find_method(name, type(run.model))
         screen.say(replace(run, args=Munch(run.args, score_map_process=name)).describe())
     if args.contrast is not None:
         run = replace(run, args=Munch(run.args, contrast_method=contrast_of(args, run.model)))

@@ -14,7 +14,7 @@ import util
 from runtime import screen
 from wsol.attribution.contrast import contrast_maps
 from wsol.attribution.maps import attribution_maps
-from wsol.attribution.registry import PROCESSES
+from wsol.attribution.registry import METHODS
 from wsol.errors import UserError
 
 
@@ -70,14 +70,14 @@ class MapSource:
 class NetworkMaps(MapSource):
     """A network's maps by an attribution method.
 
-    process: a key of PROCESSES. seed: of the methods that draw at random. options: superclasses and settings of
+    process: a key of METHODS. seed: of the methods that draw at random. options: superclasses and settings of
     attribution_maps.
     """
 
     def __init__(self, images, model, process, precision='float32', seed=0, **options):
         super().__init__(images, model, precision)
         self.process, self.seed, self.options = process, seed, options
-        self.per_class = PROCESSES[process].per_class
+        self.per_class = METHODS[process].per_class
 
     def check_pairs(self, pairs):
         members = self.options.get('superclasses')

@@ -16,8 +16,8 @@ from dataset.registry import DataSet, find_dataset
 from evaluation.map_sources import ContrastMaps, FolderMaps, NetworkMaps, ObjectMasks
 from experiment import result_files, weights
 from runtime import processes, screen, whole_files
-from wsol.attribution.contrast import CONTRASTS, check_contrast
-from wsol.attribution.registry import PROCESSES, SamplingSettings, check_process
+from wsol.attribution.contrast import CONTRASTS, default_scale, find_contrast
+from wsol.attribution.registry import METHODS, SamplingSettings, find_method
 from wsol.errors import UserError
 from wsol.networks import check_image_size
 from wsol.speed.folding import fold_batchnorm
@@ -63,7 +63,7 @@ class Evaluation:
         if args.score_map_process == config.OBJECT_MASK:
             return ObjectMasks(images, self.data.annotations(), **options)
         members = None
-        if 'superclass' in args.score_map_process:
+        if METHODS[args.score_map_process].needs_superclasses:
             members = self._superclasses(images)
         return NetworkMaps(images, process=args.score_map_process, seed=args.seed, superclasses=members,
                            settings=sampling_settings(args), **options)
@@ -197,8 +197,7 @@ def _find_network(args, script):
 def only_runs_forward(args, script):
     """Whether a script asks its network for forwards alone: no gradient, no other network made of it."""
     contrast = contrast_in_place(args, script)
-    # None: maps that no network makes, or that are read off the activations
-    maps = PROCESSES.get(contrast.removesuffix('-difference') if contrast else args.score_map_process)
+    maps = CONTRASTS[contrast] if contrast else METHODS.get(args.score_map_process)  # None: no network makes them
     return script == 'main' or script in config.EVALUATIONS and (
         args.scoremap_root is not None or maps is None or maps.one_forward)
 
@@ -207,11 +206,11 @@ def _choose_maps(args, model, data, script):
     """The flags with the attribution method and its scale. Raises UserError where the network or the data has none."""
     args = _with_defaults(args, model, script)
     if contrast_in_place(args, script):
-        check_contrast(args.contrast_method, type(model))
+        find_contrast(args.contrast_method, type(model))
     elif args.score_map_process == config.OBJECT_MASK:
         data.annotations()
     elif args.scoremap_root is None:
-        check_process(args.score_map_process, type(model))
+        find_method(args.score_map_process, type(model))
     return args
 
 
@@ -229,10 +228,11 @@ def _with_defaults(args, model, script):
         args.score_map_process = 'backprop' if gradients else model.default_method
     if gradients and args.score_map_process == 'vanilla':
         args.score_map_process = 'backprop'
-    process = PROCESSES.get(args.score_map_process)
+    process = METHODS.get(args.score_map_process)
     if gradients and process and process.one_forward:
         raise UserError(f'--score_map_method=backprop contradicts --score_map_process={args.score_map_process}, which '
                         'is read off the activations; leave one of them out')
-    norm_type, threshold_type = result_files.own_scale(args.score_map_process, contrast_in_place(args, script), script)
+    norm_type, threshold_type = default_scale(args.score_map_process, contrast_in_place(args, script),
+                                              by_range=script == 'eval_wsol')
     args.norm_type, args.threshold_type = args.norm_type or norm_type, args.threshold_type or threshold_type
     return args

@@ -9,7 +9,7 @@ import json
 import platform
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,16 +18,10 @@ import torch
 
 import config
 from runtime import screen, whole_files
-from wsol.attribution.contrast import CONTRASTS
-from wsol.attribution.registry import PROCESSES
+from wsol.attribution.contrast import CONTRASTS, default_scale
+from wsol.attribution.registry import METHODS, SamplingSettings
 from wsol.backbones._torchvision import torchvision
 from wsol.errors import UserError
-from wsol.heads import CALM
-
-# of the flags that sample, what stands in the names of the methods that read them
-SAMPLED_BY = {'smooth_grad_nr_iter': ('smooth', 'var_grad'), 'smooth_grad_sigma': ('smooth', 'var_grad'),
-              'integrated_grad_nr_iter': ('integrated',)}
-
 
 # metric -> version of its results' layout, where it is not the first: an evaluation replaces results of another one
 FORMATS = {'cue_location': 2}
@@ -36,7 +30,7 @@ FORMATS = {'cue_location': 2}
 def contrast_name(contrast):
     """How results call a contrast method. One of an attribution method's name is that method of the log-odds, which is
     not the difference of its maps of the two classes."""
-    return f'{contrast}-of-log-odds' if contrast in PROCESSES else contrast
+    return f'{contrast}-of-log-odds' if contrast in METHODS else contrast
 
 
 def identity(metric, data, split, images, checkpoint, settings):
@@ -177,8 +171,8 @@ def find_result(folder, metric, process, weights_sha256, images_sha256=None, **s
     say, is none. Raises UserError."""
     script = f'eval_{metric}'
     usual = config.usual_settings(script)
-    expected = usual | dict(zip(('norm_type', 'threshold_type'), own_scale(
-        process, settings.get('contrast_method'), script), strict=True))
+    expected = usual | dict(zip(('norm_type', 'threshold_type'), default_scale(
+        process, settings.get('contrast_method'), by_range=script == 'eval_wsol'), strict=True))
     expected = {name: value for name, value in expected.items() if name in usual} | {'score_map_process': process}
     expected = as_compared(expected | settings)
     for path in sorted(Path(folder).glob(f'{metric}_*.json'), key=lambda path: -path.stat().st_mtime_ns):
@@ -200,24 +194,10 @@ def as_compared(settings):
     if settings.get('contrast_method') == 'difference':
         settings['contrast_method'] = None
     method = settings.get('contrast_method') or settings.get('score_map_process')
-    idle = ['score_map_method'] + [name for name, words in SAMPLED_BY.items()
-                                   if isinstance(method, str) and not any(word in method for word in words)]
+    idle = ['score_map_method']
+    if isinstance(method, str):
+        known = CONTRASTS.get(method) or METHODS.get(method)
+        idle += {field.name for field in fields(SamplingSettings)} - set(known.settings if known else ())
     settings = {name: value for name, value in settings.items() if name not in idle}
     roots = {name: str(Path(settings[name]).resolve()) for name in ('data_root', 'metadata_root') if name in settings}
     return settings | roots
-
-
-# --- the scale of maps ------------------------------------------------------------------------------
-
-
-def own_scale(process, contrast, script):
-    """(norm, thresholds) of the maps of an attribution method or, in its place, of a contrast method.
-
-    CALM's own maps are probabilities: taken as they are, on a logarithmic scale. All others are scaled to 0..1 one by
-    one; so are all maps in the WSOL evaluation, whose thresholds are shares of a map's range.
-    """
-    if contrast:
-        probabilities = CONTRASTS[contrast].unit == 'probability'
-    else:
-        probabilities = process in PROCESSES and PROCESSES[process].head is CALM
-    return 'clipping' if probabilities and script != 'eval_wsol' else 'minmax', 'log' if probabilities else 'even'

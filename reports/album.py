@@ -19,8 +19,8 @@ from reports import figures, gallery, pictures
 from reports.photos import open_picture
 from reports.pictures import Panel
 from runtime import processes, whole_files
-from wsol.attribution import labels
-from wsol.attribution.registry import PROCESSES
+from wsol.attribution.contrast import CONTRASTS
+from wsol.attribution.registry import METHODS
 from wsol.errors import UserError
 
 DIFFERENCE = 'difference'  # the contrast that subtracts the shown maps of two classes, where no contrast method is used
@@ -55,8 +55,9 @@ class View(NamedTuple):
 
 def method_view(name):
     """The View of an attribution method."""
-    count = None if PROCESSES[name].per_class else 1
-    return View(name, name, labels.map_label(name), name in labels.SIGNED, lambda photo: photo.maps[name][:count])
+    method = METHODS[name]
+    count = None if method.per_class else 1
+    return View(name, name, method.label_of(), method.signed, lambda photo: photo.maps[name][:count])
 
 
 def contrast_views(methods, contrast_method):
@@ -65,11 +66,11 @@ def contrast_views(methods, contrast_method):
         return []
     if contrast_method != DIFFERENCE:
         return [View(f'{contrast_method}_contrast', f'{contrast_method}: why A, not B',
-                     labels.contrast_label(contrast_method), labels.is_signed_contrast(contrast_method),
+                     CONTRASTS[contrast_method].label_of(), CONTRASTS[contrast_method].signed,
                      lambda photo: photo.contrast[None])]
-    return [View(f'{name}_difference', f'{name}: why A, not B', labels.difference_label(name), True,
+    return [View(f'{name}_difference', f'{name}: why A, not B', METHODS[name].difference_label(), True,
                  lambda photo, name=name: photo.maps[name][:1] - photo.maps[name][1:2])
-            for name in methods if PROCESSES[name].per_class]
+            for name in methods if METHODS[name].per_class]
 
 
 class Album:

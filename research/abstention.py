@@ -23,16 +23,15 @@ from research import commands
 from runtime import command_line, screen, whole_files
 from wsol import HEADS
 from wsol.attribution.contrast import CONTRASTS
-from wsol.attribution.registry import PROCESSES
+from wsol.attribution.registry import METHODS
 from wsol.errors import UserError
 
 OWN = 'own'
 CHOSEN = ('experiment_name', 'save_root', 'load_checkpoint', 'scoremap_root', 'score_map_method', 'threshold_type',
           *(name for name, flag in config.ALL_FLAGS.items() if 'eval_cue_location' in flag.several)
           )  # flags of eval_cue_location that this script states itself, or has no use for
-OF_PAIRS = {name: entry for name, entry in CONTRASTS.items() if name not in PROCESSES}  # one map of two classes
+OF_PAIRS = {name: entry for name, entry in CONTRASTS.items() if name not in METHODS}  # one map of two classes
 CONTROLS = {config.OBJECT_MASK: "control: the object's mask", 'random': 'control: random maps'}  # of no network
-SHOWN = {'vanilla': 'logits', 'jointll': 'joint', 'saliency': 'prior'}
 
 
 def make_parser():
@@ -43,7 +42,7 @@ def make_parser():
                         help='percentages of the pixels (default: 0,20,50,80)')
     parser.add_argument('--processes', metavar='PROCESS,...', default=(OWN,),
                         type=command_line.several(
-                            command_line.choice((OWN, *PROCESSES, *OF_PAIRS, config.OBJECT_MASK))),
+                            command_line.choice((OWN, *METHODS, *OF_PAIRS, config.OBJECT_MASK))),
                         help='attribution methods, and contrast methods such as log-odds, each measured where a '
                         "network has it; own: the network's own, vanilla or jointll (default: own)")
     parser.add_argument('--output', default='abstention', metavar='FOLDER', help='where to (default: abstention)')
@@ -57,7 +56,7 @@ def methods_of(folder, processes):
         raise UserError(f'{folder} holds no finished training; name experiments as they lie, such as save/calm_em')
     head = HEADS[method]
     processes = dict.fromkeys(head.default_method if process == OWN else process for process in processes)
-    needs = {name: entry.head for name, entry in (*PROCESSES.items(), *OF_PAIRS.items())}
+    needs = {name: entry.head for name, entry in (*METHODS.items(), *OF_PAIRS.items())}
     return [process for process in processes if process in CONTROLS or issubclass(head, needs[process])]
 
 
@@ -121,7 +120,7 @@ def main():
         raise UserError(f'none of the networks has --processes={",".join(args.processes)}')
     for folder, processes in methods.items():
         for process, own in (measure(folder, processes, percents, flags, settings) if processes else {}).items():
-            name = f'{folder.name}, {SHOWN.get(process, process)}' if several else folder.name
+            name = f'{folder.name}, {process}' if several else folder.name
             points.setdefault(CONTROLS.get(process, name), []).append(own)
     points = {name: np.stack(own) for name, own in points.items()}  # (networks, percentages, 3)
     curves = {name: own.mean(0).T for name, own in points.items()}

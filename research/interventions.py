@@ -29,10 +29,6 @@ from wsol.attribution.contrast import CONTRASTS, contrast_maps
 from wsol.errors import UserError
 from wsol.maps import normalise, resize
 
-# methods that take some fifty forwards and more for a map are measured on --slow_questions of the questions
-SLOW = ('integrated', 'smooth', 'var_grad', 'score_cam', 'occlusion')
-# the contrasts whose maps of a network with random weights are controls: they take one forward or gradient
-UNTRAINED = ('joint-difference', 'posterior-difference', 'prior-log-odds', 'evidence', 'log-odds', 'backprop')
 COLUMNS = {'pxap': 'PxAP, exact', 'rank': 'rank corr.', 'share': 'mass on cue, %', 'sign': 'sign, %', 'slope': 'slope',
            'error': 'error', 'deletion': 'deletion corr.', 'distractors': 'on distractors'}
 NEGLIGIBLE = 0.1  # nats: a shape of the background that does less is a distractor
@@ -99,15 +95,16 @@ def control_sources(run, source, masks):
     untrained = build_model(**config.network_settings(run.args), num_classes=run.data.num_classes).to(run.device).eval()
     controls = {'control: random': noise,
                 "control: the bird's mask": bird,
-                **{f'control: random weights, {name}': source(untrained, name) for name in UNTRAINED
-                   if issubclass(type(untrained), CONTRASTS[name].head)}}
+                **{f'control: random weights, {name}': source(untrained, name) for name, contrast in CONTRASTS.items()
+                   if (contrast.one_forward or name == 'backprop') and issubclass(type(untrained), contrast.head)}}
     if run.model.default_method == 'jointll':
         controls['control: prior'] = lambda images, *_: run.model.activations(images).prior
     return controls
 
 
 def is_slow(name):
-    return name.startswith(SLOW)
+    """Whether a contrast takes many forwards for a map: such are measured on --slow_questions of the questions."""
+    return name in CONTRASTS and CONTRASTS[name].slow
 
 
 # --- figures ------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from experiment import result_files, weights
 from reports import intervals, paper
 from research import commands
 from wsol import build_model
+from wsol.attribution.registry import METHODS
 from wsol.backbones._torchvision import torchvision
 from wsol.contexts import shapes_only
 from wsol.errors import UserError
@@ -24,8 +25,6 @@ from wsol.errors import UserError
 IMAGES = {'CUB': (5994, 1000, 5794), 'ILSVRC': (1_281_167, 10_000, 50_000), 'OpenImages': (29_819, 2_500, 5_000),
           'ToyBirds': (720, 144, 360)}  # train, val, test
 CUES = {'CUB': (2579, 11_039), 'ToyBirds': (360, 1280)}  # images of cue localization, their class pairs all together
-COST = {'backprop': (1, 1), 'integrated_grad': (51, 51), 'smooth_grad': (50, 50), 'var_grad': (50, 50),
-        'vanilla': (1, 0), 'jointll': (1, 0)}  # forwards for an image, backwards for an image and a class
 SPEEDS = {'GPU': 20e12, 'CPU': 0.2e12}  # operations a second that the estimates assume
 NAMES = {'cue_location': 'cue localization', 'pixel_perturb': 'remove-and-classify'}
 
@@ -202,7 +201,7 @@ def operations(step, flags):
     train, val, test = IMAGES[network.dataset]
     if not step.metric:
         return forward * (epochs * (3 * train + val) + val + test)
-    forwards, backwards = COST[step.process]
+    forwards, backwards = METHODS[step.process].cost_of()  # for an image; for an image and a class
     if step.metric == 'pixel_perturb':
         return forward * test * (forwards + 2 * backwards + 2 * len(intervals.ERASED))
     images, pairs = CUES[network.dataset]

@@ -33,8 +33,10 @@ def number(kind, low, low_included=True, high=math.inf):
 
 
 def choice(options, aliases=None):
-    """A parser of names; an unknown one is answered with the nearest."""
-    def parse(text):
+    """A parser of names; an unknown one is answered with the nearest. options: the names, or a function that gives
+    them."""
+    def parse(text, options=options):
+        options = options() if callable(options) else options
         name = (aliases or {}).get(text, text)
         if name not in options:
             known = {known.lower(): known for known in (*options, *(aliases or {}))}

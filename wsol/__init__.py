@@ -4,13 +4,13 @@ Source: Kim, Choe, Akata, Oh, "Keep CALM and Improve Visual Feature Attribution"
 
     import wsol
     model = wsol.build_model('resnet50', 'CALM_EM', num_classes=200, large_feature_map=True).eval()
-    maps = wsol.attribution_maps(model, images, labels, process='jointll')     # (B,h,w), p(label, z | x)
+    maps = wsol.attribution_maps(model, images, labels, method='jointll')      # (B,h,w), p(label, z | x)
 """
 from wsol.attribution.maps import attribution_maps
-from wsol.attribution.registry import PROCESSES
+from wsol.attribution.registry import METHODS
 from wsol.errors import UserError
 from wsol.networks import ARCHITECTURE_NAMES, ARCHITECTURES, HEADS, build_model, parameter_groups
 from wsol.own_networks import from_classifier, from_module
 
-__all__ = ['ARCHITECTURES', 'ARCHITECTURE_NAMES', 'HEADS', 'PROCESSES', 'UserError', 'attribution_maps',
-           'build_model', 'from_classifier', 'from_module', 'parameter_groups']
+__all__ = ['ARCHITECTURES', 'ARCHITECTURE_NAMES', 'HEADS', 'METHODS', 'UserError', 'attribution_maps', 'build_model',
+           'from_classifier', 'from_module', 'parameter_groups']

@@ -13,7 +13,7 @@ import config
 from dataset.prepare import RECIPES
 from dataset.toybirds import class_colours
 from experiment import weights
-from wsol import HEADS, PROCESSES, attribution_maps, build_model
+from wsol import HEADS, METHODS, attribution_maps, build_model
 from wsol.attribution.contrast import CONTRASTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,19 +32,19 @@ def test_the_front_page_is_short():
 def test_every_process_has_a_row_and_every_row_is_a_process():
     table = ATTRIBUTION.split('\n## ')[0]
     named = [name for cell in re.findall(r'^\| (`.*?) \|', table, re.M) for name in re.findall(r'`([^`]+)`', cell)]
-    assert sorted(named) == sorted([*PROCESSES, config.OBJECT_MASK])
+    assert sorted(named) == sorted([*METHODS, config.OBJECT_MASK])
 
 
 def test_the_rows_name_the_heads_that_define_a_process():
     for cells, heads in re.findall(r'^\| (`.*?) \|.*\| (all|CALM) \|', ATTRIBUTION, re.M):
-        for name in set(re.findall(r'`([^`]+)`', cells)) & set(PROCESSES):
-            assert issubclass(HEADS['CAM'], PROCESSES[name].head) == (heads == 'all'), name
+        for name in set(re.findall(r'`([^`]+)`', cells)) & set(METHODS):
+            assert issubclass(HEADS['CAM'], METHODS[name].head) == (heads == 'all'), name
 
 
 def test_every_contrast_method_has_a_row():
     table = ATTRIBUTION.split('\n## Contrasts')[1].split('\n## ')[0]
     rows = dict(re.findall(r'^\| `([^`]+)`( \(CALM\))? \|', table, re.M))
-    own = {name: entry for name, entry in CONTRASTS.items() if name.removesuffix('-difference') not in PROCESSES}
+    own = {name: entry for name, entry in CONTRASTS.items() if name.removesuffix('-difference') not in METHODS}
     assert rows.keys() == own.keys()
     for name, calm in rows.items():
         assert issubclass(HEADS['CAM'], CONTRASTS[name].head) == (not calm), name
@@ -68,7 +68,7 @@ def test_the_cost_column(monkeypatch):
     rows = re.findall(r'^\| (`.*?) \|.*\| (?:all|CALM) \| (.*?) \|', ATTRIBUTION, re.M)
     for cells, cost in rows:
         stated = {kind: int(number) for number, kind in re.findall(r'(\d+) ([FB])', cost.replace('D+2', '66'))}
-        for name in set(re.findall(r'`([^`]+)`', cells)) & set(PROCESSES):
+        for name in set(re.findall(r'`([^`]+)`', cells)) & set(METHODS):
             counts.update(F=0, B=0)
             attribution_maps(model, torch.randn(1, 3, 56, 56), torch.tensor([1]), name, superclasses=torch.eye(3) > 0)
             assert counts == {'F': 0, 'B': 0} | stated, name

@@ -24,7 +24,7 @@ from experiment import training
 from wsol import HEADS, build_model, metrics
 from wsol.annotations import superclasses
 from wsol.attribution import maps as attribution
-from wsol.attribution.registry import PROCESSES, SamplingSettings
+from wsol.attribution.registry import METHODS, SamplingSettings
 from wsol.maps import NORM_TYPES, normalise, ranks, resize
 
 FAR, CPU = torch.device('meta'), torch.device('cpu')
@@ -79,7 +79,7 @@ def small_network(method, prior='relu'):
 
 
 KINDS = [('CAM', 'relu'), ('CALM_EM', 'relu'), ('CALM_EM', 'softplus'), ('CALM_ML', 'relu'), ('CALM_ML', 'softplus')]
-QUESTIONS = [(method, process) for method in HEADS for process, entry in PROCESSES.items()
+QUESTIONS = [(method, process) for method in HEADS for process, entry in METHODS.items()
              if issubclass(HEADS[method], entry.head)]
 
 
@@ -125,7 +125,7 @@ def test_every_attribution_method(far_away, method, process):
     assert set(far_away) <= {FAR.type}
 
 
-@pytest.mark.parametrize('method, process', [question for question in QUESTIONS if PROCESSES[question[1]].one_forward])
+@pytest.mark.parametrize('method, process', [question for question in QUESTIONS if METHODS[question[1]].one_forward])
 def test_activations_that_the_caller_has_already(far_away, method, process):
     model, images = small_network(method).eval(), torch.zeros(2, 3, 28, 28, device=FAR)
     maps = attribution.attribution_maps(model, images, torch.zeros(2, 3, dtype=torch.int64), process, seeds=SEEDS,

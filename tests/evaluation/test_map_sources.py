@@ -11,7 +11,7 @@ from conftest import SIZE, change_checkpoint, open_birds, read_result, refused, 
 from evaluation.map_sources import FolderMaps, NetworkMaps, ObjectMasks, ReadMaps
 from experiment import weights
 from wsol.attribution.maps import attribution_maps
-from wsol.attribution.registry import PROCESSES
+from wsol.attribution.registry import METHODS
 from wsol.errors import UserError
 
 EVALUATIONS = {'eval_wsol': 'wsol', 'eval_cue_location': 'cue_location', 'eval_pixel_perturb': 'pixel_perturb'}
@@ -206,14 +206,14 @@ def test_maps_from_files_that_are_no_numbers_are_refused(script, tiny_birds, sav
 @pytest.mark.parametrize('name', [*EVALUATIONS, 'inference'])
 def test_maps_of_a_network_that_are_no_numbers_are_refused(script, tiny_birds, save, tmp_path, monkeypatch, name, value):
     """One cell of one image's map: the third of its batch."""
-    compute, batches = PROCESSES['jointll'].compute, []
+    compute, batches = METHODS['jointll'].compute, []
 
     def overflow(query):
         maps = compute(query).clone()
         batches.append(len(maps))
         maps[2, :, 1, 1] = value
         return maps
-    monkeypatch.setitem(PROCESSES, 'jointll', replace(PROCESSES['jointll'], compute=overflow))
+    monkeypatch.setitem(METHODS, 'jointll', replace(METHODS['jointll'], compute=overflow))
     photos = sorted((roots_of(tiny_birds)[0] / 'ToyBirds/images/001.Toy_A1').glob('*_test_*.jpg'))
     photos += sorted((roots_of(tiny_birds)[0] / 'ToyBirds/images/002.Toy_A2').glob('*_test_*.jpg'))
     images = photos if name == 'inference' else []

@@ -15,9 +15,6 @@ from PIL import Image
 import config
 from reports import figures, pictures
 from reports.pictures import Panel, Scale
-from wsol import PROCESSES
-from wsol.attribution import labels
-from wsol.attribution.contrast import CONTRASTS
 from wsol.maps import resize
 
 HEIGHT, WIDTH = 280, 400
@@ -229,17 +226,6 @@ def test_names_are_drawn_as_they_are_written(picture):
         with warnings.catch_warnings():
             warnings.simplefilter('error')
             pixels_of(figure)
-
-
-def test_every_method_and_contrast_has_a_label_in_words():
-    assert labels.LABELS.keys() == PROCESSES.keys()
-    for name, process in PROCESSES.items():
-        assert ('{c}' in labels.LABELS[name][0]) == process.per_class
-        assert '{' not in labels.map_label(name) + labels.difference_label(name)
-    assert labels.difference_label('jointll') == 'p(A, z | x) − p(B, z | x) per cell'
-    texts = [labels.contrast_label(name) for name in CONTRASTS]
-    assert all(label and '{' not in label for label in texts)
-    assert labels.contrast_label('backprop').startswith('gradient of log p(A | x) / p(B | x)')
 
 
 @pytest.mark.parametrize('maps, contrasts', [(1, 0), (1, 1), (3, 0), (3, 3), (6, 1), (4, 2)])

@@ -48,7 +48,7 @@ def test_networks_of_one_name_are_one_line_for_each_method_they_have(at_home, sa
     lines = (tmp_path / 'abstention' / 'abstention.txt').read_text().splitlines()
     rows = [re.split(r'\s{2,}', line.strip()) for line in lines[2:]]
     # the prior is CALM's alone, and the birds' masks know no network
-    assert [row[0] for row in rows] == ['CAM, logits', "control: the object's mask", 'CALM_EM, joint', 'CALM_EM, prior']
+    assert [row[0] for row in rows] == ['CAM, vanilla', "control: the object's mask", 'CALM_EM, jointll', 'CALM_EM, saliency']
     assert all(cell.endswith('± 0.0') for row in rows for cell in row[2:] if row[0] != rows[1][0])  # two networks are one
     assert rows[2][3:] != rows[3][3:]
 
@@ -61,8 +61,8 @@ def test_contrast_methods_are_methods_too(at_home, save, script, tiny_birds, tmp
         assert code == 0 and len(at_home) == 4, err
     lines = (tmp_path / 'abstention' / 'abstention.txt').read_text().splitlines()
     rows = [re.split(r'\s{2,}', line.strip()) for line in lines[2:]]
-    assert [row[0] for row in rows[::2]] == ['CAM, logits', 'CAM, log-odds', 'CAM, evidence', 'control: random maps',
-                                             'CALM_EM, joint', 'CALM_EM, log-odds', 'CALM_EM, evidence']
+    assert [row[0] for row in rows[::2]] == ['CAM, vanilla', 'CAM, log-odds', 'CAM, evidence', 'control: random maps',
+                                             'CALM_EM, jointll', 'CALM_EM, log-odds', 'CALM_EM, evidence']
     for name in ('log-odds', 'evidence'):
         (own,) = [own for own in map(result_files.read_result, (save / 'CALM_EM').glob('cue_location*.json'))
                   if own['settings']['contrast_method'] == name and own['settings']['drop_lowest'] == 50]

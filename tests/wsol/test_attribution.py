@@ -7,7 +7,7 @@ from test_heads import head_on_features
 from wsol import HEADS, build_model
 from wsol.annotations import superclasses
 from wsol.attribution.maps import attribution_maps
-from wsol.attribution.registry import PROCESSES, SamplingSettings
+from wsol.attribution.registry import METHODS, SamplingSettings
 from wsol.errors import UserError
 
 HEAD_NAMES = list(HEADS)
@@ -31,11 +31,11 @@ def images():
 
 
 def defined_for(name):
-    return [process for process, entry in PROCESSES.items() if issubclass(HEADS[name], entry.head)]
+    return [process for process, entry in METHODS.items() if issubclass(HEADS[name], entry.head)]
 
 
 @pytest.mark.parametrize('method', ['CALM_EM', 'CALM_ML'])
-@pytest.mark.parametrize('process', [name for name in PROCESSES if name.startswith((
+@pytest.mark.parametrize('process', [name for name in METHODS if name.startswith((
     'vanilla', 'saliency', 'jointll', 'gtcond'))])
 def test_maps_are_the_published_ones(method, process):
     reference = golden('maps')
@@ -112,7 +112,7 @@ def test_superclass_maps_sum_to_the_superclasss_probability(networks, images):
     torch.testing.assert_close(maps.sum((1, 2)), expected)
     mean = attribution_maps(model, images, labels, 'jointll-superclass-mean', superclasses=FEW['superclasses'])
     torch.testing.assert_close(mean * torch.tensor([2., 3., 1.])[:, None, None], maps)
-    with pytest.raises(UserError, match='--superclass_file'):
+    with pytest.raises(UserError, match='need superclasses='):
         attribution_maps(model, images, labels, 'jointll-superclass')
 
 
@@ -232,7 +232,7 @@ def test_what_is_said_to_take_one_forward_takes_one_and_no_gradient(networks, im
     handle = model.layer1.register_forward_hook(lambda *_: forwards.append(torch.is_grad_enabled()))
     try:
         for process in defined_for(method):
-            if PROCESSES[process].one_forward:
+            if METHODS[process].one_forward:
                 several = attribution_maps(model, images, torch.tensor([[0, 1], [2, 3], [4, 4]]), process, **FEW)
                 assert forwards == [False], process
                 again = attribution_maps(model, images, torch.tensor([[0, 1], [2, 3], [4, 4]]), process,
@@ -242,4 +242,4 @@ def test_what_is_said_to_take_one_forward_takes_one_and_no_gradient(networks, im
     finally:
         handle.remove()
     gradients_or_more = {'backprop', 'integrated_gradients', 'grad_cam', 'score_cam', 'occlusion'}
-    assert not any(PROCESSES[process].one_forward for process in gradients_or_more)
+    assert not any(METHODS[process].one_forward for process in gradients_or_more)

@@ -6,7 +6,7 @@ from torch import nn
 from evaluation import session
 from experiment import result_files, weights
 from wsol import attribution_maps, build_model
-from wsol.attribution.registry import PROCESSES
+from wsol.attribution.registry import METHODS
 from wsol.heads import CAM
 from wsol.speed import folding
 
@@ -94,7 +94,7 @@ def test_evaluations_fold_where_forwards_alone_are_asked(script, tiny_birds, sav
     code, _, err = script('eval_pixel_perturb', *tiny_birds, '--experiment_name=CALM_EM', f'--score_map_process={process}',
                           '--smooth_grad_nr_iter=1', '--batch_size=36')
     assert code == 0, err
-    assert len(asked) == (process not in PROCESSES or PROCESSES[process].one_forward)
+    assert len(asked) == (process not in METHODS or METHODS[process].one_forward)
 
 
 @pytest.mark.parametrize('name', ['eval_pixel_perturb', 'eval_cue_location', 'eval_wsol', 'main'])

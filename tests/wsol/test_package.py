@@ -93,7 +93,7 @@ origins = {{}}
 for name in {NOT_THE_LIBRARYS!r}:
     spec = importlib.util.find_spec(name)
     origins[name] = None if spec is None else str(spec.origin or list(spec.submodule_search_locations))
-print(json.dumps([wsol.__file__, type(model).__name__, sorted(wsol.PROCESSES), origins]))
+print(json.dumps([wsol.__file__, type(model).__name__, sorted(wsol.METHODS), origins]))
 '''
     where, head, processes, origins = ask(python, code, tmp_path)
     assert head == 'CALM_EM' and 'jointll' in processes and 'occlusion' in processes

@@ -12,73 +12,77 @@ from wsol.attribution.registry import register
 from wsol.heads import CALM
 from wsol.maps import normalise
 
-activation_method = partial(register, one_forward=True)
+probabilities = partial(register, head=CALM, unit='probability', bounded=True)
 
 
-@activation_method('vanilla')
+@register('vanilla', unit='logit', label='logit of {c}', difference='log-odds')
 def vanilla(query):
     """CAM: the class's logits (Zhou et al. 2016)."""
     return query.rows(query.activations.logits)
 
 
-@activation_method('vanilla-saliency', per_class=False)
+@register('vanilla-saliency', per_class=False, label='sum over all classes of their logits, each scaled to 0..1')
 def vanilla_saliency(query):
-    """The sum over all classes of their logits, each scaled to 0..1."""
+    """The sum over all classes of their logits, each class's scaled to 0..1 (published code)."""
     return normalise(query.activations.logits, 'minmax').sum(1)
 
 
-@activation_method('vanilla-superclass')
+@register('vanilla-superclass', needs_superclasses=True,
+          label='logits scaled to 0..1, summed over the superclass of {c}')
 def vanilla_superclass(query):
-    """The sum over the class's superclass of the logits, each class's scaled to 0..1."""
+    """The sum over the class's superclass of the logits, each class's scaled to 0..1 (published code)."""
     return query.superclass_sums(normalise(query.activations.logits, 'minmax'))
 
 
-@activation_method('jointll', CALM)
+@probabilities('jointll', label='p({c}, z | x)', total='p({c}|x)', difference='joint-difference')
 def jointll(query):
-    """CALM: p(y=class, z|x); it sums to p(class|x)."""
+    """CALM: p(y=class, z|x); it sums to p(class|x) (Kim et al. 2021)."""
     _, logits, prior = query.activations
     return heads.joint(query.rows(logits) - logits.logsumexp(1, keepdim=True), prior)
 
 
-@activation_method('jointll-superclass', CALM)
+@probabilities('jointll-superclass', needs_superclasses=True, label='p(superclass of {c}, z | x)')
 def jointll_superclass(query):
-    """Aggregated CALM: p(y in the superclass, z|x); it sums to the superclass's probability."""
+    """Aggregated CALM: p(y in the superclass, z|x); it sums to the superclass's probability (Kim et al. 2021)."""
     _, logits, prior = query.activations
     return query.superclass_sums(heads.joint(logits.log_softmax(1), prior))
 
 
-@activation_method('jointll-superclass-mean', CALM)
+@probabilities('jointll-superclass-mean', needs_superclasses=True,
+               label='mean of p(y, z | x) over the superclass of {c}')
 def jointll_superclass_mean(query):
-    """The same, divided by the number of classes in the superclass."""
+    """The mean of p(y, z|x) over the classes of the superclass (Kim et al. 2021)."""
     return jointll_superclass(query) / query.superclass_sizes()
 
 
-@activation_method('gtcond', CALM)
+@probabilities('gtcond', label='p(z | x, {c})', total='1', difference='posterior-difference')
 def gtcond(query):
-    """The posterior p(z|x, y=class)."""
+    """The posterior p(z|x, y=class) (Kim et al. 2021)."""
     return heads.posterior(jointll(query))
 
 
-@activation_method('gtcond-superclass', CALM)
+@probabilities('gtcond-superclass', needs_superclasses=True, bounded=False,
+               label='sum of p(z | x, y) over the superclass of {c}')
 def gtcond_superclass(query):
-    """The sum of the posteriors of the superclass's classes."""
+    """The sum of the posteriors p(z|x, y) of the superclass's classes (published code)."""
     _, logits, prior = query.activations
     return query.superclass_sums(heads.posterior(heads.joint(logits.log_softmax(1), prior)))
 
 
-@activation_method('gtcond-superclass-mean', CALM)
+@probabilities('gtcond-superclass-mean', needs_superclasses=True,
+               label='mean of p(z | x, y) over the superclass of {c}')
 def gtcond_superclass_mean(query):
-    """The same, divided by the number of classes in the superclass."""
+    """The mean of the posteriors p(z|x, y) of the superclass's classes (published code)."""
     return gtcond_superclass(query) / query.superclass_sizes()
 
 
-@activation_method('saliency', CALM, per_class=False)
+@probabilities('saliency', per_class=False, label='p(z | x)', total='1')
 def saliency(query):
-    """The prior p(z|x): where the cue is, whatever the class."""
+    """The prior p(z|x): where the cue is, whatever the class (Kim et al. 2021)."""
     return query.activations.prior
 
 
-@activation_method('random', per_class=False)
+@register('random', per_class=False, random=True, bounded=True, label='uniform noise', per='')
 def random_map(query):
     """Uniform noise on the grid: the control that shows what chance gives."""
     grid = query.activations.logits.shape[2:]

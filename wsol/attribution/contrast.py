@@ -7,88 +7,52 @@ off, its alpha = 1).
 
     maps = contrast_maps(model, images, first, second, 'evidence')      # (B,h,w), in nats
 """
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 
-from wsol import heads
-from wsol.attribution.maps import check_classes
-from wsol.attribution.registry import PROCESSES, Query, SamplingSettings
+from wsol.attribution.maps import difference_of_maps, pose
+from wsol.attribution.registry import METHODS, find, register
 from wsol.contexts import evaluating
-from wsol.errors import UserError
-from wsol.heads import CALM, CAM
+from wsol.heads import CALM
 
-CONTRASTS = {}
+LOG_ODDS = 'log p(A | x) / p(B | x)'
 NODES = 32  # of the quadrature of `evidence`: exact to rounding for log-odds of tens of nats
+REGISTERED = {}
+register_contrast = partial(register, table=REGISTERED, signed=True)
 
 
-@dataclass(frozen=True)
-class Contrast:
-    """A contrast method: compute(query) -> (B,h,w), the query's classes (B,1) against its contrast (B,1).
-
-    unit: what a cell's value is measured in. total: what the cells of a map sum to; None: nothing in particular.
-    """
-    compute: Callable
-    head: type = CAM            # CAM: every head has it; CALM: only those with a prior
-    unit: str = ''
-    total: str | None = None
-
-
-def register_contrast(name, head=CAM, unit='', total=None):
-    """Make a function the contrast method `name`."""
-    def enter(compute):
-        CONTRASTS[name] = Contrast(compute, head, unit, total)
-        return compute
-    return enter
-
-
-def _rows(query, maps):
-    """The maps of both classes: (B,C,h,w) -> two (B,h,w)."""
-    both = torch.cat([query.classes, query.contrast], 1)  # (B,2)
-    return maps.gather(1, both[..., None, None].expand(-1, -1, *maps.shape[2:])).unbind(1)
-
-
-def _logit_difference(query):
-    """log p(A|x,z) / p(B|x,z) for CALM (B,h,w): its normaliser over the classes is the same for both."""
-    first, second = _rows(query, query.activations.logits)
-    return first - second
-
-
-def _joints(query):
-    _, logits, prior = query.activations
-    normaliser = logits.logsumexp(1)  # (B,h,w)
-    return [(row - normaliser).exp() * prior for row in _rows(query, logits)]
-
-
-@register_contrast('joint-difference', CALM, 'probability', total='p(A|x) - p(B|x)')
+@register_contrast('joint-difference', head=CALM, unit='probability', bounded=True,
+                   label='p(A, z | x) − p(B, z | x)', total='p(A|x) − p(B|x)')
 def joint_difference(query):
-    """p(A,z|x) - p(B,z|x), the paper's contrast. Where p(A|x) is near 1 the second term is near 0."""
-    first, second = _joints(query)
-    return first - second
+    """p(A,z|x) − p(B,z|x), the paper's contrast. Where p(A|x) is near 1 the second term is near 0."""
+    return difference_of_maps(METHODS['jointll'], query)[:, 0]
 
 
-@register_contrast('posterior-difference', CALM, 'probability', total='0')
+@register_contrast('posterior-difference', head=CALM, unit='probability', bounded=True,
+                   label='p(z | x, A) − p(z | x, B)', total='0')
 def posterior_difference(query):
-    """p(z|x,A) - p(z|x,B): where each class looks, whatever its probability."""
-    first, second = (heads.posterior(own) for own in _joints(query))
-    return first - second
+    """p(z|x,A) − p(z|x,B): where each class looks, whatever its probability."""
+    return difference_of_maps(METHODS['gtcond'], query)[:, 0]
 
 
-@register_contrast('log-odds', unit='nats')
+@register_contrast('log-odds', unit='nats', label='log p(A | x, z) / p(B | x, z), nats', per='')
 def log_odds(query):
     """log p(A|x,z) / p(B|x,z), what each location says; for CAM the difference of the logits."""
-    return _logit_difference(query)
+    return difference_of_maps(METHODS['vanilla'], query)[:, 0]  # for CALM: its normaliser is the same for both classes
 
 
-@register_contrast('prior-log-odds', CALM, 'nats')
+@register_contrast('prior-log-odds', head=CALM, unit='nats', label='p(z | x) log p(A | x, z) / p(B | x, z), nats',
+                   per='')
 def prior_log_odds(query):
     """p(z|x) log p(A|x,z) / p(B|x,z)."""
-    return query.activations.prior * _logit_difference(query)
+    return query.activations.prior * log_odds(query)
 
 
-@register_contrast('evidence', unit='nats', total='log p(A|x) / p(B|x)')
+@register_contrast('evidence', unit='nats', label=f'part of {LOG_ODDS}, nats', total='log p(A|x) / p(B|x)')
 def evidence(query):
     """What each location adds to log p(A|x) / p(B|x), exactly.
 
@@ -98,10 +62,10 @@ def evidence(query):
     CAM: the difference of the logits over the number of locations.
     """
     _, logits, prior = query.activations
-    difference = _logit_difference(query)  # (B,h,w)
+    difference = log_odds(query)  # (B,h,w)
     if prior is None:
         return difference / difference[0].numel()
-    first, second = (row - logits.logsumexp(1) for row in _rows(query, logits))  # (B,h,w), log p(y|x,z)
+    first, second = (query.both().rows(logits) - logits.logsumexp(1, keepdim=True)).unbind(1)  # (B,h,w), log p(y|x,z)
     points, weights = np.polynomial.legendre.leggauss(NODES)
     share = torch.zeros_like(prior)
     for point, weight in zip((1 + points) / 2, weights / 2, strict=True):
@@ -110,43 +74,57 @@ def evidence(query):
     return difference * share
 
 
-def _explain_log_odds(process):
-    """An attribution method, of the difference of the two scores instead of one."""
-    def compute(query):
-        maps = PROCESSES[process].compute(query)
-        return maps[:, 0] if maps.ndim == 4 else maps
-    compute.__doc__ = PROCESSES[process].compute.__doc__
-    return compute
+def _of_log_odds(method):
+    """The contrast method that an attribution method is when it explains the difference of two scores."""
+    return replace(method, compute=lambda query: method.maps(query)[:, 0], label=method.label_of(
+        'A rather than B', LOG_ODDS), per='', unit='nats' if method.total else '', bounded=False,
+        total=method.total.format(score=LOG_ODDS))
 
 
-def _difference_of_maps(process):
-    """The published contrast of any method: its map of the first class less its map of the second."""
-    def compute(query):
-        both = replace(query, classes=torch.cat([query.classes, query.contrast], 1), contrast=None)
-        first, second = PROCESSES[process].compute(both).unbind(1)
-        return first - second
-    compute.__doc__ = f'The difference of the two maps of {process}.'
-    return compute
+def _difference(method):
+    """The published contrast of any attribution method: its map of the first class less its map of the second."""
+    return replace(method, name=f'{method.name}-difference', signed=True, label=method.difference_label(), per='',
+                   total='', compute=lambda query: difference_of_maps(method, query)[:, 0])
 
 
-COMPLETE = {'integrated_gradients': 'log p(A|x) / p(B|x), less that of the zero image'}
-OWN_NAMES = {'vanilla', 'jointll', 'gtcond'}  # whose differences are log-odds, joint-difference, posterior-difference
-ALIASES = {'input_grad'}  # another name of backprop
-for _name, _process in ((name, entry) for name, entry in PROCESSES.items() if name not in ALIASES):
-    if not _process.one_forward:  # methods that ask for the score, by gradients or by hiding parts of the image
-        _total = COMPLETE.get(_name)
-        register_contrast(_name, unit='nats' if _total else '', total=_total)(_explain_log_odds(_name))
-    if _process.per_class and _name not in OWN_NAMES and 'superclass' not in _name:
-        register_contrast(f'{_name}-difference', _process.head)(_difference_of_maps(_name))
+class _Contrasts(Mapping):
+    """The contrast methods by name: those above, then those that follow from the attribution methods. These are looked
+    up anew each time, so that methods that are registered later have theirs."""
+
+    def _table(self):
+        table = dict(REGISTERED)
+        for method in dict.fromkeys(METHODS.values()):  # each once, under its first name
+            if method.explains_score:
+                table[method.name] = _of_log_odds(method)
+            if method.per_class and not method.needs_superclasses and not method.difference:
+                table[f'{method.name}-difference'] = _difference(method)
+        return table
+
+    def __getitem__(self, name):
+        return self._table()[name]
+
+    def __iter__(self):
+        return iter(self._table())
+
+    def __len__(self):
+        return len(self._table())
 
 
-def check_contrast(name, head):
-    """Raise UserError unless the contrast method `name` is defined for a head (a class, of HEADS)."""
-    if name not in CONTRASTS:
-        raise UserError(f'no contrast method "{name}"; there are {", ".join(CONTRASTS)}')
-    if not issubclass(head, CONTRASTS[name].head):
-        defined = ', '.join(key for key, value in CONTRASTS.items() if issubclass(head, value.head))
-        raise UserError(f'{head.__name__} does not define {name}, which needs p(z|x); it defines {defined}')
+CONTRASTS = _Contrasts()
+
+
+def find_contrast(name, head):
+    """The contrast method of a name. head: a class, of HEADS. Raises UserError where the head does not define it."""
+    return find(name, head, CONTRASTS, 'contrast')
+
+
+def default_scale(method, contrast=None, by_range=False):
+    """(norm type, threshold type) of maps where nothing else is asked: those of an attribution method, or of a contrast
+    method in its place. Maps of no registered method, such as masks, are scaled to 0..1 with even thresholds.
+    by_range: the thresholds are shares of each map's range, as for boxes, so that all maps are scaled to 0..1."""
+    known = CONTRASTS.get(contrast) if contrast else METHODS.get(method)
+    norm_type, threshold_type = known.scale if known else ('minmax', 'even')
+    return 'minmax' if by_range else norm_type, threshold_type
 
 
 def contrast_maps(model, images, labels, contrast, method=None, seeds=None, settings=None, activations=None):
@@ -156,13 +134,7 @@ def contrast_maps(model, images, labels, contrast, method=None, seeds=None, sett
     for CALM, log-odds for CAM, for the reasons that docs/findings_painted_birds.md gives. The other arguments are those
     of attribution_maps. Raises UserError.
     """
-    method = method or model.default_contrast
-    check_contrast(method, type(model))
-    check_classes(model, images, labels, contrast)
-    first, second = (chosen[:, None].to(images.device) for chosen in (labels, contrast))
-    seeds = torch.arange(len(images)) if seeds is None else seeds
-    query = Query(model, images, first, seeds, None, settings or SamplingSettings(), second)
-    if activations is not None:
-        query.activations = activations
+    found = find_contrast(method or model.default_contrast, type(model))
+    query = pose(model, images, labels, contrast, seeds, None, settings, activations)
     with evaluating(model):
-        return CONTRASTS[method].compute(query)
+        return found.compute(query)

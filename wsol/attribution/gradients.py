@@ -4,6 +4,7 @@ Each explains a class score: CAM's logit, or log p(class|x) for CALM. Images (B,
 (B,K,H,W), or (B,K,h,w) for the methods on the last map. The caller's tensors and the parameters'
 .grad stay as they are.
 """
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -13,6 +14,8 @@ from wsol.attribution.registry import image_by_image, register, versions_at_a_ti
 
 VERSIONS_AT_A_TIME = 8  # noisy copies, or points on a path, of one image per forward and backward (CUDA takes more)
 NUMBERS_KEPT = 1000     # for each pixel of such a version: what the graph of a ResNet-50 with 28x28 maps holds
+
+gradient_method = partial(register, explains_score=True, cost=(1, 1))
 
 # --- gradients by the input ---------------------------------------------------------------------
 
@@ -42,8 +45,7 @@ def _products(query, images):
     return gradients(query, query.model, images, lambda gradient: (factor * gradient).sum(1))
 
 
-@register('backprop')
-@register('input_grad')
+@gradient_method('backprop', 'input_grad', label='gradient of {score}', per='largest over colours')
 def backprop(query):
     """Vanilla gradient: max over colours of |d score / d pixel| (Simonyan et al. 2014)."""
     return _magnitudes(query, query.images)
@@ -56,7 +58,9 @@ def _many_magnitudes(query, versions):
         yield from _magnitudes(query, torch.stack(part))
 
 
-@register('integrated_grad')
+@gradient_method('integrated_grad', settings=('integrated_grad_nr_iter',),
+                 cost=lambda settings, _: 2 * (settings.integrated_grad_nr_iter + 1,),
+                 label='gradients of {score}, from zero to the image', per='summed')
 @image_by_image
 def integrated_grad(query):
     """As published: vanilla gradient maps at N+1 points from 0 to the image, their sum over N.
@@ -83,25 +87,29 @@ def _noisy_magnitudes(query):
     return _many_magnitudes(query, copies)
 
 
+noisy_method = partial(gradient_method, settings=('smooth_grad_nr_iter', 'smooth_grad_sigma'), random=True,
+                       cost=lambda settings, _: 2 * (settings.smooth_grad_nr_iter,))
+
+
 def _mean(maps, count):
     return sum(maps) / count
 
 
-@register('smooth_grad')
+@noisy_method('smooth_grad', label='gradient of {score}', per='mean over noisy copies')
 @image_by_image
 def smooth_grad(query):
     """SmoothGrad: the mean over noisy copies (Smilkov et al. 2017)."""
     return _mean(_noisy_magnitudes(query), query.settings.smooth_grad_nr_iter)
 
 
-@register('smooth_grad_square')
+@noisy_method('smooth_grad_square', label='squared gradient of {score}', per='mean over noisy copies')
 @image_by_image
 def smooth_grad_square(query):
     """SmoothGrad squared: the mean of the squares (Hooker et al. 2019)."""
     return _mean((maps.square() for maps in _noisy_magnitudes(query)), query.settings.smooth_grad_nr_iter)
 
 
-@register('var_grad')
+@noisy_method('var_grad', label='gradient of {score}', per='variance over noisy copies')
 @image_by_image
 def var_grad(query):
     """VarGrad: the variance over noisy copies (Adebayo et al. 2018), by Welford's recurrence: never negative."""
@@ -113,13 +121,15 @@ def var_grad(query):
     return squares / query.settings.smooth_grad_nr_iter
 
 
-@register('input_x_gradient')
+@gradient_method('input_x_gradient', signed=True, label='image × gradient of {score}', per='per pixel')
 def input_x_gradient(query):
     """Image times gradient, summed over the colours; signed (Shrikumar et al. 2016)."""
     return _products(query, query.images)
 
 
-@register('integrated_gradients')
+@gradient_method('integrated_gradients', settings=('integrated_grad_nr_iter',), unit='score', signed=True,
+                 cost=lambda settings, _: 2 * (settings.integrated_grad_nr_iter,),
+                 label='contribution to {score}', per='per pixel', total='{score}, less that of the zero image')
 @image_by_image
 def integrated_gradients(query):
     """Integrated gradients from the zero image, summed over the colours; signed (Sundararajan et al. 2017).
@@ -145,14 +155,14 @@ def _last_map_maps(query, reduce):
     return gradients(query, score, features, lambda gradient: reduce(features, gradient))
 
 
-@register('grad_cam')
+@gradient_method('grad_cam', label='gradient-weighted features for {c}')
 def grad_cam(query):
     """Grad-CAM: relu(sum_d mean_z(dS/dA_d) A_d) (Selvaraju et al. 2017)."""
     return _last_map_maps(query, lambda features, gradient: (
         gradient.mean((2, 3), keepdim=True) * features).sum(1).relu())
 
 
-@register('grad_cam_pp')
+@gradient_method('grad_cam_pp', label='gradient-weighted features for {c}')
 def grad_cam_pp(query):
     """Grad-CAM++: the weight of a channel is sum_z alpha relu(dS/dA) (Chattopadhyay et al. 2018, eq. 19)."""
     def reduce(features, gradient):
@@ -164,7 +174,7 @@ def grad_cam_pp(query):
     return _last_map_maps(query, reduce)
 
 
-@register('layer_cam')
+@gradient_method('layer_cam', label='gradient × features for {c}')
 def layer_cam(query):
     """LayerCAM: relu(sum_d relu(dS/dA) A) (Jiang et al. 2021)."""
     return _last_map_maps(query, lambda features, gradient: (gradient.relu() * features).sum(1).relu())

@@ -1,17 +1,10 @@
-"""Attribution methods by name, and the one call that gives maps: attribution_maps.
+"""The one call that gives the maps of any attribution method: attribution_maps.
 
-Source: Kim et al., ICCV 2021, for CALM's maps; the published code for the names. Heads: CAM knows
-logits only; CALM also p(y,z|x) and its marginals. Letters: B images, K asked classes, C classes.
+Letters: B images, K asked classes, C classes, h x w the grid.
 """
-
 import torch
 
-from wsol import heads  # noqa: F401  the other methods register themselves
-from wsol.attribution import (
-    gradients,  # noqa: F401  the other methods register themselves
-    perturbation,  # noqa: F401  the other methods register themselves
-)
-from wsol.attribution.registry import PROCESSES, Query, SamplingSettings, check_process
+from wsol.attribution.registry import Query, SamplingSettings, find_method
 from wsol.contexts import evaluating
 from wsol.errors import UserError
 
@@ -36,37 +29,44 @@ def _check_classes(name, chosen, labels, batch, num_classes):
                         f'{num_classes - 1}')
 
 
-def attribution_maps(model, images, labels=None, process=None, contrast=None, seeds=None, superclasses=None,
+def pose(model, images, labels, contrast, seeds, superclasses, settings, activations):
+    """The Query of these arguments, which are those of attribution_maps. Raises UserError."""
+    check_classes(model, images, labels, contrast)
+    labels, contrast = (chosen[:, None] if chosen is not None and chosen.ndim == 1 else chosen
+                        for chosen in (labels, contrast))  # (B,K)
+    labels, contrast = (chosen if chosen is None else chosen.to(images.device) for chosen in (labels, contrast))
+    seeds = torch.arange(len(images)) if seeds is None else seeds
+    query = Query(model, images, labels, seeds, superclasses, settings or SamplingSettings(), contrast)
+    if activations is not None:
+        query.activations = activations
+    return query
+
+
+def difference_of_maps(method, query):
+    """A method's maps of the classes minus its maps of the contrast's classes: (B,K,h,w), signed."""
+    first, second = method.maps(query.both()).chunk(2, dim=1)
+    return first - second
+
+
+def attribution_maps(model, images, labels=None, method=None, contrast=None, seeds=None, superclasses=None,
                      settings=None, activations=None):
     """Attribution maps of a batch, in the method's own units: nothing is normalised.
 
     model: of build_model; it explains in eval mode and is left in the mode it came in. images: (B,3,H,W),
-    ImageNet-normalised. process: a key of PROCESSES; by default the head's own maps, logits for CAM and p(y,z|x) for
+    ImageNet-normalised. method: a key of METHODS; by default the head's own maps, logits for CAM and p(y,z|x) for
     CALM. labels: (B,) int64 -> maps (B,h,w); (B,K) -> (B,K,h,w); None: all classes, (B,C,h,w).
     contrast: classes in the shape of labels; the result is signed, map(label) - map(contrast):
     why this class and not that one. For jointll it sums to p(label|x) - p(contrast|x).
     seeds: (B,) int64 for the methods that draw at random (default 0..B-1). superclasses: (C,C) bool, row
-    c the classes of c's superclass (wsol.superclasses). settings: SamplingSettings of the gradient methods.
+    c the classes of c's superclass (wsol.annotations.superclasses). settings: SamplingSettings of the gradient methods.
     activations: model.activations(images), computed in eval mode, where the caller has them already, to save the
     forward. Activation methods take one forward whatever the classes; gradient methods one backward per class and
     step, with maps of the image's size, or of the last map's (Grad-CAM and its kin). Methods that are not per_class
     give one map, repeated. Raises UserError for a method that the head does not define, and for labels of another
     shape or range.
     """
-    process = process or model.default_method
-    check_process(process, type(model))
-    check_classes(model, images, labels, contrast)
-    seeds = torch.arange(len(images)) if seeds is None else seeds
-    chosen = [chosen if chosen.ndim == 2 else chosen[:, None] for chosen in (labels, contrast) if chosen is not None]
-    asked = torch.cat(chosen, 1).to(images.device) if chosen else None  # (B,K or 2K)
-    query = Query(model, images, asked, seeds, superclasses, settings or SamplingSettings())
-    if activations is not None:
-        query.activations = activations
+    found = find_method(method or model.default_method, type(model))
+    query = pose(model, images, labels, contrast, seeds, superclasses, settings, activations)
     with evaluating(model):
-        maps = PROCESSES[process].compute(query)  # (B,K,h,w) or (B,h,w)
-    if maps.ndim == 3:
-        maps = maps[:, None].expand(-1, query.asked.shape[1], -1, -1)
-    if contrast is not None:
-        positive, negative = maps.chunk(2, dim=1)
-        maps = positive - negative
+        maps = found.maps(query) if contrast is None else difference_of_maps(found, query)  # (B,K,h,w)
     return maps[:, 0] if labels is not None and labels.ndim == 1 else maps

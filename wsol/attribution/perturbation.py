@@ -22,7 +22,8 @@ def _scores_of_masked(query, masks):
     return query.explained(torch.cat(chunks))
 
 
-@register('score_cam')
+@register('score_cam', explains_score=True, cost=lambda _, num_features: (num_features + 2, 0),
+          label='score-weighted features for {c}')
 @image_by_image
 def score_cam(query):
     """Score-CAM: channels weighted by the softmax of the score of the image masked with them (Wang et al. 2020)."""
@@ -34,7 +35,8 @@ def score_cam(query):
         return torch.einsum('dk,dhw->khw', weights, channels).relu()
 
 
-@register('occlusion')
+@register('occlusion', explains_score=True, cost=(170, 0), signed=True, label='{score} lost when hidden',
+          per='per pixel')
 @image_by_image
 def occlusion(query):
     """Occlusion: the score lost when a square a seventh of the side is set to zero, where it was (Zeiler and Fergus

@@ -1,10 +1,12 @@
-"""What an attribution method is (PROCESSES, the registry) and what it is asked (Query).
+"""The registry of attribution methods (METHODS): what each one is, and what it is asked (Query).
 
-Letters: B images, K asked classes, C classes, h x w the grid.
+All that the project knows of a method stands in its registration: flags, default scales, labels of colour bars, costs
+and the table in docs/attribution.md are read from here.
+Letters: B images, K asked classes, C classes, D features, h x w the grid.
 """
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, wraps
 
 import torch
 from torch import nn
@@ -13,28 +15,9 @@ from wsol.contexts import full_precision
 from wsol.errors import UserError
 from wsol.heads import CAM
 
-PROCESSES = {}
+METHODS = {}  # name -> Method; two names may be of one method
+MANY = 10         # forwards for a map: a method that takes more is slow
 GPU_SHARE = 0.25  # of a GPU's free memory: what the versions of an image that go through the network together may take
-
-
-@dataclass(frozen=True)
-class Process:
-    """An attribution method: what computes it and which heads define it.
-
-    compute(query) -> (B,K,h,w); where not per_class, (B,h,w), the same map for every class.
-    """
-    compute: Callable
-    head: type = CAM           # CAM: every head has it; CALM: only those with a prior
-    per_class: bool = True
-    one_forward: bool = False  # read off one forward, whatever the classes: no gradient, no second forward
-
-
-def register(name, head=CAM, per_class=True, one_forward=False):
-    """Make a function the attribution method `name`."""
-    def enter(compute):
-        PROCESSES[name] = Process(compute, head, per_class, one_forward)
-        return compute
-    return enter
 
 
 @dataclass(frozen=True)
@@ -43,6 +26,91 @@ class SamplingSettings:
     smooth_grad_nr_iter: int = 50       # noisy copies
     smooth_grad_sigma: float = 4.0      # the noise's deviation is the image's range divided by this
     integrated_grad_nr_iter: int = 50   # points on the path
+
+
+@dataclass(frozen=True)
+class Method:
+    """An attribution method, or a contrast method, and what is known of its maps.
+
+    compute(query) -> (B,K,h,w); where not per_class, and of contrast methods, (B,h,w): one map, whatever the class.
+    The first paragraph of its docstring is the method's description in docs/attribution.md.
+    """
+    name: str
+    compute: Callable
+    head: type = CAM          # CAM: every head defines it; CALM: only those with a prior
+    per_class: bool = True
+    unit: str = ''            # of a value: 'logit', 'probability', 'score' (a class score), 'nats' (log-odds)
+    bounded: bool = False     # all values lie in 0..1; of contrasts, in -1..1
+    signed: bool = False      # a value speaks for the class, or against it
+    label: str = ''           # of a colour bar: {c} stands for the class, {score} for what is explained
+    per: str = 'per cell'     # and the end of that label
+    total: str = ''           # what the cells of a map sum to
+    cost: tuple | Callable = (1, 0)  # forwards and backwards of a map; or a function of (SamplingSettings, D)
+    explains_score: bool = False     # explains a class score, so it can explain the difference of two (Query.explained)
+    settings: tuple = ()      # the SamplingSettings that it reads
+    random: bool = False      # it draws at random, from the image's seed
+    needs_superclasses: bool = False
+    difference: str = ''      # the contrast method that is the difference of its maps, where that has a name of its own
+
+    @property
+    def one_forward(self):
+        """Whether its maps are read off one forward, whatever the classes: no gradient, no second forward."""
+        return not self.explains_score and self.cost == (1, 0)
+
+    def cost_of(self, settings=None, num_features=2048):
+        """(forwards, backwards) of the map of one class of one image."""
+        settings = settings or SamplingSettings()
+        return self.cost(settings, num_features) if callable(self.cost) else self.cost
+
+    @property
+    def slow(self):
+        """Whether it takes many forwards for a map, at the default settings."""
+        return self.cost_of()[0] > MANY
+
+    @property
+    def scale(self):
+        """The (norm type, threshold type) of its maps where nothing else is asked: probabilities in 0..1 stay as they
+        are, on logarithmic thresholds; all other maps are scaled to 0..1 one by one, with even thresholds."""
+        is_probability = self.unit == 'probability' and self.bounded
+        return ('clipping', 'log') if is_probability else ('minmax', 'even')
+
+    def label_of(self, c='A', score='the score of {c}'):
+        """The label of a colour bar, of the map of a class."""
+        label = self.label or (f'{self.name} of {{c}}' if self.per_class else self.name)
+        return f'{label.format(c=c, score=score.format(c=c))} {self.per}'.strip()
+
+    def difference_label(self):
+        """The label of the map of class A minus the map of class B."""
+        first, second = (replace(self, per='').label_of(c) for c in 'AB')
+        return f'{first} − {second if len(first) < 26 else "the same of B"} {self.per}'.strip()
+
+    def maps(self, query):
+        """The maps of all asked classes: (B,K,h,w)."""
+        maps = self.compute(query)
+        return maps[:, None].expand(-1, query.asked.shape[1], -1, -1) if maps.ndim == 3 else maps
+
+
+def register(*names, table=METHODS, **known):
+    """Make a function the attribution method of a name, or of several. known: fields of Method."""
+    def enter(compute):
+        table.update(dict.fromkeys(names, Method(names[0], compute, **known)))
+        return compute
+    return enter
+
+
+def find(name, head, table, kind):
+    """The Method of a name. head: a class, of HEADS. Raises UserError where the head does not define it."""
+    if name not in table:
+        raise UserError(f'no {kind} method "{name}"; there are {", ".join(table)}')
+    if not issubclass(head, table[name].head):
+        defined = ', '.join(key for key, method in table.items() if issubclass(head, method.head))
+        raise UserError(f'{head.__name__} does not define {name}, which needs p(z|x); it defines {defined}')
+    return table[name]
+
+
+def find_method(name, head):
+    """The attribution method of a name. head: a class, of HEADS. Raises UserError where the head does not define it."""
+    return find(name, head, METHODS, 'attribution')
 
 
 @dataclass
@@ -82,6 +150,13 @@ class Query:
                        seeds=self.seeds.tolist()[index:index + 1],
                        contrast=None if self.contrast is None else self.contrast[index:index + 1])
 
+    def both(self):
+        """The question about the classes (B,K) and, behind them, about those of the contrast: (B,2K)."""
+        query = replace(self, classes=torch.cat([self.asked, self.contrast], 1), contrast=None)
+        if 'activations' in vars(self):  # computed already
+            query.activations = self.activations
+        return query
+
     def rows(self, maps):
         """The maps of the asked classes: (B,C,h,w) -> (B,K,h,w)."""
         if self.classes is None:
@@ -91,7 +166,7 @@ class Query:
     def superclass_sums(self, maps):
         """The maps summed over the superclass of each asked class: (B,C,h,w) -> (B,K,h,w)."""
         if self.superclasses is None:
-            raise UserError('superclass maps need superclasses: --superclass_file, or superclasses= in a call')
+            raise UserError('superclass maps need superclasses=, which says which classes belong together')
         members = self.superclasses.to(maps)[self.asked]  # (B,K,C)
         with full_precision(maps):
             return torch.einsum('bkc,bchw->bkhw', members, maps)
@@ -103,9 +178,9 @@ class Query:
 
 def image_by_image(function):
     """Make a method of one image (query, i) -> (K,h,w) a method of a batch: memory does not grow with it."""
+    @wraps(function)
     def batch(query):
         return torch.stack([function(query.single(index)) for index in range(len(query.images))])
-    batch.__doc__ = function.__doc__
     return batch
 
 
@@ -124,12 +199,3 @@ def versions_at_a_time(query, usual, numbers_kept):
     pixels = images.shape[2] * images.shape[3]
     fitting = int(GPU_SHARE * free / (pixels * (numbers_kept + query.asked.shape[1]) * images.element_size()))
     return min(max(usual, 1 << fitting.bit_length() >> 1), 16 * usual)
-
-
-def check_process(name, head):
-    """Raise UserError unless the attribution method `name` is defined for a head (a class, of HEADS)."""
-    if name not in PROCESSES:
-        raise UserError(f'no attribution method "{name}"; there are {", ".join(PROCESSES)}')
-    if not issubclass(head, PROCESSES[name].head):
-        defined = ', '.join(key for key, value in PROCESSES.items() if issubclass(head, value.head))
-        raise UserError(f'{head.__name__} does not define {name}, which needs p(z|x); it defines {defined}')
