@@ -40,7 +40,7 @@ class Gallery:
         self.photos.append({
             'name': name, 'photo': _image(photo, 'JPEG', quality=QUALITY),
             'width': photo.shape[1], 'height': photo.shape[0],
-            'classes': [{'name': text, 'p': p, 'text': f'{p:.3g}'} for text, p in classes],
+            'classes': [{'name': text, 'p': p, 'text': f'{p:.3f}'} for text, p in classes],
             'maps': [[self._map(panel) for panel in view] for view in panels]})
 
     def _map(self, panel):
