@@ -1,42 +1,34 @@
-"""The images of a data set's split, and their loaders: (images, labels, indices), batch by batch.
+"""The loaders of a data set's images: (images, labels, indices), batch by batch, in order or shuffled.
 
-Transforms are as published (image_files). What is random hangs on a seed and the image, not on the loader's processes.
+Random crops and orders depend only on a seed and the image, not on the number of loader processes.
 """
 import os
 import signal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dataset.images import Images
 from runtime import processes
 from util import to_device
 
 
-class Batches(Sampler):
-    """The indices of whole batches in order, of which every process of the run has its own.
+def batches_in_order(length, batch_size):
+    """[the indices of a batch]; several processes take turns.
 
-    Each batch holds the images that it holds where one process has them all: the network gives them the same figures.
+    A batch holds the same images whatever the number of processes, so that the network gives them the same values.
     """
-
-    def __init__(self, length, batch_size):
-        self.batches = [range(start, min(start + batch_size, length)) for start in range(0, length, batch_size)]
-        self.batches = self.batches[processes.rank()::processes.size()]
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self):
-        return iter(self.batches)
+    batches = [range(start, min(start + batch_size, length)) for start in range(0, length, batch_size)]
+    return batches[processes.rank()::processes.size()]
 
 
 class SeededBatches(Sampler):
-    """Shuffled batches of (index, seed) pairs that depend on the seed, the epoch and the step alone; of each batch, the
-    share of this process.
+    """Shuffled batches of (index, seed) pairs that depend only on the seed, the epoch and the step.
 
-    So a run is the same with any number of workers, and a resumed run goes on at any step as if uninterrupted. A
-    process without a share has the batch's first image, to be given no weight: it must take part in the step.
+    So a run is the same with any number of workers, and a resumed run goes on at any step as if uninterrupted. Several
+    processes share each batch. A process without a share gets the batch's first image, which is to have no weight: it
+    must take part in the step.
     """
 
     def __init__(self, length, batch_size, seed):
@@ -48,7 +40,7 @@ class SeededBatches(Sampler):
         return -(-self.length // self.batch_size)
 
     def counts(self, step):
-        """The number of images in a step's batch: in this process's share of it, and in all."""
+        """The number of images in a step's batch: in this process's share, and in all."""
         total = min(self.batch_size, self.length - step * self.batch_size)
         return len(range(processes.rank(), total, processes.size())), total
 
@@ -62,24 +54,40 @@ class SeededBatches(Sampler):
             yield batch[processes.rank()::processes.size()] or batch[:1]
 
 
+class Bytes(Dataset):
+    """Images as their workers hand them over: in bytes, not normalised."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, key):
+        return self.images.read(key)
+
+
 class Loader(DataLoader):
-    """A loader whose batches arrive on the device; Images are normalised there."""
+    """A loader whose batches arrive on the device. Images travel there in bytes and are normalised there."""
 
     def __init__(self, images, device, **options):
-        super().__init__(images, **options)
-        self.device = device
+        super().__init__(Bytes(images) if isinstance(images, Images) else images, **options)
+        self.images, self.device = images, device
 
     def __iter__(self):
         for values, *more in super().__iter__():
-            if isinstance(self.dataset, Images):  # before they are in the memory order of networks, which is slower
+            if isinstance(self.dataset, Bytes):  # before the change to the networks' memory order, which is slower
                 values = values.to(self.device, non_blocking=values.is_pinned())
-                values = self.dataset.transform.normalise(values)
+                values = self.images.transform.normalise(values)
             yield to_device(values, self.device), *more
 
 
 def outlive_the_first_signal(_):
-    """A loader process goes on after a first SIGTERM, and after SIGUSR1: a scheduler sends them to the whole process
-    group, and the training needs its loaders until it has saved. It ends them itself, with a second one if need be."""
+    """Let a loader process go on after a first SIGTERM, and after SIGUSR1.
+
+    A scheduler sends them to the whole process group, and the training needs its loaders until it has saved. It then
+    ends them itself, with a second SIGTERM if need be.
+    """
     def end_at_the_next(*_):
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGTERM, end_at_the_next)
@@ -87,20 +95,20 @@ def outlive_the_first_signal(_):
 
 
 def make_loader(images, batch_size, workers, device, sampler=None):
-    """Batches (images (B,3,S,S) on the device, labels (B,), indices (B,)) of Images, in order unless a SeededBatches
-    says otherwise; of several processes each has some.
+    """Batches (images (B,3,S,S) on the device, labels (B,), indices (B,)), in order unless a SeededBatches is given.
 
-    workers: loader processes, at most one per image.
+    images: Images, or a Dataset of tensors. workers: loader processes, at most one per image. Several processes of a
+    run share the batches.
     """
     workers = min(workers, len(images))
-    # a generator of its own: an iterator draws a number when it starts, and none may come from the network's state
-    return Loader(images, device=device, batch_sampler=sampler or Batches(len(images), batch_size), num_workers=workers,
-                  pin_memory=device.type == 'cuda', persistent_workers=workers > 0 and sampler is not None,
-                  generator=torch.Generator(), worker_init_fn=outlive_the_first_signal)
+    # a new iterator draws a number: from this generator, not from the global state, which the network uses
+    return Loader(images, device, batch_sampler=sampler or batches_in_order(len(images), batch_size),
+                  num_workers=workers, worker_init_fn=outlive_the_first_signal, generator=torch.Generator(),
+                  persistent_workers=workers > 0 and sampler is not None, pin_memory=device.type == 'cuda')
 
 
 def in_order(loader, values):
-    """The values of this process's images (n,...), in the order of its loader -> those of all images (N,...)."""
+    """This process's values (n,...), in the order of its loader -> those of all images (N,...)."""
     rows = [row for batch in loader.batch_sampler for row in batch]
-    order = np.concatenate([np.array(own, np.int64) for own in processes.gather(rows)])
+    order = np.concatenate([np.array(share, np.int64) for share in processes.gather(rows)])
     return np.concatenate(processes.gather(values))[order.argsort()]

@@ -21,6 +21,7 @@ from munch import Munch
 import config
 import util
 from dataset.images import Images
+from dataset.registry import DATASETS
 from evaluation import session
 from evaluation.map_sources import MapSource
 from evaluation.pxap import DROPPING, KEYS, draw_pairs_again, dropped_shares, summarise
@@ -141,7 +142,7 @@ def fill_histograms(loader, measures, device):
     Returns, for each, {truth: (P,2,bins) int64} for the truths 'parts' (the published one: nearest part point within
     the bird) and, where known, 'exact'; and (P,) images per pair.
     """
-    cues, sources = loader.dataset, list({id(own.source): own.source for own in measures}.values())
+    cues, sources = loader.images, list({id(own.source): own.source for own in measures}.values())
     pairs = cues.annotations.pairs
     differing = np.zeros((len(pairs), 256), bool)  # pair, part -> does it differ?
     for number, pair in enumerate(pairs):
@@ -209,7 +210,7 @@ def report(summaries, dropped, published):
             shares = [dropped[truth][side] if name in DROPPING else '-' for side in ('true', 'false')]
             rows.append([TRUTHS[truth] + name, *(values[key] for key in KEYS), values['pairs'], *shares])
     if published:
-        rows.append(['the paper (CUB, ResNet-50)', *published, sum(paper.PAIRS), '-', '-'])
+        rows.append(['the paper (CUB, ResNet-50)', *published, sum(DATASETS['CUB'].cues.pairs), '-', '-'])
     header = ['PxAP, %, by differing parts', *KEYS, 'pairs', 'dropped: true, %', 'false, %']
     screen.say(screen.table(header, rows))
 

@@ -1,7 +1,9 @@
-"""Unpack an archive safely and whole: nothing outside its folder, nothing half in place."""
+"""Unpack an archive safely and whole: nothing outside its folder, nothing half in place.
+
+Only the bytes of plain files are taken, never links, devices or permissions: so no filter of tarfile's is needed.
+"""
 import contextlib
 import errno
-import functools
 import gzip
 import os
 import re
@@ -10,6 +12,7 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import PureWindowsPath
 from typing import NamedTuple
 
@@ -32,16 +35,16 @@ def staged(target):
     with locks.hold(target, f'{target} is being made', wait=True):
         for left in target.parent.glob(f'.{target.name}.*.partial'):  # of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
-        partial = temporary(target)
+        unfinished = temporary(target)
         try:
-            partial.mkdir()
-            yield partial
+            unfinished.mkdir()
+            yield unfinished
             if not target.exists():
-                partial.rename(target)
+                unfinished.rename(target)
         except OSError as error:
             raise UserError(f'{target} could not be written: {error}') from error
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def check_count(folder, count):
@@ -53,11 +56,11 @@ def check_count(folder, count):
 
 
 class Member(NamedTuple):
-    """What an archive holds: a file, a folder (with nothing to extract), or something that is refused."""
-    path: PureWindowsPath     # in the archive; this kind of path knows both slashes, and C:
-    is_plain: bool            # a file or a folder: no link, no device
-    extract: Callable | None  # (path below the folder, folder): writes the file
-    size: int                 # in bytes, as declared: what is extracted is no longer
+    """What an archive holds: a file, a folder (with nothing to open), or something that is refused."""
+    path: PureWindowsPath   # in the archive; this kind of path knows both slashes, and C:
+    is_plain: bool          # a file or a folder: no link, no device
+    open: Callable | None   # () -> a stream of the file's bytes
+    size: int               # in bytes, as declared: the stream gives no more
 
 
 def unpack(archive, folder, wanted, limit=None):
@@ -67,11 +70,8 @@ def unpack(archive, folder, wanted, limit=None):
     unpacked too: the member x.jpg of n1.tar matches as n1/x.jpg. limit: the bytes that all may take together (default:
     GROWTH times the archive's size, and SMALL).
     Raises UserError for an archive that is damaged, that holds a path which leads outside, a link or a device, that
-    holds no file that is wanted, or more than the limit.
+    holds no wanted file, or more than the limit.
     """
-    if not hasattr(tarfile, 'data_filter'):
-        raise UserError('the tarfile of this Python has no data_filter, which unpacking needs: use Python 3.10.12, '
-                        '3.11.4, 3.12 or newer')
     size, paths, taken = archive.stat().st_size, set(), 0
     limit = GROWTH * size + SMALL if limit is None else limit
     try:
@@ -79,36 +79,33 @@ def unpack(archive, folder, wanted, limit=None):
                                                    unit_scale=True) as bar:
             for member in _members(file):
                 match = re.fullmatch(wanted, _harmless(member, archive).as_posix())
-                if match and member.extract:
+                if match and member.open:
                     taken += member.size
                     if taken > limit:
                         raise UserError(f'{archive}, of {size:,} bytes, unpacks to more than {limit:,}; if that is '
                                         'right, say --unpack_limit')
-                    member.extract(match[1], folder)
+                    path = folder / match[1]
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with member.open() as content, open(path, 'wb') as target:
+                        shutil.copyfileobj(content, target, CHUNK)
                     paths.add(hash(match[1]))  # a path that comes twice is one file
                 bar.update(file.tell() - bar.n)
     except UserError:
         raise
-    except OSError as error:
-        # a damaged zip has its reader seek to where no file is
-        if error.errno not in (None, errno.EINVAL) and not isinstance(error, gzip.BadGzipFile):  # the disk's
-            raise
-        raise _damaged(archive, error) from error
     except Exception as error:  # damaged archives make tarfile, zipfile and zlib raise many kinds
-        raise _damaged(archive, error) from error
+        # an OSError is the disk's, unless gzip raised it, or a damaged zip had its reader seek to where no file is
+        if getattr(error, 'errno', None) not in (None, errno.EINVAL) and not isinstance(error, gzip.BadGzipFile):
+            raise
+        reason = ' '.join(str(error).split())[:200]
+        raise UserError(f'{archive} is no whole archive ({type(error).__name__}: {reason}); remove it and fetch it '
+                        'again') from error
     if not paths:
         raise UserError(f'{archive} holds none of the files it should; is it the right archive?')
     return len(paths)
 
 
-def _damaged(archive, error):
-    reason = ' '.join(str(error).split())[:200]
-    return UserError(f'{archive} is no whole archive ({type(error).__name__}: {reason}); remove it and fetch it again')
-
-
 def _harmless(member, archive):
-    """The path of a member. Raises UserError for one that leads outside the folder, has no name, or is a link or a
-    device: for every member, since the data filter would mend an absolute path and keep some links."""
+    """The path of a member. Raises UserError for one that leads outside, has no name, or is a link or a device."""
     path = member.path
     if path.anchor or '..' in path.parts or '\0' in str(path) or not path.name or not member.is_plain:
         raise UserError(f'{archive} holds {path}, a link, a device or a path that leads outside or nowhere; it is not '
@@ -123,11 +120,20 @@ def _members(file):
     file.seek(0)
     is_gzip = file.peek(2)[:2] == b'\x1f\x8b'
     # GzipFile checks the sum of the whole file when it is read to the end
-    return _tar_members(_Measured(gzip.GzipFile(fileobj=file) if is_gzip else file))
+    return _tar_members(_Bounded(gzip.GzipFile(fileobj=file) if is_gzip else file))
 
 
-class _Measured:
-    """A stream that is not read in pieces of any size: tarfile takes the size of a header from the archive."""
+def _zip_members(file):
+    with zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            # the type is 0 where the archive was not made on Unix
+            is_plain = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
+            open_file = None if info.is_dir() else partial(archive.open, info)
+            yield Member(PureWindowsPath(info.filename), is_plain, open_file, info.file_size)
+
+
+class _Bounded:
+    """A stream that refuses a huge read: tarfile reads as many bytes as a header says that it is long."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -141,29 +147,15 @@ class _Measured:
         return getattr(self.stream, name)
 
 
-def _zip_members(file):
-    with zipfile.ZipFile(file) as archive:
-        for info in archive.infolist():
-            # the type is 0 where the archive was not made on Unix
-            is_plain = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
-            extract = None if info.is_dir() else functools.partial(_extract_zip, archive, info)
-            yield Member(PureWindowsPath(info.filename), is_plain, extract, info.file_size)
-
-
-def _extract_zip(archive, info, path, folder):
-    info.filename = path
-    archive.extract(info, folder)
-
-
 def _tar_members(stream, above=''):
     with tarfile.open(fileobj=stream, mode='r:') as archive:
         for info in archive:
             if info.isfile() and info.name.endswith('.tar'):
                 inner = PureWindowsPath(above, info.name.removesuffix('.tar'))
-                yield from _tar_members(_Measured(archive.extractfile(info)), inner)
+                yield from _tar_members(_Bounded(archive.extractfile(info)), inner)
             else:
-                extract = functools.partial(_extract_tar, archive, info) if info.isfile() else None
-                yield Member(PureWindowsPath(above, info.name), info.isfile() or info.isdir(), extract, info.size)
+                open_file = partial(archive.extractfile, info) if info.isfile() else None
+                yield Member(PureWindowsPath(above, info.name), info.isfile() or info.isdir(), open_file, info.size)
         # tarfile takes any damage for the end; the true end is a block of zeros, and only zeros follow it
         stream.seek(archive.offset)
         is_whole = stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
@@ -171,7 +163,3 @@ def _tar_members(stream, above=''):
             is_whole = not rest.strip(b'\0')
         if not is_whole:
             raise tarfile.ReadError('it is damaged or cut off')
-
-
-def _extract_tar(archive, info, path, folder):
-    archive.extract(info.replace(name=path, deep=False), folder, set_attrs=False, filter='data')

@@ -1,7 +1,7 @@
 """Download a file once, whole: resumed where it broke off, checked, never half in place.
 
-Source of the Google Drive address: drive.usercontent.google.com gives the file itself with
-confirm=t; where it gives a page instead (virus scan, quota), that is recognised.
+Source of the Google Drive address: drive.usercontent.google.com gives the file itself with confirm=t. Where it gives a
+page instead (virus scan, quota), the error says so. pooch, the usual library for this, cannot resume a download.
 """
 import hashlib
 import http.client
@@ -26,28 +26,28 @@ def drive_url(file_id):
 
 
 def digest(path, algorithm):
-    """The file's hash in hexadecimal, read in pieces."""
-    found, size = hashlib.new(algorithm), path.stat().st_size
+    """The file's hash in hexadecimal."""
+    content, size = hashlib.new(algorithm), path.stat().st_size
     with open(path, 'rb') as file, progress(None, f'{algorithm.upper()} of {path.name}', 'B', total=size, leave=False,
                                             unit_scale=True) as bar:
         while chunk := file.read(CHUNK):
-            found.update(chunk)
+            content.update(chunk)
             bar.update(len(chunk))
-    return found.hexdigest()
+    return content.hexdigest()
 
 
 def verify(path, size=None, md5=None, sha256=None, remedy=REMEDY):
-    """Raise UserError, with the remedy, unless the file has this size and these hashes (those that are given)."""
+    """Raise UserError, with the remedy, unless the file has the given size and hashes. None is not checked."""
     actual = path.stat().st_size
     if size is not None and actual != size:
         raise UserError(f'{path} has {actual:,} bytes, not {size:,}; {remedy}')
     for algorithm, expected in (('md5', md5), ('sha256', sha256)):
-        if expected is not None and (found := digest(path, algorithm)) != expected:
-            raise UserError(f'{path}: {algorithm.upper()} is {found}, not {expected}; {remedy}')
+        if expected is not None and (actual := digest(path, algorithm)) != expected:
+            raise UserError(f'{path}: {algorithm.upper()} is {actual}, not {expected}; {remedy}')
 
 
 class Lock:
-    """The file of the sizes and SHA-256 that no source publishes: recorded at first use, checked ever after."""
+    """The file that records sizes and SHA-256 where no source publishes them: written at first use, then checked."""
 
     def __init__(self, path):
         self.path = path
@@ -61,35 +61,36 @@ class Lock:
             raise UserError(f'{self.path} does not parse ({error!r}); remove it: hashes are recorded anew') from error
 
     def expected(self, name):
-        """What verify() is to know of a file; {} before its first use."""
+        """The arguments of verify() for a file; {} before its first use."""
         remedy = (f'the expected size and SHA-256 are as recorded in {self.path} when it was first used. Remove the '
                   f'file and fetch it again; if its source has a new version, remove "{name}" from the record too')
         recorded = self.entries().get(name)
         return recorded | {'remedy': remedy} if recorded else {}
 
     def record(self, name, path):
-        """Record a file that proved to be the right one. A record that is there stays."""
+        """Record a file that proved to be the right one. An existing record stays."""
         entries = self.entries()
         if name not in entries:
             write_json(self.path, entries | {name: {'size': path.stat().st_size, 'sha256': digest(path, 'sha256')}})
 
 
-def fetch(url, target, size=None, md5=None, sha256=None, by_hand=None, remedy=REMEDY):
+def fetch(url, target, by_hand=None, **expected):
     """Download url to the path `target`, unless it is there; verified either way.
 
     A download that breaks off is resumed, now or by the next call, from <target>.partial.
-    by_hand: the address to name where the file must be fetched by hand (default url). remedy: as verify()'s.
+    by_hand: the address to name where the file must be fetched by hand (default url). expected: arguments of verify().
     """
     if target.exists():
-        verify(target, size, md5, sha256, remedy)
+        verify(target, **expected)
         return
     with locks.hold(target, f'{target} is being downloaded', wait=True):
-        if target.exists():  # another process has it meanwhile, whole
+        if target.exists():  # another process has downloaded it meanwhile
             return
         partial = target.with_name(target.name + '.partial')
-        _download(url, partial, size, f'Fetch it by hand from {by_hand or url} and put it at {target}')
+        advice = f'Fetch it by hand from {by_hand or url} and put it at {target}'
+        _download(url, partial, expected.get('size'), advice)
         try:
-            verify(partial, size, md5, sha256, remedy)
+            verify(partial, **expected)
         except UserError:
             partial.unlink()
             raise
@@ -113,7 +114,7 @@ def _download(url, partial, size, advice):
                 break
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             reason = getattr(error, 'reason', error)
-        except OSError as error:  # after the network's, which are its subclasses: the disk's
+        except OSError as error:  # the disk's: the network's are subclasses, caught above
             raise UserError(f'{partial} cannot be written: {error.strerror}') from error
     raise UserError(f'{url} could not be downloaded ({reason}). A later call goes on from what has arrived. {advice}')
 

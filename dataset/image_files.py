@@ -1,6 +1,6 @@
-"""Image files: found, opened, checked, and made into what a network takes.
+"""Image files: found, opened by PIL, checked, and made into a network's input.
 
-Source: the published transforms (Kim et al., ICCV 2021). All files are decoded by PIL.
+Source of the transforms: the published code (Kim et al., ICCV 2021).
 """
 import contextlib
 import os
@@ -18,28 +18,25 @@ from PIL import Image, ImageOps
 from runtime import processes
 from runtime.screen import progress, warn
 from util import usable_cores
-from wsol.backbones._torchvision import torchvision  # noqa: F401  must precede its transforms
 from wsol.errors import UserError
 from wsol.networks import IMAGENET
-
-from torchvision.transforms import v2  # isort: skip
 
 SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.ppm', '.pgm'}
 SCALABLE = ('L', 'RGB', 'RGBA', 'CMYK', 'YCbCr')  # the modes in which an image can be made smaller
 ORIENTATION = 0x0112  # EXIF's tag
-REMEDY = 'replace it, or leave it out by --skip_broken'  # of an image that does not open
-# phones take such photos; what PIL would warn of is refused, by the size in the header, before it is decoded
+REMEDY = 'replace it, or leave it out by --skip_broken'  # for an image that does not open
+# phones take photos this large; a larger image is refused by the size in its header, before it is decoded
 Image.MAX_IMAGE_PIXELS = 200_000_000
 warnings.filterwarnings('error', category=Image.DecompressionBombWarning)
 
 
 def is_hidden(name):
-    """What file managers and notebooks leave: .DS_Store, ._photo.jpg, .ipynb_checkpoints, __MACOSX."""
+    """Whether file managers or notebooks left it: .DS_Store, ._photo.jpg, .ipynb_checkpoints, __MACOSX."""
     return name.startswith('.') or name == '__MACOSX'
 
 
 def images_below(root):
-    """The ids of the image files below a folder, those in linked folders too: their paths relative to it, in order."""
+    """The sorted ids of the image files below a folder, linked folders included: their paths relative to it."""
     ids = []
     for folder, folders, files in os.walk(root, followlinks=True):
         folders[:] = [name for name in folders if not is_hidden(name) and not _leads_back(Path(folder, name))]
@@ -60,8 +57,7 @@ def _leads_back(path):
 def open_upright(path, longest=None):
     """Any image file as RGB: turned as its EXIF says, transparency on white, 16 bits scaled to 8.
 
-    longest: the longer side of a larger image becomes this, in the decoder where it can (JPEG), so that a photo of a
-    hundred megapixels takes no more memory than it must.
+    longest: the longer side of a larger image becomes this. JPEG's decoder already does most of it, which saves memory.
     """
     def convert(image):
         if longest is not None and max(image.size) > longest:
@@ -84,7 +80,7 @@ def upright_size(path):
 
 
 def _read_exif(image):
-    """Have the EXIF block read. Of a damaged one PIL keeps what it could read, and does not fail again."""
+    """Read the EXIF block. PIL fails once on a damaged block, keeps what it could read, and does not fail again."""
     with contextlib.suppress(Exception):
         image.getexif()
 
@@ -100,7 +96,7 @@ def _to_rgb(image):
 
 
 def _to_8_bits(image):
-    """A grey image of integers or real numbers as one of bytes, a part of its rows at a time."""
+    """A grey image of integers or real numbers as bytes, 256 rows at a time to save memory."""
     values = np.asarray(image)
     top = 65535 if image.mode.startswith('I') and values.max() > 255 else 255
     top = 1 if image.mode == 'F' and values.max() <= 1 else top
@@ -111,8 +107,10 @@ def _to_8_bits(image):
 
 
 def open_image(path, convert=lambda image: image.convert('RGB'), remedy=REMEDY):
-    """An image file as RGB, decoded by PIL; as published, EXIF is not looked at. remedy: what the user can do where it
-    does not open. Raises UserError naming the file."""
+    """An image file as RGB; as published, its EXIF is ignored. convert: another function of the open PIL image.
+
+    remedy: what the user can do if it does not open. Raises UserError naming the file.
+    """
     try:
         if Path(path).exists() and not Path(path).is_file():
             raise OSError('no regular file')  # a pipe would be waited for
@@ -126,8 +124,10 @@ def open_image(path, convert=lambda image: image.convert('RGB'), remedy=REMEDY):
 
 
 def broken_images(paths, remedy=REMEDY):
-    """Decode every image, in parallel, with a bar. paths: a list. remedy: as of open_image. Returns {index: what is
-    wrong} of those that do not open."""
+    """Decode every image, in parallel, with a bar. Returns {index: problem} of the images that do not open.
+
+    paths: a list. remedy: as in open_image.
+    """
     def reason(path):
         try:
             open_image(path, remedy=remedy)
@@ -144,12 +144,14 @@ def broken_images(paths, remedy=REMEDY):
 
 
 def opening_images(paths, name):
-    """The indices of the image files that open; says how many do not. Raises UserError where none does. Of several
-    processes each opens some."""
-    first, every = processes.rank(), processes.size()
-    own = broken_images(paths[first::every], 'replace it')
-    broken = dict(sorted((first + every * index, reason) for first, found in enumerate(processes.gather(own))
-                         for index, reason in found.items()))
+    """The indices of the image files that open; warns of the others. Raises UserError if none opens.
+
+    name: what the warning calls the images. Several processes share the work.
+    """
+    every = processes.size()
+    shares = processes.gather(broken_images(paths[processes.rank()::every], 'replace it'))
+    broken = dict(sorted((first + every * index, reason) for first, share in enumerate(shares)
+                         for index, reason in share.items()))
     if broken and len(broken) == len(paths):
         raise UserError(f'none of the {len(paths)} images of {name} opens; the first: {broken[0]}')
     if broken:
@@ -163,26 +165,30 @@ def opening_images(paths, name):
 
 @dataclass(frozen=True)
 class Transform:
-    """What a network takes, of a photo: in a loader's worker bytes, a quarter of the memory, and numbers on the device.
+    """A photo -> a network's input, in two steps: bytes in a loader's worker, numbers on the device.
 
-    resize_size: the side R of the square that photos are resized to. crop_size: the side S of the random square of it
-    that training takes, mirrored or not; None: the whole. normalisation: the network's (mean, deviation).
+    resize_size: the side R of the square that photos are resized to. crop_size: the side S of the random crop that
+    training takes, mirrored or not; None: no crop. normalisation: the network's (mean, deviation).
     """
     resize_size: int
     crop_size: int | None = None
     normalisation: tuple = IMAGENET
+
+    def __post_init__(self):
+        _torchvision_functional()  # imported once, before a loader starts its workers
 
     def __call__(self, image):
         """PIL image -> (3,S,S) float32."""
         return self.normalise(self.crop(self.resize(image)))
 
     def resize(self, image):
-        """PIL image -> (3,R,R) uint8: bilinear with anti-aliasing, in bytes at most one grey level from PIL's."""
-        return v2.functional.resize(v2.functional.pil_to_tensor(image), [self.resize_size] * 2, antialias=True)
+        """PIL image -> (3,R,R) uint8: bilinear with anti-aliasing, within one grey level of PIL's."""
+        functional = _torchvision_functional()
+        return functional.resize(functional.pil_to_tensor(image), [self.resize_size] * 2, antialias=True)
 
     def crop(self, pixels, generator=None):
-        """(3,R,R) -> (3,S,S). generator: of the draws, by default torch's own. The draws are those of torchvision's
-        RandomCrop and RandomHorizontalFlip, which take ten times as long."""
+        """(3,R,R) -> (3,S,S). generator: draws the crop, by default torch's global one. The draws are those of
+        torchvision's RandomCrop and RandomHorizontalFlip, which take ten times as long."""
         if self.crop_size is None:
             return pixels
         room = self.resize_size - self.crop_size + 1
@@ -197,13 +203,21 @@ class Transform:
 
 
 @cache
+def _torchvision_functional():
+    """torchvision's functions for images. Its import is slow, and a script that only shows its help needs none."""
+    from wsol.backbones import _torchvision  # noqa: F401  this must precede every import of torchvision
+    from torchvision.transforms.v2 import functional  # isort: skip
+    return functional
+
+
+@cache
 def _statistics(normalisation, device):
-    """Mean and deviation (3,1,1) on a device: sent there once, since sending makes the host wait for it."""
+    """Mean and deviation (3,1,1) on a device: sent there once, since sending makes the host wait."""
     return [torch.tensor(values, device=device)[:, None, None] for values in normalisation]
 
 
 def train_transform(resize_size, crop_size, normalisation=IMAGENET):
-    """Published: resize to a square, random crop, horizontal flip; the network's mean and deviation."""
+    """Published: resize to a square, random crop, horizontal flip. normalisation: the network's (mean, deviation)."""
     return Transform(resize_size, crop_size, normalisation)
 
 
@@ -219,5 +233,5 @@ def as_image(picture):
 
 def to_picture(image, normalisation=IMAGENET):
     """A normalised image (3,S,S) -> (S,S,3) in 0..1, to be shown."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in normalisation)
-    return (image.cpu() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
+    mean, deviation = _statistics(normalisation, torch.device('cpu'))
+    return (image.cpu() * deviation + mean).clamp(0, 1).permute(1, 2, 0).numpy()

@@ -1,4 +1,4 @@
-"""The images of a data set's split, one by one: (image, label, index)."""
+"""The images of a data set's split. Whatever reads it, an item is (image (3,S,S) float32, label, index)."""
 import hashlib
 import math
 import shutil
@@ -19,22 +19,19 @@ from wsol.errors import UserError
 
 
 class Images(Dataset):
-    """The base of what loaders batch. Item -> (image (3,S,S) float32, label, index, ...).
+    """Base class: a subclass says how an image is read, in bytes. Item -> (image (3,S,S) float32, label, index, ...).
 
-    transform: a Transform, of the images that `read` gives.
+    transform: the Transform that normalises the images. data_loaders.Loader asks for the bytes of `read`, and gives the
+    same numbers: bytes take a quarter of the memory between processes.
     """
 
     def read(self, key):
-        """An item with its image in bytes, (3,S,S) uint8."""
-        raise TypeError(f'{type(self).__name__} reads no images')
+        """An item whose image is in bytes, (3,S,S) uint8."""
+        raise NotImplementedError
 
     def __getitem__(self, key):
         image, *more = self.read(key)
         return self.transform.normalise(image), *more
-
-    def __getitems__(self, keys):
-        """What a loader asks for, in the place of single items: bytes, which it normalises on the device."""
-        return [self.read(key) for key in keys]
 
 
 class ImageDataset(Images):
@@ -53,26 +50,27 @@ class ImageDataset(Images):
     def image_id(self, index):
         return self.image_ids[index].decode()
 
+    def path(self, index):
+        return self.folder / self.image_id(index)
+
     def read(self, key):
         index, seed = key if isinstance(key, tuple) else (key, None)
-        pixels, label = self.resized(index), int(self.labels[index])
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return self.transform.crop(pixels, generator), label, index
+        return self.transform.crop(self.resized(index), generator), int(self.labels[index]), index
 
     def resized(self, index):
         """(3,R,R) uint8: an image before it is cropped, from the cache or the file."""
         if self.cache is None:
-            return self.transform.resize(open_image(self.folder / self.image_id(index)))
+            return self.transform.resize(open_image(self.path(index)))
         shape = (3, self.transform.resize_size, self.transform.resize_size)
         stored = np.memmap(self.cache, np.uint8, 'r', index * math.prod(shape), shape)
         return torch.from_numpy(np.array(stored))
 
     def cached(self, folder, name):
-        """Itself, with all resized images in one file below folder, from where workers and processes map them into
-        their memory. It is made where it is missing. name: of data set and split. Raises UserError.
+        """Itself, reading all resized images from one file below folder, which is written if it is missing.
 
-        The file's name holds the fingerprint of the images, and their size: images of other names, labels or
-        file sizes, or written at another time, have another file.
+        name: of data set and split. The file's name also holds the images' size and fingerprint, so that other names,
+        labels, file sizes or times of writing mean another file. Raises UserError.
         """
         size = self.transform.resize_size
         path = Path(folder) / f'{name}_{size}.{self.fingerprint(with_times=True)[:16]}.pixels'
@@ -91,27 +89,27 @@ class ImageDataset(Images):
 
     def _write_resized(self, path):
         with ThreadPoolExecutor(usable_cores()) as pool, open(path, 'wb') as file:
-            # a pool queues all it is given at once: parts keep the memory small
-            parts = (range(start, min(start + 256, len(self))) for start in range(0, len(self), 256))
-            resized = chain.from_iterable(pool.map(self.resized, part) for part in parts)
+            # the pool queues everything that it is given: chunks keep the memory small
+            chunks = (range(start, min(start + 256, len(self))) for start in range(0, len(self), 256))
+            resized = chain.from_iterable(pool.map(self.resized, chunk) for chunk in chunks)
             for pixels in progress(resized, 'resizing images', 'image', total=len(self)):
                 file.write(pixels.numpy().tobytes())
 
     def fingerprint(self, with_times=False):
-        """A SHA-256 of the ids, labels and sizes of the files: which images these are.
+        """SHA-256 of the ids, the labels and the files' sizes: it tells which images these are.
 
-        with_times: also of when each file was last written. A cache needs it, to see that a file was replaced by one of
-        the same size. A result does not, so that copies of a data set have one fingerprint.
+        with_times: also of the time when each file was last written. A cache needs it, to see that a file was replaced
+        by one of the same size. A result does not, so that copies of a data set have one fingerprint.
         """
         digest = hashlib.sha256()
         for index, label in enumerate(progress(self.labels, 'looking at the files', 'image', leave=False)):
-            path = self.folder / self.image_id(index)
-            found = path.stat() if path.is_file() else None
-            time = f',{found.st_mtime_ns}' if with_times and found else ''
-            digest.update(f'{self.image_id(index)},{label},{found and found.st_size}{time}\n'.encode())
+            path = self.path(index)
+            facts = path.stat() if path.is_file() else None
+            time = f',{facts.st_mtime_ns}' if with_times and facts else ''
+            digest.update(f'{self.image_id(index)},{label},{facts and facts.st_size}{time}\n'.encode())
         return digest.hexdigest()
 
     def without_broken(self, name):
-        """The images that open; says how many do not. name: what they are called in what is said."""
-        kept = opening_images([self.folder / self.image_id(index) for index in range(len(self))], name)
+        """The images that open; warns of the others. name: what the warning calls the images."""
+        kept = opening_images([self.path(index) for index in range(len(self))], name)
         return ImageDataset(self.image_ids[kept], self.labels[kept], self.folder, self.transform, self.class_names)

@@ -15,16 +15,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script from the repository's root
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a run as a script from the repository's root
 
-from config import number, plain_parser  # noqa: E402
-from dataset import check, imagenet, open_dataset  # noqa: E402
-from dataset.archives import GROWTH, check_count, staged, unpack  # noqa: E402
-from dataset.download import Lock, drive_url, fetch  # noqa: E402
-from dataset.metadata import LISTS, write_cub_lists  # noqa: E402
-from dataset.registry import SPLITS, find_dataset  # noqa: E402
+from dataset import check, official_lists, open_dataset
+from dataset.archives import GROWTH, check_count, staged, unpack
+from dataset.download import Lock, drive_url, fetch
+from dataset.lists import LISTS
+from dataset.registry import SPLITS, find_dataset
+from runtime.command_line import number, plain_parser
 from runtime.screen import run, say, warn
-from runtime.whole_files import write_json  # noqa: E402
+from runtime.whole_files import write_json
 from wsol.errors import UserError
 
 REPOSITORY = 'https://raw.githubusercontent.com/clovaai/wsolevaluation'
@@ -57,7 +57,7 @@ def _drive(file, folder, wanted, file_id):
 @dataclass(frozen=True)
 class Recipe:
     """How a data set, or a split of it, is prepared."""
-    dataset: str                         # its name in data_sets.DATASETS
+    dataset: str                         # its name in registry.DATASETS
     archives: tuple[Archive, ...] = ()   # those of one folder are unpacked into it together
     downloads: dict[str, tuple[str, ...]] = field(default_factory=dict)  # split -> the lists that REPOSITORY has
     finish: Callable | None = None       # (DataSet, folder): renames what was just unpacked
@@ -69,7 +69,7 @@ def write_missing_cub_lists(data, _):
     if not data.cub_root.is_dir():
         return
     if not (has_lists(data, 'train') and has_lists(data, 'test')):
-        write_cub_lists(data)
+        official_lists.write_cub_lists(data)
     missing = [name for name in ('segmentations', 'parts', 'attributes') if not (data.cub_root / name).is_dir()]
     if missing:
         warn(f'{data.cub_root} has no {", ".join(missing)}/, which cue localization needs. To unpack it again, move it '
@@ -80,9 +80,9 @@ def write_missing_imagenet_lists(data, workspace):
     """Make the training lists from the folders, and the test lists from the devkit's boxes, else download them."""
     train, val, boxes = (data.image_folders['test'] / name for name in ('train', 'val', 'boxes'))
     if train.is_dir() and not has_lists(data, 'train'):
-        imagenet.write_train_lists(data)
+        official_lists.write_train_lists(data)
     if val.is_dir() and train.is_dir() and boxes.is_dir() and not has_lists(data, 'test'):
-        imagenet.write_test_lists(data, boxes)
+        official_lists.write_test_lists(data, boxes)
     elif val.is_dir():
         workspace.download_lists(data, 'test')
 
@@ -116,7 +116,7 @@ RECIPES = {
     'imagenetv2': Recipe('ILSVRC', (
         Archive('imagenetv2-threshold0.7.tar.gz', 'ImageNetV2', r'(?:.+/)?(\d+/[^/]+)',
                 f'{HUGGING_FACE}/vaishaal/ImageNetV2/resolve/main/imagenetv2-threshold0.7.tar.gz', below='val2'),
-    ), {'val': (*LISTS, 'mapping.txt')}, finish=imagenet.rename),
+    ), {'val': (*LISTS, 'mapping.txt')}, finish=official_lists.rename),
     'openimages': Recipe('OpenImages', (
         _drive('OpenImages_images.zip', 'OpenImages', FROM_SPLIT, '1oOb4WQ-lb8SYppHEg3lWnpHk1X8WVO4e'),
         _drive('OpenImages_annotations.zip', 'OpenImages', FROM_SPLIT, '1eu1YvcZlsEalhXTS_5Ni5tkImCliIPie'),

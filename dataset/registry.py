@@ -1,14 +1,14 @@
-"""Data sets as objects: their classes, splits and lists, boxes and masks, annotations, superclasses.
+"""Data sets as objects: their numbers, splits and lists, boxes and masks, annotations, superclasses.
 
 Source: the WSOL evaluation's splits (Choe et al., CVPR 2020), train, val (its train-fullsup) and test, listed in the
-format that wsol.lists reads, or the user's own folders. `dataset.open_dataset` opens a data set and paints it where it
-is one that is painted.
+format that dataset.lists reads, or the user's own folders. `dataset.open_dataset` also paints ToyBirds if need be.
 """
 import difflib
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,13 +24,23 @@ from wsol.errors import UserError
 
 SPLITS = ('train', 'val', 'test')
 
+
+class Cues(NamedTuple):
+    """The numbers of cue localization."""
+    images: int             # test images that some class pair evaluates
+    evaluations: int        # (image, class pair)
+    pairs: tuple[int, ...]  # class pairs that differ in 1, 2, 3 parts
+
+
 @dataclass(frozen=True)
 class Entry:
-    """What the table says of a data set: its classes, and where its files lie below the roots."""
+    """What is known of a data set before its files are there: its numbers, and where its files lie below the roots."""
     num_classes: int
+    images: tuple[int, int, int]    # train, val, test
     image_folders: dict[str, str]   # split -> folder below data_root, what its image ids are relative to
     recipes: dict[str, str]         # split -> the recipe of dataset/prepare.py that makes it
     cub_folder: str | None = None   # below data_root: parts, attributes and segmentations in CUB's layout
+    cues: Cues | None = None
     has_masks: bool = False         # localization.txt names masks, not boxes
     groups: Callable | None = None  # (DataSet, class names) -> (C,C) bool, its superclasses
 
@@ -40,12 +50,15 @@ def _same(value):
 
 
 DATASETS = {
-    'CUB': Entry(200, _same('CUB/images') | {'val': 'CUBV2'}, _same('cub') | {'val': 'cubv2'}, 'CUB',
+    'CUB': Entry(200, (5994, 1000, 5794), _same('CUB/images') | {'val': 'CUBV2'}, _same('cub') | {'val': 'cubv2'},
+                 'CUB', Cues(2579, 11_039, (31, 64, 96)),
                  groups=lambda data, _: torch.ones(data.num_classes, data.num_classes, dtype=torch.bool)),
-    'ILSVRC': Entry(1000, _same('ILSVRC') | {'val': 'ImageNetV2'}, _same('imagenet') | {'val': 'imagenetv2'},
+    'ILSVRC': Entry(1000, (1_281_167, 10_000, 50_000), _same('ILSVRC') | {'val': 'ImageNetV2'},
+                    _same('imagenet') | {'val': 'imagenetv2'},
                     groups=lambda data, _: superclasses.wordnet(data.list_folders['train'].parent / 'helper')),
-    'OpenImages': Entry(100, _same('OpenImages'), _same('openimages'), has_masks=True),
-    'ToyBirds': Entry(18, _same('ToyBirds/images'), _same('toybirds'), 'ToyBirds',
+    'OpenImages': Entry(100, (29_819, 2_500, 5_000), _same('OpenImages'), _same('openimages'), has_masks=True),
+    'ToyBirds': Entry(18, (720, 144, 360), _same('ToyBirds/images'), _same('toybirds'), 'ToyBirds',
+                      Cues(360, 1280, (12, 10, 10)),
                       groups=lambda _, class_names: superclasses.by_prefix(class_names)),
 }
 ALIASES = {'ImageNet': 'ILSVRC'}
@@ -65,17 +78,17 @@ def canonical_name(text):
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set: where its files are, and all that is known of it. The files are looked at when they are asked for."""
+    """A data set: where its files are, and what is known of it. Files are opened only when they are asked for."""
     name: str
     num_classes: int
     image_folders: dict[str, Path]  # split -> what its image ids are relative to
     list_folders: dict[str, Path]   # split -> where image_ids.txt, class_labels.txt and localization.txt are
     mask_folder: Path               # what the masks of localization.txt are relative to
-    prepare: dict[str, str]         # split -> what to do where it is missing
+    prepare: dict[str, str]         # split -> what to do if it is missing
     has_masks: bool = False         # localization.txt names masks, not boxes
     cub_root: Path | None = None    # the folder in CUB's layout
-    groups: Callable | None = None  # as Entry's
-    class_names: tuple[str, ...] | None = None  # of the user's own folder; of the others, their images know them
+    groups: Callable | None = None  # as in Entry
+    class_names: tuple[str, ...] | None = None  # of the user's own folder; otherwise the images' folders tell them
 
     @property
     def label(self):
@@ -84,13 +97,13 @@ class DataSet:
 
     def list_images(self, split, proxy=False):
         """Image ids (N,) bytes and labels (N,) int64 of a split. Raises UserError with the command that prepares it."""
-        lists_folder, images = self.list_folders[split], self.image_folders[split]
-        missing = [str(path) for path in (lists_folder / 'image_ids.txt', lists_folder / 'class_labels.txt', images)
+        folder, images = self.list_folders[split], self.image_folders[split]
+        missing = [str(path) for path in (folder / 'image_ids.txt', folder / 'class_labels.txt', images)
                    if not path.exists()]
         if missing:
             raise UserError(f'{self.name} {split} is not there: missing {", ".join(missing)}. To prepare it: '
                             f'{self.prepare[split]}')
-        return lists.read_labels(lists_folder, self.num_classes, proxy)
+        return lists.read_labels(folder, self.num_classes, proxy)
 
     def open_split(self, split, transform, proxy=False):
         """The ImageDataset of a split. transform: a Transform. proxy: only what image_ids_proxy.txt lists."""
@@ -109,12 +122,11 @@ class DataSet:
 
     def _places(self, split):
         """The folder of a split's lists, if they say where the objects are."""
-        path = self.list_folders[split] / 'localization.txt'
+        path, command = self.list_folders[split] / 'localization.txt', self.prepare[split]
         if not path.is_file():
             raise UserError(f'{path} is not there: it says where the objects are, one line "path,x0,y0,x1,y1" for each '
                             'box, with image_sizes.txt beside it ("path,width,height"), or "path,mask.png,ignore.png"'
-                            + (f'. To prepare it: {command}' if (command := self.prepare[split]).startswith('python')
-                               else ''))
+                            + (f'. To prepare it: {command}' if command.startswith('python') else ''))
         return path.parent
 
     def annotations(self):
@@ -124,20 +136,22 @@ class DataSet:
         return CueAnnotations(self.cub_root)
 
     def superclasses(self, class_names, path=None, num_classes=None):
-        """(C,C) bool: row c holds the classes of c's superclass. path: a YAML file of `label: [labels]`; without it
-        the data set's own superclasses. class_names: of the classifier, and num_classes, which are the data set's where
-        nothing is said. Raises UserError."""
+        """(C,C) bool: row c holds the classes of c's superclass. Raises UserError.
+
+        class_names, num_classes: the classifier's (default: the data set's number). path: a YAML file of
+        `label: [labels]`; without it the data set's built-in superclasses.
+        """
         num_classes = num_classes or self.num_classes
         if path is not None:
             return read_superclass_file(path, num_classes)
         if self.groups is None:
-            raise UserError(f'{self.name} has no superclasses of its own; list them in --superclass_file (YAML, '
+            raise UserError(f'{self.name} has no built-in superclasses; list them in --superclass_file (YAML, '
                             '"label: [labels]")')
-        found = self.groups(self, class_names)
-        if len(found) != num_classes:
-            raise UserError(f"{self.name}'s superclasses are of {len(found)} classes, and this classifier tells "
-                            f'{num_classes} apart; list its own in --superclass_file (YAML, "label: [labels]")')
-        return found
+        members = self.groups(self, class_names)
+        if len(members) != num_classes:
+            raise UserError(f"{self.name}'s superclasses are of {len(members)} classes, and this classifier has "
+                            f'{num_classes}; list its own in --superclass_file (YAML, "label: [labels]")')
+        return members
 
 
 class OwnFolder(DataSet):
@@ -205,11 +219,9 @@ def _own_folder(folder, class_names):
 
 
 def _names_masks(folder):
-    """Whether localization.txt locates by path,mask.png,ignore.png and not by boxes: its first line says so."""
+    """Whether localization.txt locates the objects by path,mask.png,ignore.png and not by boxes."""
     path = folder / 'localization.txt'
-    lines = path.read_text(errors='replace').split('\n') if path.is_file() else []
-    first = next((line.split(',') for line in lines if line.strip()), [])
-    return len(first) > 1 and first[-2].endswith('.png')
+    return path.is_file() and next(lists.read_rows(path, lists.MASKS, []), None) is not None
 
 
 def names_of_folders(image_ids, labels, num_classes):

@@ -21,8 +21,10 @@ import cv2
 import numpy as np
 
 from dataset.archives import check_count, staged
-from dataset.metadata import corners_of, write_split
+from dataset.lists import write_split
+from dataset.official_lists import corners_of
 from dataset.painter import PALETTE, paint
+from dataset.registry import DATASETS, SPLITS
 from runtime.screen import progress
 from runtime.whole_files import read_json, write_lines
 from wsol.annotations.cub import POINT_NAMES, UNION_PARTS
@@ -30,7 +32,8 @@ from wsol.errors import UserError
 
 VERSION = 1  # raise it whenever the same seed no longer gives the same bytes
 STAMP = 'toybirds.json'
-IMAGES_PER_CLASS = {'train': 40, 'val': 8, 'test': 20}
+_BIRDS = DATASETS['ToyBirds']
+IMAGES_PER_CLASS = {split: number // _BIRDS.num_classes for split, number in zip(SPLITS, _BIRDS.images, strict=True)}
 
 # Per family: its colours in the order of UNION_PARTS, and the cue parts' colours class by class.
 FAMILIES = (
@@ -191,5 +194,4 @@ def _write_metadata(root, records):
     """The WSOL evaluation's files."""
     for split in ('train', 'val', 'test'):
         rows = [r for r in records if r[2] == split]
-        write_split(root / split, [r[0] for r in rows], [r[1] for r in rows], [r[3] for r in rows],
-                    [[corners_of(r[4], r[3])] for r in rows])
+        write_split(root / split, [(r[0], r[1], r[3], [corners_of(r[4], r[3])]) for r in rows])

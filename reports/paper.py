@@ -8,7 +8,6 @@ from evaluation.pxap import KEYS  # noqa: F401  the columns of PXAP
 
 SOURCE = 'Kim et al., ICCV 2021 (arXiv 2106.07861)'
 NETWORK = 'ResNet-50, 28x28 maps'
-PAIRS = (31, 64, 96)            # of CUB's classes that differ in 1, 2, 3 parts
 METHODS = {  # (head, attribution method) -> its name, in the table's order
     ('CAM', 'backprop'): 'vanilla gradient', ('CAM', 'integrated_grad'): 'integrated gradient',
     ('CAM', 'smooth_grad'): 'SmoothGrad', ('CAM', 'var_grad'): 'VarGrad', ('CAM', 'vanilla'): 'CAM',

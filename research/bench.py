@@ -159,7 +159,7 @@ def main():
     projected = {}
     if 'cue_localization' in args.only:
         projected = project_on_cub({name: own for name, (_, own) in measured.items()})
-        screen.say(f'\ncue localization on CUB, {CUB["images"]} images and {CUB["evaluations"]} evaluations, from what '
+        screen.say(f'\ncue localization on CUB, {CUB.images} images and {CUB.evaluations} evaluations, from what '
                  'an image and a pair cost here: '
                  + ', '.join(f'{way} {projected[way]:.0f} s' for way in sorted(projected)))
     if args.json:

@@ -18,6 +18,7 @@ import eval_pixel_perturb
 from data_loaders import SeededBatches, make_loader
 from dataset import image_files
 from dataset.images import ImageDataset
+from dataset.registry import DATASETS
 from evaluation.map_sources import NetworkMaps
 from research import plain_ways
 from runtime import screen
@@ -32,7 +33,7 @@ COPIES = 8     # of an image, for SmoothGrad; as many points on the path of inte
 PHOTOS = 256   # for the loaders
 SMALL = 'resnet18'  # on half-size images, where many forwards of large batches would take minutes
 PHOTO = 500, 375  # pixels, as many as most of CUB's have
-CUB = {'images': 2579, 'evaluations': 11039}  # of cue localization on CUB's test split, all 191 pairs
+CUB = DATASETS['CUB'].cues
 
 
 class Item(NamedTuple):
@@ -248,7 +249,7 @@ def project_on_cub(results):
     for way in one.keys() - {'floor'}:
         first, fourth = (statistics.median(own[way]) / 1000 for own in (one, four))
         per_pair = (fourth - first) / 3
-        seconds[way] = CUB['images'] * (first - per_pair) + CUB['evaluations'] * per_pair
+        seconds[way] = CUB.images * (first - per_pair) + CUB.evaluations * per_pair
     return seconds
 
 

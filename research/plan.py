@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import config
-from dataset.registry import find_dataset
+from dataset.registry import DATASETS, find_dataset
 from experiment import result_files, weights
 from reports import intervals, paper
 from research import commands
@@ -22,9 +22,6 @@ from wsol.backbones._torchvision import torchvision
 from wsol.contexts import shapes_only
 from wsol.errors import UserError
 
-IMAGES = {'CUB': (5994, 1000, 5794), 'ILSVRC': (1_281_167, 10_000, 50_000), 'OpenImages': (29_819, 2_500, 5_000),
-          'ToyBirds': (720, 144, 360)}  # train, val, test
-CUES = {'CUB': (2579, 11_039), 'ToyBirds': (360, 1280)}  # images of cue localization, their class pairs all together
 SPEEDS = {'GPU': 20e12, 'CPU': 0.2e12}  # operations a second that the estimates assume
 NAMES = {'cue_location': 'cue localization', 'pixel_perturb': 'remove-and-classify'}
 
@@ -119,7 +116,7 @@ def networks_of(dataset, seeds, root, trains_all, flags=()):
 
 def methods_of(dataset):
     """The (head, process) of a data set's tables: of CUB and ToyBirds the paper's table, of others CALM's own maps."""
-    return [method for method in paper.METHODS if dataset in CUES or (method[0], dataset) in paper.ACCURACY]
+    return [method for method in paper.METHODS if DATASETS[dataset].cues or (method[0], dataset) in paper.ACCURACY]
 
 
 def steps_of(networks):
@@ -128,7 +125,7 @@ def steps_of(networks):
     for network in networks:
         if network.training:
             steps.append(Step(network))
-        metrics_of = ('pixel_perturb', 'cue_location') if network.dataset in CUES else ('pixel_perturb',)
+        metrics_of = ('pixel_perturb', 'cue_location') if DATASETS[network.dataset].cues else ('pixel_perturb',)
         steps += [Step(network, metric, process) for head, process in methods_of(network.dataset)
                   if head == network.head == network.name for metric in metrics_of]
     return steps
@@ -198,11 +195,11 @@ def operations(step, flags):
     network = step.network
     published = ('--large_feature_map', f'--attribution_method={network.head}')
     forward, epochs = forward_operations((*(network.training or published), *flags))
-    train, val, test = IMAGES[network.dataset]
+    train, val, test = DATASETS[network.dataset].images
     if not step.metric:
         return forward * (epochs * (3 * train + val) + val + test)
     forwards, backwards = METHODS[step.process].cost_of()  # for an image; for an image and a class
     if step.metric == 'pixel_perturb':
         return forward * test * (forwards + 2 * backwards + 2 * len(intervals.ERASED))
-    images, pairs = CUES[network.dataset]
+    images, pairs, _ = DATASETS[network.dataset].cues
     return forward * (images * forwards + 2 * backwards * (images + pairs))

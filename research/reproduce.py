@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 import config
+from dataset.registry import DATASETS
 from reports import figures, intervals, paper, table_files
 from reports.table_files import Cell, Table
 from research import plan
@@ -201,7 +202,7 @@ def refuse_other_settings(steps, flags):
 
 def make_parser():
     def names(text):
-        return text if text == 'all' else command_line.choice(tuple(plan.IMAGES))(command_line.dataset_name(text))
+        return text if text == 'all' else command_line.choice(tuple(DATASETS))(config.dataset_name(text))
     parser = command_line.plain_parser(__doc__)
     parser.add_argument('--dataset', type=names, default='all', metavar='NAME',
                         help="CUB, ILSVRC, OpenImages, ToyBirds, or all: the paper's three (default: all)")

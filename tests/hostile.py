@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dataset import archives, check, image_files, lists, toybirds
+from dataset import archives, image_files, lists, toybirds
 from dataset.download import Lock
 from dataset.registry import read_superclass_file
 from evaluation.map_sources import open_map
@@ -115,7 +115,7 @@ def masks(folder):
 @parser
 def checked_lists(folder):
     _write_lists(folder)
-    return folder / 'localization.txt', lambda: list(check._rows(folder / 'localization.txt', 'path,x0,y0,x1,y1', []))
+    return folder / 'localization.txt', lambda: list(lists.read_rows(folder / 'localization.txt', lists.BOXES, []))
 
 
 # --- texts --------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def put(name, text):
 
 
 @pytest.mark.parametrize('change, words', [
-    (put('image_ids.txt', b'../x.jpg\n'), 'line 1: ../x.jpg leads out'), (put('image_ids.txt', b'a.jpg\n/x.jpg\n'), 'line 2: /x.jpg leads out'),
+    (put('image_ids.txt', b'../x.jpg\n'), 'line 1: a path leads out of its folder in "../x.jpg"'), (put('image_ids.txt', b'a.jpg\n/x.jpg\n'), 'line 2: a path leads out of its folder in "/x.jpg"'),
     (put('image_ids.txt', b'a.jpg\nb.jpg\na.jpg\n'), 'line 3: a.jpg stands there twice'),
     (put('image_ids.txt', b'\xff.jpg\n'), 'line 1: expected'), (put('image_ids.txt', b'x\0.jpg\n'), 'line 1: expected'),
     (put('class_labels.txt', b'birds/0.jpg,%d\n' % 2**64), 'line 1: expected'),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import ROOT, SIZE, refused
 
+from dataset.registry import DATASETS
 from reports import intervals, paper
 from research import commands, plan, reproduce
 from wsol import build_model
@@ -62,7 +63,7 @@ def test_operations_are_counted_as_they_are_run():
     model(torch.zeros(1, 3, 56, 56))
     total += 2 * model.conv_last.weight.numel() * 14 * 14  # which the head applies itself
     assert plan.forward_operations(network.training)[0] == total
-    train, val, test = plan.IMAGES['ToyBirds']
+    train, val, test = DATASETS['ToyBirds'].images
     assert plan.operations(plan.Step(network), ['--epochs=2']) == total * (2 * (3 * train + val) + val + test)
     erased = plan.operations(plan.Step(network, 'pixel_perturb', 'smooth_grad'), [])
     assert erased == total * test * (50 + 2 * 50 + 10)

@@ -1,0 +1,131 @@
+"""The lists of CUB and ImageNet made from their official annotations; ImageNetV2's files renamed as its lists say."""
+import math
+import xml.etree.ElementTree
+from concurrent.futures import ThreadPoolExecutor
+
+from dataset.image_files import open_image
+from dataset.lists import leads_out, read_columns, write_split
+from runtime.screen import progress
+from util import usable_cores
+from wsol.annotations.cub import read_by_id
+from wsol.errors import UserError
+
+# --- CUB --------------------------------------------------------------------------------------------
+
+
+def corners_of(box, size):
+    """CUB's x, y, width, height -> the WSOL evaluation's x0, y0, x1, y1, within an image of size (width, height)."""
+    x, y, width, height = box
+    return int(x), int(y), min(int(x + width), size[0] - 1), min(int(y + height), size[1] - 1)
+
+
+def image_sizes(paths):
+    """[(width, height)] of image files, from their headers, in parallel."""
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        sizes = pool.map(lambda path: open_image(path, lambda image: image.size), paths)
+        return list(progress(sizes, 'image sizes', 'image', total=len(paths), leave=False))
+
+
+def write_cub_lists(data, sizes_of=image_sizes):
+    """Write CUB's train and test lists, equal to the WSOL evaluation's; the annotations are joined by their ids.
+
+    data: the DataSet. sizes_of: a function [path of a photo] -> [(width, height)]. Raises UserError where the
+    annotations do not fit, naming the file, and the line or the id.
+    """
+    def values(file, parse, expected):
+        return _values(data.cub_root / file, names, parse, expected)
+
+    names, classes = read_by_id(data.cub_root / 'images.txt'), range(data.num_classes)
+    labels = values('image_class_labels.txt', lambda text: classes.index(int(text) - 1), f'1 to {data.num_classes}')
+    splits = values('train_test_split.txt', {'1': 'train', '0': 'test'}.__getitem__, '1 or 0')
+    boxes = values('bounding_boxes.txt', _box, 'the numbers x y width height')
+    for split in ('train', 'test'):
+        keys = [key for key in names if splits[key] == split]
+        sizes = sizes_of([data.image_folders[split] / names[key] for key in keys])
+        write_split(data.list_folders[split], [(names[key], labels[key], size, [corners_of(boxes[key], size)])
+                                               for key, size in zip(keys, sizes, strict=True)])
+
+
+def _values(path, names, parse, expected):
+    """{id: parse(value)} of a file that has a value for every id of names."""
+    values = read_by_id(path, names)
+    for key, text in values.items():
+        try:
+            values[key] = parse(text)
+        except (ValueError, KeyError) as error:
+            raise UserError(f'{path}: expected {expected} for the id {key}, found "{text}"') from error
+    return values
+
+
+def _box(text):
+    x, y, width, height = map(float, text.split())
+    if not all(0 <= value < math.inf for value in (x, y, width, height)):  # False of NaN
+        raise ValueError
+    return x, y, width, height
+
+
+# --- ImageNet ---------------------------------------------------------------------------------------
+
+
+def _synsets(data):
+    """The names of the training set's class folders in order, which is that of the class numbers."""
+    folder = data.image_folders['train'] / 'train'
+    synsets = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    if len(synsets) != data.num_classes:
+        raise UserError(f'{folder} has {len(synsets)} class folders, not {data.num_classes}: labels would be shifted. '
+                        'Move it away and prepare it anew')
+    return synsets
+
+
+def write_train_lists(data):
+    """Write the lists of ImageNet's training set from its folders. data: the DataSet."""
+    rows = [(f'train/{synset}/{path.name}', label)
+            for label, synset in enumerate(progress(_synsets(data), 'listing', 'class'))
+            for path in sorted((data.image_folders['train'] / 'train' / synset).iterdir())]
+    write_split(data.list_folders['train'], rows)
+
+
+def write_test_lists(data, annotations):
+    """Write the test lists (ImageNet's val images) from the devkit's XML: boxes, sizes, the class of the first object.
+
+    data: the DataSet, whose training images are there. annotations: the folder of the XML files.
+    """
+    label_of = {synset: label for label, synset in enumerate(_synsets(data))}
+    rows = [(f'val/{path.stem}.JPEG', *_annotation(path, label_of))
+            for path in progress(sorted(annotations.rglob('*.xml')), 'reading boxes', 'file')]
+    write_split(data.list_folders['test'], rows)
+
+
+def _annotation(path, label_of):
+    """(label, (width, height), boxes) of one of the devkit's XML files."""
+    try:
+        tree = xml.etree.ElementTree.parse(path)
+        width, height = (int(tree.findtext(f'size/{side}')) for side in ('width', 'height'))
+        corners = [[int(box.findtext(key)) for key in ('xmin', 'ymin', 'xmax', 'ymax')]
+                   for box in tree.findall('object/bndbox')]
+        label = label_of[tree.findtext('object/name')]
+    except (xml.etree.ElementTree.ParseError, TypeError, ValueError, LookupError) as error:
+        raise UserError(f'{path} does not parse as an ImageNet annotation: {type(error).__name__} {error}') from error
+    boxes = [(x0, y0, min(x1, width - 1), min(y1, height - 1)) for x0, y0, x1, y1 in corners]
+    return label, (width, height), boxes
+
+
+def rename(data, folder):
+    """Give ImageNetV2's files the names that its lists use, by the published mapping.txt beside the lists.
+
+    folder: where val2/<class>/<hash>.jpeg become val2/<class>/<n>.jpeg. Raises UserError unless all are there then.
+    """
+    lists = data.list_folders['val']
+    mapping = lists / 'mapping.txt'
+    for number, line in enumerate(mapping.read_text(errors='replace').splitlines(), 1):
+        names = [name.strip() for name in line.split(',')]
+        if len(names) != 2 or any(leads_out(name.encode()) for name in names):
+            raise UserError(f'{mapping}, line {number}: expected "old name, new name", found "{line}"')
+        old, new = (folder / 'val2' / name for name in names)
+        if new.is_file():
+            new.rename(old)
+    image_ids = [image_id.decode() for image_id in read_columns(lists / 'image_ids.txt')[0]]
+    lost = [image_id for image_id in image_ids if not (folder / image_id).is_file()]
+    if lost:
+        raise UserError(f'ImageNetV2\'s archive is not the archive it should be: by {mapping}, {len(lost):,} of the '
+                        f'{len(image_ids):,} images are not in it, the first {lost[0]}')
