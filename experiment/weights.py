@@ -22,7 +22,7 @@ from dataset.registry import ALIASES, DATASETS
 from experiment import checkpoint_files
 from runtime.screen import warn
 from wsol import build_model, from_classifier
-from wsol.backbones._torchvision import import_torchvision
+from wsol.backbones._torchvision import torchvision
 from wsol.errors import UserError
 from wsol.networks import normalisation
 
@@ -150,7 +150,7 @@ class TrainedClassifier(Checkpoint):
 
 def imagenet_names():
     """The names of ImageNet's 1,000 classes, in the order of its labels."""
-    return import_torchvision().models.get_model_weights('resnet50').DEFAULT.meta['categories']
+    return torchvision.models.get_model_weights('resnet50').DEFAULT.meta['categories']
 
 
 def weights_sha256(state):

@@ -8,14 +8,14 @@ import numpy as np
 from runtime import screen, whole_files
 
 
-def mean_and_deviation(values, decimals=1, sign=''):
-    """'92.0 ± 1.4': the mean and the standard deviation over networks; of one network its value alone; '-' where one
-    of them has none. values: (N,). sign: '+' of a difference."""
+def mean_and_deviation(values, decimals=1):
+    """'92.0 ± 1.4': mean and standard deviation over networks; of one network its value; '-' where one has none.
+    values: (N,)."""
     values = np.asarray(values, float)
     if not np.isfinite(values).all():
         return '-'
     deviation = f' ± {values.std(ddof=1):.{decimals}f}' if len(values) > 1 else ''
-    return f'{values.mean():{sign}.{decimals}f}{deviation}'
+    return f'{values.mean():.{decimals}f}{deviation}'
 
 
 class Cell(NamedTuple):
@@ -24,7 +24,7 @@ class Cell(NamedTuple):
     low: float | None = None
     high: float | None = None
     decimals: int = 1
-    sign: str = ''  # '+' of a difference
+    sign: str = ''  # '+' for a difference
 
     def __str__(self):
         if self.value is None or not np.isfinite(self.value):
@@ -34,47 +34,26 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table: header (K+1,), rows of a name and K cells, each a Cell, text or None."""
+    """A table: header (K+1,), rows of a name and K cells, each a Cell, text, number or None."""
     title: str
     header: list
     rows: list
 
-    def texts(self):
-        return [['-' if cell is None else str(cell) for cell in row] for row in [self.header, *self.rows]]
 
-
-def as_text(tables):
-    return '\n\n'.join(f'{table.title}\n\n{screen.table(*_split(table.texts()))}' for table in tables) + '\n'
-
-
-def _split(lines):
-    return lines[0], lines[1:]
+def as_text(tables, title='{}', style='simple'):
+    """The tables below their titles. title: with {} for the title. style: tabulate's."""
+    return '\n\n'.join(f'{title.format(table.title)}\n\n{screen.table(table.header, table.rows, style)}'
+                       for table in tables) + '\n'
 
 
 def as_markdown(tables):
-    def line(cells):
-        return '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
-    parts = []
-    for table in tables:
-        header, rows = _split(table.texts())
-        parts.append('\n'.join([f'## {table.title}\n', line(header), '|---' + '|---:' * (len(header) - 1) + '|',
-                                *map(line, rows)]))
-    return '\n\n'.join(parts) + '\n'
+    return as_text([table._replace(rows=[[cell if cell is None else str(cell).replace('|', '\\|') for cell in row]
+                                         for row in table.rows]) for table in tables], '## {}', 'pipe')
 
 
 def as_latex(tables):
     """A tabular for each table, for the package booktabs."""
-    special = {'\\': r'\textbackslash{}', '−': '$-$', '±': r'$\pm$', '<': '$<$', '>': '$>$', '~': r'\textasciitilde{}',
-               '^': r'\textasciicircum{}', **{sign: '\\' + sign for sign in '&%$#_{}'}}
-
-    def line(cells):
-        return ' & '.join(''.join(special.get(sign, sign) for sign in cell) for cell in cells) + r' \\'
-    parts = []
-    for table in tables:
-        header, rows = _split(table.texts())
-        parts.append('\n'.join([f'% {table.title}', rf'\begin{{tabular}}{{l{"r" * (len(header) - 1)}}}', r'\toprule',
-                                line(header), r'\midrule', *map(line, rows), r'\bottomrule', r'\end{tabular}']))
-    return '\n\n'.join(parts) + '\n'
+    return as_text(tables, '% {}', 'latex_booktabs')
 
 
 def as_csv(tables):
@@ -85,8 +64,8 @@ def as_csv(tables):
     for table in tables:
         for name, *cells in table.rows:
             for column, cell in zip(table.header[1:], cells, strict=True):
-                numbers = cell[:3] if isinstance(cell, Cell) else (cell, None, None)
                 if cell is not None:
+                    numbers = cell[:3] if isinstance(cell, Cell) else (cell, None, None)
                     writer.writerow([table.title, name, column, *numbers])
     return file.getvalue()
 

@@ -14,11 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import config
 from dataset.registry import DATASETS, find_dataset
 from experiment import result_files, weights
-from reports import intervals, paper
+from reports import columns, paper
 from research import commands
 from wsol import build_model
 from wsol.attribution.registry import METHODS
-from wsol.backbones._torchvision import import_torchvision
+from wsol.backbones._torchvision import torchvision
 from wsol.contexts import shapes_only
 from wsol.errors import UserError
 
@@ -152,7 +152,7 @@ def lacks(step, flags):
 
 
 def _backbone_url():
-    return import_torchvision().models.get_model_weights('resnet50').IMAGENET1K_V1.url
+    return torchvision.models.get_model_weights('resnet50').IMAGENET1K_V1.url
 
 
 def _backbone():
@@ -200,6 +200,6 @@ def operations(step, flags):
         return forward * (epochs * (3 * train + val) + val + test)
     forwards, backwards = METHODS[step.process].cost_of()  # for an image; for an image and a class
     if step.metric == 'pixel_perturb':
-        return forward * test * (forwards + 2 * backwards + 2 * len(intervals.ERASED))
+        return forward * test * (forwards + 2 * backwards + 2 * len(columns.PERCENTS))
     images, pairs, _ = DATASETS[network.dataset].cues
     return forward * (images * forwards + 2 * backwards * (images + pairs))

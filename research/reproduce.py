@@ -2,7 +2,7 @@
 
 Prints the plan: each step, the data and weights that it needs, what of them is missing, the command that gets it, and
 estimated hours. Then it runs what can be run, which is not run again where it is done, and prints the published figure,
-ours under the published protocol, ours corrected (each pair alone, all pixels counted), with their intervals, the
+ours under the published protocol, ours per pair with all pixels, with their intervals, the
 shares of the pixels that the published protocol drops, and a verdict. Flags of main.py, such as --device, go behind its
 own.
 Source: Kim et al., ICCV 2021 (paper.py). --dataset=ToyBirds does all of it on painted birds, without any download.
@@ -18,7 +18,8 @@ import numpy as np
 
 import config
 from dataset.registry import DATASETS
-from reports import figures, intervals, paper, table_files
+from reports import columns, figures, intervals, paper, table_files
+from reports.columns import COMPARED
 from reports.table_files import Cell, Table
 from research import plan
 from runtime import command_line, screen
@@ -66,47 +67,43 @@ def print_plan(steps_by_dataset, args, flags):
 
 
 class Found(NamedTuple):
-    """What was measured of a method on a data set, over its networks: {column: [Measured of each]}."""
+    """What was measured of a method on a data set: {column: [Estimate of each network]}."""
     method: tuple
-    columns: dict
+    estimates: dict
 
     def cell(self, column):
-        """Of all networks together: with its interval where there is a sample, else the mean."""
-        own, decimals = self.columns.get(column, ()), intervals.DECIMALS.get(column, 1)
-        units = {one.sample and one.sample.units for one in own}
-        if len(units) == 1 and None not in units:
-            return Cell(self.sample(column).value(), *self.sample(column).interval(), decimals)
-        return Cell(float(np.mean([one.value for one in own])), decimals=decimals) if own and None not in [
-            one.value for one in own] else None
+        """The mean over the networks, with its interval over images or class pairs where they have the same."""
+        estimates = self.estimates.get(column, ())
+        values = [one.value for one in estimates]
+        if not values or None in values:
+            return None
+        bounds = intervals.mean_interval(estimates)[1:] if intervals.are_paired(estimates) else ()
+        return columns.cell(column, float(np.mean(values)), *bounds)
 
     def deviation(self, column):
-        """The standard deviation over the networks, of several."""
-        values = [one.value for one in self.columns.get(column, ())]
+        """The standard deviation over the networks, if there are several."""
+        values = [one.value for one in self.estimates.get(column, ())]
         return Cell(float(np.std(values, ddof=1))) if len(values) > 1 and None not in values else None
-
-    def sample(self, column):
-        """That of all networks together, pooled."""
-        return intervals.pooled([one.sample for one in self.columns[column]])
 
 
 def find_results(networks):
     """[Found] of the methods that were measured."""
     found = []
     for head, process in plan.methods_of(networks[0].dataset):
-        columns = {}
+        estimates = {}
         for network in (network for network in networks if network.name == head):
             for metric in plan.NAMES:
-                for column, measured in intervals.measured(network.result(metric, process) or {}).items():
-                    columns.setdefault(column, []).append(measured)
-        if columns:
-            found.append(Found((head, process), columns))
+                for column, estimate in columns.read_estimates(network.result(metric, process) or {}).items():
+                    estimates.setdefault(column, []).append(estimate)
+        if estimates:
+            found.append(Found((head, process), estimates))
     return found
 
 
 def verdict(dataset, found, reference):
     """In words: on the paper's own data how far the published protocol's mean is from the paper's, then the order."""
-    order = order_verdict(found, reference, 'corrected mean') if reference else 'CAM is not measured'
-    away = np.mean([one.value for one in found.columns['published mean']]) - paper.PXAP[found.method][-1]
+    order = order_verdict(found, reference, f'{COMPARED}: mean') if reference else 'CAM is not measured'
+    away = np.mean([one.value for one in found.estimates['published: mean']]) - paper.PXAP[found.method][-1]
     return f'{away:+.1f} from the paper; {order}' if dataset == 'CUB' else order
 
 
@@ -114,7 +111,7 @@ def order_verdict(found, reference, column):
     """Does a method lie on the side of CAM on which it is in the paper? In words."""
     if found.method == reference.method:
         return 'the reference'
-    value, low, high = found.sample(column).difference(reference.sample(column))
+    value, low, high = intervals.mean_interval(found.estimates[column], reference.estimates[column])
     expected = paper.PXAP[found.method][-1] > paper.PXAP[reference.method][-1]
     if low <= 0 <= high:
         return 'undecided: CAM lies within the interval'
@@ -124,30 +121,30 @@ def order_verdict(found, reference, column):
 
 def cue_table(dataset, found):
     """The paper's table of cue localization, with ours."""
-    found = [own for own in found if 'corrected mean' in own.columns]
+    found = [own for own in found if f'{COMPARED}: mean' in own.estimates]
     reference = next((own for own in found if own.method == ('CAM', 'vanilla')), None)
-    header = ['PxAP, %', *(f'paper {key}' for key in paper.KEYS), *(f'published {key}' for key in paper.KEYS),
-              'published counted mean', *(f'corrected {key}' for key in paper.KEYS), 'over seeds ±', 'exact mean',
+    header = ['PxAP, %', *(f'paper: {key}' for key in paper.KEYS), *(f'published: {key}' for key in paper.KEYS),
+              'published, all pixels: mean', *(f'{COMPARED}: {key}' for key in paper.KEYS), 'over seeds ±',
+              f'{columns.EXACT}: mean',
               'dropped true', 'dropped false', 'verdict']
     rows = []
     for own in found:
-        published, corrected = ([own.cell(f'{topic} {key}') for key in paper.KEYS]
-                                for topic in ('published', 'corrected'))
+        published, compared = ([own.cell(f'{count}: {key}') for key in paper.KEYS] for count in ('published', COMPARED))
         rows.append([paper.METHODS[own.method], *map(Cell, paper.PXAP[own.method]),
                      *(cell and Cell(cell.value) for cell in published[:3]), published[3],
-                     own.cell('published counted mean'),
-                     *(cell and Cell(cell.value) for cell in corrected[:3]), corrected[3],
-                     own.deviation('corrected mean'), own.cell('exact mean'), own.cell('dropped true'),
-                     own.cell('dropped false'), verdict(dataset, own, reference)])
+                     own.cell('published, all pixels: mean'),
+                     *(cell and Cell(cell.value) for cell in compared[:3]), compared[3],
+                     own.deviation(f'{COMPARED}: mean'), own.cell(f'{columns.EXACT}: mean'),
+                     own.cell('dropped true'), own.cell('dropped false'), verdict(dataset, own, reference)])
     note = '' if dataset == 'CUB' else '; the paper is of CUB: its order of the methods alone can be compared'
     return Table(f'Cue localization on {dataset}, by differing parts{note}', header, rows)
 
 
 def ratio_table(dataset, found):
     """R_k of every method. The paper draws it and prints no numbers."""
-    columns = [f'R_{percent}' for percent in intervals.ERASED]
+    ratios = [f'R_{percent}' for percent in columns.PERCENTS]
     return Table(f'Remove-and-classify on {dataset}, R_k, lower is better; the paper has curves without numbers',
-                 ['', *columns], [[paper.METHODS[own.method], *map(own.cell, columns)] for own in found])
+                 ['', *ratios], [[paper.METHODS[own.method], *map(own.cell, ratios)] for own in found])
 
 
 def accuracy_table(dataset, found):
@@ -167,11 +164,11 @@ def draw_ratios(dataset, found, path):
     """The remove-and-classify figure of all methods."""
     curves = {}
     for own in found:
-        cells = [own.cell(f'R_{percent}') for percent in intervals.ERASED]
+        cells = [own.cell(f'R_{percent}') for percent in columns.PERCENTS]
         if None not in cells:
             curves[paper.METHODS[own.method]] = [
                 {'erased_percent': int(percent), 'R': cell.value, 'R_low': cell.low, 'R_high': cell.high}
-                for percent, cell in zip(intervals.ERASED, cells, strict=True)]
+                for percent, cell in zip(columns.PERCENTS, cells, strict=True)]
     figures.save(figures.ratio_curve(f'Remove-and-classify, {dataset}', curves), path)
 
 

@@ -4,6 +4,7 @@ import re
 import sys
 from contextlib import suppress
 
+from tabulate import tabulate
 from tqdm import tqdm
 
 from runtime import processes
@@ -124,12 +125,10 @@ def progress(iterable, description, unit, **options):
                 file=_Stderr(), disable=hidden, **options)
 
 
-def table(header, rows):
-    """Text in columns: the first flush left, the others flush right; floats with one decimal, None as a dash."""
+def table(header, rows, style='simple'):
+    """A table as text: the first column flush left, the others flush right; floats with one decimal, None as a dash.
+    style: one of tabulate's."""
     def show(cell):
         return '-' if cell is None else f'{cell:.1f}' if isinstance(cell, float) else str(cell)
-
-    cells = [[show(cell) for cell in row] for row in [header, *rows]]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ['  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]
-    return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
+    return tabulate([[show(cell) for cell in row] for row in rows], header, tablefmt=style, disable_numparse=True,
+                    colalign=['left', *['right'] * (len(header) - 1)] if rows else None)

@@ -7,6 +7,7 @@ variable CALM_SHARED names, else in ../shared; tests that need them skip, and sa
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,15 @@ def refused(result, *words):
     assert code == 2 and len(message) == 1 and 'Traceback' not in err, err
     for word in words:
         assert word in message[0], err
+
+
+def explained_columns(text):
+    """The columns that the tables of a page have a sentence for: {'published: 1', 'published: mean', 'accuracy', ...}."""
+    names = set()
+    for cell in re.findall(r'^\| ([^|`]+) \| [A-Z].*\. \|$', text, re.M):
+        name, _, keys = cell.rpartition(': ')
+        names |= {f'{name}: {key}' for key in keys.split(', ')} if name else {*cell.split(', ')}
+    return names
 
 
 # --- scripts ----------------------------------------------------------------------------------------

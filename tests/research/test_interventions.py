@@ -12,12 +12,12 @@ from munch import Munch
 from PIL import Image
 from torch import nn
 
-import compare
 import config
 from dataset import open_dataset
 from dataset.image_files import eval_transform
 from dataset.toybirds import Repainter, class_colours
 from experiment import weights
+from reports.rows import read_rows
 from research import interventions as interventions
 from research import repainting
 from wsol import build_model
@@ -364,8 +364,8 @@ def test_fewer_contrasts_leave_the_result_of_more_and_double_no_row(script, tiny
         assert all(path.read_bytes() == content for path, content in before.items())
         before = {path: path.read_bytes() for path in (save / 'CAM').glob('interventions_*.json')}
     assert len(before) == 2
-    rows = compare.rows_of(save / 'CAM', 'CAM')
-    methods = [row.method for row in rows if 'PxAP exact' in row.columns]
+    rows = read_rows(save / 'CAM', 'CAM')
+    methods = [row.method for row in rows if 'PxAP exact' in row.estimates]
     assert sorted(set(methods)) == sorted(methods) and {'log-odds', 'backprop', 'control: random'} <= set(methods)
 
 

@@ -6,10 +6,11 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SIZE, refused
+from conftest import ROOT, SIZE, explained_columns, refused
 
 from dataset.registry import DATASETS
-from reports import intervals, paper
+from reports import columns, intervals, paper
+from reports.intervals import Estimate
 from research import commands, plan, reproduce
 from wsol import build_model
 
@@ -79,20 +80,20 @@ def test_toybirds_from_nothing_to_the_papers_tables(script, at_home, tmp_path, m
     cells = cells_of(root / 'tables.csv')
     for (head, process), name in FEW.items():
         own = [commands.result(root / f'seed{seed}' / head, 'cue_location', process, *TINY) for seed in (0, 1)]
-        assert cells['Cue', name, 'paper mean']['value'] == str(paper.PXAP[head, process][-1])
+        assert cells['Cue', name, 'paper: mean']['value'] == str(paper.PXAP[head, process][-1])
         published = [result['pxap']['parts']['published']['mean'] for result in own]
-        corrected = [result['pxap']['parts']['per pair, all pixels']['mean'] for result in own]
-        cell = cells['Cue', name, 'published mean']
+        alone = [result['pxap']['parts']['per pair, all pixels']['mean'] for result in own]
+        cell = cells['Cue', name, 'published: mean']
         draws = np.mean([np.array(result['published_draws']['published']['mean'].split(), float) for result in own], 0)
         assert [float(cell[side]) for side in ('value', 'low', 'high')] == pytest.approx(
             [np.mean(published), *np.quantile(draws - draws.mean() + np.mean(published), [0.025, 0.975])])
-        cell = cells['Cue', name, 'corrected mean']
-        assert float(cell['value']) == pytest.approx(np.mean(corrected)) and float(cell['low']) < np.mean(corrected) < float(cell['high'])
-        assert float(cells['Cue', name, 'over seeds ±']['value']) == pytest.approx(abs(corrected[0] - corrected[1]) / 2 ** 0.5)
+        cell = cells['Cue', name, 'per pair, all pixels: mean']
+        assert float(cell['value']) == pytest.approx(np.mean(alone)) and float(cell['low']) < np.mean(alone) < float(cell['high'])
+        assert float(cells['Cue', name, 'over seeds ±']['value']) == pytest.approx(abs(alone[0] - alone[1]) / 2 ** 0.5)
         assert float(cells['Cue', name, 'dropped true']['value']) == pytest.approx(np.mean([result['dropped']['parts']['true'] for result in own]))
         erased = [commands.result(root / f'seed{seed}' / head, 'pixel_perturb', process, *TINY)['ratios'][0] for seed in (0, 1)]
-        top, random = (sum(record[f'correct_{side}'] for record in erased) for side in ('top', 'random'))
-        assert float(cells['Remove-and-classify', name, 'R_10']['value']) == pytest.approx(top / random)
+        mean = np.mean([record['correct_top'] / record['correct_random'] for record in erased])
+        assert float(cells['Remove-and-classify', name, 'R_10']['value']) == pytest.approx(mean)
     assert cells['Cue', 'CAM', 'verdict']['value'] == 'the reference'
     assert 'the paper is of CUB' in out and (root / 'ratios.png').stat().st_size > 5000
     assert (root / 'tables.tex').is_file() and (root / 'tables.md').is_file()
@@ -114,29 +115,29 @@ def test_weights_that_the_user_has_are_not_missing(script, tmp_path, monkeypatch
 
 def found(method, values):
     units = ('images', *range(len(values)))
-    sample = intervals.Sample(units, np.array(values, float), np.ones(len(values)))
-    return reproduce.Found(method, {'corrected mean': [intervals.Measured(float(np.mean(values)), sample)]})
+    estimate = Estimate(float(np.mean(values)), units, intervals.mean_terms(np.array(values, float)))
+    return reproduce.Found(method, {f'{columns.COMPARED}: mean': [estimate]})
 
 
 def test_verdicts():
     """In the paper CALM_EM is above CAM, and VarGrad below it."""
     cam = found(('CAM', 'vanilla'), [30, 40, 50, 60])
-    verdicts = {shift: reproduce.order_verdict(found(('CALM_EM', 'jointll'), np.array([30, 40, 50, 60]) + shift), cam, 'corrected mean')
+    verdicts = {shift: reproduce.order_verdict(found(('CALM_EM', 'jointll'), np.array([30, 40, 50, 60]) + shift), cam, f'{columns.COMPARED}: mean')
                 for shift in (5, -5)}
     assert verdicts == {5: 'as in the paper: above CAM', -5: 'contrary to the paper: below CAM'}
     mixed = found(('CALM_EM', 'jointll'), [20, 50, 40, 72])
-    assert reproduce.order_verdict(mixed, cam, 'corrected mean') == 'undecided: CAM lies within the interval'
+    assert reproduce.order_verdict(mixed, cam, f'{columns.COMPARED}: mean') == 'undecided: CAM lies within the interval'
     var_grad = found(('CAM', 'var_grad'), [1, 2, 3, 4])
-    assert reproduce.order_verdict(var_grad, cam, 'corrected mean') == 'as in the paper: below CAM'
-    var_grad.columns['published mean'] = [intervals.Measured(21), intervals.Measured(23)]  # of two seeds; the paper has 21.4
+    assert reproduce.order_verdict(var_grad, cam, f'{columns.COMPARED}: mean') == 'as in the paper: below CAM'
+    var_grad.estimates['published: mean'] = [Estimate(21), Estimate(23)]  # of two seeds; the paper has 21.4
     assert reproduce.verdict('CUB', var_grad, cam) == '+0.6 from the paper; as in the paper: below CAM'
     assert reproduce.verdict('ToyBirds', var_grad, None) == 'CAM is not measured'
 
 
 @pytest.mark.parametrize('right, verdict', [(718, 'as published, within the interval'), (600, '-11.8')])
 def test_an_accuracy_is_held_against_the_published_one(right, verdict):
-    sample = intervals.Sample(('images',), 100.0 * (np.arange(1000) < right), np.ones(1000))
-    own = reproduce.Found(('CALM_EM', 'jointll'), {'accuracy': [intervals.Measured(right / 10, sample)]})
+    terms = intervals.mean_terms(100.0 * (np.arange(1000) < right))
+    own = reproduce.Found(('CALM_EM', 'jointll'), {'accuracy': [Estimate(right / 10, ('images',), terms)]})
     row, = reproduce.accuracy_table('CUB', [own]).rows
     assert str(row[1]) == '71.8' and row[-1] == verdict
 
@@ -161,10 +162,9 @@ def test_what_fails_is_told_and_the_rest_goes_on(script, at_home, tmp_path, monk
 
 def test_every_column_and_flag_has_a_sentence():
     text = (ROOT / 'docs/comparing.md').read_text().split('## reproduce.py')[1]
-    explained = {name.strip() for cells in re.findall(r'^\| ([^|`]+) \| [A-Z].*\. \|$', text, re.M) for name in cells.split(',')}
+    explained = explained_columns(text)
     for column in reproduce.cue_table('CUB', []).header[1:]:
-        topic, _, key = column.rpartition(' ')
-        assert column in explained or (key in paper.KEYS and f'{topic} 1' in explained), column
+        assert column in explained, column
     for flag in set(re.findall(r'--(\w+)', reproduce.make_parser().format_usage())) - {'save_root'}:
         assert f'`--{flag}' in text
 

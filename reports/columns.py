@@ -1,0 +1,102 @@
+"""The columns of a comparison: their names, the tables that they stand in, and how results are read into them."""
+import numpy as np
+
+from evaluation.pxap import COUNTS, KEYS
+from experiment.result_files import from_digits, from_text
+from reports.intervals import Estimate, mean_terms
+from reports.table_files import Cell
+from wsol import metrics
+
+COMPARED = 'per pair, all pixels'  # the count of PxAP by which methods are compared
+EXACT = f'exact part masks, {COMPARED}'
+PXAP = {count: ('parts', count) for count in COUNTS} | {EXACT: ('exact', COMPARED)}  # where results have them
+PERCENTS = [str(round(100 * ratio)) for ratio in metrics.ERASE_RATIOS]
+WSOL = {'MaxBoxAccV2': 'MaxBoxAccV2', 'MaxBoxAcc': 'MaxBoxAcc', 'Top-1 Loc': 'Top-1 Loc', 'mask PxAP': 'PxAP'}
+INTERVENTIONS = {'PxAP exact': 'pxap', 'rank corr.': 'rank', 'mass on cue': 'share', 'sign': 'sign', 'slope': 'slope',
+                 'error': 'error', 'deletion corr.': 'deletion', 'on distractors': 'distractors'}
+TABLES = {  # title -> {column: its name within the table}
+    'Accuracy, %': {'accuracy': 'accuracy'},
+    **{f'Cue localization, PxAP in %, by the number of differing parts: {count}': {f'{count}: {key}': key
+                                                                                   for key in KEYS} for count in PXAP},
+    'Pixels that the published protocol drops, %': {'dropped true': 'true', 'dropped false': 'false'},
+    'Remove-and-classify: R_k, lower is better': {f'R_{percent}': f'R_{percent}' for percent in PERCENTS},
+    'Localization (WSOL), %': {name: name for name in WSOL},
+    'Interventions': {name: name for name in (*INTERVENTIONS, 'turns', 'distractors', 'questions')},
+}
+DECIMALS = dict.fromkeys([*(f'R_{percent}' for percent in PERCENTS), 'rank corr.', 'slope', 'error', 'deletion corr.',
+                          'on distractors'], 2) | {'questions': 0}  # of the other columns: 1
+
+
+def cell(column, value, low=None, high=None, sign=''):
+    """A Cell with a column's decimals; None for no value."""
+    return None if value is None else Cell(value, low, high, DECIMALS.get(column, 1), sign)
+
+
+def read_estimates(result):
+    """{column: Estimate} of a result of an evaluation; {} for another metric."""
+    readers = {'cue_location': _cue_location, 'pixel_perturb': _pixel_perturb, 'wsol': _wsol, 'accuracy': _accuracy}
+    return readers.get(result.get('metric'), lambda _: {})(result)
+
+
+def read_interventions(result):
+    """{contrast method: {column: Estimate}} of a result of interventions."""
+    def stated(value, low=None, high=None):
+        return Estimate(value, bounds=(low, high))
+    network = {'turns': stated(*result['network']['turns'])}  # the same for every contrast
+    if 'shapes_that_distract' in result['network']:
+        network['distractors'] = stated(result['network']['shapes_that_distract'])
+    return {name: {column: stated(*figures[key]) for column, key in INTERVENTIONS.items() if key in figures}
+            | network | {'questions': stated(figures['questions'])} for name, figures in result['methods'].items()}
+
+
+def _accuracy(result):
+    return {'accuracy': Estimate(result.get('test_accuracy'))}
+
+
+def _cue_location(result):
+    columns = {}
+    for name, (truth, count) in PXAP.items():
+        for key in KEYS if truth in result['pxap'] else ():
+            pairs = [pair for pair in result['pairs'] if key in ('mean', str(len(pair['parts'])))]
+            values = np.array([pair['pxap'][truth][count] for pair in pairs], float)  # (P,), None as NaN
+            estimate = Estimate(result['pxap'][truth][count][key])
+            if 'published' in count:
+                estimate = _with_draws(estimate, result, count, key, int(np.isfinite(values).sum()))
+            elif pairs:
+                units = (result['images_sha256'], *(tuple(pair['classes']) for pair in pairs))
+                estimate = estimate._replace(units=units, terms=mean_terms(values))
+            columns[f'{name}: {key}'] = estimate
+    return columns | {f'dropped {side}': Estimate(result['dropped']['parts'][side]) for side in ('true', 'false')}
+
+
+def _with_draws(estimate, result, count, key, number):
+    """An Estimate of the published protocol with the draws of its result; none for very many thresholds."""
+    drawn = result['published_draws']
+    if estimate.value is None or not drawn:
+        return estimate
+    units = (result['images_sha256'], *(tuple(pair['classes']) for pair in result['pairs']), drawn['pairs_sha256'])
+    draws = from_text(drawn[count][key])
+    # a draw has fewer different pairs, whose running sums mix less: the draws lie to one side of the value
+    return estimate._replace(units=units, draws=draws - np.nanmean(draws) + estimate.value, number=number)
+
+
+def _pixel_perturb(result):
+    units, outcomes = (result['images_sha256'],), result['outcomes']
+    columns = {'accuracy': Estimate(result['accuracy'], units, mean_terms(100 * from_digits(outcomes['intact'])))}
+    for record, percent in zip(result['ratios'], PERCENTS, strict=True):
+        terms = np.stack([from_digits(outcomes[side][percent]) for side in ('top', 'random')], 1)
+        columns[f'R_{percent}'] = Estimate(record['R'], units, terms)
+    return columns
+
+
+def _wsol(result):
+    columns = {column: Estimate(result['results'][name]['test']) for column, name in WSOL.items()
+               if name in result['results']}
+    outcomes = {name: from_digits(text) for name, text in result.get('outcomes', {}).items()}
+    by_metric = {'MaxBoxAccV2': [found for name, found in outcomes.items() if '@' in name],  # one for each overlap
+                 'MaxBoxAcc': [found for name, found in outcomes.items() if '@' not in name]}
+    for column, found in by_metric.items():
+        if found:
+            terms = mean_terms(100 * np.mean(found, 0))
+            columns[column] = columns[column]._replace(units=(result['images_sha256'],), terms=terms)
+    return columns
