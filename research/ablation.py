@@ -1,53 +1,133 @@
-"""Which settings make CALM localise on painted birds? The demo's protocol, varied, over several seeds.
+"""What makes CALM localise on painted birds? A table of networks that differ in one setting, over several seeds.
 
-Every row changes one thing: the prior (ReLU with its sum detached, as released, or softplus with its
-gradient), EM or marginal likelihood, the start (random weights or a CAM classifier), the length (15 epochs or 45), the
-stage at which ResNet-18 ends (receptive field 43, 99 or, at layer4, 339 of 112 pixels).
-Result: save/ablation/table.txt, mean and standard deviation over the seeds. One to two hours a seed on 2 cores. What is
-done already is not run again; what was trained with other settings is refused.
+The rows change: the prior (ReLU with its sum detached, as released, or softplus with its gradient), EM or marginal
+likelihood, the start (random weights or a CAM classifier), the length of the training, the stage at which ResNet-18
+ends (receptive field 43, 99 or, at layer4, 339 of 112 pixels), a frozen backbone, and the entropy of the prior.
+The columns are PxAP in percent against the exact part masks, each pair alone, all pixels counted:
+--columns=parts: of the method's own maps and of CALM's prior, for pairs with 1, 2 and 3 differing parts;
+--columns=contrasts: of several contrasts of two classes, the mean over all pairs, with each pixel scored by its rank in
+its map, so that the scale of a method does not matter; a second table compares every row with CAM, seed by seed.
+Flags of main.py may follow, such as --epochs=8: the fine-tuned networks get them.
+Result: <save_root>/table.txt. One to two hours a seed on 2 cores with all rows. A network that is trained and measured
+is not trained again; one that was trained with other settings is refused.
 
     python -m research.ablation 3
     python -m research.ablation 1 --rows CAM "CALM_EM, relu"
+    python -m research.ablation 3 --columns=contrasts --epochs=8 --save_root=save/contrasts
 """
 from pathlib import Path
 
 import numpy as np
 
+import config
 from experiment import result_files
 from reports import table_files
+from reports.table_files import Cell
 from research import commands
-from research.commands import PRECISION
+from research.commands import FINE_TUNE, FROM_RANDOM, PRECISION
 from runtime import command_line, screen, whole_files
+from wsol import metrics
 
-FOLDER = Path('save/ablation')
-ROWS = {  # name -> method, last stage, from a CAM classifier?, further flags
+SOFTPLUS = '--prior=softplus'
+FROZEN = ('--freeze', '--lr=0.01')  # a head alone may learn faster
+ROWS = {  # name -> method, last stage, does it start from a CAM classifier?, further flags
     'CAM': ('CAM', 'layer2', True),
-    'CALM_EM, softplus': ('CALM_EM', 'layer2', True, '--prior=softplus'),
-    'CALM_ML, softplus': ('CALM_ML', 'layer2', True, '--prior=softplus'),
+    'CALM_EM, softplus': ('CALM_EM', 'layer2', True, SOFTPLUS),
+    'CALM_ML, softplus': ('CALM_ML', 'layer2', True, SOFTPLUS),
     'CALM_EM, relu': ('CALM_EM', 'layer2', True),
     'CALM_ML, relu': ('CALM_ML', 'layer2', True),
     'CAM from random weights': ('CAM', 'layer2', False),
-    'CALM_EM, softplus, from random weights': ('CALM_EM', 'layer2', False, '--prior=softplus'),
+    'CALM_EM, softplus, from random weights': ('CALM_EM', 'layer2', False, SOFTPLUS),
     'CALM_EM, relu, from random weights': ('CALM_EM', 'layer2', False),
     'CALM_ML, relu, from random weights': ('CALM_ML', 'layer2', False),
     'CAM, 45 epochs': ('CAM', 'layer2', True, '--epochs=45'),
-    'CALM_EM, softplus, 45 epochs': ('CALM_EM', 'layer2', True, '--prior=softplus', '--epochs=45'),
+    'CALM_EM, softplus, 45 epochs': ('CALM_EM', 'layer2', True, SOFTPLUS, '--epochs=45'),
     'CAM, layer1': ('CAM', 'layer1', True),
-    'CALM_EM, softplus, layer1': ('CALM_EM', 'layer1', True, '--prior=softplus'),
+    'CALM_EM, softplus, layer1': ('CALM_EM', 'layer1', True, SOFTPLUS),
     'CAM, layer4': ('CAM', 'layer4', True),
-    'CALM_EM, softplus, layer4': ('CALM_EM', 'layer4', True, '--prior=softplus'),
+    'CALM_EM, softplus, layer4': ('CALM_EM', 'layer4', True, SOFTPLUS),
+    **{f'CALM_EM, softplus, entropy {weight}': ('CALM_EM', 'layer2', True, SOFTPLUS,
+                                                f'--prior_training=entropy:{weight}') for weight in (0.1, -0.1, -1)},
+    'CALM_EM, softplus, frozen': ('CALM_EM', 'layer2', True, SOFTPLUS, '--freeze'),
+    'CAM, frozen, lr 0.01': ('CAM', 'layer2', True, *FROZEN),
+    'CALM_EM, softplus, frozen, lr 0.01': ('CALM_EM', 'layer2', True, SOFTPLUS, *FROZEN),
+    **{f'CALM_EM, softplus, frozen, lr 0.01, entropy {weight}': (
+        'CALM_EM', 'layer2', True, SOFTPLUS, *FROZEN, f'--prior_training=entropy:{weight}') for weight in (-1, -10)},
+    'CALM_EM, softplus, layer1, frozen, lr 0.01, entropy -1': ('CALM_EM', 'layer1', True, SOFTPLUS, *FROZEN,
+                                                               '--prior_training=entropy:-1'),
 }
+CONTRASTS = ('joint-difference', 'prior-log-odds', 'log-odds')
+COLUMNS = {'parts': ('accuracy', 'maps: PxAP 1', '2', '3', 'prior: PxAP 1', '2', '3'),
+           'contrasts': ('accuracy', *CONTRASTS, 'prior')}
+CAMS_OWN = COLUMNS['contrasts'].index('log-odds')  # CAM's log-odds are the difference of its maps
+COUNT = 'per pair, all pixels'
+CHOSEN = ('experiment_name', 'save_root', 'seed', 'attribution_method', 'load_checkpoint', 'last_stage', 'prior',
+          'dataset')
 
 
-def measure(seed, row, method, stage, from_cam, *flags):
-    """Train and evaluate one row with one seed. Returns accuracy, PxAP 1, 2, 3 of its maps, and of its prior."""
-    folder = FOLDER / f'seed{seed}'
-    name = commands.train_row(folder, row, seed, method, stage, from_cam, *flags)
-    values = [result_files.read_result(folder / name / 'results.json')['test_accuracy']]
-    for process in ['vanilla'] if method == 'CAM' else ['jointll', 'saliency']:
-        pxap = commands.measure(folder, name, 'cue_location', process, PRECISION)['pxap']
-        values += [pxap['exact']['per pair, all pixels'][key] for key in '123']
-    return values + [np.nan] * (7 - len(values))
+def train(folder, row, seed, *flags):
+    """Train the network of a row below folder: fine-tuned from a CAM classifier of the same seed and last stage, or
+    from random weights for as many epochs as both together. Returns the experiment's name."""
+    method, last_stage, from_cam, *more = ROWS[row]
+    name, start = row.replace(', ', '_').replace(' ', '_'), f'start_{last_stage}'
+    common = [*commands.TRAIN, *commands.SIZES, f'--last_stage={last_stage}', f'--seed={seed}']
+    if from_cam:
+        commands.train(folder, start, *common, '--attribution_method=CAM', *FROM_RANDOM)
+        learn = [*FINE_TUNE, f'--load_checkpoint={start}', *more, *flags]
+    else:
+        learn = [*FROM_RANDOM, '--epochs=40', *more]
+    commands.train(folder, name, *common, f'--attribution_method={method}', *learn)
+    return name
+
+
+def by_parts(folder, name, method):
+    """(6,): PxAP for 1, 2 and 3 differing parts of the method's own maps, and of CALM's prior."""
+    methods = ['vanilla'] if method == 'CAM' else ['jointll', 'saliency']
+    results = commands.evaluate(folder, name, 'cue_location', methods, PRECISION)
+    values = [own['pxap']['exact'][COUNT][key] for own in results for key in '123']
+    return values + [np.nan] * (6 - len(values))
+
+
+def by_contrast(folder, name, method):
+    """(4,): PxAP of every contrast, and of CALM's prior, with pixels scored by their ranks."""
+    methods = ['log-odds'] if method == 'CAM' else [*CONTRASTS, 'saliency']
+    results = commands.evaluate(folder, name, 'cue_location', methods, PRECISION, '--norm_type=rank',
+                                '--threshold_type=even')
+    values = dict(zip(methods, (own['pxap']['exact'][COUNT]['mean'] for own in results), strict=True))
+    return [values.get(column, np.nan) for column in (*CONTRASTS, 'saliency')]
+
+
+def measure(root, seed, row, columns, flags):
+    """Train and evaluate one row with one seed. Returns its COLUMNS, NaN for what the method does not have."""
+    folder = root / f'seed{seed}'
+    name = train(folder, row, seed, *flags)
+    accuracy = result_files.read_result(folder / name / 'results.json')['test_accuracy']
+    return [accuracy, *(by_parts if columns == 'parts' else by_contrast)(folder, name, ROWS[row][0])]
+
+
+def mean_and_interval(values):
+    """A Cell: the mean of (S,) values with its 95 % interval by Student's t; one value has no interval."""
+    mean = float(np.mean(values))
+    half = metrics.half_width([(np.var(values, ddof=1) / len(values), len(values) - 1)]) if len(values) > 1 else None
+    return Cell(mean, *(() if half is None else (mean - half, mean + half)), sign='+')
+
+
+def minus_cam(values, row):
+    """(S,5): a row's accuracy minus CAM's, and its PxAP minus that of CAM's maps, by seed. values: {row: (S,5)}."""
+    return values[row] - values['CAM'][:, [0, *[CAMS_OWN] * (values[row].shape[1] - 1)]]
+
+
+def report(values, columns):
+    """The table as text; for contrasts also that of the differences from CAM. values: {row: (S,K)}."""
+    header = ['', *COLUMNS[columns]]
+    rows = [[row, *map(table_files.mean_and_deviation, own.T)] for row, own in values.items()]
+    parts = [screen.table(header, rows)]
+    compared = [row for row in values if row != 'CAM' and 'CAM' in values and columns == 'contrasts']
+    if compared:
+        rows = [[row, *map(str, map(mean_and_interval, minus_cam(values, row).T))] for row in compared]
+        parts += ["The same minus CAM's accuracy and minus CAM's log-odds, with 95 % intervals over the seeds",
+                  screen.table(header, rows)]
+    return '\n\n'.join(parts)
 
 
 def make_parser():
@@ -55,21 +135,23 @@ def make_parser():
     parser.add_argument('seeds', nargs='?', type=command_line.COUNT, default=3, metavar='SEEDS',
                         help='number of seeds (default: 3)')
     parser.add_argument('--rows', nargs='+', type=command_line.choice(tuple(ROWS)), default=tuple(ROWS), metavar='ROW',
-                        help=f'measure these rows only, of: {"; ".join(ROWS)}')
+                        help=f'only these rows: {"; ".join(ROWS)}')
+    parser.add_argument('--columns', choices=COLUMNS, default='parts', help='default: parts')
+    parser.add_argument('--save_root', default='save/ablation', metavar='FOLDER', help='default: save/ablation')
     return parser
 
 
 def main():
-    args = make_parser().parse_args()
-    seeds, rows = range(args.seeds), []
-    for name in args.rows:
-        values = np.array([measure(seed, name, *ROWS[name]) for seed in seeds], float)  # (seeds,7)
-        rows.append([name, *map(table_files.mean_and_deviation, values.T)])
-        text = screen.table(['', 'accuracy', 'maps: PxAP 1', '2', '3', 'prior: PxAP 1', '2', '3'], rows)
-        whole_files.write_lines(FOLDER / 'table.txt', [text])
-    said = f'{len(seeds)} seeds: mean ± standard deviation' if len(seeds) > 1 else 'one seed'
-    screen.say(f'\nToyBirds, ResNet-18, {said}. PxAP in % against the exact part\nmasks, per pair, '
-             f'all pixels.\n\n{text}\n\n{FOLDER / "table.txt"}')
+    args, flags = make_parser().parse_known_args()
+    commands.refuse_chosen(config.parse('main', argv=flags), CHOSEN, 'ablation.py')
+    root, values = Path(args.save_root), {}
+    for row in args.rows:
+        values[row] = np.array([measure(root, seed, row, args.columns, flags) for seed in range(args.seeds)], float)
+        text = report(values, args.columns)
+        whole_files.write_lines(root / 'table.txt', [text])
+    seeds = f'{args.seeds} seeds: mean ± standard deviation' if args.seeds > 1 else 'one seed'
+    screen.say(f'\nToyBirds, ResNet-18, {seeds}. PxAP in % against the exact part\nmasks, each pair alone, all pixels '
+               f'counted.\n\n{text}\n\n{root / "table.txt"}')
 
 
 if __name__ == '__main__':

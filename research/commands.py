@@ -1,9 +1,12 @@
-"""Experiments as a user runs them: the project's own commands, printed, and not run again where they are done.
+"""Experiments as a user runs them: the project's own commands, printed, and not run again once they are done.
 
-The settings on painted birds, which demo.py, ablation.py, localise.py and reproduce.py share: all networks are alike,
-ResNet-18, started from one CAM classifier, as the paper's networks start from an ImageNet classifier.
+The commands run one after another in this process, which imports torch once for all of them.
+demo.py, ablation.py and reproduce.py share the settings for painted birds: every network is a ResNet-18 that starts
+from one CAM classifier, as the paper's networks start from an ImageNet classifier.
 """
-from pathlib import Path
+import importlib
+import shlex
+import sys
 
 import torch
 from munch import Munch
@@ -12,25 +15,35 @@ import config
 import util
 from experiment import result_files
 from runtime import processes, screen
+from wsol.attribution.contrast import CONTRASTS
+from wsol.attribution.registry import METHODS
 from wsol.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]  # where the scripts are
-
-CROP_SIZE = 112
 PRECISION = '--precision=' + ('bfloat16' if util.computes_in_bfloat16(torch.device('cpu')) else 'float32')
-TRAIN = ['--dataset=ToyBirds', f'--crop_size={CROP_SIZE}', '--resize_size=128', '--architecture=resnet18',
-         '--pretrained=False', '--batch_size=32', '--lr_schedule=one_cycle', PRECISION]
+TRAIN = ['--dataset=ToyBirds', '--architecture=resnet18', '--pretrained=False', '--lr_schedule=one_cycle', PRECISION]
+SIZES = ['--crop_size=112', '--resize_size=128', '--batch_size=32']
 FROM_RANDOM = ['--epochs=25', '--lr=0.02']
 FINE_TUNE = ['--is_different_checkpoint', '--epochs=15', '--lr=0.001']  # with --load_checkpoint
 
 
 def run(folder, script, *flags):
-    """Run one of the project's scripts as a user would, and show how."""
-    command = [script, *flags, f'--save_root={folder}']
-    screen.say('\n$ python ' + ' '.join(command))
-    code = processes.call([ROOT / script, *command[1:]])
-    if code:
-        raise UserError(f'{script} ended with exit code {code}; see above')
+    """Print a command of the project, and do what it does."""
+    if processes.size() > 1:
+        raise UserError('this script runs others one after another: start it without torchrun')
+    command = [f'{script}.py', *flags, f'--save_root={folder}']
+    screen.say('\n$ python ' + shlex.join(command))
+    before, sys.argv = sys.argv, command
+    try:
+        importlib.import_module(script).main()
+    finally:
+        sys.argv = before
+
+
+def refuse_chosen(args, names, script):
+    """Raise UserError if the command line states a flag that a study chooses itself."""
+    for name in names:
+        if name in args.given:
+            raise UserError(f'--{name} is what {script} chooses itself: leave it out')
 
 
 def is_trained(folder, experiment):
@@ -39,8 +52,8 @@ def is_trained(folder, experiment):
 
 
 def changed_settings(folder, experiment, *flags):
-    """What a finished training had otherwise than these flags of main.py would have it: ['epochs was 1, is 40']. Raises
-    UserError where its result cannot be read."""
+    """How the settings of a finished training differ from these flags of main.py: ['epochs was 1, is 40']. Raises
+    UserError if its result cannot be read."""
     path = folder / experiment / 'results.json'
     settings = result_files.read_result(path)['settings']
     if not settings:
@@ -55,36 +68,21 @@ def changed_settings(folder, experiment, *flags):
 
 
 def train(folder, experiment, *flags):
-    """Train an experiment below folder, or go on with it, unless it is done. Raises UserError where it is done with
-    other settings: its figures would pass for those that are asked for."""
+    """Train an experiment below folder, or continue it, unless it is finished. Raises UserError if it was trained with
+    other settings: its figures would be mistaken for those of these settings."""
     if not is_trained(folder, experiment):
-        run(folder, 'main.py', f'--experiment_name={experiment}', *flags)
+        run(folder, 'main', f'--experiment_name={experiment}', *flags)
         return
-    # PRECISION is the machine's, and no wish: what another machine has trained is not trained again for it
+    # PRECISION depends on the machine: a network that another machine trained is not trained again
     changed = changed_settings(folder, experiment, *(flag for flag in flags if flag != PRECISION))
     if changed:
         raise UserError(f'{folder / experiment} was trained with other settings ({"; ".join(changed)}). Move that '
                         'folder away, and those of networks that started from it: they are trained again')
 
 
-def train_row(folder, row, seed, method, last_stage, from_cam, *flags):
-    """Train a row of a table of painted birds, which is a network, below folder: fine-tuned from a CAM classifier of
-    the same seed and last stage, or from random weights for as long as both together. Returns the experiment's name."""
-    name = row.replace(', ', '_').replace(' ', '_')
-    common = [*TRAIN, f'--last_stage={last_stage}', f'--seed={seed}']
-    if from_cam:
-        start = f'start_{last_stage}'
-        train(folder, start, *common, '--attribution_method=CAM', *FROM_RANDOM)
-        learn = [*FINE_TUNE, f'--load_checkpoint={start}']
-    else:
-        learn = [*FROM_RANDOM, '--epochs=40']  # as long as the start and the fine-tuning together
-    train(folder, name, *common, f'--attribution_method={method}', *learn, *flags)
-    return name
-
-
 def stated_settings(script, flags):
-    """{name: value} of the flags by which a result is told from others, as it records them. Raises UserError for a
-    mistake in them."""
+    """{name: value} of the flags that tell one result from another, as a result records them. Raises UserError for a
+    mistake in the flags."""
     args = config.parse(script, argv=list(flags))
     told_apart = {'crop_size', *config.usual_settings(script)} & set(args.given)
     settings = {name: args[name] for name in args.given if name in told_apart}
@@ -95,28 +93,39 @@ def stated_settings(script, flags):
     return settings
 
 
-def result(folder, metric, process, *flags, trained=None, **settings):
-    """What an evaluation measured, with these flags, of the network that an experiment has trained. trained: the result
-    of that training, as it is in its folder. settings: more of what it was measured with; where they name other data,
-    its images are not those of the training. Raises UserError where it has not."""
+def flag_of(method):
+    """The flag of eval_cue_location.py that names a method: a contrast of two classes, or an attribution method."""
+    return 'contrast_method' if method in CONTRASTS and method not in METHODS else 'score_map_process'
+
+
+def result(folder, metric, method, *flags, trained=None, **settings):
+    """The result of an evaluation, with these flags, of the network that an experiment has trained. Raises UserError if
+    there is none.
+
+    trained: the result of the training (default: read from the folder). settings: further settings of the evaluation;
+    if they name other data, its images are not those of the training.
+    """
     trained = trained or result_files.read_result(folder / 'results.json')
     known = {name: value for name, value in trained['settings'].items() if name == 'crop_size'}
     settings = known | stated_settings(f'eval_{metric}', flags) | settings
+    if flag_of(method) == 'contrast_method':
+        method, settings['contrast_method'] = None, method
     images = None if {'dataset', 'data_root', 'metadata_root', 'skip_broken'} & set(settings) else trained.get(
         'images_sha256')
-    return result_files.find_result(folder, metric, process, trained.get('weights_sha256'), images, **settings)
+    return result_files.find_result(folder, metric, method, trained.get('weights_sha256'), images, **settings)
 
 
-def measure(folder, experiment, metric, process, *flags):
-    """The result of an evaluation of an experiment below folder, measured now unless that is done."""
-    return found_or_run(lambda: result(folder / experiment, metric, process, *flags), folder, f'eval_{metric}.py',
-                        f'--experiment_name={experiment}', f'--score_map_process={process}', *flags)
-
-
-def found_or_run(results, folder, script, *flags):
-    """What results() finds, after a script has run where it finds nothing and raises UserError."""
-    try:
-        return results()
-    except UserError:
-        run(folder, script, *flags)
-    return results()
+def evaluate(folder, experiment, metric, methods, *flags):
+    """[result of each method] of an evaluation of an experiment below folder. Those that are missing are run now, cue
+    localization with all of its attribution methods, or all of its contrasts, in one pass."""
+    missing = {}
+    for method in methods:
+        try:
+            result(folder / experiment, metric, method, *flags)
+        except UserError:
+            flag = flag_of(method)
+            missing.setdefault(flag if metric == 'cue_location' else (flag, method), []).append(method)
+    for names in missing.values():
+        run(folder, f'eval_{metric}', f'--experiment_name={experiment}', f'--{flag_of(names[0])}={",".join(names)}',
+            *flags)
+    return [result(folder / experiment, metric, method, *flags) for method in methods]

@@ -7,19 +7,13 @@ Rank 0, the first, prints and writes. The others are silent, except for the firs
 """
 import os
 import signal
-import subprocess
 import sys
-import threading
-import time
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from wsol.errors import UserError
-
-PARENT = 'CALM_PARENT'  # the environment variable that tells a child which script's end is its own end too
 PATIENCE = timedelta(days=1)  # for a slow process; one that has ended closes its connection, which is noticed at once
 _store = None  # a key-value store that all processes of a run read and write, from the start of each
 
@@ -166,25 +160,3 @@ class Stop:
             self._is_deferred = False
         if self.number:
             raise Stopped(self.number)
-
-
-def call(command):
-    """Run one of the project's scripts as a child, which ends when this script does, even if this one is killed.
-    command: what follows `python`. Returns the exit code."""
-    if size() > 1:
-        raise UserError('this script starts others itself: start it without torchrun')
-    return subprocess.run([sys.executable, *command], check=False,
-                          env=os.environ | {PARENT: str(os.getpid())}).returncode
-
-
-def end_with_parent():
-    """End this process when the script that started it by `call` ends."""
-    parent = int(os.environ.get(PARENT, 0))
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    if parent:
-        threading.Thread(target=watch, daemon=True).start()

@@ -24,7 +24,6 @@ EXPLAINED = (  # torch's words -> what they mean, and the remedy
 def run(main):
     """Run a script's main(). An error that the user can mend becomes one line on stderr and exit code 2."""
     open_streams()
-    processes.end_with_parent()
     code = 0
     try:
         processes.meet()

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -113,25 +112,18 @@ def script(monkeypatch, tmp_path, capsys):
 
 @pytest.fixture
 def at_home(script, tiny_birds, tmp_path, monkeypatch):
-    """A working folder with a tiny ToyBirds where the scripts look for it; commands run in this process, and are kept."""
-
-    commands, run = [], subprocess.run
+    """A working folder with a tiny ToyBirds where the scripts look for it. Returns the commands that studies run, as
+    they run."""
+    from research import commands
+    ran, run = [], commands.run
     for root, name in zip(roots_of(tiny_birds), ('dataset', 'metadata'), strict=True):
         (tmp_path / name).symlink_to(root)
 
-    def call(command, **options):
-        if command[0] != sys.executable:  # git, which is asked for the commit
-            return run(command, **options)
-        assert options['check'] is False and options['env']['CALM_PARENT'] == str(os.getpid())
-        commands.append([Path(command[1]).name, *command[2:]])
-        code = 0
-        try:
-            screen.run(lambda: run_main(Path(command[1]).stem, *command[2:]))
-        except SystemExit as stop:
-            code = stop.code
-        return subprocess.CompletedProcess(command, code)
-    monkeypatch.setattr(subprocess, 'run', call)
-    return commands
+    def run_and_keep(folder, *command):
+        ran.append([*command, f'--save_root={folder}'])
+        run(folder, *command)
+    monkeypatch.setattr(commands, 'run', run_and_keep)
+    return ran
 
 
 def files_below(folder):

@@ -5,7 +5,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import several
@@ -187,37 +186,6 @@ def test_a_closed_screen_and_a_full_one_cost_no_work(pets, tmp_path):
     assert out.startswith('usage: main.py') and err == ''
     assert train.wait(timeout=several.LIMIT) == 0
     assert json.loads((tmp_path / 'save/result/results.json').read_text())['epoch'] == 1
-
-
-def test_the_child_of_a_script_that_is_killed_ends(tmp_path):
-    """As that of demo.py, ablation.py and search.py, which start main.py."""
-    (tmp_path / 'child.py').write_text('import os, time\nfrom pathlib import Path\nfrom runtime import screen\n\n\ndef main():\n'
-                                       '    Path("pid.new").write_text(str(os.getpid()))\n    os.rename("pid.new", "pid")\n'
-                                       '    time.sleep(600)\n\n\nscreen.run(main)\n')
-    parent = subprocess.Popen([sys.executable, '-c', 'from runtime import processes; processes.call(["child.py"])'], cwd=tmp_path,
-                              env=os.environ | {'PYTHONPATH': str(ROOT)})
-    pid = wait_for(lambda: (tmp_path / 'pid').read_text() if (tmp_path / 'pid').exists() else None)
-    parent.kill()
-    parent.wait()
-    wait_for(lambda: not is_running(int(pid)) or None)
-
-
-def wait_for(value):
-    """value() as soon as it is not None."""
-    end = time.monotonic() + several.LIMIT
-    while time.monotonic() < end:
-        if (found := value()) is not None:
-            return found
-        time.sleep(0.05)
-    raise AssertionError('it has not happened')
-
-
-def is_running(pid):
-    try:
-        with open(f'/proc/{pid}/stat') as file:
-            return file.read().rsplit(')', 1)[1].split()[0] != 'Z'  # nobody may ask for an orphan's end
-    except OSError:
-        return False
 
 
 def test_a_training_that_starts_afresh_and_ends_before_its_first_save_starts_afresh_again(script, tmp_path, monkeypatch):

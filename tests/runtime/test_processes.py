@@ -10,9 +10,7 @@ from conftest import files_below, roots_of, run_main, same, without
 
 from dataset import toybirds
 from experiment import weights
-from runtime import processes
 from wsol import networks
-from wsol.errors import UserError
 
 
 def free_port():
@@ -126,10 +124,3 @@ def test_a_process_that_fails_ends_the_others_and_one_line_says_why(birds, tmp_p
     assert 'Traceback' not in first[2] + second[2]
     assert torch.load(tmp_path / 'save/plain' / weights.FILE, weights_only=True)['epoch'] == 1
     assert not list((tmp_path / 'save/plain').glob('.*'))  # neither a lock nor a temporary file
-
-
-def test_scripts_that_start_others_want_one_process(script, monkeypatch):
-    for name, value in (('RANK', '0'), ('WORLD_SIZE', '2'), ('MASTER_ADDR', '127.0.0.1')):
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match='without torchrun'):
-        processes.call(['main.py'])

@@ -1,0 +1,109 @@
+"""ablation.py: its tables hold means, deviations and paired differences of the results' figures."""
+import json
+
+import numpy as np
+import pytest
+from conftest import refused
+from test_demo import TINY, results_of, rows_of
+
+from research import ablation, commands
+
+COUNT = 'per pair, all pixels'
+
+
+@pytest.fixture
+def tiny(at_home, monkeypatch):
+    """Trainings of one epoch, and three rows up to layer1. Returns the commands that are run."""
+    monkeypatch.setattr(commands, 'SIZES', [*TINY, '--workers=0'])
+    monkeypatch.setattr(ablation, 'FROM_RANDOM', ['--epochs=1'])
+    monkeypatch.setattr(ablation, 'ROWS', {'CAM': ('CAM', 'layer1', True),
+                                           'CALM_EM, softplus': ('CALM_EM', 'layer1', True, '--prior=softplus')})
+    return at_home
+
+
+def test_both_tables(script, tiny, tmp_path, monkeypatch):
+    folder = tmp_path / 'save/ablation'
+    results = check_the_table_of_parts(script, folder)
+    before = len(tiny)
+    check_the_table_of_contrasts(script, folder)
+    assert {command[0] for command in tiny[before:]} == {'eval_cue_location'}  # what is trained is not trained again
+    before = len(tiny)
+    assert script('research.ablation', '1', '--rows', 'CAM', '--epochs=1')[0] == 0
+    table = rows_of((folder / 'table.txt').read_text())
+    assert tiny[before:] == [] and list(table) == ['CAM']
+    assert table['CAM'][0] == f'{results["CAM"][0]["results"]["test_accuracy"]:.1f}'  # one seed has no deviation
+    # a network with other settings is not taken for it; the precision is the machine's
+    monkeypatch.setattr(commands, 'SIZES', [*commands.SIZES, '--batch_size=16'])
+    refused(script('research.ablation', '1', '--rows', 'CAM', '--epochs=1'),
+            'seed0/start_layer1 was trained with other settings (batch_size was 32, is 16)', 'Move that folder away')
+    other = '--precision=' + ('float32' if commands.PRECISION.endswith('bfloat16') else 'bfloat16')
+    monkeypatch.setattr(commands, 'SIZES', commands.SIZES[:-1])
+    monkeypatch.setattr(commands, 'TRAIN', [other if flag == commands.PRECISION else flag for flag in commands.TRAIN])
+    monkeypatch.setattr(commands, 'PRECISION', other)
+    ablation.train(folder / 'seed0', 'CAM', 0, '--epochs=1')
+    assert tiny[before:] == []
+
+
+def check_the_table_of_parts(script, folder):
+    code, out, err = script('research.ablation', '2', '--epochs=1')
+    assert code == 0, err
+    text = (folder / 'table.txt').read_text()
+    rows, found = rows_of(text), {}
+    assert list(rows) == list(ablation.ROWS) and text in out + '\n'
+    for name, (method, *_) in ablation.ROWS.items():
+        results = found[name] = [results_of(folder / f'seed{seed}' / name.replace(', ', '_')) for seed in (0, 1)]
+        columns = [[own['results']['test_accuracy'] for own in results]]
+        for process in ['vanilla'] if method == 'CAM' else ['jointll', 'saliency']:
+            columns += [[own['cue_location', process]['pxap']['exact'][COUNT][k] for own in results] for k in ('1', '2', '3')]
+        expected = [f'{(a + b) / 2:.1f} ± {abs(a - b) / 2 ** 0.5:.1f}' for a, b in columns]
+        assert rows[name] == expected + ['-'] * (7 - len(expected)), name
+        for seed, own in enumerate(results):
+            settings = own['results']['settings']
+            assert settings['seed'] == seed and settings['attribution_method'] == method and settings['epochs'] == 1
+            assert settings['prior'] == ('softplus' if 'softplus' in name else 'relu')
+    return found
+
+
+def exact(folder, contrast):
+    """The mean PxAP in the one result of a contrast; of the prior if contrast is None."""
+    found = [result for path in folder.glob('cue_location_*.json') if (result := json.loads(path.read_text()))['settings'][
+        'norm_type'] == 'rank' and result['settings']['contrast_method'] == contrast]
+    assert len(found) == 1
+    return found[0]['pxap']['exact'][COUNT]['mean']
+
+
+def check_the_table_of_contrasts(script, folder):
+    code, _, err = script('research.ablation', '2', '--columns=contrasts', '--epochs=1')
+    assert code == 0, err
+    tables = [rows_of(block) for block in (folder / 'table.txt').read_text().split('\n\n') if '---' in block]
+    cam, *calm = ([exact(folder / f'seed{seed}' / name, contrast) for seed in (0, 1)]
+                  for name, contrast in (('CAM', 'log-odds'), *(('CALM_EM_softplus', one) for one in (*ablation.CONTRASTS, None))))
+    assert tables[0]['CAM'][1:] == ['-', '-', f'{np.mean(cam):.1f} ± {np.std(cam, ddof=1):.1f}', '-']
+    assert tables[0]['CALM_EM, softplus'][1:] == [f'{np.mean(own):.1f} ± {np.std(own, ddof=1):.1f}' for own in calm]
+    expected = []
+    for own in calm:
+        gain = np.subtract(own, cam)
+        half = 12.706 * abs(gain[0] - gain[1]) / 2  # Student's t of two values
+        expected.append(f'{gain.mean():+.1f} [{gain.mean() - half:+.1f}, {gain.mean() + half:+.1f}]')
+    assert list(tables[1]) == ['CALM_EM, softplus'] and tables[1]['CALM_EM, softplus'][1:] == expected
+
+
+def test_the_interval_covers_the_mean_of_normal_values_in_95_of_100_draws():
+    draws = np.random.default_rng(0).normal(2, 3, (4000, 3))
+    covered = np.mean([low < 2 < high for _, low, high, *_ in map(ablation.mean_and_interval, draws)])
+    assert abs(covered - 0.95) < 0.015
+    assert ablation.mean_and_interval([3.0]).low is None
+
+
+def test_from_random_weights_there_is_no_start(monkeypatch, tmp_path):
+    ran = []
+    monkeypatch.setattr(commands, 'run', lambda folder, *command: ran.append(command))
+    ablation.train(tmp_path, 'CALM_ML, relu, from random weights', 0, '--epochs=8')
+    (command,) = ran
+    assert '--epochs=40' in command and '--epochs=8' not in command and not any('checkpoint' in flag for flag in command)
+
+
+def test_mistakes(script):
+    refused(script('research.ablation', 'three'), 'SEEDS', '"three"')
+    refused(script('research.ablation', '1', '--rows', 'CALM_EM, rely'), 'did you mean CALM_EM, relu?')
+    refused(script('research.ablation', '--seed=3'), '--seed is what ablation.py chooses itself')
