@@ -196,8 +196,8 @@ def test_evaluating_keeps_the_trainings_results(script, birds, own):
 def test_images_too_small_for_the_network(script, birds):
     flags, *_ = birds
     flags = without(flags, 'architecture', 'last_stage', 'crop_size')
-    refused(script('main', *flags, '--architecture=vgg16', '--crop_size=8'), '--crop_size=8')
-    refused(script('main', *flags, '--architecture=resnet18', '--crop_size=16'), '--crop_size=16', 'one cell')
+    refused(script('main', *flags, '--architecture=vgg16', '--crop_size=8'), 'crop_size=8 does not suit')
+    refused(script('main', *flags, '--architecture=resnet18', '--crop_size=16'), 'crop_size=16', 'one cell')
 
 
 def test_nothing_to_localise(script, birds, own):

@@ -12,13 +12,15 @@ import sysconfig
 
 import pytest
 from conftest import ROOT
+from house import imported_modules
 
 SCRIPTS = sorted(path.stem for path in ROOT.glob('*.py'))
-NOT_THE_LIBRARYS = (*SCRIPTS, 'dataset', 'tests', 'docs', 'checkpoints', 'metadata')
+ROOMS = sorted(path.parent.name for path in ROOT.glob('*/__init__.py') if path.parent.name != 'wsol')
+LIBRARY = sorted(path.relative_to(ROOT) for path in (ROOT / 'wsol').rglob('*.py'))
 # what `import x` is called, and what pip calls it
-DEPENDENCIES = {'torch': 'torch', 'torchvision': 'torchvision', 'numpy': 'numpy', 'cv2': 'opencv-python-headless',
-                'PIL': 'pillow'}
-OPTIONAL = {'timm', 'safetensors'}  # where they are asked for alone
+DEPENDENCIES = {'torch': 'torch', 'torchvision': 'torchvision', 'numpy': 'numpy', 'scipy': 'scipy',
+                'cv2': 'opencv-python-headless', 'PIL': 'pillow'}
+OPTIONAL = {'timm', 'safetensors'}  # imported only where they are asked for
 
 
 def run(*command, cwd):
@@ -32,13 +34,16 @@ def run(*command, cwd):
 def source(tmp_path_factory):
     """A copy of what packaging could see, so that nothing is built in the checkout."""
     folder = tmp_path_factory.mktemp('source') / 'calm'
-    folder.mkdir()
-    for name in ('pyproject.toml', 'README.md', 'LICENSE'):
+    shutil.copytree(ROOT / 'wsol', folder / 'wsol', ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('pyproject.toml', 'README.md', 'LICENSE', *(f'{script}.py' for script in SCRIPTS)):
         shutil.copy(ROOT / name, folder)
-    for path in (*ROOT.glob('*.py'), *ROOT.glob('wsol/*.py'), *ROOT.glob('dataset/*.py'), *ROOT.glob('tests/*.py')):
-        (folder / path.parent.relative_to(ROOT)).mkdir(exist_ok=True)
-        shutil.copy(path, folder / path.relative_to(ROOT))
+    for room in ROOMS:
+        (folder / room).mkdir()
+        shutil.copy(ROOT / room / '__init__.py', folder / room)
     return folder
+
+
+MODULES = ['.'.join(path.with_suffix('').parts).removesuffix('.__init__') for path in LIBRARY]
 
 
 @pytest.fixture(scope='module', params=['', '--editable'], ids=['plain', 'editable'])
@@ -76,21 +81,23 @@ def test_pip_installs_the_package_wsol_and_nothing_else(installed, tmp_path):
     listed = {file.split('/')[0] for file in files}
     assert {name for name in listed if not bookkeeping.fullmatch(name)} == packages
     assert packages == (set() if any(name.startswith('__editable__') for name in names) else {'wsol'})
-    if packages:  # all of it came along
-        assert {file for file in files if file.startswith('wsol/') and file.endswith('.py')} == {
-            path.relative_to(ROOT).as_posix() for path in ROOT.glob('wsol/*.py')}
+    if packages:  # with all sub-packages
+        assert sorted(file for file in files if file.startswith('wsol/') and file.endswith('.py')) == [
+            path.as_posix() for path in LIBRARY]
 
 
 def test_from_another_folder_the_library_is_there_and_the_scripts_are_not(installed, source, tmp_path):
     """A network is built where what only the scripts need is not installed."""
     python, _ = installed
     code = f'''
-import importlib.util, json, sys
+import importlib, importlib.util, json, sys
 sys.modules.update(dict.fromkeys(['matplotlib', 'munch', 'yaml', 'tqdm']))  # None: to import one fails
 import wsol
+for name in {MODULES!r}:
+    importlib.import_module(name)
 model = wsol.build_model('resnet18', 'CALM_EM', 3, last_stage='layer1')
 origins = {{}}
-for name in {NOT_THE_LIBRARYS!r}:
+for name in {SCRIPTS + ROOMS!r}:
     spec = importlib.util.find_spec(name)
     origins[name] = None if spec is None else str(spec.origin or list(spec.submodule_search_locations))
 print(json.dumps([wsol.__file__, type(model).__name__, sorted(wsol.METHODS), origins]))
@@ -101,7 +108,7 @@ print(json.dumps([wsol.__file__, type(model).__name__, sorted(wsol.METHODS), ori
     ours = (str(source), str(python.parent.parent), str(ROOT / 'wsol'))
     found = {name: origin for name, origin in origins.items() if origin and origin.startswith(ours)}
     assert not found
-    assert origins['config'] is None and origins['data_loaders'] is None and origins['dataset'] is None
+    assert all(origins[name] is None for name in ('config', 'data_loaders', 'dataset', 'experiment'))
 
 
 def test_what_pip_is_told_to_install_is_what_the_library_imports(installed, tmp_path):
@@ -117,27 +124,25 @@ def test_what_pip_is_told_to_install_is_what_the_library_imports(installed, tmp_
         assert have >= [int(part) for part in least.split('.')][:2], line  # what is tested lies within
 
 
-def imports_of(path):
-    """The top-level names of the modules that a file imports, wherever in it; '.' for its own package."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split('.')[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level <= 1, f'{path} imports from above its package'
-            names.add('.' if node.level else node.module.split('.')[0])
-    return names
-
-
 def test_the_librarys_modules_import_their_dependencies_and_one_another_alone():
-    imported = set().union(*(imports_of(path) for path in ROOT.glob('wsol/*.py')))
-    assert imported - set(sys.stdlib_module_names) - OPTIONAL == {'.', *DEPENDENCIES}
-    at_import = [node for path in ROOT.glob('wsol/*.py') for node in ast.parse(path.read_text()).body
-                 if isinstance(node, (ast.Import, ast.ImportFrom))]
-    names = {getattr(node, 'module', None) or node.names[0].name for node in at_import}
-    assert not OPTIONAL & {name.split('.')[0] for name in names}
-    assert not {'config', 'util', 'data_loaders', 'dataset'} & imported
-    assert {'util', 'config', 'data_loaders'} <= set(SCRIPTS)  # they would be seen
+    anywhere, at_import = set(), set()
+    for path in LIBRARY:
+        tree = ast.parse((ROOT / path).read_text())
+        anywhere |= {module.split('.')[0] for _, module, _ in imported_modules(tree, path)}
+        tree.body = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        at_import |= {module.split('.')[0] for _, module, _ in imported_modules(tree, path)}
+    assert anywhere - set(sys.stdlib_module_names) == {'wsol', *DEPENDENCIES, *OPTIONAL}
+    assert not at_import & {'torchvision', *OPTIONAL}  # which are slow to import
+
+
+def test_help_imports_no_network_library():
+    """Nor does the library: torch alone is slow enough."""
+    code = (f'import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ["main.py", "--help"]\n'
+            f'try: runpy.run_path({str(ROOT / "main.py")!r}, run_name="__main__")\n'
+            'except SystemExit as end: assert not end.code\n'
+            'print([name for name in ("torchvision", "timm", "torch._dynamo", "matplotlib.pyplot") if name in sys.modules])')
+    finished = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert 'usage:' in finished.stdout and finished.stdout.splitlines()[-1] == '[]'
 
 
 def test_importing_the_library_changes_nothing_of_the_process(tmp_path):
@@ -155,10 +160,6 @@ def state():
             torch.is_grad_enabled(), torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision(), variables,
             os.getcwd(), os.listdir(), list(sys.path), filters, logging.getLogger().handlers == [], repr(sys.stdout),
             repr(sys.stderr), repr(sys.excepthook)]
-try:
-    import torchvision
-except RuntimeError:  # which wsol mends
-    pass
 before = state()
 import wsol
 print(json.dumps([before[index] == now for index, now in enumerate(state())]))
