@@ -1,8 +1,8 @@
 """Train a classifier with CAM or CALM, and test its accuracy.
 
 Source: Kim et al., ICCV 2021, and its published training code.
-Result: save/<experiment_name>/ with last_checkpoint.pth.tar (network, optimiser, settings; a run
-that was interrupted goes on from it), the one before it, the best by accuracy on val, log.jsonl (a line per epoch),
+Result: save/<experiment_name>/ with last_checkpoint.pth.tar (network, optimiser, settings; an interrupted training goes
+on from it), previous_checkpoint.pth.tar, best_checkpoint.pth.tar (by accuracy on val), log.jsonl (a line per epoch),
 training.png (its curves) and results.json.
 
     python main.py --experiment_name=calm_em --architecture=resnet50 --attribution_method=CALM_EM \\
@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 import config
-import data_loaders
 import util
+from data_loaders import SeededBatches, make_loader
 from dataset import open_dataset, registry
 from dataset.image_files import eval_transform, train_transform
 from evaluation import session
@@ -31,6 +31,54 @@ from wsol.errors import UserError
 from wsol.heads import CALM
 from wsol.networks import check_image_size, normalisation
 from wsol.speed.depthwise import keep_in_float32
+
+
+def starts_from_checkpoint(args):
+    """Whether a new training starts from the weights that --load_checkpoint names."""
+    return args.use_load_checkpoint if 'use_load_checkpoint' in args.given else args.load_checkpoint is not None
+
+
+def check_flags(args, is_new):
+    """Raise UserError for flags that contradict one another. is_new: the training does not go on from a checkpoint."""
+    if is_new:  # an earlier version trained networks with flags of no effect, and these trainings go on
+        check_effect(args.large_feature_map, args.last_stage)
+    if args.freeze:
+        frozen.check_freezable(args.architecture)
+    if args.is_different_checkpoint and not starts_from_checkpoint(args):
+        raise UserError('--is_different_checkpoint fine-tunes from a checkpoint: name it with --load_checkpoint')
+    if args.prior_training and not issubclass(HEADS[args.attribution_method], CALM):
+        raise UserError(f'--prior_training is for p(z|x), which {args.attribution_method} has not: leave it out, or '
+                        'choose --attribution_method=CALM_EM')
+
+
+# --- the training that the experiment already holds -----------------------------------------------------
+
+
+def checkpoint_to_go_on_from(folder, args):
+    """The Checkpoint of the training in an experiment's folder; None for a training that starts afresh.
+
+    A command with --override_cache starts afresh once: if a scheduler repeats it before its end, it goes on.
+    """
+    path = checkpoint_files.latest(folder)
+    if path is None:
+        return None
+    if not args.override_cache:
+        return weights.read_checkpoint(path)
+    try:
+        before = weights.read_checkpoint(path)
+    except UserError:  # it is about to be replaced
+        return None
+    is_ours = before.content.get('command') == result_files.command_line()
+    return before if is_ours and not (folder / 'results.json').is_file() else None
+
+
+def common_start(folder, args):
+    """checkpoint_to_go_on_from. Raises UserError unless all processes find the same."""
+    before = checkpoint_to_go_on_from(folder, args)
+    if len(set(processes.gather(before and (before.epoch, before.step)))) > 1:
+        raise UserError(f'the processes find different checkpoints in {folder}: --save_root should be a folder that '
+                        'all machines share')
+    return before
 
 
 def check_resumable(before, args):
@@ -50,40 +98,18 @@ def check_resumable(before, args):
 
 
 def open_settings(args, before, device):
-    """{'seed', 'precision'}, which the flags may leave open: those of the training that goes on, else new ones; of
-    several processes, those of the first."""
+    """{'seed', 'precision'}, which the flags may leave open: the checkpoint's, else new ones, by the first process."""
     earlier = before.content.get('args', {}) if before else {'seed': util.draw_seed()}
     seed = args.seed if 'seed' in args.given else earlier.get('seed')
     precision = args.precision if 'precision' in args.given else earlier.get('precision', args.precision)
     return processes.gather({'seed': seed, 'precision': util.pick_precision(precision, device, auto='bfloat16')})[0]
 
 
-def accuracies(model, loaders, device, precision):
-    """{'val_accuracy', 'test_accuracy'} in percent."""
-    return {f'{split}_accuracy': top1_accuracy(model, loaders[split], device, precision, split)
-            for split in ('val', 'test')}
-
-
-def report(measured, args):
-    """The accuracies on the screen."""
-    screen.say(f'{args.attribution_method}, {args.architecture}, {args.dataset}: accuracy '
-             + ', '.join(f'{value:.1f} % on {name.split("_")[0]}' for name, value in measured.items()))
-
-
-def test_checkpoint(args):
-    """--is_train=False: the accuracy of a checkpoint."""
-    run = session.open_evaluation(args, 'main')
-    images = {split: run.open_split(split) for split in ('val', 'test')}
-    loaders = {split: run.loader(own) for split, own in images.items()}
-    measured = accuracies(run.model, loaders, run.device, run.args.precision)
-    if processes.is_first():
-        report(measured, run.args)
-        run.result_file('accuracy', images['test'], 'test', run.args.attribution_method).write(measured)
+# --- what a training needs ------------------------------------------------------------------------------
 
 
 def open_images(args, data):
-    """{split: ImageDataset}. All are opened before the first epoch: what is wrong with the test images is not found out
-    after the last."""
+    """{split: ImageDataset} of all splits, opened before the first epoch: an error in the test images shows at once."""
     statistics = normalisation(args.architecture)
     transforms = dict.fromkeys(registry.SPLITS, eval_transform(args.crop_size, statistics))
     if not args.freeze:
@@ -91,58 +117,32 @@ def open_images(args, data):
     images = {split: data.open_split(split, transform, args.proxy_training_set and split == 'train')
               for split, transform in transforms.items()}
     if args.skip_broken:
-        images = {split: own.without_broken(split) for split, own in images.items()}
+        images = {split: opened.without_broken(split) for split, opened in images.items()}
     if args.cache:
         folder = Path(args.save_root) / 'cache'
-        images = {split: own.cached(folder, f'{data.label}_{split}') for split, own in images.items()}
+        images = {split: opened.cached(folder, f'{data.label}_{split}') for split, opened in images.items()}
     return images
 
 
-def initial_network(args, data, before, starts_from, folder, device):
-    """The network on the device: this experiment's own where it goes on, else that of --load_checkpoint, ImageNet's or
-    a random one. Raises UserError where weights, flags and class folders do not belong together."""
-    source, but_classifier = before, args.is_different_checkpoint and before is None
-    if starts_from and before is None:
+def initial_network(args, data, before, folder, device):
+    """The network on the device, with the weights of the training that goes on, of --load_checkpoint, of ImageNet, or
+    random ones. Raises UserError if weights, flags and class folders do not fit one another."""
+    settings, source, new_classifier = config.network_settings(args), before, False
+    if before is None and starts_from_checkpoint(args):
         source = weights.read_checkpoint(weights.find_checkpoint(args.load_checkpoint, args.save_root, folder))
+        new_classifier = args.is_different_checkpoint
     if before is not None and data.class_names and list(data.class_names) != before.content.get('class_names'):
         raise UserError(f'{before.path} was trained on other class folders than {args.dataset} has now, so that labels '
                         'would mean other classes; name them as before, or choose another --experiment_name')
-    if source is not None:
-        source.check_fit(config.network_settings(args), data.num_classes, but_classifier)
-    model = build_model(**config.network_settings(args), num_classes=data.num_classes,
-                        pretrained=args.pretrained if source is None else False)
-    if source is not None:
-        weights.load_weights(model, source, but_classifier)
-    model = model.to(device, memory_format=util.memory_format(device))
+    if source is None:
+        model = build_model(**settings, num_classes=data.num_classes, pretrained=args.pretrained)
+        model = model.to(device, memory_format=util.memory_format(device))
+    else:
+        model = source.build(settings, data.num_classes, device, new_classifier)
     check_image_size(model, args.crop_size)
+    if args.precision == 'bfloat16' and device.type == 'cpu' and not args.freeze:  # their gradients are slow
+        keep_in_float32(model)
     return model
-
-
-def checkpoint_to_go_on_from(folder, args):
-    """The Checkpoint of this experiment's own training; None where it starts afresh.
-
-    A command with --override_cache starts afresh once: requeued by a scheduler before its end, it goes on.
-    """
-    path = checkpoint_files.latest(folder)
-    if path is None:
-        return None
-    if not args.override_cache:
-        return weights.read_checkpoint(path)
-    try:
-        before = weights.read_checkpoint(path)
-    except UserError:  # it is about to be replaced
-        return None
-    is_ours = before.content.get('command') == result_files.command_line()
-    return before if is_ours and not (folder / 'results.json').is_file() else None
-
-
-def common_start(folder, args):
-    """checkpoint_to_go_on_from, which all processes find alike. Raises UserError where they do not."""
-    before = checkpoint_to_go_on_from(folder, args)
-    if len(set(processes.gather(before and (before.epoch, before.step)))) > 1:
-        raise UserError(f'the processes find different checkpoints in {folder}: --save_root should be a folder that '
-                        'all machines share')
-    return before
 
 
 def draw_curves(log, path):
@@ -151,7 +151,7 @@ def draw_curves(log, path):
 
 
 def make_training(args, model, images, device, folder, stop):
-    """The Training that the flags ask for."""
+    """The Training that the flags ask for. model: the part that learns."""
     if args.prior_training:
         model.prior_training = prior_training.parse(args.prior_training)
     groups = parameter_groups(model, args.architecture, args.lr, args.lr_classifier_ratio, args.is_different_checkpoint)
@@ -170,68 +170,66 @@ def make_training(args, model, images, device, folder, stop):
                     Keeper(folder, args.checkpoint_minutes, record, shown), stop)
 
 
-def size_of_checkpoint(model):
-    """About how many bytes a checkpoint takes: every weight, and its momentum."""
-    return 2 * sum(value.numel() * value.element_size() for value in model.state_dict().values()) + (1 << 20)
+# --- what main() does -----------------------------------------------------------------------------------
 
 
-def check_flags(args, starts_from, before):
-    """Raise UserError for flags that do not go together. before: the checkpoint that the training goes on from."""
-    if before is None:  # an earlier version has trained networks with flags of no effect, which go on
-        check_effect(args.large_feature_map, args.last_stage)
-    if args.freeze:
-        frozen.check_freezable(args.architecture)
-    if args.is_different_checkpoint and not starts_from:
-        raise UserError('--is_different_checkpoint fine-tunes from a checkpoint: name it with --load_checkpoint')
-    if args.prior_training and not issubclass(HEADS[args.attribution_method], CALM):
-        raise UserError(f'--prior_training is for p(z|x), which {args.attribution_method} has not: leave it out, or '
-                        'choose --attribution_method=CALM_EM')
+def accuracies(model, loader_of, device, precision, what):
+    """{'val_accuracy', 'test_accuracy'} in percent, which are also shown. loader_of: split -> loader."""
+    found = {f'{split}_accuracy': top1_accuracy(model, loader_of(split), device, precision, split)
+             for split in ('val', 'test')}
+    screen.say(f'{what}: accuracy ' + ', '.join(f'{value:.1f} % on {name.split("_")[0]}'
+                                                for name, value in found.items()))
+    return found
 
 
-def train(args, device, stop, folder):
-    """Train as the flags ask, going on where the experiment has been, and test the network's accuracy."""
-    starts_from = args.use_load_checkpoint if 'use_load_checkpoint' in args.given else args.load_checkpoint is not None
+def test_checkpoint(args):
+    """--is_train=False: test the accuracy of a checkpoint."""
+    run = session.open_evaluation(args, 'main')
+    images = {split: run.open_split(split) for split in ('val', 'test')}
+    found = accuracies(run.model, lambda split: run.loader(images[split]), run.device, run.args.precision,
+                       title(run.args))
+    if processes.is_first():
+        run.result_file('accuracy', images['test'], 'test', run.args.attribution_method).write(found)
+
+
+def title(args):
+    """What the accuracies are of."""
+    return f'{args.attribution_method}, {args.architecture}, {args.dataset}'
+
+
+def train(args, folder, device, stop):
+    """Train as the flags ask, going on where the experiment left off, and test the accuracy of the network."""
     before = common_start(folder, args)
-    check_flags(args, starts_from, before)
+    check_flags(args, before is None)
     evaluates_in = util.pick_precision(args.precision, device)
     args.update(open_settings(args, before, device))
     screen.say(f'trains in {args.precision} on {device.type}, evaluates in {evaluates_in}')
     if before:
         check_resumable(before, args)
-        more = f' and {before.step} steps' if before.step else ''
-        screen.say(f'{before.path} has {before.epoch} finished epochs{more}'
-                 + ('; --override_cache starts afresh' if before.epoch == args.epochs else ''))
+        screen.say(f'{before.path} has {before.epoch} finished epochs'
+                   + (f' and {before.step} steps' if before.step else '')
+                   + ('; --override_cache starts afresh' if before.epoch == args.epochs else ''))
     data = open_dataset(args.dataset, args.data_root, args.metadata_root)
     images = open_images(args, data)
     util.seed_everything(args.seed)
-    model = initial_network(args, data, before, starts_from, folder, device)
-    learner, seen = frozen.head_of(model) if args.freeze else model, images
-    if args.precision == 'bfloat16' and device.type == 'cpu' and not args.freeze:  # it is their gradients that are slow
-        keep_in_float32(model)
+    model = initial_network(args, data, before, folder, device)
+    training = make_training(args, frozen.head_of(model) if args.freeze else model, images, device, folder, stop)
+    if processes.is_first():
+        whole_files.check_writable(folder, training.bytes_of_checkpoint())
+    seen, workers = images, args.workers
     if args.freeze and (before is None or before.epoch < args.epochs):  # else nothing is left to learn
-        seen = frozen.extract_all(model, images, folder, args, device)
-    training = make_training(args, learner, images, device, folder, stop)
+        seen, workers = frozen.extract_all(model, images, folder, args, device), 0
+    training.begin(before)
+    sampler = SeededBatches(len(images['train']), args.batch_size, args.seed)
+    training.run({'train': make_loader(seen['train'], args.batch_size, workers, device, sampler),
+                  'val': make_loader(seen['val'], args.batch_size, workers, device)})
+    found = accuracies(model, lambda split: make_loader(images[split], args.batch_size, args.workers, device), device,
+                       evaluates_in, title(args))
     if processes.is_first():
-        whole_files.check_writable(folder, size_of_checkpoint(model))
-    if before:
-        training.resume(before)
-    if checkpoint_files.latest(folder) is None:  # else results.json goes with the network that is replaced
-        (folder / 'results.json').unlink(missing_ok=True)
-        training.keeper.write_log([])  # from here on the folder says that a training has begun
-    sampler = data_loaders.SeededBatches(len(images['train']), args.batch_size, args.seed)
-    loaders = {split: data_loaders.make_loader(own, args.batch_size, 0 if args.freeze else args.workers, device,
-                                               sampler if split == 'train' else None) for split, own in seen.items()}
-    training.run(loaders)
-    if args.freeze:
-        loaders = {split: data_loaders.make_loader(images[split], args.batch_size, args.workers, device)
-                   for split in ('val', 'test')}
-    measured = accuracies(model, loaders, device, evaluates_in)
-    if processes.is_first():
-        report(measured, args)
         trained = weights.Checkpoint(folder / weights.FILE, {'state_dict': model.state_dict(), 'epoch': training.done})
         identity = result_files.identity('accuracy', data, 'test', images['test'], trained, dict(args))
         result_files.ResultFile(folder / 'results.json', identity, device).write(
-            measured | {'processes': processes.size()})
+            found | {'processes': processes.size()})
 
 
 def main():
@@ -247,9 +245,9 @@ def main():
         with locks.hold(folder / 'training', f'{folder} is being trained') if processes.is_first() else nullcontext():
             if processes.is_first():
                 checkpoint_files.remove_abandoned(folder)
-            processes.gather(None)  # the others look at the folder when it is ours
+            processes.gather(None)  # the others look at the folder after the first has locked it
             with noting_divergence(folder):
-                train(args, device, stop, folder)
+                train(args, folder, device, stop)
     return None
 
 

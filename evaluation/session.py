@@ -183,7 +183,7 @@ def _find_network(args, script):
     torchvision's or timm's trained classifier."""
     names_own = {'load_checkpoint', 'experiment_name'} & set(args.given)
     if script in ('inference', 'export') and 'architecture' in args.given and not names_own:
-        return weights.TrainedClassifier.of(args.architecture, args.pretrained)
+        return weights.trained_classifier(args.architecture, args.pretrained)
     own = weights.experiment_folder(args.save_root, args.experiment_name)
     try:
         path = weights.find_checkpoint(args.load_checkpoint, args.save_root, own)

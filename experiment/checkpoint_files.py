@@ -1,10 +1,10 @@
-"""Checkpoint files: written whole, sealed and verified, the generation before them kept; read as what they should be.
+"""Checkpoint files: written whole, sealed and verified; read, and checked to be what they should be.
 
 An experiment has the LAST checkpoint, the PREVIOUS one, and the BEST by accuracy on val. Each ends in the SHA-256 of
-all before it (wsol.pretrained), so that one changed bit is noticed; torch.load reads it like any other. What is read is
-looked at in one place, here: types, shapes, and settings, by the parsers that the flags have.
+its content (wsol.backbones.state_dicts), which shows a single changed bit; torch.load reads it like any other file.
 """
 import hashlib
+import io
 import json
 import math
 import os
@@ -16,58 +16,40 @@ import torch
 
 import config
 from runtime import whole_files
-from wsol.backbones import state_dicts as pretrained
+from wsol.backbones import state_dicts
 from wsol.errors import UserError
 
 LAST, PREVIOUS, BEST = (f'{name}_checkpoint.pth.tar' for name in ('last', 'previous', 'best'))
-# an accuracy stored as a numpy number, by numpy 1 or 2, is as harmless as a float; plain weights_only refuses it
+# an accuracy stored as a numpy number, by numpy 1 or 2, is as harmless as a float, but weights_only refuses it
 NUMPY_SCALARS = [(np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'), np._core.multiarray.scalar, np.dtype,
                  *(type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8'))]
+COMMIT = '8897cf4'  # of this project, the last one that reads checkpoints with the settings in RETIRED
+RETIRED = {  # a setting of earlier versions -> whether a value of it asks for what this version no longer has
+    'no_cue': lambda value: value is True, 'pointwise_from': lambda value: value is not None,
+    'last_stage': lambda value: ',' in str(value),  # the features of several stages
+    'prior_training': lambda value: 'drop' in str(value) or 'top' in str(value)}
 
 # --- written --------------------------------------------------------------------------------------------
 
 
-class _Hashed:
-    """A file to write to that knows the SHA-256 of what was written, and why it could not be."""
-
-    def __init__(self, file):
-        self.file, self.sha256, self.error = file, hashlib.sha256(), None
-
-    def write(self, data):
-        self.sha256.update(data)
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self):
-        self.file.flush()
-
-
-def _write_sealed(path, content):
-    with open(path, 'wb') as file:
-        hashed = _Hashed(file)
-        try:
-            torch.save(content, hashed)
-        except RuntimeError as error:  # what torch's writer of zips makes of an OSError
-            if hashed.error is None:
-                raise
-            raise hashed.error from error
-        file.write(pretrained.SEAL + hashed.sha256.hexdigest().encode())
-    whole_files.flush_to_disk(path)
-    with open(path, 'rb') as file:
-        pretrained.check_whole(file)
-
-
 def write(path, content, before_it_counts=lambda partial: None):
-    """Write one checkpoint, whole or not at all. before_it_counts: what to do when it is written and verified, and has
-    not taken its name yet."""
+    """Write a checkpoint, whole or not at all.
+
+    before_it_counts: called with the path of the verified file before it takes its name. Raises UserError.
+    """
     def write_and_verify(partial):
-        try:
-            _write_sealed(partial, content)
-        except ValueError as error:
-            raise UserError(f'{path} was written, and reads otherwise; the disk fails. What was there stays') from error
+        buffer = io.BytesIO()  # torch's own writer does not say why it could not write
+        torch.save(content, buffer)
+        with open(partial, 'w+b') as file:
+            file.write(buffer.getbuffer())
+            file.write(state_dicts.SEAL + hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
+            file.flush()
+            os.fsync(file.fileno())
+            try:
+                state_dicts.check_whole(file)
+            except ValueError as error:
+                raise UserError(f'{path} was written, and reads otherwise; the disk fails. What was there '
+                                'stays') from error
         before_it_counts(partial)
     whole_files.write_atomically(path, write_and_verify, durable=True)
 
@@ -75,7 +57,7 @@ def write(path, content, before_it_counts=lambda partial: None):
 def save(folder, content, is_best=False, is_first=False):
     """Write an experiment's checkpoint; the one before it becomes PREVIOUS when this one is verified.
 
-    is_best: it becomes BEST too. is_first: of a training that replaces another, whose files go then.
+    is_best: it becomes BEST too. is_first: it begins a training that replaces another, whose files go.
     """
     last, previous, best = (folder / name for name in (LAST, PREVIOUS, BEST))
 
@@ -84,21 +66,16 @@ def save(folder, content, is_best=False, is_first=False):
             for path in (previous, best):
                 path.unlink(missing_ok=True)
         elif last.is_file():
-            _keep(last, previous)
+            spare = whole_files.temporary(previous)
+            try:
+                os.link(last, spare)  # a second name, so that the file never has none
+            except OSError:  # a file system without links
+                spare = last
+            spare.replace(previous)
         if is_best:
             whole_files.write_atomically(best, lambda copy: shutil.copyfile(partial, copy), durable=True)
         (folder / 'results.json').unlink(missing_ok=True)  # of the network before
     write(last, content, rotate)
-
-
-def _keep(last, previous):
-    """Give a file a second name, so that at no time it has none; where links are unknown, another name."""
-    spare = whole_files.temporary(previous)
-    try:
-        os.link(last, spare)
-    except OSError:
-        spare = last
-    spare.replace(previous)
 
 
 def remove_abandoned(folder):
@@ -111,12 +88,12 @@ def remove_abandoned(folder):
 
 
 def latest(folder):
-    """The checkpoint to go on from: the last; the previous one where that was removed, or a crash came between."""
+    """The path of the checkpoint to go on from: LAST, or PREVIOUS if LAST was removed; None if there is neither."""
     return next((folder / name for name in (LAST, PREVIOUS) if (folder / name).is_file()), None)
 
 
 def read(path):
-    """The content of a checkpoint file, tensors on the CPU. Raises UserError, which offers the generation before."""
+    """The content of a checkpoint file, tensors on the CPU. Raises UserError, which offers PREVIOUS."""
     path = Path(path)
     try:
         return _read(path)
@@ -135,38 +112,33 @@ def read(path):
 
 def _read(path):
     with torch.serialization.safe_globals(NUMPY_SCALARS):
-        content = pretrained.load(path)
+        content = state_dicts.load(path)
     if not isinstance(content, dict):
         raise UserError(f'{path} holds a {type(content).__name__}, not a checkpoint')
-    content = _without_retired_settings(path, content)
-    problem = _problem_of_weights(content.get('state_dict', content)) or _problem_of_record(content)
+    problem = _problem_of_weights(content.get('state_dict', content))
+    if not problem and 'model' in content:  # else it says nothing of itself
+        content = _without_retired_settings(path, content)
+        problem = _problem_of_record(content)
     if problem:
         raise UserError(f'{path} is no checkpoint: {problem}')
     return content
 
 
-# settings that checkpoints of earlier versions carry -> whether a value asks for what this version no longer has
-RETIRED = {'no_cue': lambda value: value is True, 'pointwise_from': lambda value: value is not None,
-           'last_stage': lambda value: ',' in str(value),  # the features of several stages
-           'prior_training': lambda value: 'drop' in str(value) or 'top' in str(value)}
-
-
 def _without_retired_settings(path, content):
-    """A checkpoint's content without the settings that later versions dropped. Raises UserError if one was in use."""
-    if not all(isinstance(content.get(key, {}), dict) for key in ('model', 'args')):
-        return content  # which is refused elsewhere
-    for name, value in [*content.get('model', {}).items(), *content.get('args', {}).items()]:
+    """A checkpoint's content without the settings that this version no longer has. Raises UserError if one is used."""
+    model, args = content['model'], content.get('args', {})
+    if not isinstance(model, dict) or not isinstance(args, dict):
+        return content  # which is refused next
+    for name, value in [*model.items(), *args.items()]:
         if name in RETIRED and RETIRED[name](value):
             raise UserError(f'{path} was trained with {name}={_short(value)}, which this version no longer has; the '
-                            'commit 8897cf4 of this project can read it')
-    if 'model' not in content:
-        return content
+                            f'commit {COMMIT} of this project can read it')
     gone = RETIRED.keys() - config.ALL_FLAGS.keys()
-    return content | {'model': {name: value for name, value in content['model'].items() if name not in gone}}
+    return content | {'model': {name: value for name, value in model.items() if name not in gone}}
 
 
 def _problem_of_weights(state):
-    """What keeps a value from being a state dict, in words; None if nothing does."""
+    """Why a value is no state dict, in words; None if it is one."""
     if not isinstance(state, dict):
         return f'its state_dict is a {type(state).__name__}'
     for name, value in state.items():
@@ -178,14 +150,14 @@ def _problem_of_weights(state):
 
 
 def _is_plain(value):
-    """Whether a value is a tensor of real numbers that takes no more memory than is stored of it."""
+    """Whether a value is a tensor of real numbers that takes no more memory than the file stores of it."""
     return (isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == 'cpu'
             and not value.is_complex() and not value.is_quantized
             and value.numel() * value.element_size() <= value.untyped_storage().nbytes())
 
 
 def _short(value):
-    """A value in an error's line."""
+    """A value, in an error's line."""
     if isinstance(value, torch.Tensor):
         return f'a {value.dtype} tensor of shape {tuple(value.shape)}'
     text = repr(value)
@@ -196,40 +168,32 @@ def _is_natural(value):
     return type(value) is int and value >= 0
 
 
-def _is_normalisation(value):
-    return _are(tuple)(value) and len(value) == 2 and all(map(_are_finite(3), value)) and min(value[1]) > 0
-
-
-def _are(kind):
-    return lambda values: isinstance(values, (list, tuple)) and all(isinstance(value, kind) for value in values)
-
-
-def _are_finite(count):
-    return lambda values: _are((int, float))(values) and len(values) == count and all(map(math.isfinite, values))
+def _are(kind, values, count=None):
+    """Whether a value is a list or tuple of this kind of values, so many of them; numbers have to be finite."""
+    return (isinstance(values, (list, tuple)) and count in (None, len(values))
+            and all(isinstance(value, kind) and (kind is not REAL or math.isfinite(value)) for value in values))
 
 
 def _is_log(lines):
-    return _are(dict)(lines) and all(isinstance(line.get('val_accuracy'), float) for line in lines) and _is_json(lines)
-
-
-def _is_json(value):
     try:
-        return bool(json.dumps(value))
-    except (TypeError, ValueError, RecursionError):
+        is_one = _are(dict, lines) and all(isinstance(line['val_accuracy'], float) for line in lines)
+        return is_one and bool(json.dumps(lines))
+    except (KeyError, TypeError, ValueError, RecursionError):
         return False
 
 
-# what main.py records beside the weights -> whether a value can be that
-RECORD = {'epoch': _is_natural, 'step': _is_natural, 'architecture': lambda value: isinstance(value, str),
-          'class_names': lambda value: value is None or _are(str)(value), 'normalisation': _is_normalisation,
-          'command': _are(str), 'optimizer': lambda value: isinstance(value, dict), 'log': _is_log,
-          'sums': lambda rows: _are(tuple)(rows) and all(map(_are_finite(4), rows)) and bool(rows)}
+REAL = (int, float)
+RECORD = {  # what main.py records beside the weights -> whether a value can be that
+    'epoch': _is_natural, 'step': _is_natural, 'architecture': lambda value: isinstance(value, str),
+    'class_names': lambda value: value is None or _are(str, value), 'command': lambda value: _are(str, value),
+    'normalisation': lambda value: (_are(tuple, value, 2) and all(_are(REAL, row, 3) for row in value)
+                                    and min(value[1]) > 0),
+    'optimizer': lambda value: isinstance(value, dict), 'log': _is_log,
+    'sums': lambda rows: _are(tuple, rows) and all(_are(REAL, row, 4) for row in rows) and bool(rows)}
 
 
 def _problem_of_record(content):
-    """What is wrong with what a checkpoint says of itself; None of files that say nothing, whatever else they hold."""
-    if 'model' not in content:
-        return None
+    """What is wrong with what a checkpoint says of itself, in words; None if nothing is."""
     for key in ('model', 'args'):
         if not isinstance(content.get(key, {}), dict):
             return f'its {key} is {_short(content[key])}'

@@ -1,12 +1,10 @@
-"""--freeze: every image goes through the backbone once, and the head trains on what it left. Minutes on a laptop.
+"""--freeze: every image goes through the backbone once, and the head trains on its features. Minutes on a laptop.
 
-The features of an image and of its mirror image are kept, in half precision, in a file that goes when the training
-ends, or with --cache stays for the next one. There is no augmentation but the mirroring; no BatchNorm is touched.
+The features of an image and of its mirror image are kept in half precision, in a file that goes when the training ends;
+with --cache it stays for the next training. Mirroring is the only augmentation. BatchNorm keeps its statistics.
 """
 import copy
 import hashlib
-import tempfile
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +17,14 @@ from runtime import processes, screen, whole_files
 from wsol.errors import UserError
 from wsol.networks import find_architecture
 
-HEAD = ('conv_last.', 'attention.')  # what is trained, of the state dict's names
+HEAD = ('conv_last.', 'attention.')  # the beginnings of the names of what is trained
 
 
 class FeatureSet(Dataset):
-    """The features of a split. Item i -> (features (D,h,w) float32, label, i); item (i, seed) mirrors by that seed.
+    """The features of a split. Item i -> (features (D,h,w) float32, label, i). Item (i, seed) -> those of the mirror
+    image if the seed is odd.
 
-    features: (N,M,D,h,w) float16, M = 1 or, with the mirror images, 2.
+    features: (N,M,D,h,w) float16; M = 2 with the mirror images, else 1.
     """
 
     def __init__(self, features, images):
@@ -52,19 +51,18 @@ def check_freezable(architecture):
 
 
 def head_of(model):
-    """The network's own head as a model of features: the same parameters, of which those of the backbone are frozen."""
-    head = copy.copy(model)  # shares its modules
-    head.stages = ()         # so that its features are what it is given
+    """The head of a network as a model of features. It shares all modules; the backbone's parameters are frozen."""
+    head = copy.copy(model)
+    head.stages = ()  # so that its features are its input
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(HEAD))
     return head
 
 
 def extract_all(model, images, folder, args, device):
-    """{split: FeatureSet} of what a training looks at.
+    """{split: FeatureSet} of 'train' and 'val'. folder: the experiment's. Raises UserError.
 
-    The features are in a file without a name in folder, or with --cache in one that stays below save_root/cache/, for
-    every training on the same images and backbone.
+    With --cache the features are in a file below save_root/cache/, for every training on the same images and backbone.
     """
     model.eval()
     return {split: FeatureSet(_features(model, images[split], split, folder, args, device), images[split])
@@ -72,34 +70,32 @@ def extract_all(model, images, folder, args, device):
 
 
 def _features(model, images, split, folder, args, device):
-    """(N,M,D,h,w) float16 of a split, computed unless they are kept: of the training images the mirror images' too."""
-    def write(make):
-        features = None
-        for rows, found in extract(model, images, split, args, device):
-            if features is None:
-                features = make((len(images), *found.shape[1:]))
-                screen.say(f'features of {len(images)} {split} images: {features.nbytes / 1e6:,.0f} MB in {folder}'
-                         + ('' if args.cache else ', for the time of the training'))
-            features[rows] = found
-        return features
+    """(N,M,D,h,w) float16 of a split: computed, or from the cache."""
+    def write(path):
+        array = None
+        for rows, features in extract(model, images, split, args, device):
+            if array is None:
+                array = _new_file(path, (len(images), *features.shape[1:]), args.cache)
+                screen.say(f'features of {len(images)} {split} images: {array.nbytes / 1e6:,.0f} MB in {path.parent}'
+                           + ('' if args.cache else ', until the training ends'))
+            array[rows] = features
+        return array
 
     if not args.cache:
-        return write(partial(_new_file, folder, None))
-    folder = Path(args.save_root) / 'cache'
-    path = folder / f'features_{split}_{args.crop_size}.{_fingerprint(model, images, args)}.npy'
+        return write(whole_files.temporary(folder / 'features'))
+    path = Path(args.save_root) / 'cache' / f'features_{split}_{args.crop_size}.{_fingerprint(model, images, args)}.npy'
     try:
         return np.load(path, mmap_mode='r')
     except FileNotFoundError:
         pass
     except (OSError, ValueError, EOFError) as error:
         screen.warn(f'{path} is damaged ({error}): the features are computed again')
-    whole_files.make_folder(folder)
-    whole_files.write_atomically(path, lambda unfinished: write(partial(_new_file, folder, unfinished)), durable=True)
+    whole_files.write_atomically(path, write, durable=True)
     return np.load(path, mmap_mode='r')
 
 
 def _fingerprint(model, images, args):
-    """Of all that the features hang on, 16 hexadecimal digits: other features have another file."""
+    """Hash of everything that the features depend on, 16 hexadecimal digits."""
     which = images.fingerprint(with_times=True)
     digest = hashlib.sha256(f'{which},{images.transform},{args.precision}'.encode())
     for name, value in model.state_dict().items():
@@ -111,31 +107,29 @@ def _fingerprint(model, images, args):
 
 @torch.inference_mode()
 def extract(model, images, split, args, device):
-    """The rows (B,) and features (B,M,D,h,w) float16 of batch after batch, with a bar. Raises UserError."""
+    """Yields the rows (B,) and features (B,M,D,h,w) float16 of every batch, with a bar. Raises UserError."""
     loader = make_loader(images, args.batch_size, args.workers, device)
     for batch, _, rows in screen.progress(loader, f'features of {split}', 'batch'):
         batch = util.to_device(batch, device)
+        views = [batch, batch.flip(3)] if split == 'train' else [batch]
         with util.autocast(args.precision, device):
-            found = torch.stack([model.extract_features(own).float() for own in (
-                [batch, batch.flip(3)] if split == 'train' else [batch])], dim=1)  # (B,M,D,h,w)
-        kept = found.half()
-        if not kept.isfinite().all():
+            features = torch.stack([model.extract_features(view).float() for view in views], dim=1)  # (B,M,D,h,w)
+        features = features.half()
+        if not features.isfinite().all():
             raise UserError(f'the backbone gives features beyond 65,504 or no numbers on {split}: leave --freeze out')
-        yield rows.numpy(), kept.cpu().numpy()
+        yield rows.numpy(), features.cpu().numpy()
 
 
-def _new_file(folder, path, shape):
-    """An array in a file; where path is None it has no name, and its space is free again when this process ends,
-    however it does."""
-    size = 2 * int(np.prod(shape))
+def _new_file(path, shape, keeps_name):
+    """A float16 array in a file. Without its name the file goes when this process ends, even if it is killed."""
     try:
-        if path is None:
-            with tempfile.TemporaryFile(dir=folder) as file:
-                whole_files.reserve(file, size)
-                return np.memmap(file, np.float16, 'w+', shape=shape)
         array = np.lib.format.open_memmap(path, 'w+', np.float16, shape)
         with open(path, 'r+b') as file:
             whole_files.reserve(file, path.stat().st_size)
+            if not keeps_name:
+                path.unlink()
         return array
     except OSError as error:
-        raise UserError(f'cannot write {size / 1e6:,.0f} MB of features in {folder}: {error.strerror}') from error
+        path.unlink(missing_ok=True)
+        raise UserError(f'cannot write {2 * np.prod(shape) / 1e6:,.0f} MB of features in {path.parent}: '
+                        f'{error.strerror}') from error

@@ -247,8 +247,20 @@ class Training:
         return {'epoch': self.done, 'step': self.step, 'sums': all_sums, 'log': self.log,
                 'state_dict': self.model.state_dict(), 'optimizer': self.optimiser.state_dict()}
 
-    def resume(self, before):
-        """Go on from this experiment's Checkpoint, whose weights the model already has. Raises UserError."""
+    def begin(self, before):
+        """Go on from this experiment's Checkpoint, whose weights the model already has, or begin a new training if it
+        is None. Raises UserError."""
+        if before:
+            self._resume(before)
+        elif checkpoint_files.latest(self.keeper.folder) is None:  # else its results go with the first save
+            (self.keeper.folder / 'results.json').unlink(missing_ok=True)
+            self.keeper.write_log([])  # from here on the folder says that a training has begun
+
+    def bytes_of_checkpoint(self):
+        """About the size of a checkpoint: every weight, and its momentum."""
+        return (1 << 20) + 2 * sum(value.nbytes for value in self.model.state_dict().values())
+
+    def _resume(self, before):
         parameters = [parameter for group in self.optimiser.param_groups for parameter in group['params']]
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {'state': momenta(before, parameters)})
         self.done, self.step = self.keeper.saved = before.epoch, before.step

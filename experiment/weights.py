@@ -1,8 +1,8 @@
 """Checkpoints: which one --load_checkpoint means, the network in it, and the authors' published weights by name.
 
-Source of the published weights: the links of the published README (Google Drive), ResNet-50 with 28x28 maps. A file is
-downloaded to checkpoints/ at first use, or put there by hand as checkpoints/<name>.pth.tar. Its size and SHA-256 are
-recorded in checkpoints/published.lock.json the first time it is seen, and checked ever after.
+Source of the published weights: the links of the published README (Google Drive), ResNet-50 with 28x28 maps. They are
+downloaded once to checkpoints/, or put there by hand as checkpoints/<name>.pth.tar. Size and SHA-256 are recorded in
+checkpoints/published.lock.json at the first use and verified at every later one.
 
     model, checkpoint = weights.load_model('CALM_EM-CUB')
 """
@@ -27,7 +27,7 @@ from wsol.errors import UserError
 from wsol.networks import normalisation
 
 FILE = checkpoint_files.LAST
-PLACEHOLDER = 'checkpoint_name'  # as written in the published commands: the experiment's own
+PLACEHOLDER = 'checkpoint_name'  # in the published commands: the experiment's own checkpoint
 FOLDER = Path('checkpoints')
 PUBLISHED = {
     'CALM_EM-CUB': '1XfBEc1Lh24WqJZP1aLLrwGSlj_INMVef', 'CALM_EM-OpenImages': '11250uUiRNafuTbnx2h4kryiVI-7218mW',
@@ -36,27 +36,17 @@ PUBLISHED = {
 }
 
 
-# --- files ------------------------------------------------------------------------------------------
-
-
-def experiment_folder(save_root, name):
-    """The folder of an experiment. Raises UserError for a name that leads out of save_root."""
-    folder = Path(save_root) / name
-    if not folder.resolve().is_relative_to(Path(save_root).resolve()):
-        raise UserError(f'--experiment_name={name} leads out of --save_root={save_root}')
-    return folder
-
-
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file says of a network: its weights, and what is known of them."""
+    """A network's weights, and what their file says of it."""
     path: Path
-    content: dict           # as saved; of a published file: what is known of it, and its weights
+    content: dict            # as saved; for a published file, completed by what is known of it
     name: str | None = None  # of a published weight
+    model: nn.Module | None = None  # the network, if it is built already
 
     @property
     def network(self):
-        """The arguments of build_model but for num_classes; {} where the file does not know them."""
+        """The arguments of build_model, without num_classes; {} if the file does not say them."""
         return {key: value for key, value in self.content.get('model', {}).items() if key != 'num_classes'}
 
     @property
@@ -65,7 +55,7 @@ class Checkpoint:
 
     @property
     def known(self):
-        """{flag: value} of its data; {} where the file is not of this project."""
+        """{flag: value} of the data set and the sizes of its images; {} if the file is not of this project."""
         args = self.content.get('args', {}) if self.network else {}
         return {key: args[key] for key in ('dataset', 'resize_size', 'crop_size') if key in args}
 
@@ -75,20 +65,19 @@ class Checkpoint:
 
     @property
     def epoch(self):
-        """The finished epochs; None where the file does not know them."""
+        """The number of finished epochs; None if the file does not say it."""
         epoch = self.content.get('epoch')
         return epoch if type(epoch) is int else None
 
     @property
     def step(self):
-        """The finished steps of the next one."""
+        """The number of finished steps in the next epoch."""
         return self.content.get('step', 0)
 
     @property
     def normalisation(self):
         """(mean, deviation) per colour of the images that the network takes."""
-        recorded = self.content.get('normalisation')
-        return recorded or normalisation(self.network.get('architecture', ''))
+        return self.content.get('normalisation') or normalisation(self.network.get('architecture', ''))
 
     @cached_property
     def weights(self):
@@ -98,58 +87,49 @@ class Checkpoint:
 
     @cached_property
     def sha256(self):
-        """Of the weights, whatever file they are in."""
+        """The SHA-256 of the weights, whatever file they are in."""
         return weights_sha256(self.weights)
 
-    def check_fit(self, network, num_classes, but_classifier=False):
-        """Raise UserError unless a network of these arguments of build_model takes these weights; before it is built,
-        so that a file that lies about its network takes no memory."""
-        with contextlib.suppress(NotImplementedError, RuntimeError), torch.device('meta'):  # few cannot be built so
-            fitting_weights(build_model(**network, num_classes=num_classes), self, but_classifier)
+    def build(self, network, num_classes, device, but_classifier=False):
+        """The network with these weights, in eval mode on the device. Raises UserError if they do not fit.
 
-    def build(self, network, num_classes, device):
-        """The network with these weights, in eval mode on the device. network: arguments of build_model."""
-        if self.num_classes not in (None, num_classes):
-            raise UserError(f'{self.path} tells {self.num_classes} classes apart, the data set has {num_classes}')
-        self.check_fit(network, num_classes)
-        model = build_model(**network, num_classes=num_classes)
-        load_weights(model, self)
+        network: arguments of build_model. but_classifier: the classifier is new, for another label set.
+        """
+        if self.num_classes not in (None, num_classes) and not but_classifier:
+            raise UserError(f'{self.path} tells {self.num_classes} classes apart, the data set has {num_classes}; '
+                            'main.py trains a new classifier for it with --is_different_checkpoint')
+        model = self.model
+        if model is None:
+            # first without memory, which a file that lies about its network would take; few cannot be built so
+            with contextlib.suppress(NotImplementedError, RuntimeError), torch.device('meta'):
+                fitting_weights(build_model(**network, num_classes=num_classes), self, but_classifier)
+            model = build_model(**network, num_classes=num_classes)
+            load_weights(model, self, but_classifier)
         return model.to(device, memory_format=util.memory_format(device)).eval()
 
 
-@dataclass(frozen=True)
-class TrainedClassifier(Checkpoint):
-    """A classifier of torchvision's or timm's that ends in average pooling and a linear layer, as it is: plain CAM.
+def trained_classifier(architecture, source):
+    """The Checkpoint of a classifier of torchvision's or timm's, as it is: plain CAM.
 
-    path: the file of its state dict, or where ImageNet's weights come from.
+    source: True for ImageNet's weights, or a file with a state dict. Raises UserError unless the classifier ends in
+    average pooling and a linear layer.
     """
-    model: nn.Module | None = None
-
-    @classmethod
-    def of(cls, architecture, source):
-        """source: True for ImageNet's weights, or a file with a state dict. The network is built here. Raises
-        UserError."""
-        if not source:
-            raise UserError('--pretrained=False leaves nothing to explain: name the weights by --pretrained=FILE, or a '
-                            'trained network by --load_checkpoint')
-        model = from_classifier(architecture, source)
-        classes = model.conv_last.out_channels
-        usual = {name: flag.default for name, flag in config.ALL_FLAGS.items() if flag.network}
-        network = usual | {'architecture': architecture, 'attribution_method': 'CAM', 'num_classes': classes}
-        content = {'model': network, 'state_dict': model.state_dict(), 'normalisation': normalisation(architecture),
-                   'class_names': imagenet_names() if classes == DATASETS['ILSVRC'].num_classes else None,
-                   'args': {'dataset': 'ILSVRC'} if source is True else {}}
-        path = Path(f'{architecture} with ImageNet weights') if source is True else Path(source)
-        return cls(path, content, model=model)
-
-    def build(self, network, num_classes, device):
-        if num_classes != self.num_classes:
-            raise UserError(f'{self.path} tells {self.num_classes} classes apart, the data set has {num_classes}')
-        return self.model.to(device, memory_format=util.memory_format(device)).eval()
+    if not source:
+        raise UserError('--pretrained=False leaves nothing to explain: name the weights by --pretrained=FILE, or a '
+                        'trained network by --load_checkpoint')
+    model = from_classifier(architecture, source)
+    classes = model.conv_last.out_channels
+    usual = {name: flag.default for name, flag in config.ALL_FLAGS.items() if flag.network}
+    network = usual | {'architecture': architecture, 'attribution_method': 'CAM', 'num_classes': classes}
+    content = {'model': network, 'state_dict': model.state_dict(), 'normalisation': normalisation(architecture),
+               'class_names': imagenet_names() if classes == DATASETS['ILSVRC'].num_classes else None,
+               'args': {'dataset': 'ILSVRC'} if source is True else {}}
+    path = Path(f'{architecture} with ImageNet weights' if source is True else source)
+    return Checkpoint(path, content, model=model)
 
 
 def imagenet_names():
-    """The names of ImageNet's 1,000 classes, in the order of its labels."""
+    """The names of ImageNet's classes, in the order of its labels."""
     return torchvision.models.get_model_weights('resnet50').DEFAULT.meta['categories']
 
 
@@ -162,31 +142,35 @@ def weights_sha256(state):
     return digest.hexdigest()
 
 
-def find_checkpoint(name, save_root, own):
-    """The file that --load_checkpoint names: a file, a folder, an experiment, a published weight.
+# --- from names to networks -----------------------------------------------------------------------------
 
-    own: the folder of the experiment, whose own checkpoint is meant where name is None.
+
+def experiment_folder(save_root, name):
+    """The folder of an experiment. Raises UserError for a name that leads out of save_root."""
+    folder = Path(save_root) / name
+    if not folder.resolve().is_relative_to(Path(save_root).resolve()):
+        raise UserError(f'--experiment_name={name} leads out of --save_root={save_root}')
+    return folder
+
+
+def find_checkpoint(name, save_root, folder):
+    """The path of the checkpoint that a name means: a file, a folder, an experiment, a published weight.
+
+    folder: of the experiment whose checkpoint is meant if the name is None or PLACEHOLDER. Raises UserError.
     """
-    own = Path(own) / FILE
-    if name is None:
-        places = [own]
-    else:
-        places = [Path(name), Path(name) / FILE, Path(save_root) / name / FILE]
-        if Path(name).name == PLACEHOLDER:
-            places.append(own)
-    found = next((found for place in places if (found := place if place.is_file() else _in_place_of(place))), None)
-    if found is None and published_name(name):
+    default = Path(folder) / FILE
+    places = [default] if name is None else [Path(name), Path(name) / FILE, Path(save_root) / name / FILE]
+    if name is not None and Path(name).name == PLACEHOLDER:
+        places.append(default)
+    for place in places:
+        path = checkpoint_files.latest(place.parent) if place.name == FILE and not place.is_file() else place
+        if path is not None and path.is_file():
+            return path
+    if published_name(name):
         return fetch_published(published_name(name))
-    if found is None:
-        raise UserError(f'no checkpoint: looked for {", ".join(map(str, places))}. Train one with main.py '
-                        f'--experiment_name={own.parent.name}, or name one with --load_checkpoint: a file, a folder, '
-                        f'an experiment, or one of {", ".join(PUBLISHED)}')
-    return found
-
-
-def _in_place_of(path):
-    """The generation before an experiment's last checkpoint, where that is not there; else None."""
-    return checkpoint_files.latest(path.parent) if path.name == FILE else None
+    raise UserError(f'no checkpoint: looked for {", ".join(map(str, places))}. Train one with main.py '
+                    f'--experiment_name={default.parent.name}, or name one with --load_checkpoint: a file, a folder, '
+                    f'an experiment, or one of {", ".join(PUBLISHED)}')
 
 
 def read_checkpoint(path):
@@ -198,37 +182,31 @@ def read_checkpoint(path):
     return Checkpoint(path, content)
 
 
-def save_checkpoint(path, **content):
-    """Write a checkpoint, whole or not at all."""
-    checkpoint_files.write(path, content)
-
-
 def open_network(path, architecture):
-    """The Checkpoint in a file; where it is the plain state dict of a whole classifier of torchvision or timm, that
-    classifier, of the given architecture."""
+    """The Checkpoint in a file; for the plain state dict of a whole classifier, trained_classifier of the
+    architecture."""
     checkpoint = read_checkpoint(path)
-    plain = not checkpoint.network and 'conv_last.weight' not in checkpoint.weights
-    return TrainedClassifier.of(architecture, path) if plain else checkpoint
+    is_plain = not checkpoint.network and 'conv_last.weight' not in checkpoint.weights
+    return trained_classifier(architecture, path) if is_plain else checkpoint
 
 
 def fitting_weights(model, checkpoint, but_classifier=False):
-    """The state dict for a model from a checkpoint, all of it. Raises UserError where it does not fit.
+    """The whole state dict for a model from a Checkpoint. Raises UserError if it does not fit.
 
-    but_classifier: conv_last as it is in the model (fine-tuning on another label set), and the attention where one of
-    the two is a CAM network.
+    but_classifier: keep the model's conv_last (fine-tuning on another label set), and its attention if one of the two
+    is a CAM network.
     """
-    weights, expected, source = checkpoint.weights, model.state_dict(), checkpoint.path
-
     def has_attention(names):
         return any(name.startswith('attention.') for name in names)
 
-    if not checkpoint.network and not has_attention(expected):
-        # the published CAM networks carry an attention layer that CAM never uses
-        weights = {name: value for name, value in weights.items() if not name.startswith('attention.')}
+    weights, expected, left_out = checkpoint.weights, model.state_dict(), ()
     if but_classifier:
-        kept = ('conv_last.',) if has_attention(weights) == has_attention(expected) else ('conv_last.', 'attention.')
-        weights = {name: value for name, value in weights.items() if not name.startswith(kept)}
-        weights.update({name: value for name, value in expected.items() if name.startswith(kept)})
+        is_same_kind = has_attention(weights) == has_attention(expected)
+        left_out = ('conv_last.',) if is_same_kind else ('conv_last.', 'attention.')
+    elif not checkpoint.network and not has_attention(expected):
+        left_out = ('attention.',)  # which the published CAM networks carry and CAM never uses
+    weights = {name: value for name, value in weights.items() if not name.startswith(left_out)}
+    weights |= {name: value for name, value in expected.items() if name.startswith(left_out)}
     problems = [f'{name} is missing' for name in expected if name not in weights]
     problems += [f'{name} is not part of this network' for name in weights if name not in expected]
     problems += [f'{name} is {tuple(weights[name].shape)}, the network has {tuple(value.shape)}'
@@ -236,13 +214,14 @@ def fitting_weights(model, checkpoint, but_classifier=False):
                  if name in weights and weights[name].shape != value.shape]
     if problems:
         shown = '; '.join(problems[:4]) + (f'; and {len(problems) - 4} more' if len(problems) > 4 else '')
-        raise UserError(f'{source} does not fit the network: {shown}. Check --architecture, --attribution_method, '
-                        '--dataset and --use_bn; for another label set add --is_different_checkpoint.')
+        raise UserError(f'{checkpoint.path} does not fit the network: {shown}. Check --architecture, '
+                        '--attribution_method, --dataset and --use_bn; for another label set add '
+                        '--is_different_checkpoint.')
     return weights
 
 
 def load_weights(model, checkpoint, but_classifier=False):
-    """Put a checkpoint's weights into the model, all of them or none. but_classifier: as fitting_weights'."""
+    """Put a Checkpoint's weights into the model, all or none. but_classifier: see fitting_weights. Raises UserError."""
     weights = fitting_weights(model, checkpoint, but_classifier)
     if not checkpoint.network and weights.keys() < checkpoint.weights.keys():
         warn(f'{checkpoint.path} has an attention layer, which CAM leaves out; if CALM trained it, say '
@@ -255,10 +234,9 @@ def load_weights(model, checkpoint, but_classifier=False):
 
 
 def load_model(name, device='cpu', save_root='save'):
-    """The network of a checkpoint that knows how it is built: of main.py, or published.
+    """(network in eval mode, Checkpoint) of main.py, or published. Raises UserError.
 
-    name: a file, a folder, an experiment below save_root, or a published weight. Returns (model in eval mode,
-    Checkpoint). Raises UserError.
+    name: a file, a folder, an experiment below save_root, or a published weight.
     """
     checkpoint = read_checkpoint(find_checkpoint(name, save_root, save_root))
     if not checkpoint.network:
@@ -267,7 +245,7 @@ def load_model(name, device='cpu', save_root='save'):
     return checkpoint.build(checkpoint.network, checkpoint.num_classes, torch.device(device)), checkpoint
 
 
-# --- the published weights ----------------------------------------------------------------------------
+# --- the published weights ------------------------------------------------------------------------------
 
 
 def published_name(name):
@@ -277,17 +255,17 @@ def published_name(name):
 
 
 def published_file(name):
-    """Where the weights of a published name are, or will be."""
+    """The path of the weights of a published name, whether or not they are there."""
     return FOLDER / f'{name}.pth.tar'
 
 
 def fetch_published(name):
-    """The path of a published name's weights, downloaded and checked. Raises UserError."""
+    """The path of a published name's weights, downloaded and verified. Raises UserError."""
     path, lock = published_file(name), download.Lock(FOLDER / 'published.lock.json')
     by_hand = f'https://drive.google.com/file/d/{PUBLISHED[name]}/view'
     download.fetch(download.drive_url(PUBLISHED[name]), path, by_hand=by_hand, **lock.expected(name))
     if name not in lock.entries():
-        read_checkpoint(path)  # what is no checkpoint is not recorded as the right one
+        read_checkpoint(path)  # only a checkpoint is recorded as the right file
         lock.record(name, path)
     return path
 

@@ -12,7 +12,7 @@ from PIL import Image
 import config
 from dataset.prepare import RECIPES
 from dataset.toybirds import class_colours
-from experiment import weights
+from experiment import checkpoint_files, weights
 from wsol import HEADS, METHODS, attribution_maps, build_model
 from wsol.attribution.contrast import CONTRASTS
 
@@ -188,7 +188,7 @@ def test_the_checkpoint_block_runs(monkeypatch, tmp_path):
     folder = Path('save') / re.search(r"load_model\('([\w/]+)'\)", block)[1]
     network = {'architecture': 'resnet18', 'attribution_method': 'CALM_EM', 'last_stage': 'layer2', 'num_classes': 18}
     torch.manual_seed(0)
-    weights.save_checkpoint(folder / weights.FILE, model=network, state_dict=build_model(**network).state_dict())
+    checkpoint_files.write(folder / weights.FILE, {'model': network, 'state_dict': build_model(**network).state_dict()})
     names = {}
     exec(block, names)
     probs = names['model'](names['images']).softmax(1)

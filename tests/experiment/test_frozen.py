@@ -84,11 +84,11 @@ def test_a_disk_that_is_full_is_found_out_before_the_features_are_written(kept, 
         raise OSError(28, 'No space left on device')
     monkeypatch.setattr('os.posix_fallocate', full)
     with pytest.raises(UserError, match='cannot write 0 MB of features in .*: No space left'):
-        frozen._new_file(tmp_path, tmp_path / 'x.npy' if kept else None, (3, 5))
+        frozen._new_file(tmp_path / 'x.npy', (3, 5), kept)
     monkeypatch.setattr('os.posix_fallocate', lambda *_: (_ for _ in ()).throw(OSError(95, 'not supported')))
-    array = frozen._new_file(tmp_path, tmp_path / 'x.npy' if kept else None, (3, 5))  # of a file system that cannot promise
+    array = frozen._new_file(tmp_path / 'x.npy', (3, 5), kept)  # of a file system that cannot promise
     array[:] = 1
-    assert array.shape == (3, 5) and (array == 1).all()
+    assert array.shape == (3, 5) and (array == 1).all() and (tmp_path / 'x.npy').exists() == kept
 
 
 @pytest.mark.parametrize('kept', [False, True])
