@@ -13,13 +13,12 @@ import config
 from dataset.prepare import RECIPES
 from dataset.toybirds import class_colours
 from experiment import checkpoint_files, weights
-from wsol import HEADS, METHODS, attribution_maps, build_model
-from wsol.attribution.contrast import CONTRASTS
+from wsol import build_model
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = {path.relative_to(ROOT): path.read_text() for path in (ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md')))}
-README, ATTRIBUTION, DATA, TROUBLE = (TEXTS[Path(name)] for name in (
-    'README.md', 'docs/attribution.md', 'docs/data.md', 'docs/troubleshooting.md'))
+README, DATA, TROUBLE = (TEXTS[Path(name)] for name in (
+    'README.md', 'docs/data.md', 'docs/troubleshooting.md'))
 EVERYTHING = '\n'.join(TEXTS.values())
 # scripts whose flags are not in config's table -> the module that has their make_parser
 OWN_PARSERS = ('search', 'compare', 'reproduce', 'abstention', 'demo', 'ablation', 'localise', 'bench', 'precision')
@@ -27,51 +26,6 @@ OWN_PARSERS = ('search', 'compare', 'reproduce', 'abstention', 'demo', 'ablation
 
 def test_the_front_page_is_short():
     assert len(README.splitlines()) <= 120 and max(map(len, README.splitlines())) <= 132
-
-
-def test_every_process_has_a_row_and_every_row_is_a_process():
-    table = ATTRIBUTION.split('\n## ')[0]
-    named = [name for cell in re.findall(r'^\| (`.*?) \|', table, re.M) for name in re.findall(r'`([^`]+)`', cell)]
-    assert sorted(named) == sorted([*METHODS, config.OBJECT_MASK])
-
-
-def test_the_rows_name_the_heads_that_define_a_process():
-    for cells, heads in re.findall(r'^\| (`.*?) \|.*\| (all|CALM) \|', ATTRIBUTION, re.M):
-        for name in set(re.findall(r'`([^`]+)`', cells)) & set(METHODS):
-            assert issubclass(HEADS['CAM'], METHODS[name].head) == (heads == 'all'), name
-
-
-def test_every_contrast_method_has_a_row():
-    table = ATTRIBUTION.split('\n## Contrasts')[1].split('\n## ')[0]
-    rows = dict(re.findall(r'^\| `([^`]+)`( \(CALM\))? \|', table, re.M))
-    own = {name: entry for name, entry in CONTRASTS.items() if name.removesuffix('-difference') not in METHODS}
-    assert rows.keys() == own.keys()
-    for name, calm in rows.items():
-        assert issubclass(HEADS['CAM'], CONTRASTS[name].head) == (not calm), name
-
-
-def test_the_cost_column(monkeypatch):
-    """Forwards and backwards, counted."""
-    torch.manual_seed(0)
-    model = build_model('resnet18', 'CALM_EM', 3, last_stage='layer1').eval()
-    counts = {'F': 0, 'B': 0}
-    backward = torch.autograd.grad
-
-    def count_forward(module, inputs, output):
-        counts['F'] += len(output)
-
-    def count_backward(*args, **options):
-        counts['B'] += len(args[1])
-        return backward(*args, **options)
-    model.conv1.register_forward_hook(count_forward)
-    monkeypatch.setattr(torch.autograd, 'grad', count_backward)
-    rows = re.findall(r'^\| (`.*?) \|.*\| (?:all|CALM) \| (.*?) \|', ATTRIBUTION, re.M)
-    for cells, cost in rows:
-        stated = {kind: int(number) for number, kind in re.findall(r'(\d+) ([FB])', cost.replace('D+2', '66'))}
-        for name in set(re.findall(r'`([^`]+)`', cells)) & set(METHODS):
-            counts.update(F=0, B=0)
-            attribution_maps(model, torch.randn(1, 3, 56, 56), torch.tensor([1]), name, superclasses=torch.eye(3) > 0)
-            assert counts == {'F': 0, 'B': 0} | stated, name
 
 
 def parsers():

@@ -17,26 +17,26 @@ probabilities = partial(register, head=CALM, unit='probability', bounded=True)
 
 @register('vanilla', unit='logit', label='logit of {c}', difference='log-odds')
 def vanilla(query):
-    """CAM: the class's logits (Zhou et al. 2016)."""
+    """CAM: the logits of the class (Zhou et al. 2016)."""
     return query.rows(query.activations.logits)
 
 
 @register('vanilla-saliency', per_class=False, label='sum over all classes of their logits, each scaled to 0..1')
 def vanilla_saliency(query):
-    """The sum over all classes of their logits, each class's scaled to 0..1 (published code)."""
+    """The sum of the logits of all classes, each class scaled to 0..1 (published code)."""
     return normalise(query.activations.logits, 'minmax').sum(1)
 
 
 @register('vanilla-superclass', needs_superclasses=True,
           label='logits scaled to 0..1, summed over the superclass of {c}')
 def vanilla_superclass(query):
-    """The sum over the class's superclass of the logits, each class's scaled to 0..1 (published code)."""
+    """The sum of the logits of the superclass's classes, each class scaled to 0..1 (published code)."""
     return query.superclass_sums(normalise(query.activations.logits, 'minmax'))
 
 
 @probabilities('jointll', label='p({c}, z | x)', total='p({c}|x)', difference='joint-difference')
 def jointll(query):
-    """CALM: p(y=class, z|x); it sums to p(class|x) (Kim et al. 2021)."""
+    """CALM: the joint p(y=class, z|x); it sums to p(class|x) (Kim et al. 2021)."""
     _, logits, prior = query.activations
     return heads.joint(query.rows(logits) - logits.logsumexp(1, keepdim=True), prior)
 
@@ -51,7 +51,7 @@ def jointll_superclass(query):
 @probabilities('jointll-superclass-mean', needs_superclasses=True,
                label='mean of p(y, z | x) over the superclass of {c}')
 def jointll_superclass_mean(query):
-    """The mean of p(y, z|x) over the classes of the superclass (Kim et al. 2021)."""
+    """The mean of the joint over the superclass's classes (Kim et al. 2021)."""
     return jointll_superclass(query) / query.superclass_sizes()
 
 

@@ -47,7 +47,7 @@ def _products(query, images):
 
 @gradient_method('backprop', 'input_grad', label='gradient of {score}', per='largest over colours')
 def backprop(query):
-    """Vanilla gradient: max over colours of |d score / d pixel| (Simonyan et al. 2014)."""
+    """Vanilla gradient: the largest |d score / d pixel| of the three colours (Simonyan et al. 2014)."""
     return _magnitudes(query, query.images)
 
 
@@ -63,9 +63,9 @@ def _many_magnitudes(query, versions):
                  label='gradients of {score}, from zero to the image', per='summed')
 @image_by_image
 def integrated_grad(query):
-    """As published: vanilla gradient maps at N+1 points from 0 to the image, their sum over N.
+    """The sum of the vanilla gradient maps at N+1 points from 0 to the image, divided by N (published code).
 
-    Not Sundararajan's integrated gradients, which are `integrated_gradients`.
+    This is not Sundararajan's method, which is `integrated_gradients`.
     """
     steps, image = query.settings.integrated_grad_nr_iter, query.images[0]
     return sum(_many_magnitudes(query, (image * (step / steps) for step in range(steps + 1)))) / steps
@@ -98,21 +98,24 @@ def _mean(maps, count):
 @noisy_method('smooth_grad', label='gradient of {score}', per='mean over noisy copies')
 @image_by_image
 def smooth_grad(query):
-    """SmoothGrad: the mean over noisy copies (Smilkov et al. 2017)."""
+    """SmoothGrad: the mean of the vanilla gradient maps of N noisy copies (Smilkov et al. 2017)."""
     return _mean(_noisy_magnitudes(query), query.settings.smooth_grad_nr_iter)
 
 
 @noisy_method('smooth_grad_square', label='squared gradient of {score}', per='mean over noisy copies')
 @image_by_image
 def smooth_grad_square(query):
-    """SmoothGrad squared: the mean of the squares (Hooker et al. 2019)."""
+    """SmoothGrad squared: the mean of the squares of those maps (Hooker et al. 2019)."""
     return _mean((maps.square() for maps in _noisy_magnitudes(query)), query.settings.smooth_grad_nr_iter)
 
 
 @noisy_method('var_grad', label='gradient of {score}', per='variance over noisy copies')
 @image_by_image
 def var_grad(query):
-    """VarGrad: the variance over noisy copies (Adebayo et al. 2018), by Welford's recurrence: never negative."""
+    """VarGrad: the variance of those maps (Adebayo et al. 2018).
+
+    By Welford's recurrence, so that it is never negative.
+    """
     mean = squares = 0
     for count, maps in enumerate(_noisy_magnitudes(query), 1):
         before = maps - mean
@@ -123,7 +126,7 @@ def var_grad(query):
 
 @gradient_method('input_x_gradient', signed=True, label='image × gradient of {score}', per='per pixel')
 def input_x_gradient(query):
-    """Image times gradient, summed over the colours; signed (Shrikumar et al. 2016)."""
+    """Image times gradient, summed over the colours (Shrikumar et al. 2016)."""
     return _products(query, query.images)
 
 
@@ -132,9 +135,10 @@ def input_x_gradient(query):
                  label='contribution to {score}', per='per pixel', total='{score}, less that of the zero image')
 @image_by_image
 def integrated_gradients(query):
-    """Integrated gradients from the zero image, summed over the colours; signed (Sundararajan et al. 2017).
+    """Integrated gradients from the zero image, summed over the colours; they sum to score(image) − score(zero image)
+    (Sundararajan et al. 2017).
 
-    Gauss-Legendre quadrature. Complete: a map sums to score(image) - score(zero image).
+    By Gauss-Legendre quadrature with N nodes.
     """
     points, weights = np.polynomial.legendre.leggauss(query.settings.integrated_grad_nr_iter)
     at_a_time = versions_at_a_time(query, VERSIONS_AT_A_TIME, NUMBERS_KEPT)
@@ -157,14 +161,14 @@ def _last_map_maps(query, reduce):
 
 @gradient_method('grad_cam', label='gradient-weighted features for {c}')
 def grad_cam(query):
-    """Grad-CAM: relu(sum_d mean_z(dS/dA_d) A_d) (Selvaraju et al. 2017)."""
+    """Grad-CAM: relu(Σ_d mean_z(∂s/∂A_d) A_d) (Selvaraju et al. 2017)."""
     return _last_map_maps(query, lambda features, gradient: (
         gradient.mean((2, 3), keepdim=True) * features).sum(1).relu())
 
 
 @gradient_method('grad_cam_pp', label='gradient-weighted features for {c}')
 def grad_cam_pp(query):
-    """Grad-CAM++: the weight of a channel is sum_z alpha relu(dS/dA) (Chattopadhyay et al. 2018, eq. 19)."""
+    """Grad-CAM++: relu(Σ_d w_d A_d), w_d = Σ_z α relu(∂s/∂A_d) (Chattopadhyay et al. 2018, eq. 19 for α)."""
     def reduce(features, gradient):
         square = gradient.square()
         below = 2 * square + (features * gradient ** 3).sum((2, 3), keepdim=True)
@@ -176,5 +180,5 @@ def grad_cam_pp(query):
 
 @gradient_method('layer_cam', label='gradient × features for {c}')
 def layer_cam(query):
-    """LayerCAM: relu(sum_d relu(dS/dA) A) (Jiang et al. 2021)."""
+    """LayerCAM: relu(Σ_d relu(∂s/∂A_d) A_d) (Jiang et al. 2021)."""
     return _last_map_maps(query, lambda features, gradient: (gradient.relu() * features).sum(1).relu())

@@ -26,7 +26,7 @@ def _scores_of_masked(query, masks):
           label='score-weighted features for {c}')
 @image_by_image
 def score_cam(query):
-    """Score-CAM: channels weighted by the softmax of the score of the image masked with them (Wang et al. 2020)."""
+    """Score-CAM: relu(Σ_d softmax_d(s(x ⊙ A_d) − s(0)) A_d) (Wang et al. 2020)."""
     channels = query.activations.features[0]  # (D,h,w)
     masks = normalise(resize(channels, query.images.shape[2:]), 'minmax')[:, None]
     baseline = _scores_of_masked(query, torch.zeros_like(masks[:1]))  # (1,K)
@@ -39,8 +39,8 @@ def score_cam(query):
           per='per pixel')
 @image_by_image
 def occlusion(query):
-    """Occlusion: the score lost when a square a seventh of the side is set to zero, where it was (Zeiler and Fergus
-    2014), averaged over the squares that cover a pixel; signed."""
+    """Occlusion: the score that is lost when a square is set to zero, averaged over the squares that cover a pixel
+    (Zeiler and Fergus 2014)."""
     height, width = query.images.shape[2:]
     side = [max(1, round(length * OCCLUSION_SIDE)) for length in (height, width)]
     stride = [max(1, round(length * OCCLUSION_STRIDE)) for length in (height, width)]

@@ -86,7 +86,7 @@ class Method:
 
     def maps(self, query):
         """The maps of all asked classes: (B,K,h,w)."""
-        maps = self.compute(query)
+        maps = self.compute(query).detach()
         return maps[:, None].expand(-1, query.asked.shape[1], -1, -1) if maps.ndim == 3 else maps
 
 
