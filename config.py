@@ -21,14 +21,14 @@ from runtime.command_line import (
     plain_parser,
     several,
 )
-from wsol import ARCHITECTURE_NAMES, ARCHITECTURES, HEADS, METHODS, prior_training
+from wsol import ARCHITECTURES, HEADS, METHODS, prior_training
 from wsol.attribution.contrast import CONTRASTS
 from wsol.backbones.resnet import LAYERS
 from wsol.errors import UserError
 from wsol.heads import PRIORS
 from wsol.maps import NORM_TYPES
 from wsol.metrics import THRESHOLD_TYPES
-from wsol.networks import find_architecture, options_taken
+from wsol.networks import architecture_names, find_architecture, options_taken
 
 OVERLAYS = {'blend': "the map's colours over the photo in grey", 'mask': 'the photo, darker where the map is lower',
             'outline': 'lines of equal value over the photo', 'map': 'the map alone'}  # how pictures show a map
@@ -45,13 +45,15 @@ CUE, WSOL, MAIN, INFERENCE, EXPORT = (('eval_cue_location',), ('eval_wsol',), ('
 
 def architecture_name(text):
     """A network of torchvision, or timm/NAME."""
+    if text in ARCHITECTURES:
+        return text  # without the import of torchvision
     if text.startswith('timm/'):
         try:
             find_architecture(text)
         except UserError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
         return text
-    return choice(ARCHITECTURE_NAMES)(text)
+    return choice(architecture_names())(text)
 
 
 def dataset_name(text):

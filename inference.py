@@ -20,7 +20,7 @@ from evaluation import session
 from evaluation.map_sources import ContrastMaps
 from experiment import result_files, weights
 from reports.album import DIFFERENCE, PAGE, Album, Explanation
-from reports.photos import OwnImages, find_images
+from reports.photos import Photos, find_images
 from runtime import processes, screen
 from runtime.screen import warn
 from wsol.attribution.contrast import find_contrast
@@ -246,7 +246,7 @@ def main():
     class_names, num_classes = run.checkpoint.class_names or [], run.model.conv_last.out_channels
     target, contrast = chosen_classes(args, class_names, num_classes)
     contrast_method = None if contrast is None else run.args.contrast_method
-    images = OwnImages(paths, run.transform(), class_names)
+    images = Photos(paths, run.transform(), class_names)
     # the page has a map for each class that can be chosen there
     count = max(args.top_k, 1 if contrast is None else 2) if 'html' in args.format else 1
     explainer = Explainer(run, images, methods, class_chooser(target, contrast, count), contrast_method, count)

@@ -1,11 +1,10 @@
 """Unpack an archive safely and whole: nothing outside its folder, nothing half in place.
 
-Only the bytes of plain files are taken, never links, devices or permissions: so no filter of tarfile's is needed.
+Only the content of plain files is written; links, devices and permissions never are.
 """
 import contextlib
 import errno
 import gzip
-import os
 import re
 import shutil
 import stat
@@ -47,14 +46,6 @@ def staged(target):
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def check_count(folder, count):
-    """Raise UserError unless a folder holds as many files as were put there: some may have gone since."""
-    found = sum(len(files) for _, _, files in os.walk(folder))
-    if found != count:
-        raise UserError(f'{folder} holds {found:,} files where {count:,} were written: something removes them. Nothing '
-                        'was put in place; try again')
-
-
 class Member(NamedTuple):
     """What an archive holds: a file, a folder (with nothing to open), or something that is refused."""
     path: PureWindowsPath   # in the archive; this kind of path knows both slashes, and C:
@@ -67,12 +58,12 @@ def unpack(archive, folder, wanted, limit=None):
     """Extract a .tar, .tar.gz, .tgz or .zip file below `folder`, with a bar. Returns the number of files.
 
     wanted: the pattern of the files to extract; its first group is their path below `folder`. A tar within a tar is
-    unpacked too: the member x.jpg of n1.tar matches as n1/x.jpg. limit: the bytes that all may take together (default:
-    GROWTH times the archive's size, and SMALL).
-    Raises UserError for an archive that is damaged, that holds a path which leads outside, a link or a device, that
-    holds no wanted file, or more than the limit.
+    unpacked too: the member x.jpg of n1.tar matches as n1/x.jpg. limit: the bytes that all files may take together
+    (default: GROWTH times the archive's size, plus SMALL).
+    Raises UserError if the archive is damaged, holds a link, a device or a path that leads outside, holds no wanted
+    file, or exceeds the limit.
     """
-    size, paths, taken = archive.stat().st_size, set(), 0
+    size, count, taken = archive.stat().st_size, 0, 0
     limit = GROWTH * size + SMALL if limit is None else limit
     try:
         with open(archive, 'rb') as file, progress(None, f'unpacking {archive.name}', 'B', total=size,
@@ -88,7 +79,7 @@ def unpack(archive, folder, wanted, limit=None):
                     path.parent.mkdir(parents=True, exist_ok=True)
                     with member.open() as content, open(path, 'wb') as target:
                         shutil.copyfileobj(content, target, CHUNK)
-                    paths.add(hash(match[1]))  # a path that comes twice is one file
+                    count += 1
                 bar.update(file.tell() - bar.n)
     except UserError:
         raise
@@ -99,9 +90,9 @@ def unpack(archive, folder, wanted, limit=None):
         reason = ' '.join(str(error).split())[:200]
         raise UserError(f'{archive} is no whole archive ({type(error).__name__}: {reason}); remove it and fetch it '
                         'again') from error
-    if not paths:
+    if not count:
         raise UserError(f'{archive} holds none of the files it should; is it the right archive?')
-    return len(paths)
+    return count
 
 
 def _harmless(member, archive):

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from runtime import processes
 from runtime.screen import progress, warn
 from util import usable_cores
+from wsol.backbones._torchvision import import_torchvision
 from wsol.errors import UserError
 from wsol.networks import IMAGENET
 
@@ -205,8 +206,8 @@ class Transform:
 @cache
 def _torchvision_functional():
     """torchvision's functions for images. Its import is slow, and a script that only shows its help needs none."""
-    from wsol.backbones import _torchvision  # noqa: F401  this must precede every import of torchvision
-    from torchvision.transforms.v2 import functional  # isort: skip
+    import_torchvision()
+    from torchvision.transforms.v2 import functional
     return functional
 
 

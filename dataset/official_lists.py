@@ -1,6 +1,5 @@
-"""The lists of CUB and ImageNet made from their official annotations; ImageNetV2's files renamed as its lists say."""
+"""CUB's lists from its annotations, ImageNet's from its folders; ImageNetV2's files renamed as its lists say."""
 import math
-import xml.etree.ElementTree
 from concurrent.futures import ThreadPoolExecutor
 
 from dataset.image_files import open_image
@@ -67,47 +66,19 @@ def _box(text):
 # --- ImageNet ---------------------------------------------------------------------------------------
 
 
-def _synsets(data):
-    """The names of the training set's class folders in order, which is that of the class numbers."""
+def write_train_lists(data):
+    """Write the lists of ImageNet's training set: the order of the class folders' names is that of the class numbers.
+
+    data: the DataSet. Raises UserError unless all class folders are there.
+    """
     folder = data.image_folders['train'] / 'train'
     synsets = sorted(path.name for path in folder.iterdir() if path.is_dir())
     if len(synsets) != data.num_classes:
         raise UserError(f'{folder} has {len(synsets)} class folders, not {data.num_classes}: labels would be shifted. '
                         'Move it away and prepare it anew')
-    return synsets
-
-
-def write_train_lists(data):
-    """Write the lists of ImageNet's training set from its folders. data: the DataSet."""
-    rows = [(f'train/{synset}/{path.name}', label)
-            for label, synset in enumerate(progress(_synsets(data), 'listing', 'class'))
-            for path in sorted((data.image_folders['train'] / 'train' / synset).iterdir())]
-    write_split(data.list_folders['train'], rows)
-
-
-def write_test_lists(data, annotations):
-    """Write the test lists (ImageNet's val images) from the devkit's XML: boxes, sizes, the class of the first object.
-
-    data: the DataSet, whose training images are there. annotations: the folder of the XML files.
-    """
-    label_of = {synset: label for label, synset in enumerate(_synsets(data))}
-    rows = [(f'val/{path.stem}.JPEG', *_annotation(path, label_of))
-            for path in progress(sorted(annotations.rglob('*.xml')), 'reading boxes', 'file')]
-    write_split(data.list_folders['test'], rows)
-
-
-def _annotation(path, label_of):
-    """(label, (width, height), boxes) of one of the devkit's XML files."""
-    try:
-        tree = xml.etree.ElementTree.parse(path)
-        width, height = (int(tree.findtext(f'size/{side}')) for side in ('width', 'height'))
-        corners = [[int(box.findtext(key)) for key in ('xmin', 'ymin', 'xmax', 'ymax')]
-                   for box in tree.findall('object/bndbox')]
-        label = label_of[tree.findtext('object/name')]
-    except (xml.etree.ElementTree.ParseError, TypeError, ValueError, LookupError) as error:
-        raise UserError(f'{path} does not parse as an ImageNet annotation: {type(error).__name__} {error}') from error
-    boxes = [(x0, y0, min(x1, width - 1), min(y1, height - 1)) for x0, y0, x1, y1 in corners]
-    return label, (width, height), boxes
+    write_split(data.list_folders['train'], [
+        (f'train/{synset}/{path.name}', label) for label, synset in enumerate(progress(synsets, 'listing', 'class'))
+        for path in sorted((folder / synset).iterdir())])
 
 
 def rename(data, folder):

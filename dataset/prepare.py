@@ -1,8 +1,8 @@
-"""Prepare a data set: find or download its archives, verify, unpack, write its metadata, check.
+"""Prepare a data set: find or download its archives, verify and unpack them, get its lists, compare files and lists.
 
-Each step says what it does; what is done already is not done again, and a half-unpacked set is never in place.
-Source of the lists and boxes that the official annotations do not give: the WSOL evaluation's
-repository (Choe et al., CVPR 2020), at a pinned commit.
+A step that is done already is skipped, and a half-unpacked data set is never in place. Source of the lists: the
+repository of the WSOL evaluation (Choe et al., CVPR 2020) at a pinned commit; CUB's train and test lists come from its
+own annotations, ImageNet's train lists from its folders.
 
     python dataset/prepare.py cub                          downloads, unpacks, checks
     python dataset/prepare.py imagenet --archive ILSVRC2012_img_val.tar --archive ...
@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a run as a script from the repository's root
 
 from dataset import check, official_lists, open_dataset
-from dataset.archives import GROWTH, check_count, staged, unpack
+from dataset.archives import GROWTH, staged, unpack
 from dataset.download import Lock, drive_url, fetch
 from dataset.lists import LISTS
 from dataset.registry import SPLITS, find_dataset
@@ -42,12 +42,11 @@ class Archive:
     file: str                   # its name
     folder: str                 # below the data folder
     wanted: str                 # the pattern of the files to unpack; its first group is their path in the folder
-    url: str | None             # None where only the user's own account gives it
-    by_hand: str | None = None  # the address for a browser, where that is another one
+    url: str | None             # None if only the user's own account gives it
+    by_hand: str | None = None  # the address for a browser, if it is another one
     size: int | None = None     # bytes
-    md5: str | None = None      # None where nobody publishes it: the SHA-256 is then recorded at first use
+    md5: str | None = None      # None if nobody publishes it: the SHA-256 is then recorded at first use
     below: str = ''             # a folder in the folder that holds the files
-    optional: bool = False      # the recipe goes on without it where it is not at hand
 
 
 def _drive(file, folder, wanted, file_id):
@@ -58,14 +57,14 @@ def _drive(file, folder, wanted, file_id):
 class Recipe:
     """How a data set, or a split of it, is prepared."""
     dataset: str                         # its name in registry.DATASETS
-    archives: tuple[Archive, ...] = ()   # those of one folder are unpacked into it together
-    downloads: dict[str, tuple[str, ...]] = field(default_factory=dict)  # split -> the lists that REPOSITORY has
-    finish: Callable | None = None       # (DataSet, folder): renames what was just unpacked
-    write_lists: Callable | None = None  # (DataSet, Workspace): makes the lists that are not downloaded
+    archives: tuple[Archive, ...] = ()   # archives of one folder are unpacked into it together
+    downloads: dict[str, tuple[str, ...]] = field(default_factory=dict)  # split -> lists to download from REPOSITORY
+    finish: Callable | None = None       # (DataSet, folder): renames the files that were just unpacked
+    write_lists: Callable | None = None  # DataSet: makes the lists that are not in downloads
 
 
-def write_missing_cub_lists(data, _):
-    """Make the training and test lists from the annotations; warn of what cue localization will miss."""
+def write_missing_cub_lists(data):
+    """Make the training and test lists from the annotations; warn if cue localization will lack files."""
     if not data.cub_root.is_dir():
         return
     if not (has_lists(data, 'train') and has_lists(data, 'test')):
@@ -76,15 +75,19 @@ def write_missing_cub_lists(data, _):
              'away first')
 
 
-def write_missing_imagenet_lists(data, workspace):
-    """Make the training lists from the folders, and the test lists from the devkit's boxes, else download them."""
-    train, val, boxes = (data.image_folders['test'] / name for name in ('train', 'val', 'boxes'))
-    if train.is_dir() and not has_lists(data, 'train'):
+def write_missing_imagenet_lists(data):
+    """Make the training lists from the class folders, and download the test lists, each if its images are there."""
+    if (data.image_folders['train'] / 'train').is_dir() and not has_lists(data, 'train'):
         official_lists.write_train_lists(data)
-    if val.is_dir() and train.is_dir() and boxes.is_dir() and not has_lists(data, 'test'):
-        official_lists.write_test_lists(data, boxes)
-    elif val.is_dir():
-        workspace.download_lists(data, 'test')
+    if (data.image_folders['test'] / 'val').is_dir():
+        download_lists(data, 'test')
+
+
+def download_lists(data, split, files=LISTS):
+    """Download the lists of a split, unless they are there."""
+    for file in files:
+        commit = MAPPING_COMMIT if file == 'mapping.txt' else LISTS_COMMIT
+        fetch(f'{REPOSITORY}/{commit}/metadata/{data.name}/{split}/{file}', data.list_folders[split] / file)
 
 
 def has_lists(data, split):
@@ -111,7 +114,6 @@ RECIPES = {
                 '29b22e2961454d5413ddabcf34fc5622'),
         Archive('ILSVRC2012_img_train.tar', 'ILSVRC/train', r'(?:.+/)?(n\d+/[^/]+)', None, IMAGENET, 147_897_477_120,
                 '1d675b47d978889d74fa0da5fadfb00e'),
-        Archive('ILSVRC2012_bbox_val_v3.tgz', 'ILSVRC/boxes', r'(?:.+/)?([^/]+\.xml)', None, IMAGENET, optional=True),
     ), write_lists=write_missing_imagenet_lists),
     'imagenetv2': Recipe('ILSVRC', (
         Archive('imagenetv2-threshold0.7.tar.gz', 'ImageNetV2', r'(?:.+/)?(\d+/[^/]+)',
@@ -126,54 +128,44 @@ RECIPES = {
 
 
 class Workspace:
-    """The folders to fill, the archives that the user has named, and the bytes that one may unpack to."""
+    """The folders to fill, the archives that the user has named, and the bytes that an archive may unpack to."""
 
     def __init__(self, data_root, metadata_root, named=(), unpack_limit=None):
         self.data_root, self.metadata_root, self.unpack_limit = Path(data_root), Path(metadata_root), unpack_limit
-        self.named = [Path(path) for path in named]
+        self.named = {Path(path).name: Path(path) for path in named}
         self.lock = Lock(self.data_root / 'archives.lock.json')
         known = [archive.file for recipe in RECIPES.values() for archive in recipe.archives]
-        for path in self.named:
+        for name, path in self.named.items():
             if not path.is_file():
                 raise UserError(f'--archive={path}: no such file')
-            if path.name not in known:
+            if name not in known:
                 raise UserError(f'--archive={path}: an archive is known by its name, one of {", ".join(known)}; '
                                 'rename or link it')
 
-    def path_of(self, archive):
-        """Where an archive is, or will be."""
-        return next((path for path in self.named if path.name == archive.file), self.data_root / archive.file)
-
     def obtain(self, archive):
-        """The path of an archive, verified: one of --archive, one in the data folder, or downloaded there."""
-        path, source = self.path_of(archive), archive.by_hand or archive.url
+        """The path of an archive, verified: given by --archive, in the data folder already, or downloaded there."""
+        path, source = self.named.get(archive.file, self.data_root / archive.file), archive.by_hand or archive.url
         if not path.exists() and archive.url is None:
             raise UserError(f'{archive.file} needs your own account: get it from {source} and give it by --archive, or '
                             f'put it at {path}')
         say(f'{path}: ' + ('verifying' if path.exists() else f'downloading from {source}'))
         expected = {'size': archive.size, 'md5': archive.md5} if archive.md5 else self.lock.expected(archive.file)
-        fetch(archive.url, path, by_hand=archive.by_hand, **expected)
+        fetch(archive.url, path, archive.by_hand, **expected)
         return path
-
-    def download_lists(self, data, split, files=LISTS):
-        """Download the lists of a split of a DataSet, those that are not there."""
-        for file in files:
-            commit = MAPPING_COMMIT if file == 'mapping.txt' else LISTS_COMMIT
-            fetch(f'{REPOSITORY}/{commit}/metadata/{data.name}/{split}/{file}', data.list_folders[split] / file)
 
 
 def follow(recipe, workspace):
-    """Prepare what a recipe says, as far as it can be had. Raises UserError for the rest at the end."""
+    """Prepare what a recipe says, as far as possible. Raises UserError for the rest at the end."""
     data, problems = open_dataset(recipe.dataset, workspace.data_root, workspace.metadata_root), []
     for split, files in recipe.downloads.items():
-        workspace.download_lists(data, split, files)
+        download_lists(data, split, files)
     for folder in dict.fromkeys(archive.folder for archive in recipe.archives):
         try:
             fill(folder, recipe, data, workspace)
         except UserError as error:
             problems.append(str(error))
     if recipe.write_lists is not None:
-        recipe.write_lists(data, workspace)
+        recipe.write_lists(data)
     report(data)
     if problems:
         raise UserError('; '.join(problems))
@@ -182,25 +174,23 @@ def follow(recipe, workspace):
 def fill(folder, recipe, data, workspace):
     """Unpack the archives of a folder, unless it is there: aside, and put in place when it is whole."""
     target = workspace.data_root / folder
-    archives = [archive for archive in recipe.archives if archive.folder == folder]
-    if target.exists() or any(archive.optional and not workspace.path_of(archive).exists() for archive in archives):
+    if target.exists():
         return
-    paths = {archive: workspace.obtain(archive) for archive in archives}
-    with staged(target) as partial:
+    paths = {archive: workspace.obtain(archive) for archive in recipe.archives if archive.folder == folder}
+    with staged(target) as unfinished:
         if target.exists():  # another process has made it meanwhile
             return
-        count = sum(unpack(path, partial / archive.below, archive.wanted, workspace.unpack_limit)
-                    for archive, path in paths.items())
+        for archive, path in paths.items():
+            unpack(path, unfinished / archive.below, archive.wanted, workspace.unpack_limit)
         if recipe.finish is not None:
-            recipe.finish(data, partial)
-        check_count(partial, count)
+            recipe.finish(data, unfinished)
     for archive, path in paths.items():
         if archive.md5 is None:
             workspace.lock.record(archive.file, path)
 
 
 def report(data):
-    """Compare the files of a DataSet with its lists; say what is ready, missing and surplus, and the next command."""
+    """Compare the files of a DataSet with its lists; say what is ready, missing and surplus, and what to run next."""
     listed = {split: ids for split, ids in check.listed_images(data).items() if data.image_folders[split].is_dir()}
     absent = [split for split in SPLITS if split not in listed]
     for split in absent:
@@ -232,12 +222,12 @@ def follow_all(workspace):
 
 
 def check_one(name, workspace):
-    """Check a data set: show what is wrong, write the whole of it to a file. The exit code is 1 if anything is."""
+    """Check a data set: show a summary of the problems, write all of them to a file, exit with 1 if there are any."""
     data = find_dataset(name, workspace.data_root, workspace.metadata_root)
-    found = check.check_dataset(data)
-    write_json(workspace.data_root / f'check_{Path(data.name).name}.json', found)
-    say(json.dumps(check.summary(found), indent=1))
-    sys.exit(1 if any(found.values()) else 0)
+    problems = check.check_dataset(data)
+    write_json(workspace.data_root / f'check_{Path(data.name).name}.json', problems)
+    say(json.dumps(check.summary(problems), indent=1))
+    sys.exit(1 if any(problems.values()) else 0)
 
 
 def main():

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ import config
 from runtime import screen, whole_files
 from wsol.attribution.contrast import CONTRASTS, default_scale
 from wsol.attribution.registry import METHODS, SamplingSettings
-from wsol.backbones._torchvision import torchvision
 from wsol.errors import UserError
 
 # metric -> version of its results' layout, where it is not the first: an evaluation replaces results of another one
@@ -64,8 +64,8 @@ def key(about, script, **usual):
 
 def versions():
     """What a result depends on beyond its settings."""
-    return {'python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__,
-            'numpy': np.__version__, 'commit': commit()}
+    return {'python': platform.python_version(), 'torch': torch.__version__,
+            'torchvision': metadata.version('torchvision'), 'numpy': np.__version__, 'commit': commit()}
 
 
 @lru_cache

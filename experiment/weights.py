@@ -22,7 +22,7 @@ from dataset.registry import ALIASES, DATASETS
 from experiment import checkpoint_files
 from runtime.screen import warn
 from wsol import build_model, from_classifier
-from wsol.backbones._torchvision import torchvision
+from wsol.backbones._torchvision import import_torchvision
 from wsol.errors import UserError
 from wsol.networks import normalisation
 
@@ -130,7 +130,7 @@ def trained_classifier(architecture, source):
 
 def imagenet_names():
     """The names of ImageNet's classes, in the order of its labels."""
-    return torchvision.models.get_model_weights('resnet50').DEFAULT.meta['categories']
+    return import_torchvision().models.get_model_weights('resnet50').DEFAULT.meta['categories']
 
 
 def weights_sha256(state):

@@ -197,13 +197,15 @@ def caption(*classes):
 def files_written(folder):
     """The names of the files that earlier runs of inference.py have written in a folder, as its manifest lists them."""
     manifest = whole_files.read_json(Path(folder) / MANIFEST)
-    if not isinstance(manifest, dict):
+    try:
+        if manifest.get('written_by') == WRITER:
+            return {MANIFEST, *manifest['files']}
+        if not {'methods', 'images', 'settings', 'versions', 'machine'} <= manifest.keys():
+            return set()
+        files = {MANIFEST, PAGE}  # a manifest of an earlier version, which wrote no mark
+        for entry in manifest['images']:
+            files |= {*entry['maps'].values(), *entry.get('contrast', {'maps': {}})['maps'].values()}
+            files |= {entry['picture']} if 'picture' in entry else set()
+        return files
+    except (AttributeError, KeyError, TypeError):  # some other program's manifest.json
         return set()
-    if manifest.get('written_by') == WRITER:
-        return {MANIFEST, *manifest['files']}
-    if not {'methods', 'images', 'settings', 'versions', 'machine'} <= manifest.keys():
-        return set()
-    files = {MANIFEST, PAGE}  # a manifest without a mark, of an earlier version
-    for entry in manifest['images']:
-        files |= {*entry['maps'].values(), *entry.get('contrast', {}).get('maps', {}).values(), entry.get('picture')}
-    return files

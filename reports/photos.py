@@ -1,4 +1,5 @@
-"""The user's own photos: found, named so that no two results meet, opened for the network and for the eye."""
+"""A user's photos: how they are found, how their results are named, and how they are opened for the network and to be
+drawn."""
 from collections import Counter
 from pathlib import Path
 
@@ -9,11 +10,11 @@ from dataset.image_files import SUFFIXES, images_below, open_upright
 from dataset.images import Images
 from wsol.errors import UserError
 
-LARGEST = 4096  # a larger photo is made this large before the network's square is cut from it: memory, and speed
+LARGEST = 4096  # a larger photo is reduced to this before the network's square is cut from it, for memory and speed
 
 
-class OwnImages(Images):
-    """The user's image files, upright, of any size and mode. Item -> (image (3,S,S), whether it opens, index)."""
+class Photos(Images):
+    """Image files, upright, of any size and mode. Item -> (image (3,S,S), whether it opens, index)."""
 
     def __init__(self, paths, transform, class_names=()):
         self.paths, self.transform, self.class_names = paths, transform, class_names
@@ -27,27 +28,28 @@ class OwnImages(Images):
     def read(self, index):
         try:
             return self.transform.resize(open_upright(self.paths[index], LARGEST)), True, index
-        except UserError:  # the others are explained all the same; inference.py says what is wrong with this one
+        except UserError:  # the other photos are explained all the same; inference.py says what is wrong with this one
             return self.transform.resize(Image.new('RGB', (8, 8))), False, index
 
 
 def find_images(inputs, output):
-    """{name of its results: path} of image files and of all images below folders, but for those in the output folder.
+    """{name: path} of image files and of all images below folders, except those in the output folder.
 
-    The name is the file's without its suffix, in a folder given as a whole with the folders on the way to it.
+    The names begin the names of the results. A name is that of the file without its suffix; for an image below a given
+    folder, with the folders in between.
     """
     if '' in inputs:
         raise UserError('"" is no image and no folder; the folder you are in is .')
-    found, output = {}, Path(output).resolve()  # path, resolved -> the path as given, the folder's name, the file's
+    found, output = {}, Path(output).resolve()  # resolved path -> (path as given, folder's name, path inside it)
     for given in map(Path, inputs):
         if given.is_dir():
-            there = [Path(name) for name in images_below(given)]
-            below = [name for name in there if not (given / name).resolve().is_relative_to(output)]
-            if there and not below:
+            inside = [Path(name) for name in images_below(given)]
+            wanted = [name for name in inside if not (given / name).resolve().is_relative_to(output)]
+            if inside and not wanted:
                 raise UserError(f'all images of {given} lie in {output}, where the results go: choose another --output')
-            if not below:
+            if not wanted:
                 raise UserError(f'{given} holds no images (looked for {", ".join(sorted(SUFFIXES))})')
-            for name in below:
+            for name in wanted:
                 found.setdefault((given / name).resolve(), (given / name, given.resolve().name, name))
         elif given.is_file():
             found.setdefault(given.resolve(), (given, given.resolve().parent.name, Path(given.name)))
@@ -58,34 +60,34 @@ def find_images(inputs, output):
 
 
 def unique_names(files):
-    """Names for files [(name of the folder, path inside it)], none twice whether or not case counts.
+    """Names for files [(name of the folder, path inside it)], unique even on case-insensitive file systems.
 
-    photo.jpg -> photo; beside a photo.png -> photo-jpg; beside a photo.jpg of another folder -> folder-photo; where
-    both are there, folder-photo-jpg; and numbers where even those meet. All files that would meet are renamed alike.
+    photo.jpg -> photo; beside a photo.png -> photo-jpg; beside a photo.jpg of another folder -> folder-photo; beside
+    both, folder-photo-jpg; if even those are equal, with a number. All files of one name are renamed alike.
     """
-    def name_of(position, level):
-        folder, path = files[position]
-        stem = str(path.with_suffix(''))
-        suffixed = f'{stem}-{path.suffix[1:]}'
-        forms = (stem, suffixed, f'{folder}-{stem}', f'{folder}-{suffixed}')
-        return forms[level] if level < len(forms) else f'{forms[-1]}-{position + 1}' + '-' * (level - len(forms))
+    levels = [0] * len(files)  # how much is added to each name
 
-    levels = [0] * len(files)
+    def name_of(position):
+        (folder, path), level = files[position], levels[position]
+        stem, suffix = str(path.with_suffix('')), path.suffix[1:]
+        forms = (stem, f'{stem}-{suffix}', f'{folder}-{stem}', f'{folder}-{stem}-{suffix}')
+        return forms[level] if level < 4 else f'{forms[3]}-{position + 1}' + '-' * (level - 4)
+
     while True:
-        names = [name_of(position, level) for position, level in enumerate(levels)]
+        names = [name_of(position) for position in range(len(files))]
         counts = Counter(map(str.casefold, names))
-        meeting = [position for position, name in enumerate(names) if counts[name.casefold()] > 1]
-        if not meeting:
+        equal = [position for position, name in enumerate(names) if counts[name.casefold()] > 1]
+        if not equal:
             return names
-        for position in meeting:
+        for position in equal:
             levels[position] += 1
 
 
 def open_picture(path, longest, smallest=0):
-    """A photo as it is drawn, (H,W,3) uint8: its longer side at most `longest`; a photo smaller than `smallest` is
-    enlarged to it, for its colour bars to be read."""
+    """A photo to be drawn, (H,W,3) uint8: its longer side is at most `longest`, and is enlarged to `smallest`."""
     image = open_upright(path, longest)
     side = max(image.size)
     if side < smallest:
-        image = image.resize([max(1, round(own * smallest / side)) for own in image.size], Image.Resampling.BICUBIC)
+        image = image.resize([max(1, round(length * smallest / side)) for length in image.size],
+                             Image.Resampling.BICUBIC)
     return np.asarray(image)

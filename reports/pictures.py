@@ -188,20 +188,18 @@ def wrapped(text, inches, lines):
 
 
 def arrange(photo, maps, contrasts):
-    """Rows of panels: the photo, its maps, and each contrast under its map or beside it. Among the possible
-    arrangements it takes one that is about as wide as a page and has few holes."""
-    panels, height, width = [photo, *maps, *contrasts], *photo.picture.shape[:2]
-    choices = [[panels[start:start + columns] for start in range(0, len(panels), columns)]
-               for columns in range(1, len(panels) + 1)]
+    """Rows of panels: the photo and its maps, each contrast under its map; where contrasts and maps do not pair, the
+    number of columns with which the sheet is about as wide as a page and has few holes."""
     if len(contrasts) == len(maps) > 1:
-        choices = [[[photo, *maps], [None, *contrasts]],
-                   [[photo, None], *([one, against] for one, against in zip(maps, contrasts, strict=True))]]
+        return [[photo, *maps], [None, *contrasts]]
+    panels, (height, width) = [photo, *maps, *contrasts], photo.picture.shape[:2]
 
-    def cost(rows):
-        columns, side = max(map(len, rows)), max(height, width) / SIDE
-        aspect = columns * (width / side + BESIDE) / (len(rows) * (height / side + 2 * LINE))
-        return abs(math.log(aspect / 3)) + columns * len(rows) - sum(map(len, rows))
-    return min(choices, key=cost)
+    def cost(columns):
+        rows, side = math.ceil(len(panels) / columns), max(height, width) / SIDE
+        aspect = columns * (width / side + BESIDE) / (rows * (height / side + 2 * LINE))
+        return abs(math.log(aspect / 3)) + columns * rows - len(panels)
+    columns = min(range(1, len(panels) + 1), key=cost)
+    return [panels[start:start + columns] for start in range(0, len(panels), columns)]
 
 
 @matplotlib.rc_context(STYLE)

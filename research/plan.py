@@ -18,7 +18,7 @@ from reports import columns, paper
 from research import commands
 from wsol import build_model
 from wsol.attribution.registry import METHODS
-from wsol.backbones._torchvision import torchvision
+from wsol.backbones._torchvision import import_torchvision
 from wsol.contexts import shapes_only
 from wsol.errors import UserError
 
@@ -152,7 +152,7 @@ def lacks(step, flags):
 
 
 def _backbone_url():
-    return torchvision.models.get_model_weights('resnet50').IMAGENET1K_V1.url
+    return import_torchvision().models.get_model_weights('resnet50').IMAGENET1K_V1.url
 
 
 def _backbone():

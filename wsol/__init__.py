@@ -9,8 +9,8 @@ Source: Kim, Choe, Akata, Oh, "Keep CALM and Improve Visual Feature Attribution"
 from wsol.attribution.maps import attribution_maps
 from wsol.attribution.registry import METHODS
 from wsol.errors import UserError
-from wsol.networks import ARCHITECTURE_NAMES, ARCHITECTURES, HEADS, build_model, parameter_groups
-from wsol.own_networks import from_classifier, from_module
+from wsol.foreign_networks import from_classifier, from_module
+from wsol.networks import ARCHITECTURES, HEADS, architecture_names, build_model, parameter_groups
 
-__all__ = ['ARCHITECTURES', 'ARCHITECTURE_NAMES', 'HEADS', 'METHODS', 'UserError', 'attribution_maps', 'build_model',
+__all__ = ['ARCHITECTURES', 'HEADS', 'METHODS', 'UserError', 'architecture_names', 'attribution_maps', 'build_model',
            'from_classifier', 'from_module', 'parameter_groups']

@@ -9,10 +9,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from wsol.backbones import inception, vgg
-from wsol.backbones import timm_networks as timm_backbone
+from wsol.backbones import inception, timm_networks, torchvision_networks, vgg
 from wsol.backbones.resnet import resnet
-from wsol.backbones.torchvision_networks import names, traced_backbone
 from wsol.contexts import evaluating, shapes_only
 from wsol.errors import UserError
 from wsol.heads import CALM, CALM_EM, CALM_ML, CAM, PRIORS
@@ -24,10 +22,10 @@ HEADS = {'CAM': CAM, 'CALM_EM': CALM_EM, 'CALM_ML': CALM_ML}
 class Architecture:
     """A backbone: how it is built, initialised and trained.
 
-    build(source, **options) -> (nn.Sequential of named stages, number of features); source: None for random weights,
-    True for ImageNet's, or a file; options: those of build_model's arguments that it takes. slow: parameters whose
-    names contain one of these learn at lr, all others at lr * ratio; backbone: the same when fine-tuning on another
-    label set (published).
+    build(source, **options) -> (nn.Sequential of named stages, number of features). source: None for random weights,
+    True for ImageNet's, or a file. options: the arguments of build_model that it takes. slow: parameters whose names
+    contain one of these learn at lr, all others at lr * ratio. backbone: the same when fine-tuning on another label set
+    (published).
     """
     build: Callable
     slow: tuple[str, ...]
@@ -52,29 +50,32 @@ ARCHITECTURES = {
     **{name: Architecture(partial(resnet, name), **_RESNET)
        for name in ('resnet18', 'resnet34', 'resnet101', 'resnet152')},
 }
-# Every other classifier of torchvision serves as it is, with the map size it has; timm/NAME is any network of timm's.
-ARCHITECTURE_NAMES = (*ARCHITECTURES, *(name for name in names() if name not in ARCHITECTURES))
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of its colours, in 0..1
 
 
+def architecture_names():
+    """ARCHITECTURES, then torchvision's other classifiers, which keep their map size. timm/NAME names any of timm's."""
+    return (*ARCHITECTURES, *(name for name in torchvision_networks.names() if name not in ARCHITECTURES))
+
+
 def find_architecture(name):
-    """The Architecture of one of ARCHITECTURE_NAMES, or of timm/NAME. Raises UserError."""
+    """The Architecture of one of architecture_names(), or of timm/NAME. Raises UserError."""
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
-    if name.startswith(timm_backbone.PREFIX):
-        timm_backbone.check_name(name)
-        build, options = partial(timm_backbone.timm_backbone, name), ('large_feature_map',)
-    elif name in ARCHITECTURE_NAMES:
-        build, options = partial(traced_backbone, name), ()
+    if name.startswith(timm_networks.PREFIX):
+        timm_networks.check_name(name)
+        build, options = partial(timm_networks.timm_backbone, name), ('large_feature_map',)
+    elif name in architecture_names():
+        build, options = partial(torchvision_networks.traced_backbone, name), ()
     else:
-        raise UserError(f'no architecture "{name}"; there are {", ".join(ARCHITECTURE_NAMES)}, and timm/NAME')
+        raise UserError(f'no architecture "{name}"; there are {", ".join(architecture_names())}, and timm/NAME')
     return Architecture(build, slow=('backbone.',), backbone=('backbone.',), options=options, initialise=None)
 
 
 def normalisation(architecture):
     """(mean, deviation) per colour, in 0..1, of the images that a network takes."""
-    if architecture.startswith(timm_backbone.PREFIX):
-        return timm_backbone.normalisation(architecture)
+    if architecture.startswith(timm_networks.PREFIX):
+        return timm_networks.normalisation(architecture)
     return IMAGENET
 
 
@@ -94,7 +95,7 @@ def make_head(attribution_method, backbone, num_features, num_classes, prior):
 
 
 def options_taken(architecture, attribution_method):
-    """The arguments of build_model that change this network: a ResNet has no use for use_bn, CAM none for prior."""
+    """The arguments of build_model that change this network: use_bn does not change a ResNet, prior does not CAM."""
     of_head = ('prior',) if issubclass(find_head(attribution_method), CALM) else ()
     return (*find_architecture(architecture).options, *of_head)
 
@@ -103,9 +104,9 @@ def build_model(architecture, attribution_method, num_classes, pretrained=False,
                 use_bn=False, prior='relu', last_stage='layer4'):
     """The network of an attribution method on a backbone.
 
-    architecture: one of ARCHITECTURE_NAMES, or timm/NAME. attribution_method: a key of HEADS. pretrained: True starts
-    from ImageNet weights (downloaded once, hash checked), a file from the state dict in it. large_feature_map: 28x28
-    instead of 14x14 maps of a 224x224 image. use_bn: VGG-16 with BatchNorm, and BatchNorm in the layers
+    architecture: one of architecture_names(), or timm/NAME. attribution_method: a key of HEADS. pretrained: True starts
+    from ImageNet weights (downloaded once, verified by checksum), a file from the state dict in it. large_feature_map:
+    28x28 instead of 14x14 maps of a 224x224 image. use_bn: VGG-16 with BatchNorm, and BatchNorm in the layers that are
     added to VGG and Inception (a ResNet has it anyway). prior: CALM's, 'relu' or 'softplus'. last_stage: end a ResNet
     at 'layer1', 'layer2' or 'layer3', for a smaller receptive field.
     Returns an nn.Module: model(images (B,3,H,W)) -> class scores (B,C). Raises UserError.
@@ -125,7 +126,7 @@ def build_model(architecture, attribution_method, num_classes, pretrained=False,
 def check_image_size(model, size):
     """Raise UserError unless the network takes images of size x size and leaves a map of them.
 
-    Shapes alone are computed, so that what fails is about the size, and not the memory or the device.
+    Only shapes are computed, so that a failure is about the size, not about the memory or the device.
     """
     try:
         with shapes_only(), evaluating(model):

@@ -9,18 +9,15 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, files_below, open_birds, refused
+from conftest import ROOT, files_below, refused
 from PIL import Image
 
-import data_loaders
 import inference
 from dataset import image_files
 from dataset.image_files import eval_transform, open_upright
-from evaluation.map_sources import NetworkMaps
 from experiment import weights
 from reports import gallery, photos
 from wsol.attribution.contrast import contrast_maps
-from wsol.attribution.maps import attribution_maps
 from wsol.errors import UserError
 
 
@@ -34,8 +31,8 @@ def checkpoint(trained):
 def infer(script, checkpoint):
     """Call inference.py on the checkpoint, with small pictures, into out/ -> (exit code, stdout, stderr)."""
     def call(*flags):
-        return script('inference', *flags, f'--load_checkpoint={checkpoint}', '--workers=0', '--device=cpu',
-                      '--picture_size=64', '--output=out')
+        return script('inference', f'--load_checkpoint={checkpoint}', '--workers=0', '--device=cpu', '--picture_size=64',
+                      '--output=out', *flags)
     return call
 
 
@@ -193,22 +190,6 @@ def test_a_contrast_method_is_the_librarys(explain, checkpoint, folder, tmp_path
         assert values.sum() == pytest.approx(odds, abs=1e-3)
 
 
-def test_a_batchs_probabilities_classes_and_maps_come_from_one_forward(checkpoint, tiny_birds, forwards):
-    model, _ = weights.load_model(checkpoint)
-    images, _ = open_birds(tiny_birds, 'val')
-    source, choose = NetworkMaps(images, model, 'jointll'), inference.class_chooser(None, inference.RUNNER_UP)
-    batches = [source(batch, indices, choose)
-               for batch, _, indices in data_loaders.make_loader(images, 5, 0, torch.device('cpu'))]
-    assert forwards == [5, 5, 5, 3]
-    batch = torch.stack([images[index][0] for index in range(5)])
-    with torch.no_grad():
-        probs = model(batch).softmax(1)
-        best = probs.topk(2, dim=1).indices
-    torch.testing.assert_close(batches[0].probs, probs)
-    assert torch.equal(batches[0].classes, best)
-    torch.testing.assert_close(batches[0].maps, attribution_maps(model, batch, best, 'jointll'))
-
-
 def test_a_photo_of_a_hundred_megapixels_takes_less_than_a_gigabyte(checkpoint, tmp_path):
     """In a process, whose largest memory the system tells: the libraries alone take half of it."""
     Image.new('RGB', (12000, 9000), 'tan').save(tmp_path / 'large.jpg')
@@ -268,6 +249,7 @@ def test_contrast_does_not_swallow_the_photo(explain, folder):
 
 @pytest.mark.parametrize('name, content', [
     ('manifest.json', '{"name": "my app", "images": []}'), ('manifest.json', '[1]'), ('manifest.json', 'no JSON'),
+    ('manifest.json', '{"methods": 1, "images": [1], "settings": 1, "versions": 1, "machine": 1}'),
     ('gallery.html', '<p>my holiday'), ('wide_jointll.png', 'mine'), ('wide_jointll.npy', 'mine')])
 def test_a_users_file_is_never_replaced(infer, folder, tmp_path, name, content, forwards):
     (tmp_path / 'out').mkdir()
@@ -278,10 +260,9 @@ def test_a_users_file_is_never_replaced(infer, folder, tmp_path, name, content, 
     assert files_below(tmp_path) == before and not forwards
 
 
-def test_a_users_file_beside_the_photo_is_never_replaced(script, checkpoint, folder):
+def test_a_users_file_beside_the_photo_is_never_replaced(infer, folder):
     (folder / 'wide_jointll.png').write_text('mine')
-    refused(script('inference', folder / 'wide.jpg', f'--load_checkpoint={checkpoint}', '--workers=0',
-                   '--score_map_process=jointll', f'--output={folder}'), 'wide_jointll.png')
+    refused(infer(folder / 'wide.jpg', '--score_map_process=jointll', f'--output={folder}'), 'wide_jointll.png')
     assert (folder / 'wide_jointll.png').read_text() == 'mine'
 
 
@@ -310,11 +291,9 @@ def test_what_an_interrupted_run_wrote_is_replaced(explain, infer, folder, tmp_p
     assert set(manifest['files']) == {'manifest.json', 'wide_jointll.npy', 'wide_jointll.png'}
 
 
-def test_pictures_in_the_output_folder_are_not_explained(script, checkpoint, folder):
-    flags = [folder, f'--load_checkpoint={checkpoint}', '--workers=0', '--score_map_process=jointll', '--picture_size=64',
-             f'--output={folder / "maps"}']
+def test_pictures_in_the_output_folder_are_not_explained(infer, folder):
     for _ in range(2):
-        assert script('inference', *flags)[0] == 0
+        assert infer(folder, '--score_map_process=jointll', f'--output={folder / "maps"}')[0] == 0
         assert len(json.loads((folder / 'maps/manifest.json').read_text())['images']) == 4
 
 

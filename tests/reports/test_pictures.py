@@ -75,9 +75,6 @@ def test_a_map_alone_is_the_enlarged_map_in_the_palette(picture, signed):
     assert (bar == bar[:, :1]).all()
     rows = palette[np.rint((len(bar) - 1 - np.arange(len(bar)) + 2) / (HEIGHT - 1) * 255).astype(int).clip(0, 255)]
     assert np.abs(bar[:, 0].astype(int) - rows).max() <= 6  # a row of the bar is a level or two
-    colours = {tuple(colour) for colour in bar.reshape(-1, 3)}
-    assert colours >= {tuple(colour) for colour in shown.reshape(-1, 3)[::97] if tuple(colour) not in {tuple(palette[0]), tuple(palette[255])}
-                       and 3 < np.flatnonzero((palette == colour).all(1))[0] < 252}
 
 
 @pytest.mark.parametrize('overlay', ['blend', 'mask'])
@@ -111,20 +108,13 @@ def test_blending_shifts_no_hue(picture, signed):
     assert np.minimum(difference, 1 - difference).max() < 0.02 and strong.mean() > 0.2
 
 
-def test_a_mask_shifts_no_hue_and_leaves_the_photo_where_the_map_is_highest(picture):
-    values = np.zeros((2, 2), np.float32)
-    values[:, 1] = 1
-    _, shown, _ = draw(picture, values, 'mask', False)
-    assert np.array_equal(shown[:, -90:], picture[:, -90:])
-    assert np.abs(shown[:, :90] - pictures.DARKEST * picture[:, :90]).max() <= 0.51
-
-
-def test_where_a_map_is_zero_a_blend_is_the_photo_in_grey(picture):
-    values = np.zeros((2, 2), np.float32)
-    values[:, 1] = 1
-    _, shown, _ = draw(picture, values, 'blend', False)
-    assert np.array_equal(shown[:, :90], np.asarray(Image.fromarray(picture).convert('L'))[:, :90, None].repeat(3, 2)) or (
-        np.abs(shown[:, :90].astype(int) - np.asarray(Image.fromarray(picture).convert('L'))[:, :90, None]).max() <= 1)
+def test_where_a_map_is_zero_a_blend_is_grey_and_a_mask_dark_and_where_it_is_highest_a_mask_is_the_photo(picture):
+    values = np.array([[0, 1], [0, 1]], np.float32)
+    masked, blended = (pictures.shade(picture, values, Scale(0, 1), overlay) for overlay in ('mask', 'blend'))
+    assert np.array_equal(masked[:, -90:], picture[:, -90:])
+    assert np.abs(masked[:, :90] - pictures.DARKEST * picture[:, :90]).max() <= 0.51
+    grey = np.asarray(Image.fromarray(picture).convert('L'), int)[:, :90, None]
+    assert np.abs(blended[:, :90] - grey).max() <= 1
 
 
 @pytest.mark.parametrize('signed', [False, True])
@@ -230,7 +220,7 @@ def test_names_are_drawn_as_they_are_written(picture):
 
 @pytest.mark.parametrize('maps, contrasts', [(1, 0), (1, 1), (3, 0), (3, 3), (6, 1), (4, 2)])
 @pytest.mark.parametrize('size', [(30, 40), (40, 30), (10, 90)])
-def test_a_sheet_holds_every_panel_once_and_contrasts_beside_or_below_their_maps(maps, contrasts, size):
+def test_a_sheet_holds_every_panel_once_and_contrasts_below_their_maps(maps, contrasts, size):
     photo, *others = (Panel(np.zeros((*size, 3), np.uint8), str(number)) for number in range(1 + maps + contrasts))
     rows = pictures.arrange(photo, others[:maps], others[maps:])
     assert rows[0][0] is photo
@@ -239,7 +229,7 @@ def test_a_sheet_holds_every_panel_once_and_contrasts_beside_or_below_their_maps
         place = {panel.title: (y, x) for y, row in enumerate(rows) for x, panel in enumerate(row) if panel}
         for number in range(1, 1 + maps):
             (y, x), (below, right) = place[str(number)], place[str(number + maps)]
-            assert (below - y, right - x) in ((1, 0), (0, 1))
+            assert (below - y, right - x) == (1, 0)
 
 
 def test_a_cue_is_outlined(picture):

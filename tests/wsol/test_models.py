@@ -12,11 +12,13 @@ from torch import nn
 
 import config
 from experiment.weights import Checkpoint, load_weights
-from wsol import ARCHITECTURE_NAMES, ARCHITECTURES, HEADS, build_model, parameter_groups
+from wsol import ARCHITECTURES, HEADS, architecture_names, build_model, parameter_groups
 from wsol.attribution.maps import attribution_maps
-from wsol.backbones._torchvision import torchvision
+from wsol.backbones._torchvision import import_torchvision
 from wsol.errors import UserError
 from wsol.networks import check_image_size
+
+torchvision = import_torchvision()
 
 
 def published_names():
@@ -341,7 +343,7 @@ def test_imagenet_weights_out_of_reach_are_one_clear_error(tmp_path, monkeypatch
     def refused(*_, **__):
         raise OSError('connection refused')
     monkeypatch.setattr(torch.hub, 'download_url_to_file', refused)
-    with pytest.raises(UserError, match='--pretrained=False'):
+    with pytest.raises(UserError, match='pretrained=False'):
         build_model('resnet18', 'CAM', 7, pretrained=True)
 
 
@@ -406,8 +408,8 @@ def test_torchvision_is_mended_only_where_its_operators_are_missing(tmp_path, br
         'import torch\nif not hasattr(torch.ops.torchvision, "nms"):\n'
         '    raise RuntimeError("operator torchvision::nms does not exist")\n' if broken else '')
     code = ('import importlib.util, sys, torch\n'
-            f'spec = importlib.util.spec_from_file_location("mend", {str(ROOT / "wsol" / "_torchvision.py")!r})\n'
-            'module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)\n'
+            f'spec = importlib.util.spec_from_file_location("mend", {str(ROOT / "wsol" / "backbones" / "_torchvision.py")!r})\n'
+            'module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module); module.import_torchvision()\n'
             'print(hasattr(torch.ops.torchvision, "nms"))')
     run = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True,
                          env={'PYTHONPATH': str(tmp_path), 'PATH': ''}, check=True)
@@ -415,6 +417,6 @@ def test_torchvision_is_mended_only_where_its_operators_are_missing(tmp_path, br
 
 
 def test_registry_keys_are_the_command_lines_choices():
-    for flag, keys in (('architecture', ARCHITECTURE_NAMES), ('attribution_method', HEADS)):
+    for flag, keys in (('architecture', architecture_names()), ('attribution_method', HEADS)):
         for key in keys:
             assert config.parse('main', argv=[f'--{flag}={key}'])[flag] == key

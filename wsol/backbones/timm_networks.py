@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wsol.backbones import _torchvision  # noqa: F401  first: timm imports torchvision
+from wsol.backbones._torchvision import import_torchvision
 from wsol.backbones.state_dicts import load_backbone, read_state_dict
 from wsol.contexts import shapes_only
 from wsol.errors import UserError
@@ -17,14 +17,15 @@ from wsol.errors import UserError
 PREFIX = 'timm/'
 SIZE = 224        # the image size at which strides are looked at
 STRIDE = 16       # of the published networks; 8 with the large map
-ANY_SIZE = ({'dynamic_img_size': True}, {'strict_img_size': False}, {})  # how transformers are told, if they can be
+ANY_SIZE = ({'dynamic_img_size': True}, {'strict_img_size': False}, {})  # options by which transformers take any size
 
 
 def _timm():
+    import_torchvision()  # timm imports it
     try:
         import timm
     except ImportError as error:
-        raise UserError('--architecture=timm/... needs the package timm: pip install timm') from error
+        raise UserError('the architectures timm/... need the package timm: pip install timm') from error
     return timm
 
 
@@ -36,9 +37,9 @@ def check_name(name):
         raise UserError(f'timm {timm.__version__} has no network "{short}"' + (f'; it has {near}' if near else ''))
     try:
         timm.get_pretrained_cfg(short)
-    except RuntimeError as error:  # is_model looks at what stands before the tag alone
+    except RuntimeError as error:  # is_model looks only at what stands before the tag
         network, _, tag = short.partition('.')
-        known = ', '.join(own.partition('.')[2] for own in timm.list_pretrained(f'{network}.*'))
+        known = ', '.join(full.partition('.')[2] for full in timm.list_pretrained(f'{network}.*'))
         raise UserError(f'timm {timm.__version__} has no weights "{tag}" of the network {network}; '
                         + (f'it has {known}' if known else f'say {PREFIX}{network}')) from error
 
@@ -76,10 +77,10 @@ def timm_backbone(name, source, large_feature_map=False):
     network = make()
     layout = _layout(network, name)
     if large_feature_map and layout != 'NCHW':
-        raise UserError(f'--architecture={name} does not take --large_feature_map: it has no strides to change')
+        raise UserError(f'large_feature_map=True does not suit {name}: it has no strides to change')
     if layout == 'NCHW' and not set_output_stride(network, STRIDE // 2 if large_feature_map else STRIDE):
         if large_feature_map:
-            raise UserError(f'--architecture={name} does not take --large_feature_map: its map cannot be made '
+            raise UserError(f'large_feature_map=True does not suit {name}: its map cannot be made '
                             f'{2 * SIZE // STRIDE} cells wide by changing strides')
         network = make()  # as it is
     stages = nn.Sequential()
@@ -88,7 +89,7 @@ def timm_backbone(name, source, large_feature_map=False):
 
 
 def _create(short, pretrained, **classes):
-    """The network, for images of any size where it can."""
+    """The network, for images of any size where possible."""
     for options in ANY_SIZE:
         try:
             return _timm().create_model(short, pretrained=pretrained, **classes, **options)
@@ -98,8 +99,8 @@ def _create(short, pretrained, **classes):
             if not pretrained:
                 raise
             reason = ' '.join(str(error).split())[:200]
-            raise UserError(f'the ImageNet weights of {PREFIX}{short} could not be had ({reason}); start from random '
-                            'weights with --pretrained=False, or from a file with --pretrained=FILE') from error
+            raise UserError(f'the ImageNet weights of {PREFIX}{short} could not be loaded ({reason}); start from '
+                            'random weights with pretrained=False, or from a file with pretrained=FILE') from error
     raise UserError(f'timm cannot make {short}')
 
 
@@ -119,23 +120,24 @@ def classifier(name, source):
     return network, LastMap(network, _layout(network, name))
 
 
-def own_size(network):
+def trained_size(network):
     """The side of the images that a network of timm's was trained on; some take no others."""
     return network.pretrained_cfg.get('input_size', (3, SIZE, SIZE))[-1]
 
 
 def _features(network, size):
-    """forward_features on a blank, shapes alone."""
+    """forward_features of a blank image, shapes only."""
     with shapes_only():
         return network.eval().forward_features(torch.zeros(1, 3, size, size))
 
 
 def _layout(network, name):
-    features = _features(network, own_size(network))
+    """'NCHW', 'NHWC' or 'tokens': how a network's last features are laid out. Raises UserError."""
+    features = _features(network, trained_size(network))
     if not isinstance(features, torch.Tensor) or features.ndim not in (3, 4):
         shape = tuple(getattr(features, 'shape', ())) or f'a {type(features).__name__}'
-        raise UserError(f'--architecture={name} has no last map to attribute on: its features are {shape}, and neither '
-                        'one map nor one sequence of tokens; choose another network')
+        raise UserError(f'{name} has no last map to attribute on: its features are {shape}, neither one map nor one '
+                        'sequence of tokens; choose another network')
     if features.ndim == 3:
         return 'tokens'
     is_nhwc = features.shape[-1] == network.num_features != features.shape[1]
@@ -145,8 +147,8 @@ def _layout(network, name):
 def set_output_stride(network, stride):
     """Set the strides of a convolutional network's last stages to 1, until one cell of its map is `stride` pixels.
 
-    As in the published networks: no dilation. The layers that reduce the map further than that are found by running
-    the network, shortcuts included. Returns whether its map then has the size that is wanted.
+    As in the published networks: no dilation. Running the network shows which layers, shortcuts included, reduce the
+    map further than that. Returns whether its map then has the size that is wanted.
     """
     wanted, reducers = SIZE // stride, []
 
@@ -154,7 +156,8 @@ def set_output_stride(network, stride):
         if inputs[0].ndim == 4 and inputs[0].shape[-1] <= wanted and output.shape[-1] < inputs[0].shape[-1]:
             reducers.append(layer)
 
-    hooks = [layer.register_forward_hook(note) for layer in network.modules() if _stride(layer) > 1]
+    hooks = [layer.register_forward_hook(note) for layer in network.modules()
+             if _first(getattr(layer, 'stride', 1)) > 1]
     _features(network, SIZE)
     for hook in hooks:
         hook.remove()
@@ -166,22 +169,21 @@ def set_output_stride(network, stride):
         return False
 
 
-def _stride(layer):
-    stride = getattr(layer, 'stride', 1)
-    return stride[0] if isinstance(stride, tuple) else stride if isinstance(stride, int) else 1
+def _first(setting):
+    """A layer's stride or kernel size as one number: both axes are alike. 1 for what is none (a method, a list)."""
+    return setting[0] if isinstance(setting, tuple) else setting if isinstance(setting, int) else 1
 
 
 def _unstride(layer):
-    """Stride 1. A convolution's kernel of even size would lose a row then, so that one is added at the end; pooling of
-    even size does nothing any more."""
+    """Stride 1. A convolution with a kernel of even size would then lose a row: one is added at the end. Pooling of
+    even size is switched off."""
     layer.stride = (1, 1) if isinstance(layer.stride, tuple) else 1
-    kernel = getattr(layer, 'kernel_size', 1)
-    if (kernel[0] if isinstance(kernel, tuple) else kernel) % 2:
+    if _first(getattr(layer, 'kernel_size', 1)) % 2:
         return
     if isinstance(layer, nn.Conv2d):
         layer.register_forward_pre_hook(_pad_at_the_end)
     else:
-        layer.kernel_size = (1, 1) if isinstance(kernel, tuple) else 1
+        layer.kernel_size = (1, 1) if isinstance(layer.kernel_size, tuple) else 1
         layer.padding = (0, 0) if isinstance(layer.padding, tuple) else 0
 
 

@@ -1,70 +1,76 @@
 """torchvision's classifiers: with the weights that are asked for, and any of them with a last map as a backbone.
 
-Source: torchvision's graph tracing (models.feature_extraction). The network is traced without data;
+Source: torchvision's graph tracing (models.feature_extraction). A network is traced without data;
 what it computes up to its last map before pooling is kept, under torchvision's names.
 """
+from functools import cache
 from pickle import UnpicklingError
 
 import torch
 from torch import nn
 
-from wsol.backbones._torchvision import torchvision
+from wsol.backbones._torchvision import import_torchvision
 from wsol.backbones.state_dicts import load_backbone
 from wsol.errors import UserError
 
-from torchvision.models.feature_extraction import (  # noqa: E402  isort: skip
-    create_feature_extractor, get_graph_node_names)
-
-CLASSIFIERS = ('classifier', 'fc', 'head', 'aux', 'AuxLogits')  # the modules that tell classes apart
+CLASSIFIERS = ('classifier', 'fc', 'head', 'aux', 'AuxLogits')  # modules that depend on the number of classes
 HEADS = (*CLASSIFIERS, 'avgpool')  # what comes after the backbone
-# without the first two they build auxiliary heads, initialise slowly, and warn of what they will change; the third is
-# what torchvision sets with ImageNet's weights: a network built without them for a checkpoint has to be the same
+# The first two options avoid auxiliary heads, slow initialisation and warnings. torchvision sets the third with its
+# ImageNet weights: a network that is built without them, to load a checkpoint, has to be the same.
 QUIET = dict.fromkeys(('googlenet', 'inception_v3'),
                       {'aux_logits': False, 'init_weights': False, 'transform_input': True})
 
 
 class LastMap(nn.Module):
-    """(B,3,H,W) -> (B,D,h,w): the traced network up to one node."""
+    """(B,3,H,W) -> (B,D,h,w): a network up to one node, by torch.fx."""
 
-    def __init__(self, body, node):
+    def __init__(self, network, node):
         super().__init__()
-        self.body, self.node = body, node
+        import_torchvision()
+        from torchvision.models.feature_extraction import create_feature_extractor
+        self.body, self.node = create_feature_extractor(network, [node]), node
 
     def forward(self, images):
         return self.body(images)[self.node]
 
 
+@cache
 def names():
     """The classifiers that torchvision knows (some, as vit_*, have no spatial last map)."""
-    return torchvision.models.list_models(module=torchvision.models)
+    models = import_torchvision().models
+    return tuple(models.list_models(module=models))
 
 
 def torchvision_network(name, source, weights='IMAGENET1K_V1', **options):
-    """A classifier of torchvision. source: None for random weights; True for ImageNet's, downloaded once and their hash
-    checked (weights says which); or a file with a state dict, which fits but for the classifier. Raises UserError."""
+    """A classifier of torchvision. Raises UserError.
+
+    source: None for random weights; True for ImageNet's (weights says which), which are downloaded once and verified by
+    checksum; or a file with a state dict, which fits except for the classifier. options: of torchvision's constructor.
+    """
+    models = import_torchvision().models
     if source is not True:
-        network = torchvision.models.get_model(name, weights=None, **QUIET.get(name, {}), **options)
+        network = models.get_model(name, weights=None, **QUIET.get(name, {}), **options)
         if source is not None:
             load_backbone(network, source, CLASSIFIERS)
         return network
     try:
-        # torchvision insists on the auxiliary heads where it loads weights; they are not taken over
-        return torchvision.models.get_model(name, weights=weights)
+        return models.get_model(name, weights=weights)  # with auxiliary heads, on which torchvision insists here
     except (OSError, RuntimeError, EOFError, UnpicklingError) as error:  # urllib's errors are OSErrors
         reason = ' '.join(str(error).split())[:200]
-        raise UserError(f'the ImageNet weights of {name} could not be had ({reason}); if a damaged file is below '
-                        f'{torch.hub.get_dir()}, remove it; or start from random weights with --pretrained=False, or '
-                        'from a file with --pretrained=FILE') from error
+        raise UserError(f'the ImageNet weights of {name} could not be loaded ({reason}); if a damaged file is below '
+                        f'{torch.hub.get_dir()}, remove it; or start from random weights with pretrained=False, or '
+                        'from a file with pretrained=FILE') from error
 
 
 def last_map_node(name):
     """The node whose output is the last map of size (B,D,h,w), h and w above 1, and its D."""
-    options = QUIET.get(name, {})
+    models, options = import_torchvision().models, QUIET.get(name, {})
+    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
     try:
         with torch.device('meta'):  # shapes only: no memory, no arithmetic
-            network = torchvision.models.get_model(name, **options)
+            network = models.get_model(name, **options)
     except NotImplementedError:  # RegNet computes its widths with tensors
-        network = torchvision.models.get_model(name, **options).to('meta')
+        network = models.get_model(name, **options).to('meta')
     _, nodes = get_graph_node_names(network.eval())
     nodes = [node for node in nodes if not node.startswith(HEADS)]
     with torch.device('meta'), torch.no_grad():
@@ -74,8 +80,8 @@ def last_map_node(name):
     after = nodes[nodes.index(maps[-1]) + 1:] if maps else nodes
     parents = {parameter.rsplit('.', 1)[0] for parameter, _ in network.named_parameters()}
     if not maps or any(node.startswith(tuple(parents)) for node in after):
-        raise UserError(f'--architecture={name} has no spatial last map to attribute on (it ends in a sequence of '
-                        'tokens); choose a convolutional network or swin_t')
+        raise UserError(f'{name} has no spatial last map to attribute on (it ends in a sequence of tokens); choose a '
+                        'convolutional network or swin_t')
     return maps[-1], outputs[maps[-1]].shape[1]
 
 
@@ -84,5 +90,5 @@ def traced_backbone(name, source):
     node, num_features = last_map_node(name)
     network = torchvision_network(name, source, 'DEFAULT')
     stages = nn.Sequential()
-    stages.add_module('backbone', LastMap(create_feature_extractor(network, [node]), node))
+    stages.add_module('backbone', LastMap(network, node))
     return stages, num_features

@@ -1,7 +1,7 @@
 """Depthwise convolutions that compute in float32 while the rest of a network trains in bfloat16 on a CPU.
 
 torch (2.13, by oneDNN) has no fast way for their gradients in bfloat16: with stride 2 or a 5x5 kernel they take several
-times as long as in float32. `python bench.py --only depthwise` measures what this gains in a whole training step.
+times as long as in float32. docs/performance.md says what this gains in a whole training step.
 """
 from types import MethodType
 

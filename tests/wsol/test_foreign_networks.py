@@ -12,11 +12,12 @@ from torch import nn
 import config
 from experiment import weights
 from wsol import UserError, attribution_maps, build_model, from_classifier, from_module, parameter_groups
-from wsol.backbones._torchvision import torchvision
+from wsol.backbones._torchvision import import_torchvision
 from wsol.backbones.timm_networks import timm_backbone
 from wsol.networks import normalisation
 
-import timm  # isort: skip  after wsol, which mends torchvision where that is needed
+torchvision = import_torchvision()
+import timm  # noqa: E402  isort: skip  after torchvision is mended
 
 AUXILIARY = {'googlenet': {'aux_logits': True, 'init_weights': False, 'transform_input': True}}  # as with ImageNet's weights
 
@@ -51,7 +52,7 @@ def test_a_trained_classifier_is_explained_as_it_is(name, tmp_path):
 @pytest.mark.parametrize('name', ['vgg11', 'convnext_tiny', 'vit_b_16', 'alexnet', 'squeezenet1_1', 'mobilenet_v3_small'])
 def test_what_does_not_end_in_pooling_and_a_linear_layer_is_refused_by_name(name, tmp_path):
     torch.save(random_classifier(name).state_dict(), tmp_path / 'trained.pth')
-    with pytest.raises(UserError, match=f'--architecture={name} (does not end in average pooling|has no spatial last map)'):
+    with pytest.raises(UserError, match=f'{name} (does not end in average pooling|has no spatial last map)'):
         from_classifier(name, tmp_path / 'trained.pth')
 
 
@@ -85,7 +86,7 @@ def test_timms_networks_of_every_kind_train_and_give_maps(name, grid, large):
     assert joint.shape == (2, 5, grid, grid)
     torch.testing.assert_close(joint.sum((1, 2, 3)), torch.ones(2))
     if large is None:
-        with pytest.raises(UserError, match='--large_feature_map'):
+        with pytest.raises(UserError, match='large_feature_map=True does not suit'):
             timm_backbone(architecture, None, large_feature_map=True)
     else:
         stages, _ = timm_backbone(architecture, None, large_feature_map=True)
@@ -137,7 +138,7 @@ def test_weights_that_timm_does_not_have_are_answered_with_those_it_has(name, wo
 
 def test_a_network_of_several_maps_is_refused_by_name():
     """CrossViT gives a list of two sequences of tokens."""
-    with pytest.raises(UserError, match='--architecture=timm/crossvit_tiny_240 has no last map .* its features are a list'):
+    with pytest.raises(UserError, match='timm/crossvit_tiny_240 has no last map .* its features are a list'):
         build_model('timm/crossvit_tiny_240', 'CAM', 5)
 
 
@@ -154,7 +155,7 @@ def test_a_network_of_one_size_is_tried_at_that_size(script, tmp_path):
         from_module(network, 'norm', 'CAM')
     Image.new('RGB', (50, 60)).save('photo.png')
     flags = ['photo.png', '--architecture=timm/test_coatnet', '--pretrained=trained.pth', '--workers=0']
-    refused(script('inference', *flags), '--crop_size=224 does not suit this network')
+    refused(script('inference', *flags), 'crop_size=224 does not suit this network')
     code, _, err = script('inference', *flags, '--crop_size=160')
     assert code == 0, err
 
@@ -162,7 +163,7 @@ def test_a_network_of_one_size_is_tried_at_that_size(script, tmp_path):
 def test_a_network_of_one_size_without_average_pooling_is_refused_by_name(tmp_path):
     """This transformer takes images of 160 pixels alone, and normalises what it has averaged."""
     torch.save(timm.create_model('test_vit_relpos', num_classes=13).state_dict(), tmp_path / 'trained.pth')
-    with pytest.raises(UserError, match='--architecture=timm/test_vit_relpos does not end in average pooling'):
+    with pytest.raises(UserError, match='timm/test_vit_relpos does not end in average pooling'):
         from_classifier('timm/test_vit_relpos', tmp_path / 'trained.pth')
 
 
@@ -264,7 +265,7 @@ def test_weights_that_timm_cannot_have_are_an_error_of_one_line(monkeypatch):
         if pretrained:
             raise OSError('no\nsuch host')
     monkeypatch.setattr(timm, 'create_model', unreachable)
-    with pytest.raises(UserError, match='could not be had .no such host.*--pretrained=FILE'):
+    with pytest.raises(UserError, match='could not be loaded .no such host.*pretrained=FILE'):
         build_model('timm/resnet18', 'CAM', 3, pretrained=True)
 
 
