@@ -1,7 +1,7 @@
-"""The painter of ToyBirds: a bird in a pose, part by part, before a ground with shapes.
+"""The painter of ToyBirds: a bird in a pose, part by part, before a background with shapes.
 
-All that is random comes from one generator, in one order, whatever is painted of it. So the same bird can be painted
-again with other colours, before another background, or without a part of it or a shape of the background.
+All random numbers come from one generator in one order, even for what is not painted. So the same bird can be painted
+again in other colours, before another background, or without one of its parts or a shape of the background.
 """
 from typing import NamedTuple
 
@@ -87,9 +87,9 @@ def place(rng, outlines, points, width, height):
     shift = rng.uniform(0.1, 0.9, 2) * room - low
     outlines = [(part, shape + shift) for part, shape in outlines]
     points = {name: turn(xy)[0] * scale_down + shift for name, xy in points.items()}
-    side, other = ('left', 'right') if mirrored else ('right', 'left')  # the side the viewer sees
-    for old, new in (('eye', f'{side} eye'), ('wing', f'{side} wing'), ('near_leg', f'{side} leg'),
-                     ('far_leg', f'{other} leg')):
+    near, far = ('left', 'right') if mirrored else ('right', 'left')  # near: the side that the viewer sees
+    for old, new in (('eye', f'{near} eye'), ('wing', f'{near} wing'), ('near_leg', f'{near} leg'),
+                     ('far_leg', f'{far} leg')):
         points[new] = points.pop(old)
     return outlines, points
 
@@ -107,16 +107,18 @@ def shade(rng, name, spread=10.0):
 
 
 class Picture(NamedTuple):
-    """What was painted, (H,W)."""
+    """A painted image of H x W pixels."""
     image: np.ndarray    # (H,W,3) uint8 RGB
-    parts: np.ndarray    # (H,W) uint8: the part that a pixel shows, 0 background, 1..7 as in UNION_PARTS
+    parts: np.ndarray    # (H,W) uint8: the part at a pixel: 0 is background, 1..7 as in UNION_PARTS
     points: np.ndarray   # (15,3): x, y, visible of CUB's part points, (0, 0, 0) where hidden
-    clutter: np.ndarray  # (H,W) uint8: the shape of the background that a pixel shows, from 1; 0 for none
+    clutter: np.ndarray  # (H,W) uint8: the background's shape at a pixel, from 1; 0 for none
 
 
 def paint_background(rng, width, height, without=()):
-    """A soft two-colour ground with sticks and 10 to 18 shapes of the palette's colours, (4H,4W,3) float, and the
-    number of the shape that each point shows, (4H,4W) uint8. without: numbers of shapes that are left out."""
+    """A soft two-colour ground with sticks and 10 to 18 shapes of the palette's colours.
+
+    without: numbers of the shapes to leave out. Returns the image (4H,4W,3) float and each point's shape (4H,4W) uint8.
+    """
     ground = rng.uniform(60, 210, (2, 2, 3)).astype(np.float32)
     canvas = cv2.resize(ground, (width * SUPERSAMPLING, height * SUPERSAMPLING), interpolation=cv2.INTER_LINEAR)
     size = min(width, height)
@@ -143,12 +145,15 @@ def paint_background(rng, width, height, without=()):
 
 
 def paint(colours, rng, background=None, without=()):
-    """One bird: a Picture. background: a generator of its own, which paints another background behind the same bird.
-    without: parts, by name, and shapes of the background, by number, that are left out; what is behind them shows."""
+    """The Picture of one bird. colours: {part: colour}.
+
+    background: a generator that paints another background behind the same bird. without: the parts, by name, and the
+    background's shapes, by number, to leave out; what is behind them shows.
+    """
     width, height = (int(side) for side in rng.choice([160, 176, 192, 208], 2))
     outlines, points = place(rng, *bird_outlines(rng), width, height)
     canvas, clutter = paint_background(rng, width, height, without)
-    if background is not None:  # after rng has drawn its own, so that all that follows is the same
+    if background is not None:  # rng has drawn all the same, so that the bird stays the same
         canvas, clutter = paint_background(background, width, height, without)
     parts = np.zeros(canvas.shape[:2], np.uint8)
     shades = {part: shade(rng, name) for part, name in colours.items()}
@@ -172,16 +177,20 @@ def paint(colours, rng, background=None, without=()):
     image += rng.normal(0, 4, image.shape)
     # the part at a pixel's centre is the part of the pixel
     half = SUPERSAMPLING // 2
-    mask, clutter = (np.ascontiguousarray(own[half::SUPERSAMPLING, half::SUPERSAMPLING]) for own in (parts, clutter))
+    mask, clutter = (np.ascontiguousarray(fine[half::SUPERSAMPLING, half::SUPERSAMPLING]) for fine in (parts, clutter))
 
-    located = np.zeros((15, 3))
+    return Picture(np.clip(np.round(image), 0, 255).astype(np.uint8), mask, visible_points(points, mask),
+                   np.where(mask > 0, 0, clutter))
+
+
+def visible_points(points, mask):
+    """(15,3): x, y, visible of CUB's part points; visible if the pixel shows its part. points: {name: (x, y)}."""
+    located, (height, width) = np.zeros((15, 3)), mask.shape
     for index, name in enumerate(POINT_NAMES):
-        if name in points:
-            x, y = points[name]
-            column, row = int(x), int(y)
-            if 0 <= column < width and 0 <= row < height and mask[row, column] == UNION_PARTS.index(union_of(name)) + 1:
-                located[index] = x, y, 1
-    return Picture(np.clip(np.round(image), 0, 255).astype(np.uint8), mask, located, np.where(mask > 0, 0, clutter))
+        column, row = map(int, points.get(name, (-1, -1)))
+        if 0 <= column < width and 0 <= row < height and mask[row, column] == UNION_PARTS.index(union_of(name)) + 1:
+            located[index] = *points[name], 1
+    return located
 
 
 def union_of(name):

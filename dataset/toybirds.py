@@ -1,21 +1,19 @@
 """ToyBirds: painted birds whose classes differ in known parts, in CUB's own layout.
 
-A bird has seven parts (head, back, belly, breast, tail, leg, wing), each in one colour of a
-palette. The classes come in four families. A family shares its colours but for its cue: one, two
-or three parts that have another colour in each class. Every pair of a family thus differs in
-exactly 1, 2 or 3 parts (12, 10 and 10 pairs), and a cue part in its colour belongs to one class
-alone. Pose, size, side, light and background vary, and the background holds shapes in the
-palette's colours: a colour alone does not give the place.
+A bird has seven parts (head, back, belly, breast, tail, leg, wing), each in one colour of a palette. The classes come
+in four families. A family shares its colours except for its cue: one, two or three parts that have another colour in
+each class. So every pair of a family differs in exactly 1, 2 or 3 parts (12, 10 and 10 pairs), and a cue part in its
+colour belongs to one class alone. Pose, size, side, light and background vary, and the background holds shapes in the
+palette's colours: a colour alone does not tell the place.
 
-Result: `<root>/ToyBirds/` as CUB_200_2011 lays it out (images, images.txt,
-image_class_labels.txt, train_test_split.txt, bounding_boxes.txt, classes.txt, parts/,
-attributes/, segmentations/) and, beyond what CUB knows, `part_masks/`: for every pixel the
-part it shows. The metadata for training goes to `<metadata_root>/ToyBirds/{train,val,test}/`.
+Result: `<data_root>/ToyBirds/` in the layout of CUB_200_2011, and beside it `part_masks/`: the part that every pixel
+shows. The lists for training go to `<metadata_root>/ToyBirds/{train,val,test}/`.
 
 Command: none needed; `--dataset=ToyBirds` paints it at first use.
 """
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -60,8 +58,8 @@ def class_colours():
 
 
 class Repainter:
-    """The images of a painted data set, painted again: the same pose, size, light and clutter, but other colours, or
-    without a part or a shape of the background.
+    """Paints the images of a data set again: the same pose, size, light and clutter, but with other colours, or without
+    a part or a shape of the background.
 
     root: the data set's folder, whose stamp says how it was painted.
     """
@@ -71,19 +69,21 @@ class Repainter:
         if stamp is None:
             raise UserError(f'{root} holds no ToyBirds of version {VERSION}: its images cannot be painted again')
         self.seed, self.colours = stamp['seed'], dict(class_colours())
-        names = [_image_id(label, split, number) for label, split, number in _tasks(stamp['images_per_class'])]
-        self.index = {name: index for index, name in enumerate(names)}
+        self.index = {_image_id(*task): index for index, task in enumerate(_tasks(stamp['images_per_class']))}
 
     def picture(self, image_id, colours=None, background=None, without=()):
-        """The Picture of an image, before it is written. colours: {part: colour} that replace its own. background: a
-        seed of another background. without: what is left out, of paint."""
+        """The Picture of an image, before it is written.
+
+        colours: {part: colour} in place of the class's colours. background: a seed for another background. without:
+        the parts and shapes to leave out, as in paint.
+        """
         index = self.index[image_id]
-        own = self.colours[image_id.split('/')[0]] | (colours or {})
-        other = None if background is None else np.random.default_rng([self.seed, index, background])
-        return paint(own, np.random.default_rng([self.seed, index]), other, without)
+        colours = self.colours[image_id.split('/')[0]] | (colours or {})
+        behind = None if background is None else np.random.default_rng([self.seed, index, background])
+        return paint(colours, np.random.default_rng([self.seed, index]), behind, without)
 
     def paint(self, *of_picture, **more):
-        """(H,W,3) uint8: an image as its file has it, or would have it. The arguments are those of picture."""
+        """(H,W,3) uint8: an image after JPEG compression, as its file has it. The arguments are those of picture."""
         image = self.picture(*of_picture, **more).image
         return cv2.imdecode(cv2.imencode('.jpg', image[..., ::-1], JPEG)[1], cv2.IMREAD_COLOR)[..., ::-1]
 
@@ -96,7 +96,7 @@ def ensure(data_root, metadata_root):
     if _is_whole(folders):
         return
     for folder in folders:
-        # one half alone is what a process leaves that was killed between the two, or is about to put in place
+        # a process that is killed between the two, or has not finished, leaves one half alone
         if folder.exists() and read_json(folder / STAMP) != _stamp(IMAGES_PER_CLASS, 0):
             raise UserError(f'{folder} and {folders[1 - folders.index(folder)]} are not the two halves of one painting '
                             f'of version {VERSION}: name a --data_root and a --metadata_root that belong together, or '
@@ -105,12 +105,12 @@ def ensure(data_root, metadata_root):
 
 
 def _stamp(images_per_class, seed):
-    """What a painting says of itself."""
+    """The content of a painting's stamp."""
     return {'version': VERSION, 'seed': seed, 'images_per_class': images_per_class}
 
 
 def _read_stamp(path):
-    """What a painting of this version says of itself; None where there is none, or none that can be read."""
+    """The stamp of a painting of this version; None if there is none, or none that can be read."""
     stamp = read_json(path)
     counts = stamp.get('images_per_class') if isinstance(stamp, dict) else None
     known = isinstance(counts, dict) and stamp == _stamp(counts, stamp.get('seed'))
@@ -134,9 +134,9 @@ def paint_dataset(data_root, metadata_root, images_per_class=None, seed=0):
     with staged(targets[0]) as folder, staged(targets[1]) as lists:
         if _is_whole(targets):  # another process has painted it meanwhile
             return
-        records = _paint_images(folder, images_per_class, seed)
-        _write_annotations(folder, records)
-        _write_metadata(lists, records)
+        birds = _paint_images(folder, images_per_class, seed)
+        _write_annotations(folder, birds)
+        _write_lists(lists, birds)
         for half in (folder, lists):
             (half / STAMP).write_text(json.dumps(_stamp(images_per_class, seed)))
 
@@ -152,45 +152,56 @@ def _image_id(label, split, number):
     return f'{name}/{name.split(".")[1]}_{split}_{number:04d}.jpg'
 
 
+class Bird(NamedTuple):
+    """What the lists say of a painted image."""
+    image_id: str
+    label: int
+    split: str
+    size: tuple         # (width, height)
+    box: tuple          # x, y, width, height
+    points: np.ndarray  # (15,3): x, y, visible
+
+
 def _paint_images(root, images_per_class, seed):
-    """Paint and write the pictures. Returns one record per image: id, label, split, size, box, points."""
-    classes, records = class_colours(), []
+    """Paint and write the pictures. Returns their Birds."""
+    classes, birds = class_colours(), []
     for index, task in enumerate(progress(_tasks(images_per_class), 'painting ToyBirds', 'image')):
         label, split, _ = task
         image, mask, points, _ = paint(classes[label][1], np.random.default_rng([seed, index]))
-        image_id = _image_id(*task)
-        bird = np.where(mask > 0, 255, 0).astype(np.uint8)
-        for folder, suffix, picture, options in (('images', '.jpg', image[..., ::-1], JPEG),
-                                                 ('part_masks', '.png', mask, []), ('segmentations', '.png', bird, [])):
+        image_id, silhouette = _image_id(*task), np.where(mask > 0, 255, 0).astype(np.uint8)
+        for folder, suffix, picture, options in (
+                ('images', '.jpg', image[..., ::-1], JPEG), ('part_masks', '.png', mask, []),
+                ('segmentations', '.png', silhouette, [])):
             path = (root / folder / image_id).with_suffix(suffix)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(cv2.imencode(suffix, picture, options)[1].tobytes())
-        records.append((image_id, label, split, image.shape[1::-1], cv2.boundingRect(bird), points))
-    return records
+        birds.append(Bird(image_id, label, split, image.shape[1::-1], cv2.boundingRect(silhouette), points))
+    return birds
 
 
-def _write_annotations(root, records):
+def _write_annotations(root, birds):
     """CUB's text files."""
-    numbered = list(enumerate(records, 1))
-    classes = class_colours()
-    write_lines(root / 'images.txt', [f'{i} {r[0]}' for i, r in numbered])
-    write_lines(root / 'image_class_labels.txt', [f'{i} {r[1] + 1}' for i, r in numbered])
-    write_lines(root / 'train_test_split.txt', [f'{i} {int(r[2] != "test")}' for i, r in numbered])
-    write_lines(root / 'bounding_boxes.txt', [f'{i} ' + ' '.join(f'{v:.1f}' for v in r[4]) for i, r in numbered])
-    write_lines(root / 'classes.txt', [f'{i} {name}' for i, (name, _) in enumerate(classes, 1)])
-    write_lines(root / 'parts' / 'parts.txt', [f'{i} {name}' for i, name in enumerate(POINT_NAMES, 1)])
-    write_lines(root / 'parts' / 'part_locs.txt', [f'{i} {part} {x:.1f} {y:.1f} {int(seen)}' for i, r in numbered
-                                              for part, (x, y, seen) in enumerate(r[5], 1)])
-    attributes = [(part, colour) for part in UNION_PARTS for colour in PALETTE]
-    write_lines(root / 'attributes' / 'attributes.txt',
-           [f'{i} has_{part}_color::{colour}' for i, (part, colour) in enumerate(attributes, 1)])
-    write_lines(root / 'attributes' / 'class_attribute_labels_continuous.txt',
-           [' '.join('100.0' if colours[part] == colour else '0.0' for part, colour in attributes)
-            for _, colours in classes])
+    classes, attributes = class_colours(), [(part, colour) for part in UNION_PARTS for colour in PALETTE]
+    numbered = {
+        'images.txt': [bird.image_id for bird in birds],
+        'image_class_labels.txt': [bird.label + 1 for bird in birds],
+        'train_test_split.txt': [int(bird.split != 'test') for bird in birds],
+        'bounding_boxes.txt': [' '.join(f'{value:.1f}' for value in bird.box) for bird in birds],
+        'classes.txt': [name for name, _ in classes],
+        'parts/parts.txt': POINT_NAMES,
+        'attributes/attributes.txt': [f'has_{part}_color::{colour}' for part, colour in attributes]}
+    for file, values in numbered.items():
+        write_lines(root / file, [f'{number} {value}' for number, value in enumerate(values, 1)])
+    write_lines(root / 'parts/part_locs.txt', [
+        f'{number} {part} {x:.1f} {y:.1f} {int(visible)}' for number, bird in enumerate(birds, 1)
+        for part, (x, y, visible) in enumerate(bird.points, 1)])
+    write_lines(root / 'attributes/class_attribute_labels_continuous.txt', [
+        ' '.join('100.0' if colours[part] == colour else '0.0' for part, colour in attributes)
+        for _, colours in classes])
 
 
-def _write_metadata(root, records):
-    """The WSOL evaluation's files."""
-    for split in ('train', 'val', 'test'):
-        rows = [r for r in records if r[2] == split]
-        write_split(root / split, [(r[0], r[1], r[3], [corners_of(r[4], r[3])]) for r in rows])
+def _write_lists(root, birds):
+    """The WSOL evaluation's lists."""
+    for split in SPLITS:
+        write_split(root / split, [(bird.image_id, bird.label, bird.size, [corners_of(bird.box, bird.size)])
+                                   for bird in birds if bird.split == split])
