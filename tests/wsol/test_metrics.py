@@ -1,5 +1,4 @@
 """wsol.metrics: the published code's numbers, scikit-learn's average precision, properties; and the evaluations' order."""
-import tracemalloc
 from math import comb
 
 import numpy as np
@@ -334,108 +333,6 @@ def test_decisive_pixels_are_missed_until_their_place_in_the_order_is_reached():
     rank, _ = ranks(maps, generators(3))
     left = [(metrics.erase(images, rank, ratio)[:, :, 5] != 0).sum((1, 2)).tolist() for ratio in metrics.ERASE_RATIOS]
     assert left == [[30] * 3] * 3 + [[0] * 3] * 2  # ten pixels of three colours
-
-
-# --- intervals of a ratio --------------------------------------------------------------------------------------------
-
-
-def hits_and_base(rng, count, both=0.5, only_hits=0.1, only_base=0.25):
-    """(count,) bool each, of images that are correct after both erasures, after top-k alone, after random alone."""
-    kind = rng.choice(4, size=count, p=[both, only_hits, only_base, 1 - both - only_hits - only_base])
-    return np.isin(kind, (0, 1)), np.isin(kind, (0, 2))
-
-
-def naive_ratios(hits, base, seed, draws):
-    """The ratios of data sets whose images are drawn again one by one."""
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(len(hits), size=(draws, len(hits)))
-    above, below = hits[drawn].sum(1), base[drawn].sum(1)
-    return above[below > 0] / below[below > 0]
-
-
-@pytest.mark.parametrize('count', [12, 300])
-def test_the_interval_is_that_of_drawing_the_images_again_one_by_one(count):
-    hits, base = hits_and_base(np.random.default_rng(0), count)
-    naive = naive_ratios(hits, base, seed=1, draws=20000)
-    for level in (0.5, 0.9, 0.95):
-        low, high = metrics.bootstrap_ratio(hits, base, seed=2, draws=20000, level=level)
-        # in units of probability: what share of the naive draws lies below, or at, each end
-        for end, share in ((low, (1 - level) / 2), (high, (1 + level) / 2)):
-            slack = 4 * (2 * share * (1 - share) / 20000) ** 0.5  # both are drawn
-            assert (naive < end - 1e-12).mean() <= share + slack and (naive <= end + 1e-12).mean() >= share - slack
-
-
-def test_images_are_counted_as_pairs_and_not_one_side_alone():
-    """Where the two answers always agree the ratio is 1 in every draw; where they are independent it spreads."""
-    rng = np.random.default_rng(0)
-    base = rng.random(200) < 0.5
-    assert metrics.bootstrap_ratio(base, base, seed=0) == (1, 1)
-    low, high = metrics.bootstrap_ratio(rng.permutation(base), base, seed=0)
-    assert low < 0.9 and high > 1.1
-    assert metrics.bootstrap_ratio(np.zeros(200, bool), base, seed=0) == (0, 0)
-
-
-def test_draws_without_a_base_are_left_out():
-    few = np.arange(10) == 0  # one image in ten: a third of the draws has none to divide by
-    assert metrics.bootstrap_ratio(few, few, seed=0) == (1, 1)
-    assert metrics.bootstrap_ratio(np.ones(10, bool), few, seed=0, draws=500)[0] > 1  # 10 over the number drawn, 1 to 5
-    assert np.isfinite(metrics.bootstrap_ratio(np.ones(10, bool), few, seed=0, draws=500)).all()
-
-
-@pytest.mark.parametrize('level', [0.5, 0.9])
-def test_intervals_cover_the_true_ratio_as_often_as_their_level_says(level):
-    """Over data sets drawn from a population whose ratio is known."""
-    rng, trials = np.random.default_rng(5), 800
-    truth = (0.5 + 0.1) / (0.5 + 0.25)
-    covered = 0
-    for trial in range(trials):
-        low, high = metrics.bootstrap_ratio(*hits_and_base(rng, 400), seed=trial, draws=500, level=level)
-        covered += low <= truth <= high
-    # four standard errors, and the percent or two that a bootstrap of 400 images and 500 draws is off
-    assert covered / trials == pytest.approx(level, abs=4 * (level * (1 - level) / trials) ** 0.5 + 0.015)
-
-
-@pytest.mark.parametrize('level, deviations', [(0.5, 0.6745), (0.8, 1.2816), (0.95, 1.9600)])
-def test_the_intervals_width_is_the_delta_methods(level, deviations):
-    """The variance of a ratio of means A / B is that of (a - R b) / B, over N."""
-    for count in (1000, 16000):
-        hits, base = hits_and_base(np.random.default_rng(3), count)
-        ratio = hits.sum() / base.sum()
-        error = (hits - ratio * base).std() / base.mean() / count ** 0.5
-        low, high = metrics.bootstrap_ratio(hits, base, seed=1, draws=20000, level=level)
-        assert low < ratio < high
-        assert high - low == pytest.approx(2 * deviations * error, rel=0.05)
-        assert (low + high) / 2 == pytest.approx(ratio, abs=0.1 * error)
-
-
-def test_the_interval_of_a_ratio_of_sums_agrees_with_the_delta_method():
-    rng = np.random.default_rng(1)
-    below = rng.uniform(1, 3, 400)
-    above = 0.4 * below + rng.normal(0, 0.5, 400)
-    low, high = metrics.bootstrap_ratio(above, below, seed=0)
-    ratio = above.sum() / below.sum()
-    spread = 1.96 * np.sqrt(np.square(above - ratio * below).sum()) / below.sum()
-    assert low == pytest.approx(ratio - spread, abs=0.15 * spread) and high == pytest.approx(ratio + spread, abs=0.15 * spread)
-    assert metrics.bootstrap_ratio(above, 0 * below, 0) == (None, None)
-
-
-def test_the_intervals_memory_does_not_grow_with_the_images():
-    """Weights for each image in each draw would be 0.8 GB."""
-    hits, base = hits_and_base(np.random.default_rng(0), 50_000)
-    tracemalloc.start()
-    try:
-        low, high = metrics.bootstrap_ratio(hits, base, seed=0)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 4e6
-    assert low < hits.sum() / base.sum() < high < low + 0.02
-
-
-def test_the_interval_is_the_seeds():
-    hits, base = hits_and_base(np.random.default_rng(0), 200)
-    first, again, other = (metrics.bootstrap_ratio(hits, base, seed=seed, draws=50) for seed in (1, 1, 2))
-    assert first == again != other
 
 
 # --- cue localization, from maps to metric ---------------------------------------------------------------------------

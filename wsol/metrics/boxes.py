@@ -1,4 +1,4 @@
-"""Boxes: of maps above a threshold, and their overlaps with the true ones.
+"""Boxes around the parts of a map above a threshold, and their overlaps with the true boxes.
 
 Source: the WSOL evaluation of Choe et al., CVPR 2020.
 """
@@ -25,10 +25,10 @@ def scale_boxes(boxes, size, new_size):
 
 
 def boxes_above(image, level):
-    """Boxes of the contours of image > level, the largest contour's first.
+    """Boxes around the contours of image > level, the box of the largest contour first.
 
-    image: (H,W) uint8. All contours count, those of holes too (cv2.RETR_TREE). Published conventions: x1 and y1 are
-    one beyond the contour, but at most size - 1; without a contour the box is 0, 0, 0, 0. Returns (K,4) int64.
+    image: (H,W) uint8. All contours count, also those of holes (cv2.RETR_TREE). As published, x1 and y1 are one beyond
+    the contour, but at most size - 1, and without a contour the box is 0, 0, 0, 0. Returns (K,4) int64.
     """
     _, binary = cv2.threshold(image, int(level), 255, cv2.THRESH_BINARY)
     contours, _ = cv2.findContours(binary, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
@@ -41,7 +41,7 @@ def boxes_above(image, level):
 
 
 def best_ious(score_map, truth, thresholds):
-    """The best overlap that a map's boxes reach with any true box, at every threshold.
+    """The best overlap of a map's boxes with any true box, at every threshold.
 
     score_map: (H,W) in 0..1; truth: (G,4) boxes on the same grid; thresholds: (T,). Returns two (T,) arrays: over all
     contours (MaxBoxAccV2) and for the largest one (MaxBoxAcc).
@@ -50,4 +50,4 @@ def best_ious(score_map, truth, thresholds):
     # the map has at most 256 levels: the boxes of a level serve all thresholds that fall on it
     levels, back = np.unique((np.asarray(thresholds) * image.max()).astype(np.int64), return_inverse=True)
     overlaps = [box_iou(boxes_above(image, level), truth).max(1) for level in levels]
-    return np.array([one.max() for one in overlaps])[back], np.array([one[0] for one in overlaps])[back]
+    return np.array([ious.max() for ious in overlaps])[back], np.array([ious[0] for ious in overlaps])[back]

@@ -1,41 +1,27 @@
-"""What attribution maps are measured by: pure functions of arrays.
+"""Pixel average precision (PxAP): the maps' values as scores of a detector of the true pixels.
 
-Source: SPEC names are the field's. PxAP and the thresholds: Choe et al., CVPR 2020 (arXiv
-2001.07437); cue localization and remove-and-classify: Kim et al., ICCV 2021, section 5.
+Scores are counted in histograms, whose bins lie between thresholds. Source: Choe et al., CVPR 2020 (arXiv 2001.07437);
+log thresholds and cue localization: Kim et al., ICCV 2021, section 5.
 """
-
 import numpy as np
 import torch
 
 RECALLS = np.arange(1, 21) / 20
-
-# --- maps: resize, normalise -----------------------------------------------------------------
-
-
-# --- pixel average precision -------------------------------------------------------------------
-
-def _even(interval):
-    return np.arange(0, 1, interval)
-
-
-def _log(interval):
-    return 10.0 ** (-7 * np.arange(0, 1, interval)[::-1])
-
-
-THRESHOLD_TYPES = {'even': _even, 'log': _log}
+THRESHOLD_TYPES = {'even': lambda step: np.arange(0, 1, step),  # 0, .001, ..., .999
+                   'log': lambda step: 10.0 ** (-7 * np.arange(0, 1, step)[::-1])}  # 10^-6.993, ..., 1
 
 
 def bin_edges(threshold_type='even', interval=0.001):
-    """(T+3,) float64: the thresholds, then 1, 2, 3. even: 0, .001, ...; log: 10^-6.993, ..., 1."""
+    """The edges of the bins (T+3,), float64: the thresholds of a type, then 1, 2, 3. interval: their step."""
     return np.concatenate([THRESHOLD_TYPES[threshold_type](interval), [1.0, 2.0, 3.0]])
 
 
 def bin_scores(scores, edges):
     """The bin of each score: 0 for those under the first edge (underflow), i for [edge i-1, edge i).
 
-    scores: any shape, in [0,1], on any device. edges: float64, rounded up to the scores' precision: no score lies
-    between an edge and what it is rounded up to, so that the bins are those of the edges themselves. Returns int64 of
-    the same shape, where the scores are.
+    scores: any shape, in [0,1], on any device. edges: float64. Returns int64 of the same shape, on the same device.
+    The edges are rounded up to the scores' precision: no score lies between an edge and its rounded value, so the bins
+    are those of the exact edges.
     """
     exact = torch.as_tensor(edges, dtype=torch.float64)
     near = exact.to(scores.dtype)
@@ -46,8 +32,8 @@ def bin_scores(scores, edges):
 def count_scores(bins, truth, num_bins, rows=None, num_rows=1):
     """Histograms of the scores over true and false pixels.
 
-    bins: (N,P) int64; truth: (N,P) bool; rows: (N,) int64, which of the histograms each map adds to (None: all to the
-    first); all on one device. Returns an array (num_rows,2,num_bins) int64: [:,0] false, [:,1] true pixels.
+    bins: (N,P) int64 of N maps; truth: (N,P) bool; rows: (N,) int64, the histogram that each map adds to (None: all to
+    the first); all on one device. Returns an array (num_rows,2,num_bins) int64: [:,0] false, [:,1] true pixels.
     """
     rows = bins.new_zeros(len(bins)) if rows is None else rows
     index = (2 * rows[:, None] + truth.long()) * num_bins + bins
@@ -58,9 +44,8 @@ def count_scores(bins, truth, num_bins, rows=None, num_rows=1):
 def precision_recall(counts, underflow=True):
     """Precision and recall at every threshold, from the highest down.
 
-    counts: (...,2,num_bins) of count_scores. underflow=False leaves bin 0 out of both, as the
-    published code does. Returns two arrays (...,num_bins or one less); NaN where nothing is
-    predicted, or nothing is true.
+    counts: (...,2,num_bins) of count_scores. underflow=False leaves bin 0 out of both, as the published code does.
+    Returns two arrays (...,num_bins or one less); NaN where nothing is predicted, or nothing is true.
     """
     descending = np.cumsum(counts[..., ::-1] if underflow else counts[..., :0:-1], axis=-1).astype(np.float64)
     false, true = descending[..., 0, :], descending[..., 1, :]
@@ -77,11 +62,11 @@ def pixel_average_precision(counts, underflow=True):
 
 
 def running_pxaps(counts, draws):
-    """PxAP in percent as the published protocol has it: of each class pair added to the histograms of all before it.
+    """PxAP in percent of the published protocol, where each class pair is added to the histograms of all before it.
 
-    counts: (P,2,bins) of count_scores, one pair each; draws: (D,K) int64, in each row the pairs in their order, of
-    which some may be there more than once. Yields D arrays (2,K): with the underflow dropped as published, and counted;
-    NaN where nothing is true.
+    counts: (P,2,bins) of count_scores, for each pair alone; draws: (D,K) int64, K pairs in their order, some of them
+    perhaps more than once. Yields D arrays (2,K): with the underflow dropped, as published, and with it counted; NaN
+    where nothing is true.
     """
     descending = np.cumsum(counts[..., ::-1], axis=-1)
     for draw in draws:
@@ -89,21 +74,14 @@ def running_pxaps(counts, draws):
         growth = np.diff(true, axis=-1, prepend=0)
         with np.errstate(invalid='ignore'):
             gained = np.where(growth > 0, true / (true + false), 0) * growth
-            pxaps = 100 * np.stack([gained[:, :-1].sum(-1) / true[:, -2], gained.sum(-1) / true[:, -1]])
-        yield pxaps
+            yield 100 * np.stack([gained[:, :-1].sum(-1) / true[:, -2], gained.sum(-1) / true[:, -1]])
 
 
 def precision_at_recall(counts, recalls=RECALLS):
-    """Precision at the highest threshold that reaches each recall, all pixels counted: (...,2,num_bins) -> (...,R); NaN
-    where nothing is true."""
+    """Precision at the highest threshold that reaches each recall: (...,2,num_bins) -> (...,R).
+
+    All pixels count. NaN where nothing is true.
+    """
     precision, recall = precision_recall(counts)
     first = (recall[..., None, :] >= np.asarray(recalls)[:, None] - 1e-12).argmax(-1)  # (...,R)
     return np.where(np.isfinite(recall[..., -1:]), np.take_along_axis(precision, first, -1), np.nan)
-
-
-# --- remove-and-classify --------------------------------------------------------------------------
-
-
-# --- boxes -------------------------------------------------------------------------------------------
-
-
