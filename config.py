@@ -1,4 +1,11 @@
-"""The command line: one table of flags, what each means, and who reads it. Touches no disk."""
+"""The command line: one table of flags, and what each means. Reads and writes no file.
+
+A script states the flags that it reads, and finds these and no others in its arguments:
+
+    def make_parser():
+        return config.make_parser(__doc__, *config.IMAGES, 'norm_type')
+    args = config.parse(make_parser())
+"""
 import argparse
 from typing import NamedTuple
 
@@ -7,11 +14,14 @@ from munch import Munch
 from dataset.registry import DATASETS, canonical_name
 from runtime.command_line import (
     COUNT,
+    FILE,
+    FOLDER,
+    NAME,
     NATURAL,
     RATE,
     SEED,
     SIZE,
-    Joined,
+    Percentages,
     boolean,
     boolean_or_file,
     choice,
@@ -20,6 +30,7 @@ from runtime.command_line import (
     percentages,
     plain_parser,
     several,
+    text_of,
 )
 from wsol import ARCHITECTURES, HEADS, METHODS, prior_training
 from wsol.attribution.contrast import CONTRASTS
@@ -33,244 +44,246 @@ from wsol.networks import architecture_names, find_architecture, options_taken
 OVERLAYS = {'blend': "the map's colours over the photo in grey", 'mask': 'the photo, darker where the map is lower',
             'outline': 'lines of equal value over the photo', 'map': 'the map alone'}  # how pictures show a map
 OBJECT_MASK = 'object_mask'  # the object's segmentation as a map: a control that no model computes
-METHOD_ALIASES = {'CALM-EM': 'CALM_EM', 'CALM-ML': 'CALM_ML'}
-
-EVALUATIONS = ('eval_pixel_perturb', 'eval_cue_location', 'eval_wsol')
-MAPS = (*EVALUATIONS, 'inference')
-INTERVENTIONS = ('eval_interventions',)
-RUNS = ('main', *MAPS, *INTERVENTIONS)  # what sends images through a network
-SCRIPTS = (*RUNS, 'export')
-CUE, WSOL, MAIN, INFERENCE, EXPORT = (('eval_cue_location',), ('eval_wsol',), ('main',), ('inference',), ('export',))
+HEAD_ALIASES = {'CALM-EM': 'CALM_EM', 'CALM-ML': 'CALM_ML'}
+IGNORED = ('logger_type', 'smoothing_ksize')  # published flags that change nothing in the published code either
 
 
-def architecture_name(text):
-    """A network of torchvision, or timm/NAME."""
+# --- values that need the data sets or the library ----------------------------------------------------
+
+
+def _by_library(check, metavar):
+    """A parser of text that check(text) returns or refuses with a UserError."""
+    def parse(text):
+        try:
+            return check(text)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    parse.metavar = metavar
+    return parse
+
+
+def _architecture(text):
     if text in ARCHITECTURES:
         return text  # without the import of torchvision
     if text.startswith('timm/'):
-        try:
-            find_architecture(text)
-        except UserError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+        find_architecture(text)
         return text
     return choice(architecture_names())(text)
 
 
-def dataset_name(text):
-    """A data set's name, or a folder (written with a slash: ./birds)."""
-    try:
-        return canonical_name(text)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def prior_term(text):
-    """entropy:WEIGHT, of wsol.prior_training."""
-    try:
-        prior_training.parse(text)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def _prior_training(text):
+    prior_training.parse(text)
     return text
 
 
+ARCHITECTURE, DATASET = _by_library(_architecture, 'NAME'), _by_library(canonical_name, 'NAME|FOLDER')
+PRIOR_TRAINING = _by_library(_prior_training, 'entropy:NUMBER')
+
+
+# --- the table ------------------------------------------------------------------------------------------
+
+
 class Flag(NamedTuple):
-    """A flag, and all that the house knows of it."""
+    """A flag, and all that the project knows of it."""
     name: str
     default: object
-    parse: object
+    parse: object           # text -> value
     help: str
-    readers: tuple[str, ...] = SCRIPTS  # the scripts that read it; the others take it, as published, without use for it
-    kept: bool = False      # a training that goes on must keep it
-    recorded: bool = False  # a result says what it was
+    main: bool = False      # --help shows it first
+    kept: bool = False      # a training that continues must keep its value
+    recorded: bool = False  # a result records its value
     network: bool = False   # an argument of build_model, which a checkpoint carries
-    shared: bool = True     # whether the scripts that do not read it take it
-    several: tuple[str, ...] = ()  # the scripts in which it takes several values, separated by commas
+    shared: bool = True     # scripts that do not read it accept and ignore it, as the published commands need
 
 
-def _network(name, default, parse, text):
-    return Flag(name, default, parse, text, kept=True, recorded=True, network=True)
+def _network(name, default, parse, text, main=False):
+    return Flag(name, default, parse, text, main, kept=True, recorded=True, network=True)
 
 
-def _training(name, default, parse, text):
-    return Flag(name, default, parse, text, MAIN, kept=True)
+def _kept(name, default, parse, text, main=False):
+    return Flag(name, default, parse, text, main, kept=True)
 
 
-def _maps(name, default, parse, text, readers=MAPS, several=()):
-    return Flag(name, default, parse, text, readers, recorded=True, several=several)
-
-
-def _picture(name, default, parse, text, recorded=False, several=()):
-    return Flag(name, default, parse, text, INFERENCE, recorded=recorded, shared=False, several=several)
+def _recorded(name, default, parse, text, main=False, kept=False, shared=True):
+    return Flag(name, default, parse, text, main, kept, recorded=True, shared=shared)
 
 
 FLAGS = {
     'experiment': (
-        Flag('experiment_name', 'result', str, 'one folder per experiment, below save_root', recorded=True),
-        Flag('save_root', 'save', str, 'where the experiments are'),
-        Flag('seed', None, SEED, 'seeds python, numpy, torch, loaders and masks; a training without it draws one and '
-             'records it, the other scripts take 0', RUNS, kept=True, recorded=True),
-        Flag('override_cache', False, boolean, "start the experiment's training afresh", MAIN),
-        Flag('is_train', True, boolean, 'False tests the accuracy of a checkpoint only', MAIN),
-        Flag('workers', 4, NATURAL, 'loader processes, at most one for each core that this process may use', RUNS),
-        Flag('device', 'auto', device_name, 'auto takes CUDA, else MPS, else the CPU; cuda:1 is the second GPU',
-             recorded=True),
-        Flag('precision', 'auto', choice(('auto', 'float32', 'bfloat16')),
-             "the backbone's; auto: trains in bfloat16 where the hardware computes in it, and evaluates in float32 (as "
-             'torch computes it: its convolutions use TF32 on recent NVIDIA GPUs), but for val after each epoch; '
-             'heads, losses and maps are float32',
-             RUNS, kept=True, recorded=True),
+        _recorded('experiment_name', 'result', NAME, "the experiment's folder, below save_root", main=True),
+        Flag('save_root', 'save', FOLDER, 'the folder of all experiments'),
+        _recorded('seed', None, SEED, 'seeds python, numpy, torch, loaders and masks; a training without it draws one '
+                  'and records it, the other scripts take 0', main=True, kept=True),
+        Flag('workers', 4, NATURAL, 'loader processes, at most one for each core that this process may use'),
+        _recorded('device', 'auto', device_name, 'auto: CUDA, else MPS, else the CPU; cuda:1 is the second GPU',
+                  main=True),
+        _recorded('precision', 'auto', choice(('auto', 'float32', 'bfloat16')), "the backbone's. auto: a training "
+                  'computes in bfloat16 where the hardware does, evaluations in float32 (recent NVIDIA GPUs convolve '
+                  'in TF32). Heads, losses and maps are always float32', kept=True),
+        _recorded('batch_size', 64, COUNT, 'images a step, of all processes together', main=True, kept=True),
     ),
     'data': (
-        Flag('dataset', 'CUB', dataset_name, f'{", ".join(DATASETS)} (ImageNet = ILSVRC), or your own folder of '
-             'train/, val/ and test/<class>/ images', kept=True, recorded=True),
-        Flag('data_root', 'dataset/', str, 'where the images are', recorded=True),
-        Flag('metadata_root', 'metadata/', str, 'where the lists, labels and boxes are', recorded=True),
-        Flag('mask_root', 'dataset/', str, "where OpenImages' masks are, below OpenImages/", WSOL, recorded=True),
-        Flag('skip_broken', False, boolean, 'leave images out that do not open, and say how many', RUNS, kept=True,
-             recorded=True),
-        Flag('cache', False, boolean, 'keep the resized images in one file per split below save_root/cache/, so that '
-             'nothing is decoded again, and the features of --freeze; the size is told before',
-             ('main', *EVALUATIONS, *INTERVENTIONS)),
-        Flag('proxy_training_set', False, boolean, 'train on image_ids_proxy.txt', MAIN, kept=True),
-        Flag('resize_size', 256, SIZE, 'training images are resized to this square', MAIN, kept=True),
-        Flag('crop_size', 224, SIZE, 'then cropped to this; evaluation images are resized to it', kept=True,
-             recorded=True),
+        _recorded('dataset', 'CUB', DATASET, f'{", ".join(DATASETS)} (ImageNet is ILSVRC), or your folder with '
+                  'train/, val/ and test/<class>/ images', main=True, kept=True),
+        _recorded('data_root', 'dataset/', FOLDER, 'the folder of the images'),
+        _recorded('metadata_root', 'metadata/', FOLDER, 'the folder of the lists, labels and boxes'),
+        _recorded('mask_root', 'dataset/', FOLDER, "the folder that holds OpenImages/ with OpenImages' masks"),
+        _recorded('skip_broken', False, boolean, 'leave out images that do not open, and say how many', kept=True),
+        Flag('cache', False, boolean, 'keep the resized images of each split, and the features of --freeze, in files '
+             'below save_root/cache/, so that no image is decoded again; prints their size first'),
+        _recorded('crop_size', 224, SIZE, 'side of the square images that the network takes, in pixels: training '
+                  'images are cropped to it, evaluation images resized', kept=True),
     ),
     'network': (
-        _network('architecture', 'resnet50', architecture_name, f'{", ".join(ARCHITECTURES)}; or any torchvision '
-                 'classifier: convnext_tiny, mobilenet_v3_large, swin_t, ...; or any of timm, written timm/NAME'),
-        _network('attribution_method', 'CAM', choice(tuple(HEADS), METHOD_ALIASES), ', '.join(HEADS)),
-        _network('prior', 'relu', choice(tuple(PRIORS)), "CALM's; relu: as released; softplus: with the "
-                 'gradient of its sum'),
-        _network('large_feature_map', False, boolean, '28x28 instead of 14x14 maps (of 224x224 images)'),
+        _network('architecture', 'resnet50', ARCHITECTURE, 'resnet50, vgg16, inception_v3, another classifier of '
+                 'torchvision, or timm/NAME: see docs/own.md', main=True),
+        _network('attribution_method', 'CAM', choice(tuple(HEADS), HEAD_ALIASES), 'the head of the network', main=True),
+        _network('prior', 'relu', choice(tuple(PRIORS)), "CALM's prior p(z|x). relu: as in the released code; "
+                 'softplus: with the gradient of its sum'),
+        _network('large_feature_map', False, boolean, '28x28 maps instead of 14x14, of 224x224 images'),
         _network('use_bn', False, boolean, "BatchNorm in VGG's and Inception's added layers"),
-        _network('last_stage', 'layer4', choice(LAYERS), 'ResNet: stop here, for a smaller receptive field'),
+        _network('last_stage', 'layer4', choice(LAYERS), 'ResNet: stop after this stage'),
+        Flag('load_checkpoint', None, NAME, 'a folder, a file, an experiment, or a published weight such as '
+             "CALM_EM-CUB (default: the experiment's own checkpoint; main.py: none)", main=True),
         Flag('pretrained', True, boolean_or_file, 'start from ImageNet weights of the backbone; False: from random '
-             'ones; a file: from the state dict in it, which fits but for the classifier',
-             (*MAIN, *INFERENCE, *EXPORT)),
-        Flag('use_load_checkpoint', False, boolean, 'start from load_checkpoint, as naming one does by itself', MAIN),
-        Flag('load_checkpoint', None, str, 'a folder, a file, an experiment, or a published weight such as '
-             "CALM_EM-CUB; by default the experiment's own (main.py: none)"),
-        Flag('is_different_checkpoint', False, boolean, 'fine-tune from weights of another label set: all but '
-             'conv_last; the whole backbone learns at lr', MAIN, kept=True),
+             'weights; FILE: from the state dict in it, all but the classifier'),
     ),
     'training': (
-        Flag('freeze', False, boolean, 'train the head alone, on features that are computed once; no augmentation but '
-             'mirroring', MAIN, kept=True, recorded=True),
-        Flag('epochs', 40, COUNT, 'passes over the training set', MAIN),
-        Flag('batch_size', 64, COUNT, 'images a step, of all processes together', RUNS, kept=True, recorded=True),
-        Flag('accumulate', 1, COUNT, "take a step's images in so many parts, where the device has no memory for all at "
-             'once: the same update, but for what BatchNorm sees', MAIN),
-        Flag('checkpoint_minutes', 10.0, RATE, 'save within an epoch, so long after the last save', MAIN),
-        _training('lr', 0.01, RATE, 'learning rate of the backbone; of a ResNet, up to layer3'),
-        _training('lr_classifier_ratio', 10.0, RATE, 'the other layers learn this much faster'),
-        _training('lr_schedule', 'step', choice(('step', 'one_cycle')), 'step: as published; one_cycle: up, then down '
-                  'to 0'),
-        _training('lr_decay_frequency', 30, COUNT, 'step: times 0.1 at the start of every epoch this divides'),
-        _training('momentum', 0.9, number(float, 0, True, 1), "Nesterov's"),
-        _training('weight_decay', 1e-4, RATE, 'L2'),
-        _training('prior_training', None, prior_term, 'entropy:WEIGHT adds WEIGHT times the entropy of p(z|x) to the '
-                  'loss of CALM: above 0 it sharpens the prior, below 0 it spreads it'),
-        Flag('tensorboard', False, boolean, "write each epoch's line for TensorBoard too, in the experiment's folder "
-             '(an optional package)', MAIN),
+        Flag('epochs', 40, COUNT, 'passes over the training set', main=True),
+        _kept('lr', 0.01, RATE, 'learning rate of the backbone (ResNet: up to layer3)', main=True),
+        _kept('lr_classifier_ratio', 10.0, RATE, 'the learning rate of the other layers is this many times higher'),
+        _kept('lr_schedule', 'step', choice(('step', 'one_cycle')), 'step: as published; one_cycle: up, then down to '
+              '0'),
+        _kept('lr_decay_frequency', 30, COUNT, 'step: times 0.1 at the start of every epoch that this divides'),
+        _kept('momentum', 0.9, number(float, 0, True, 1), "Nesterov's momentum"),
+        _kept('weight_decay', 1e-4, RATE, 'L2'),
+        _kept('resize_size', 256, SIZE, 'training images are resized to this square, then cropped to crop_size'),
+        _kept('proxy_training_set', False, boolean, 'train on image_ids_proxy.txt'),
+        _recorded('freeze', False, boolean, 'train the head alone, on features that are computed once, without '
+                  'augmentation but mirroring', kept=True),
+        _kept('prior_training', None, PRIOR_TRAINING, 'add this many times the entropy of p(z|x) to the loss of CALM: '
+              'above 0 it sharpens the prior, below 0 it spreads it'),
+        Flag('accumulate', 1, COUNT, 'split each step into this many parts, for a device with little memory: the '
+             'update is the same, but for BatchNorm'),
+        Flag('checkpoint_minutes', 10.0, RATE, 'save within an epoch when this much time has passed since the last '
+             'save'),
+        Flag('tensorboard', False, boolean, "also write each epoch's line for TensorBoard, in the experiment's folder "
+             '(an optional package)'),
+        Flag('is_train', True, boolean, 'False: test the accuracy of a checkpoint only'),
+        Flag('override_cache', False, boolean, "start the experiment's training afresh"),
+        Flag('use_load_checkpoint', False, boolean, 'start from load_checkpoint; naming one is enough'),
+        _kept('is_different_checkpoint', False, boolean, 'fine-tune from weights of another label set: load all but '
+              'conv_last; the whole backbone learns at lr'),
     ),
     'maps and metrics': (
-        _maps('score_map_process', None, choice(lambda: (*METHODS, OBJECT_MASK)), 'the attribution method (default: '
-              f'vanilla for CAM, jointll for CALM): {", ".join(METHODS)}; {OBJECT_MASK}: the segmentation '
-              'itself, a control of evaluations', several=(*INFERENCE, *CUE)),
+        _recorded('score_map_process', None, choice(lambda: (*METHODS, OBJECT_MASK)), 'the attribution method: see '
+                  'docs/attribution.md (default: vanilla for CAM, jointll for CALM); object_mask: a control of '
+                  'evaluations', main=True),
         Flag('score_map_method', 'activation_map', choice(('activation_map', 'backprop')),
-             'backprop: with process vanilla, the vanilla gradient; implied by the gradient processes', MAPS),
-        _maps('superclass_file', None, str, 'YAML, "label: [labels]", for superclass processes (default: the data '
-              "set's own)"),
-        _maps('smooth_grad_nr_iter', 50, COUNT, 'noisy copies of the SmoothGrad family', (*MAPS, *INTERVENTIONS)),
-        _maps('smooth_grad_sigma', 4.0, number(float, 0, False),
-              "the noise's deviation is the image's range over this", (*MAPS, *INTERVENTIONS)),
-        _maps('integrated_grad_nr_iter', 50, COUNT, 'points on the path of the integrated gradients',
-              (*MAPS, *INTERVENTIONS)),
-        Flag('contrast_method', None, choice(lambda: ('difference', *CONTRASTS)),
-             'how class A is contrasted with class B: difference, of the maps of A and of B (default of '
-             'eval_cue_location.py, as published), or, of both classes at once: '
-             f'{", ".join(CONTRASTS)} (eval_interventions.py: all of them; inference.py: prior-log-odds for CALM, '
-             'log-odds for CAM)', (*CUE, *INTERVENTIONS, *INFERENCE),
-             recorded=True, shared=False, several=(*CUE, *INTERVENTIONS)),
-        Flag('slow_questions', 60, COUNT, 'so many questions, drawn by the seed, for methods that take some fifty '
-             'forwards and more for a map; all questions for the others', INTERVENTIONS, recorded=True, shared=False),
-        Flag('verbose', False, boolean, 'list the class pairs that are left out, not their number alone', CUE,
-             shared=False),
-        Flag('drop_lowest', 0.0, number(float, 0, True, 100), 'percentage of the pixels of each map, the lowest, that '
-             'get the score 0: log thresholds then count them nowhere', CUE, recorded=True, shared=False, several=CUE),
-        _maps('norm_type', None, choice(tuple(NORM_TYPES)), 'max, minmax; clipping: as it is, cut to 0..1; '
-              'rank: the share of pixels that are lower, on which no scale has an influence (default: clipping for '
-              "maps that are CALM's probabilities, but in eval_wsol; minmax for all others)", (*CUE, *WSOL)),
-        _maps('threshold_type', None, choice(tuple(THRESHOLD_TYPES)), 'even: 0, .001, ...; log: 1e-7 ... 1 (default: '
-              "log for maps that are CALM's probabilities, even for all others)", CUE),
-        _maps('iou_thresholds', (30, 50, 70), percentages, 'overlaps in percent that count as found: 30,50,70', WSOL),
-        _maps('scoremap_root', None, str, 'score maps made elsewhere: <root>/<split>/<image_id>.npy; where two '
-              'classes are contrasted, <root>/<split>/<label>/<image_id>.npy',
-              (*EVALUATIONS, *INTERVENTIONS)),
-        _maps('cam_curve_interval', 0.001, number(float, 1e-6, True, 1), 'threshold step',
-              (*CUE, *WSOL, *INTERVENTIONS)),
+             'backprop with score_map_process=vanilla: the vanilla gradient; gradient methods imply it'),
+        _recorded('superclass_file', None, FILE, 'YAML, "label: [labels]", for the superclass methods (default: those '
+                  'of the data set)'),
+        _recorded('smooth_grad_nr_iter', 50, COUNT, 'noisy copies of the SmoothGrad family'),
+        _recorded('smooth_grad_sigma', 4.0, number(float, 0, False), "SmoothGrad: the noise's deviation is the image's "
+                  'range divided by this'),
+        _recorded('integrated_grad_nr_iter', 50, COUNT, 'points on the path of the integrated gradients'),
+        _recorded('contrast_method', None, choice(lambda: ('difference', *CONTRASTS)), 'how to contrast class A '
+                  'with class B: difference subtracts their maps, as published; all others explain both at once: see '
+                  'docs/attribution.md', main=True, shared=False),
+        _recorded('slow_questions', 60, COUNT, 'how many questions, drawn by the seed, to ask of methods that need '
+                  'some fifty forwards or more for a map; the others get all questions', shared=False),
+        Flag('verbose', False, boolean, 'list the class pairs that are left out', shared=False),
+        _recorded('drop_lowest', 0.0, number(float, 0, True, 100), 'percentage of the lowest pixels of each map that '
+                  'get the score 0, so that log thresholds count them nowhere', shared=False),
+        _recorded('norm_type', None, choice(tuple(NORM_TYPES)), 'clipping: values as they are, cut to 0..1; rank: the '
+                  'share of pixels that are lower (default: clipping for probabilities but in eval_wsol.py, minmax for '
+                  'all others)', main=True),
+        _recorded('threshold_type', None, choice(tuple(THRESHOLD_TYPES)), 'even: 0, .001, ...; log: 1e-7 ... 1 '
+                  '(default: log for probabilities, even for all others)', main=True),
+        _recorded('iou_thresholds', (30, 50, 70), percentages, 'overlaps in percent that count as found', main=True),
+        _recorded('scoremap_root', None, FOLDER, 'score maps made elsewhere: FOLDER/<split>/<image_id>.npy; for cue '
+                  'localization FOLDER/<split>/<label>/<image_id>.npy', main=True),
+        _recorded('cam_curve_interval', 0.001, number(float, 1e-6, True, 1), 'step of the thresholds'),
     ),
     'pictures': (
-        Flag('output', None, str, 'inference.py: folder of the results (default: maps); export.py: the file, .onnx or '
-             '.pt2 (default: named by the checkpoint)', (*INFERENCE, *EXPORT), shared=False),
-        _picture('format', ('png',), choice(('png', 'html')), 'png: a picture for each photo; html: one page for all, '
-                 'gallery.html, to look through in a browser', several=INFERENCE),
-        _picture('target', None, str, 'class A, whose map is shown, name or number (default: the predicted one)', True),
-        _picture('contrast', None, str, 'add "why A and not this class B", name or number; without a value the '
-                 'runner-up', True),
-        _picture('overlay', 'blend', choice(tuple(OVERLAYS)), '; '.join(': '.join(pair) for pair in OVERLAYS.items())),
-        _picture('picture_size', 1024, number(int, 64), 'the longer side of a photo as it is drawn, in pixels; a '
-                 'larger one is scaled down, and the command says so'),
-        _picture('top_k', 5, COUNT, 'html: how many of the likeliest classes there are maps of'),
+        Flag('output', None, text_of('PATH'), 'inference.py: folder of the results (default: maps); export.py: the '
+             'file, .onnx or .pt2 (default: named by the checkpoint)', main=True, shared=False),
+        Flag('format', ('png',), choice(('png', 'html')), 'png: a picture for each photo; html: one page for all, '
+             'gallery.html', main=True, shared=False),
+        _recorded('target', None, NAME, 'class A, whose map is shown: name or number (default: the predicted class)',
+                  main=True, shared=False),
+        _recorded('contrast', None, NAME, 'add "why A and not this class B": name or number; without a value the '
+                  'runner-up', main=True, shared=False),
+        Flag('overlay', 'blend', choice(tuple(OVERLAYS)), '; '.join(': '.join(pair) for pair in OVERLAYS.items()),
+             shared=False),
+        Flag('picture_size', 1024, number(int, 64), 'the longer side of a photo in the picture, in pixels; larger '
+             'photos are scaled down', shared=False),
+        Flag('top_k', 5, COUNT, 'html: show maps of this many of the likeliest classes', shared=False),
     ),
 }
 ALL_FLAGS = {flag.name: flag for flags in FLAGS.values() for flag in flags}
+NETWORK = tuple(flag.name for flag in FLAGS['network'] if flag.network)
+TRAINING = tuple(flag.name for flag in FLAGS['training'])
+PICTURES = tuple(flag.name for flag in FLAGS['pictures'])
+
+# --- which flags a script reads -------------------------------------------------------------------------
+
+EVERYWHERE = ('experiment_name', 'save_root', 'device', 'dataset', 'data_root', 'metadata_root', 'crop_size', *NETWORK,
+              'load_checkpoint')
+IMAGES = ('seed', 'workers', 'precision', 'batch_size', 'skip_broken')  # of what sends images through a network
+SAMPLING = ('smooth_grad_nr_iter', 'smooth_grad_sigma', 'integrated_grad_nr_iter')
+MAPS = (*IMAGES, 'score_map_process', 'score_map_method', 'superclass_file', *SAMPLING)
+EVALUATION = (*MAPS, 'cache', 'scoremap_root')
 
 
-def _add(group, flag, text, script):
-    names = ['--' + flag.name] + (['--dataset_name'] if flag.name == 'dataset' else [])
-    options = {'type': flag.parse, 'metavar': 'VALUE'}
-    if script in flag.several:
-        options = {'type': several(flag.parse), 'metavar': 'VALUE,...'}
-    if flag.parse in (boolean, boolean_or_file):
-        metavar = 'True|False' if flag.parse is boolean else 'True|False|FILE'
-        options |= {'nargs': '?', 'const': True, 'metavar': metavar}  # --use_bn alone is True
-    elif flag.parse is percentages:
-        options = {'nargs': '+', 'action': Joined, 'metavar': 'PERCENT'}  # 30 50 70 as well as 30,50,70
+def make_parser(description, *names, listed=()):
+    """The parser of a script. names: the flags that it reads beside EVERYWHERE. listed: those of them that take several
+    values, separated by commas. Its help shows the main flags first, and then names the flags that it only accepts."""
+    parser, reads = plain_parser(description), {*EVERYWHERE, *names}
+    parser.usage, parser.reads, parser.listed = '%(prog)s [--flag=value ...]', reads, listed
+    parser.defaults = {name: ALL_FLAGS[name].default for name in ALL_FLAGS if name in reads}
+    groups = {'main flags': [flag for flag in ALL_FLAGS.values() if flag.main and flag.name in reads]} | {
+        title: [flag for flag in flags if flag.name in reads and not flag.main] for title, flags in FLAGS.items()}
+    for title, flags in groups.items():
+        group = parser.add_argument_group(title) if flags else None
+        for flag in flags:
+            _add(group, flag, flag.name in listed, _help(flag, flag.name in listed))
+    accepted = [flag for flag in ALL_FLAGS.values() if flag.shared and flag.name not in reads]
+    for flag in accepted:
+        _add(parser, flag, False, argparse.SUPPRESS)
+    for name in IGNORED:
+        parser.add_argument(f'--{name}', dest='ignored', default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    names = [f'--{name}' for name in (*(flag.name for flag in accepted), *IGNORED)]
+    parser.epilog = ('Accepted and ignored here, so that one command line serves all scripts:\n'
+                     + '\n'.join('  ' + ', '.join(names[start:start + 4]) for start in range(0, len(names), 4)))
+    return parser
+
+
+def _help(flag, listed):
+    default = ','.join(map(str, flag.default)) if isinstance(flag.default, tuple) else flag.default
+    default = '' if default is None else f' (default: {default})'
+    return f'{flag.help}{"; several, separated by commas" * listed}{default}'.replace('%', '%%')
+
+
+def _add(group, flag, listed, text):
+    parse = several(flag.parse) if listed else flag.parse
+    names = ['--' + flag.name] + ['--dataset_name'] * (flag.name == 'dataset')
+    options = {'type': parse, 'metavar': parse.metavar}
+    if parse in (boolean, boolean_or_file):
+        options |= {'nargs': '?', 'const': True}  # --use_bn alone is True
+    elif parse is percentages:
+        options = {'nargs': '+', 'action': Percentages, 'metavar': parse.metavar}  # 30 50 70 as well as 30,50,70
     elif flag.name == 'contrast':
         options |= {'nargs': '?', 'const': 'runner-up'}
     group.add_argument(*names, dest=flag.name, default=argparse.SUPPRESS, help=text, **options)
 
 
-def make_parser(script, description):
-    """The parser of one of SCRIPTS. Its help shows what the script reads, then names what it only accepts."""
-    parser, accepted = plain_parser(description), []
-    for title, flags in FLAGS.items():
-        group = parser.add_argument_group(title)
-        for flag in flags:
-            if script in flag.readers:
-                shown = ','.join(map(str, flag.default)) if script in flag.several and flag.default else flag.default
-                default = '' if flag.default is None else f' (default: {shown})'
-                many = '; several, separated by commas' if script in flag.several else ''
-                _add(group, flag, f'{flag.help}{many}{default}'.replace('%', '%%'), script)
-            elif flag.shared:
-                _add(parser, flag, argparse.SUPPRESS, script)
-                accepted.append('--' + flag.name)
-    parser.epilog = ('Accepted without use here, so that one command line serves all scripts:\n'
-                     + '\n'.join('  ' + ', '.join(accepted[start:start + 4]) for start in range(0, len(accepted), 4)))
-    return parser
-
-
-def parse(script, description='', argv=None, parser=None):
-    """The flags as a Munch; `args.given` holds the names that the command line states."""
-    parser = parser or make_parser(script, description)
-    defaults = {flag.name: flag.default for flag in ALL_FLAGS.values() if flag.shared or script in flag.readers}
+def parse(parser, argv=None):
+    """The flags that the parser's script reads, as a Munch; `args.given` names all that the command line states."""
     given = vars(parser.parse_args(argv))
-    args = Munch(defaults | given, given=sorted(given))
-    if script == 'main' and args.is_train and not args.freeze and args.crop_size > args.resize_size:
-        raise UserError(f'--crop_size={args.crop_size} is larger than --resize_size={args.resize_size}')
-    return args
+    given.pop('ignored', None)
+    known = {name: value for name, value in given.items() if name in parser.reads or name not in ALL_FLAGS}
+    return Munch(parser.defaults | known, given=sorted(given))
 
 
 # --- the flags and a checkpoint -------------------------------------------------------------------------
@@ -312,7 +325,7 @@ def adopt(args, source, known, network):
         if name in network and name in args.given and args[name] != network[name]:
             raise UserError(f'{source} was trained with --{name}={network[name]}, not --{name}={args[name]}; leave the '
                             'flag out or name another checkpoint')
-    silent = {name: value for name, value in known.items() if name not in args.given}
+    silent = {name: value for name, value in known.items() if name in args and name not in args.given}
     return Munch(args, **silent, **network)
 
 
@@ -323,14 +336,13 @@ def changed_settings(args, before):
     return [f'{name} was {value}, is {now[name]}' for name, value in then.items() if value != now[name]]
 
 
-def usual_settings(script):
-    """{flag: value} of the settings by which two results of the same maps differ: as they are where a command line is
-    silent. crop_size is not among them: a training knows its own."""
-    names = [flag.name for flag in FLAGS['maps and metrics'] if flag.recorded] + ['seed', 'precision', 'skip_broken']
-    usual = {name: ALL_FLAGS[name].default for name in names if script in ALL_FLAGS[name].readers}
-    return usual | {name: value for name, value in {'seed': 0, 'precision': 'float32'}.items() if name in usual}
+def usual_settings():
+    """{flag: value} of the settings by which two results of the same maps differ, where a command line is silent.
+    crop_size is not among them: a training knows its own."""
+    usual = {flag.name: flag.default for flag in FLAGS['maps and metrics'] if flag.recorded}
+    return usual | {'seed': 0, 'precision': 'float32', 'skip_broken': False}
 
 
-def recorded_settings(args, script):
-    """The settings that a result records: those that its script reads and that bear on it."""
-    return {name: args[name] for name, flag in sorted(ALL_FLAGS.items()) if flag.recorded and script in flag.readers}
+def recorded_settings(args):
+    """The settings that a result records: the flags that its script reads and that bear on the result."""
+    return {name: args[name] for name, flag in sorted(ALL_FLAGS.items()) if flag.recorded and name in args}

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from munch import Munch
 
 import config
 import util
@@ -34,7 +33,7 @@ from wsol.errors import UserError
 from wsol.maps import normalise, ranks, resize
 
 TRUTHS = {'parts': '', 'exact': 'exact part masks, '}
-SEVERAL = ('score_map_process', 'contrast_method', 'drop_lowest')  # flags that list what one pass measures
+LISTED = ('score_map_process', 'contrast_method', 'drop_lowest')  # the flags that list what one pass measures
 CHUNK = 64  # (image, pair) evaluations scored at a time: bounds the memory
 
 
@@ -243,29 +242,31 @@ def open_cues(data, images, verbose=False):
     return cues
 
 
-def open_runs(args):
-    """The Evaluations of every combination of the attribution methods, contrast methods and shares of dropped pixels
-    that the flags list, all of one network and one data set."""
-    listed = [args[name] if isinstance(args[name], tuple) else (args[name],) for name in SEVERAL]
-    if args.scoremap_root and len(listed[0]) * len(listed[1]) > 1:
+def open_maps(args):
+    """The Network and its data, and the Maps of every combination of the attribution methods, contrast methods and
+    shares of dropped pixels that the flags list."""
+    methods, contrasts, shares = ([*values] if isinstance(values, tuple) else [values]
+                                  for values in (args[name] for name in LISTED))
+    if args.scoremap_root and len(methods) * len(contrasts) > 1:
         raise UserError('--scoremap_root is one source of maps, and several methods are a network\'s; leave one out')
     if args.score_map_method == 'backprop':  # the published name of the vanilla gradient
-        listed[0] = ['backprop' if process == 'vanilla' else process for process in listed[0]]
-    chosen = [dict(zip(SEVERAL, values, strict=True)) for values in itertools.product(*listed)]
-    # a network folded for forwards alone serves no gradients: those who ask for them open it
-    chosen.sort(key=lambda own: session.only_runs_forward(Munch(args, **own), 'eval_cue_location'))
-    first = session.open_evaluation(Munch(args, **chosen[0]), 'eval_cue_location', needs_model=False)
-    scale = {name: args[name] for name in ('norm_type', 'threshold_type')}
-    runs = [first, *(first.with_maps(**own, **scale) for own in chosen[1:])]
-    for said in dict.fromkeys(run.describe() for run in runs):
-        if said != first.describe():  # which was said when the network was opened
-            screen.say(said)
-    return runs
+        methods = ['backprop' if method == 'vanilla' else method for method in methods]
+    network = session.open_network(args, needed=args.scoremap_root is None)
+    data = session.open_data(network)
+    chosen = [session.choose_maps(network, data, 'cue_location', None if contrast == 'difference' else contrast,
+                                  score_map_process=method, contrast_method=contrast, drop_lowest=share)
+              for method, contrast, share in itertools.product(methods, contrasts, shares)]
+    for said in dict.fromkeys(maps.describe() for maps in chosen):
+        screen.say(said)
+    # a network folded for forwards alone serves no gradients
+    network.speed_up(min(chosen, key=lambda maps: maps.one_forward))
+    return network, data, chosen
 
 
-def finish(run, counts, evaluations, images, cues):
-    """Say and write what one Evaluation has measured. counts: {truth: (P,2,bins)}."""
-    args, pairs, number = run.args, cues.annotations.pairs, np.array([len(own.parts) for own in cues.annotations.pairs])
+def finish(maps, counts, evaluations, images, cues):
+    """Say and write what one evaluation has measured. counts: {truth: (P,2,bins)}."""
+    args, pairs = maps.args, cues.annotations.pairs
+    number = np.array([len(pair.parts) for pair in pairs])
     summaries, per_pair = {}, {}
     for truth, histogram in counts.items():
         summaries[truth], per_pair[truth] = summarise(histogram, pairs, evaluations)
@@ -273,13 +274,12 @@ def finish(run, counts, evaluations, images, cues):
 
     by_number = ', '.join(f'{(evaluations[number == k] > 0).sum()} with {k}' for k in (1, 2, 3))
     dropping = f', lowest {args.drop_lowest:.10g} % dropped' if args.drop_lowest else ''
-    screen.say(f'\n{run.maps_name()}{dropping}, {run.data.name}: {evaluations.sum()} (image, pair) evaluations of '
-             f'{len(cues)} images; pairs: {by_number} differing parts')
-    is_published = run.data.name == 'CUB' and args.scoremap_root is None and not args.drop_lowest
+    screen.say(f'\n{maps.name}{dropping}, {maps.data.name}: {evaluations.sum()} (image, pair) evaluations of '
+               f'{len(cues)} images; pairs: {by_number} differing parts')
+    is_published = maps.data.name == 'CUB' and maps.folder is None and not args.drop_lowest
     method = args.attribution_method, args.score_map_process
     report(summaries, dropped, paper.PXAP.get(method) if is_published else None)
-    result = run.result_file('cue_location', images, 'test', run.maps_name(), args.norm_type, args.threshold_type,
-                             *([f'lowest{args.drop_lowest:.10g}dropped'] if args.drop_lowest else []))
+    result = maps.result_file(images, *([f'lowest{args.drop_lowest:.10g}dropped'] if args.drop_lowest else []))
     histogram = counts.get('exact', counts['parts'])
     curves = {f'{k} differing part{"s" * (k > 1)}': metrics.precision_recall(histogram[number == k].sum(0))
               for k in (1, 2, 3) if evaluations[number == k].any()}
@@ -287,25 +287,31 @@ def finish(run, counts, evaluations, images, cues):
                   'published_draws': draw_pairs_again(counts['parts'], pairs, evaluations), 'dropped': dropped,
                   'recalls': as_text(100 * np.array(metrics.RECALLS), 0),
                   'pairs': pair_records(pairs, evaluations, per_pair, histogram)})
-    figures.save(figures.precision_recall_curves(run.title(), curves), result.figure())
+    figures.save(figures.precision_recall_curves(maps.title(), curves), result.figure())
+
+
+def make_parser():
+    """The parser of this script's flags."""
+    return config.make_parser(__doc__, *config.EVALUATION, 'contrast_method', 'verbose', 'drop_lowest', 'norm_type',
+                              'threshold_type', 'cam_curve_interval', listed=LISTED)
 
 
 def main():
-    runs = open_runs(config.parse('eval_cue_location', __doc__))
-    first, images = runs[0], runs[0].open_split('test')
-    cues = open_cues(first.data, images, first.args.verbose)
-    by_name = {run.maps_name(): run for run in runs}  # those that drop other pixels have the same maps
-    sources = {name: run.map_source(images, 'test', cues.asked_classes, cues.rows) for name, run in by_name.items()}
+    network, data, chosen = open_maps(config.parse(make_parser()))
+    images = network.open_split(data, 'test')
+    cues = open_cues(data, images, network.args.verbose)
+    by_name = {maps.name: maps for maps in chosen}  # those that drop other pixels have the same maps
+    sources = {name: maps.source(images, 'test', cues.asked_classes, cues.rows) for name, maps in by_name.items()}
     for source in sources.values():
         source.check_pairs(cues.annotations.pairs)
-    measures = [Measure(sources[run.maps_name()], run.args.norm_type,
-                        metrics.bin_edges(run.args.threshold_type, run.args.cam_curve_interval), run.args.drop_lowest,
-                        run.args.seed)
-                for run in runs]
-    counts, evaluations = over_all(*fill_histograms(first.loader(cues), measures, first.device))
+    measures = [Measure(sources[maps.name], maps.args.norm_type,
+                        metrics.bin_edges(maps.args.threshold_type, maps.args.cam_curve_interval),
+                        maps.args.drop_lowest, maps.args.seed)
+                for maps in chosen]
+    counts, evaluations = over_all(*fill_histograms(network.loader(cues), measures, network.device))
     if processes.is_first():
-        for run, own in zip(runs, counts, strict=True):
-            finish(run, own, evaluations, images, cues)
+        for maps, own in zip(chosen, counts, strict=True):
+            finish(maps, own, evaluations, images, cues)
 
 
 if __name__ == '__main__':

@@ -73,26 +73,34 @@ def outcomes_by_image(intact, top, random):
         for name, after in (('top', top), ('random', random))}}
 
 
+def make_parser():
+    """The parser of this script's flags."""
+    return config.make_parser(__doc__, *config.EVALUATION)
+
+
 def main():
-    run = session.open_evaluation(config.parse('eval_pixel_perturb', __doc__), 'eval_pixel_perturb')
-    images = run.open_split('test')
-    source, name = run.map_source(images, 'test'), run.maps_name()
-    loader = run.loader(images)
-    measured = classify_erased(run.model, loader, source, run.device, run.args.seed, run.args.precision,
-                               run.args.batch_size)
-    intact, top, random = (in_order(loader, own) for own in measured)
+    network = session.open_network(config.parse(make_parser()))
+    data = session.open_data(network)
+    maps = session.choose_maps(network, data, 'pixel_perturb')
+    screen.say(maps.describe())
+    network.speed_up(maps)
+    images = network.open_split(data, 'test')
+    source, loader, args = maps.source(images), network.loader(images), network.args
+    measured = classify_erased(network.model, loader, source, network.device, args.seed, args.precision,
+                               args.batch_size)
+    intact, top, random = (in_order(loader, part) for part in measured)
     if not processes.is_first():
         return
-    accuracy, records = 100 * float(intact.mean()), summarise(top, random, run.args.seed)
+    accuracy, records = 100 * float(intact.mean()), summarise(top, random, args.seed)
     rows = [[f'{r["erased_percent"]} %', r['correct_top'], r['correct_random'],
              '-' if r['R'] is None else f'{r["R"]:.3f}',
              '-' if r['R'] is None else f'{r["R_low"]:.3f} .. {r["R_high"]:.3f}'] for r in records]
-    screen.say(f'\n{name}, on {len(images)} test images of {run.data.name}; accuracy {accuracy:.1f} %. R_k: lower is '
-             'better')
+    screen.say(f'\n{maps.name}, on {len(images)} test images of {data.name}; accuracy {accuracy:.1f} %. R_k: lower is '
+               'better')
     screen.say(screen.table(['erased', 'correct, top', 'correct, random', 'R_k', '95 % of the images'], rows))
-    result = run.result_file('pixel_perturb', images, 'test', name)
+    result = maps.result_file(images)
     result.write({'accuracy': accuracy, 'ratios': records, 'outcomes': outcomes_by_image(intact, top, random)})
-    figures.save(figures.ratio_curve(run.title(), {name: records}), result.figure())
+    figures.save(figures.ratio_curve(maps.title(), {maps.name: records}), result.figure())
 
 
 if __name__ == '__main__':

@@ -184,30 +184,41 @@ def curves_figure(title, counts):
     return figures.accuracy_curves(title, counts.thresholds, counts.curves())
 
 
+def make_parser():
+    """The parser of this script's flags."""
+    return config.make_parser(__doc__, *config.EVALUATION, 'mask_root', 'norm_type', 'iou_thresholds',
+                              'cam_curve_interval')
+
+
 def main():
-    run = session.open_evaluation(config.parse('eval_wsol', __doc__), 'eval_wsol', needs_model=False)
-    args, data, name = run.args, run.data, run.maps_name()
-    images = {split: run.open_split(split) for split in SPLITS}
+    args = config.parse(make_parser())
+    network = session.open_network(args, needed=args.scoremap_root is None)
+    data = session.open_data(network, args.mask_root)
+    maps = session.choose_maps(network, data, 'wsol')
+    screen.say(maps.describe())
+    network.speed_up(maps)
+    args = maps.args
+    images = {split: network.open_split(data, split) for split in SPLITS}
     by_split, shared = {}, (args.crop_size, args.norm_type, args.cam_curve_interval)
-    for split, own in images.items():
-        by_split[split] = (MaskCounts(data.mask_paths(split, own.image_ids), *shared) if data.has_masks else
-                           BoxCounts(data.boxes(split, own.image_ids), *shared, args.iou_thresholds))
-    sources = {split: run.map_source(own, split) for split, own in images.items()}
-    for split, own in images.items():
-        localise(run.loader(own), sources[split], by_split[split], run.device)
+    for split, part in images.items():
+        by_split[split] = (MaskCounts(data.mask_paths(split, part.image_ids), *shared) if data.has_masks else
+                           BoxCounts(data.boxes(split, part.image_ids), *shared, args.iou_thresholds))
+    sources = {split: maps.source(part, split) for split, part in images.items()}
+    for split, part in images.items():
+        localise(network.loader(part), sources[split], by_split[split], network.device)
     if not processes.is_first():
         return
-    results = mask_results(by_split) if data.has_masks else box_results(by_split, run.model is not None)
+    results = mask_results(by_split) if data.has_masks else box_results(by_split, network.model is not None)
 
-    rows = [[key, own['val'], own['test'], own['oracle'],
-             '-' if own['threshold'] is None else f'{own["threshold"]:.3f}'] for key, own in results.items()]
+    rows = [[key, values['val'], values['test'], values['oracle'],
+             '-' if values['threshold'] is None else f'{values["threshold"]:.3f}'] for key, values in results.items()]
     sizes = {split: counts.images for split, counts in by_split.items()}
-    screen.say(f'\n{name}, {data.name}: {sizes["val"]} val and {sizes["test"]} test images')
+    screen.say(f'\n{maps.name}, {data.name}: {sizes["val"]} val and {sizes["test"]} test images')
     screen.say(screen.table(['%', 'val', 'test', 'test, oracle', 'threshold'], rows))
-    result = run.result_file('wsol', images['test'], 'test', name, args.norm_type)
+    result = maps.result_file(images['test'])
     outcomes = {} if data.has_masks else {'outcomes': by_split['test'].outcomes(results)}
     result.write({'images_by_split': sizes, 'results': results, **outcomes})
-    figures.save(curves_figure(run.title(), by_split['test']), result.figure())
+    figures.save(curves_figure(maps.title(), by_split['test']), result.figure())
 
 
 if __name__ == '__main__':

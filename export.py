@@ -40,12 +40,13 @@ class SelfExplaining(nn.Module):
         return probabilities, logits if prior is None else joint(logits.log_softmax(1), prior)
 
 
-def describe(run):
+def describe(network):
     """What the file says of itself: {name: text}."""
-    names = run.checkpoint.class_names or [f'class {label}' for label in range(run.model.conv_last.out_channels)]
-    return {'classes': json.dumps(list(names)), 'image_size': str(run.args.crop_size),
-            'attribution_method': run.args.attribution_method, 'maps': run.model.default_method,
-            'weights_sha256': run.checkpoint.sha256}
+    model, checkpoint = network.model, network.checkpoint
+    names = checkpoint.class_names or [f'class {label}' for label in range(model.conv_last.out_channels)]
+    return {'classes': json.dumps(list(names)), 'image_size': str(network.args.crop_size),
+            'attribution_method': network.args.attribution_method, 'maps': model.default_method,
+            'weights_sha256': checkpoint.sha256}
 
 
 def export(network, size, path, about):
@@ -67,16 +68,21 @@ def export(network, size, path, about):
     whole_files.write_atomically(path, lambda file: exported.save(file))
 
 
+def make_parser():
+    """The parser of this script's flags."""
+    return config.make_parser(__doc__, 'pretrained', 'output')
+
+
 def main():
-    args = config.parse('export', __doc__)
+    args = config.parse(make_parser())
     path = Path(args.output or f'{Path(args.load_checkpoint or args.experiment_name).name}.onnx')
     if path.suffix not in SUFFIXES:
         raise UserError(f'--output={path}: the file should end in {" or ".join(SUFFIXES)}')
-    run = session.open_evaluation(args, 'export', needs_data=False)
-    network = SelfExplaining(run.model.cpu().to(memory_format=torch.contiguous_format), run.checkpoint.normalisation)
-    export(network.eval(), run.args.crop_size, path, describe(run))
-    screen.say(f'{path}: images (B,3,{run.args.crop_size},{run.args.crop_size}), RGB in 0..1 -> probabilities '
-             f'(B,{run.model.conv_last.out_channels}) and maps ({run.model.default_method})')
+    network = session.open_network(args, or_classifier=True)
+    model, size = network.model.cpu().to(memory_format=torch.contiguous_format), network.args.crop_size
+    export(SelfExplaining(model, network.checkpoint.normalisation).eval(), size, path, describe(network))
+    screen.say(f'{path}: images (B,3,{size},{size}), RGB in 0..1 -> probabilities (B,{model.conv_last.out_channels}) '
+               f'and maps ({model.default_method})')
 
 
 if __name__ == '__main__':

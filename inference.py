@@ -7,11 +7,9 @@ maps as .npy; and one manifest.json with classes, probabilities, settings and ve
     python inference.py photo.jpg --load_checkpoint=CALM_EM-CUB --contrast
     python inference.py folder/ --load_checkpoint=calm_em --score_map_process=jointll,grad_cam --format=html
 """
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from munch import Munch
 
 import config
 import util
@@ -24,7 +22,7 @@ from reports.photos import Photos, find_images
 from runtime import processes, screen
 from runtime.screen import warn
 from wsol.attribution.contrast import find_contrast
-from wsol.attribution.registry import METHODS, find_method
+from wsol.attribution.registry import METHODS
 from wsol.errors import UserError
 
 RUNNER_UP = 'runner-up'
@@ -73,18 +71,16 @@ def class_chooser(target, contrast, count=1):
 class Explainer:
     """Attribution methods, and perhaps a contrast method, of one network: the photos of a batch go through it once.
 
-    run: the Evaluation. contrast_method: of config's table; None without a contrast. count: how many classes are
+    methods: the Maps of each. contrast_method: of config's table; None without a contrast. count: how many classes are
     explained.
     """
 
-    def __init__(self, run, images, methods, choose, contrast_method=None, count=1):
-        self.run, self.choose = run, choose
-        self.sources = {name: replace(run, args=Munch(run.args, score_map_process=name)).map_source(images, 'test')
-                        for name in methods}
-        self.pair = None
+    def __init__(self, network, images, methods, choose, contrast_method=None, count=1):
+        self.choose, self.pair = choose, None
+        self.sources = {maps.method: maps.source(images) for maps in methods}
         if contrast_method not in (None, DIFFERENCE):
-            self.pair = ContrastMaps(images, run.model, contrast_method, run.args.precision, run.args.seed,
-                                     session.sampling_settings(run.args))
+            self.pair = ContrastMaps(images, network.model, contrast_method, network.args.precision, network.args.seed,
+                                     session.sampling_settings(network.args))
         self.count = max(count, 2 if contrast_method == DIFFERENCE else 1)
 
     def explain(self, batch, indices):
@@ -116,7 +112,7 @@ def without_swallowed_photo(images, contrast):
 def refuse_what_would_be_ignored(args):
     """Raise UserError for flags that mean something else here than the user may think."""
     methods = args.score_map_process or ()
-    if args.scoremap_root is not None or config.OBJECT_MASK in methods:
+    if 'scoremap_root' in args.given or config.OBJECT_MASK in methods:
         raise UserError(f'--scoremap_root and --score_map_process={config.OBJECT_MASK} are for the evaluations; here a '
                         'network gives the maps')
     if args.score_map_method == 'backprop' and len(methods) > 1:
@@ -141,18 +137,16 @@ def contrast_of(args, model):
     return method
 
 
-def open_run(args):
-    """The Evaluation, with the contrast method, and the attribution methods. Raises UserError for one that the head
-    does not define."""
-    asked = args.score_map_process or (None,)
-    run = session.open_evaluation(Munch(args, score_map_process=asked[0]), 'inference', needs_data=False)
-    methods = [run.args.score_map_process, *asked[1:]]
-    for name in methods[1:]:
-        find_method(name, type(run.model))
-        screen.say(replace(run, args=Munch(run.args, score_map_process=name)).describe())
+def open_methods(args):
+    """The Network, its flags completed by the contrast method, and the Maps of each attribution method that is asked
+    for. Raises UserError for what the head does not define."""
+    network = session.open_network(args, or_classifier=True)
+    methods = [session.choose_maps(network, None, score_map_process=name) for name in args.score_map_process or (None,)]
+    for maps in methods:
+        screen.say(maps.describe())
     if args.contrast is not None:
-        run = replace(run, args=Munch(run.args, contrast_method=contrast_of(args, run.model)))
-    return run, methods
+        network.args.contrast_method = contrast_of(args, network.model)
+    return network, methods
 
 
 def chosen_classes(args, names, num_classes):
@@ -166,32 +160,32 @@ def chosen_classes(args, names, num_classes):
     return target, contrast
 
 
-def draw_all(run, images, names, album, explainer):
+def draw_all(network, images, names, album, explainer):
     """Explain every image and fill the album, batch by batch. Returns {index: its entry in the manifest} of those that
     open, whichever process has explained them."""
     entries = {}
     with screen.progress(None, ', '.join(album.methods), 'image', total=len(images)) as bar:
-        for batch, opens, indices in run.loader(images):
-            explained = explainer.explain(util.to_device(batch, run.device), indices)
+        for batch, opens, indices in network.loader(images, album.folder):
+            explained = explainer.explain(util.to_device(batch, network.device), indices)
             if processes.is_first() and any(opens):  # names the files to come: the next run knows them if this one ends
-                write_manifest(run, album, entries)
+                write_manifest(network, album, entries)
             for index, is_open, own in zip(indices.tolist(), opens, explained, strict=True):
                 if is_open:
                     entries[index] = album.add(Explanation(names[index], images.paths[index], *own))
                 bar.update()
             if processes.is_first() and entries:
-                write_manifest(run, album, entries)
+                write_manifest(network, album, entries)
     album.share(list(entries))
     of_all = {index: entry for own in processes.gather(entries) for index, entry in own.items()}
     return dict(sorted(of_all.items()))
 
 
-def write_manifest(run, album, entries, finished=False):
+def write_manifest(network, album, entries, finished=False):
     """Write what was explained, and how. entries: of draw_all."""
-    settings = config.recorded_settings(run.args, 'inference') | {'score_map_process': album.methods}
-    album.write_manifest(list(entries.values()), finished, **result_files.checkpoint_identity(run.checkpoint),
+    settings = config.recorded_settings(network.args) | {'score_map_process': album.methods}
+    album.write_manifest(list(entries.values()), finished, **result_files.checkpoint_identity(network.checkpoint),
                          settings=settings, versions=result_files.versions(),
-                         machine=result_files.machine(run.device))
+                         machine=result_files.machine(network.device))
 
 
 def report(entries, album, contrast):
@@ -226,10 +220,17 @@ def refuse_broken(paths, entries):
         raise UserError(f'{reason} ({len(broken)} of {len(paths)} images do not open; the others are explained)')
 
 
+def make_parser():
+    """The parser of this script's flags."""
+    parser = config.make_parser(__doc__, *config.MAPS, *config.PICTURES, 'pretrained', 'contrast_method',
+                                listed=('score_map_process', 'format'))
+    parser.add_argument('images', nargs='*', metavar='PHOTO', help='image files, or folders of images')
+    parser.usage = '%(prog)s PHOTO ... [--flag=value ...]'
+    return parser
+
+
 def main():
-    parser = config.make_parser('inference', __doc__)
-    parser.add_argument('images', nargs='*', help='image files, or folders of images')
-    args = config.parse('inference', parser=parser)
+    args = config.parse(make_parser())
     if 'contrast_method' in args.given and args.contrast is None:
         args.contrast = RUNNER_UP
     args.images, args.contrast = without_swallowed_photo(args.images, args.contrast)
@@ -239,29 +240,29 @@ def main():
         raise UserError('no images: name image files, or folders of images, before the flags')
     found = find_images(args.images, args.output)
     names, paths = list(found), list(found.values())
-    run, methods = open_run(args)
+    network, methods = open_methods(args)
     if args.skip_broken:
         kept = opening_images(paths, 'yours')
         names, paths = [names[row] for row in kept], [paths[row] for row in kept]
-    class_names, num_classes = run.checkpoint.class_names or [], run.model.conv_last.out_channels
+    class_names, num_classes = network.checkpoint.class_names or [], network.model.conv_last.out_channels
     target, contrast = chosen_classes(args, class_names, num_classes)
-    contrast_method = None if contrast is None else run.args.contrast_method
-    images = Photos(paths, run.transform(), class_names)
+    contrast_method = None if contrast is None else network.args.contrast_method
+    images = Photos(paths, network.transform(), class_names)
     # the page has a map for each class that can be chosen there
     count = max(args.top_k, 1 if contrast is None else 2) if 'html' in args.format else 1
-    explainer = Explainer(run, images, methods, class_chooser(target, contrast, count), contrast_method, count)
-    path = run.checkpoint.path
-    title = f'{run.args.attribution_method}, {run.args.architecture}, weights of ' + (
+    explainer = Explainer(network, images, methods, class_chooser(target, contrast, count), contrast_method, count)
+    path = network.checkpoint.path
+    title = f'{network.args.attribution_method}, {network.args.architecture}, weights of ' + (
         path.parent.name if path.name == weights.FILE else path.name)
-    album = Album(args.output, class_names, methods, contrast_method, args.overlay, args.picture_size, args.format,
-                  title)
+    album = Album(args.output, class_names, list(explainer.sources), contrast_method, args.overlay, args.picture_size,
+                  args.format, title)
     if processes.is_first():
         album.claim(names)
-    entries = draw_all(run, images, names, album, explainer)
+    entries = draw_all(network, images, names, album, explainer)
     if processes.is_first():
         if entries:
             report(entries, album, contrast)
-            write_manifest(run, album, entries, finished=True)
+            write_manifest(network, album, entries, finished=True)
         refuse_broken(paths, entries)
 
 

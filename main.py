@@ -184,12 +184,14 @@ def accuracies(model, loader_of, device, precision, what):
 
 def test_checkpoint(args):
     """--is_train=False: test the accuracy of a checkpoint."""
-    run = session.open_evaluation(args, 'main')
-    images = {split: run.open_split(split) for split in ('val', 'test')}
-    found = accuracies(run.model, lambda split: run.loader(images[split]), run.device, run.args.precision,
-                       title(run.args))
+    network = session.open_network(args)
+    data = session.open_data(network)
+    network.speed_up()
+    images = {split: network.open_split(data, split) for split in ('val', 'test')}
+    found = accuracies(network.model, lambda split: network.loader(images[split]), network.device,
+                       network.args.precision, title(network.args))
     if processes.is_first():
-        run.result_file('accuracy', images['test'], 'test', run.args.attribution_method).write(found)
+        network.result_file('accuracy', data, images['test'], network.args.attribution_method).write(found)
 
 
 def title(args):
@@ -232,10 +234,17 @@ def train(args, folder, device, stop):
             found | {'processes': processes.size()})
 
 
+def make_parser():
+    """The parser of this script's flags."""
+    return config.make_parser(__doc__, *config.IMAGES, *config.TRAINING, 'cache', 'pretrained')
+
+
 def main():
-    args = config.parse('main', __doc__)
+    args = config.parse(make_parser())
     if not args.is_train:
         return test_checkpoint(args)
+    if not args.freeze and args.crop_size > args.resize_size:
+        raise UserError(f'--crop_size={args.crop_size} is larger than --resize_size={args.resize_size}')
     with processes.Stop() as stop:
         device = util.pick_device(args.device)
         util.try_algorithms(device)

@@ -23,6 +23,7 @@ from wsol.attribution.contrast import CONTRASTS, default_scale
 from wsol.attribution.registry import METHODS, SamplingSettings
 from wsol.errors import UserError
 
+NAMED = ('score_map_process', 'contrast_method', 'drop_lowest', 'norm_type', 'threshold_type', 'scoremap_root')
 # metric -> version of its results' layout, where it is not the first: an evaluation replaces results of another one
 FORMATS = {'cue_location': 2}
 
@@ -47,19 +48,21 @@ def checkpoint_identity(checkpoint):
     return {'checkpoint': str(checkpoint.path), 'epoch': checkpoint.epoch, 'weights_sha256': checkpoint.sha256}
 
 
-def key(about, script, **usual):
+def key(about, **usual):
     """8 hexadecimal digits that tell results of one name apart: by images, weights, and the settings that are not as
-    they usually are. about: an identity. usual: settings of this network, beside those of the script."""
-    named = ['score_map_process', 'drop_lowest', 'norm_type', 'threshold_type', 'scoremap_root']
-    if script != 'eval_interventions':  # whose files hold several contrasts
-        named.append('contrast_method')
-    usual, settings = config.usual_settings(script) | usual, as_compared(about['settings'])
+    they usually are. about: an identity. usual: usual settings of this network, beside those of config."""
+    usual, settings = config.usual_settings() | usual, as_compared(about['settings'])
     unusual = {name: settings[name] for name, value in as_compared(usual).items()
-               if name in settings and name not in named and settings[name] != value}
+               if name in settings and not _is_named(name, settings[name]) and settings[name] != value}
     text = f'{about["images_sha256"]} {about["weights_sha256"]}'
     if unusual:
         text += f' {json.dumps(unusual, sort_keys=True)}'
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _is_named(name, value):
+    """Whether the name of a result's file says a setting; a list of methods is in no name."""
+    return name in NAMED and not isinstance(value, list)
 
 
 def versions():
@@ -164,26 +167,22 @@ def read_result(path):
     return content | {'settings': settings if isinstance(settings, dict) else {}}
 
 
-def find_result(folder, metric, process, weights_sha256, images_sha256=None, **settings):
-    """The latest result of a metric and an attribution method for these weights, in an experiment's folder. process:
+def find_result(folder, metric, method, weights_sha256, images_sha256=None, **settings):
+    """The latest result of a metric and an attribution method for these weights, in an experiment's folder. method:
     None where contrast_method is among the settings. images_sha256: of the images; None takes any. settings: those that
     a command line states; all others are as they are where it is silent, so that a result of another threshold step,
-    say, is none. Raises UserError."""
-    script = f'eval_{metric}'
-    usual = config.usual_settings(script)
-    expected = usual | dict(zip(('norm_type', 'threshold_type'), default_scale(
-        process, settings.get('contrast_method'), by_range=script == 'eval_wsol'), strict=True))
-    expected = {name: value for name, value in expected.items() if name in usual} | {'score_map_process': process}
-    expected = as_compared(expected | settings)
+    say, does not count. Raises UserError."""
+    usual = config.usual_settings() | usual_scale(metric, method, settings.get('contrast_method'))
+    expected = as_compared(usual | {'score_map_process': method} | settings)
     for path in sorted(Path(folder).glob(f'{metric}_*.json'), key=lambda path: -path.stat().st_mtime_ns):
         content = read_result(path)
-        own = as_compared(usual | content['settings'])  # an earlier version knew fewer flags
+        found = as_compared(usual | content['settings'])  # an earlier version knew fewer flags
         is_of_these = (content.get('format', 1) == FORMATS.get(metric, 1)
                        and content.get('weights_sha256') == weights_sha256
                        and images_sha256 in (None, content.get('images_sha256')))
-        if is_of_these and all(own.get(name) == value for name, value in expected.items()):
+        if is_of_these and all(found.get(name) == value for name, value in expected.items()):
             return content
-    stated = ' '.join(f'--{name}={value}' for name, value in ({'score_map_process': process} | settings).items()
+    stated = ' '.join(f'--{name}={value}' for name, value in ({'score_map_process': method} | settings).items()
                       if value is not None)
     raise UserError(f'{folder} holds no result of {metric} with {stated} for these weights')
 
@@ -194,10 +193,26 @@ def as_compared(settings):
     if settings.get('contrast_method') == 'difference':
         settings['contrast_method'] = None
     method = settings.get('contrast_method') or settings.get('score_map_process')
-    idle = ['score_map_method']
+    idle = {'score_map_method'}
     if isinstance(method, str):
         known = CONTRASTS.get(method) or METHODS.get(method)
-        idle += {field.name for field in fields(SamplingSettings)} - set(known.settings if known else ())
+        idle |= {field.name for field in fields(SamplingSettings)} - set(known.settings if known else ())
     settings = {name: value for name, value in settings.items() if name not in idle}
     roots = {name: str(Path(settings[name]).resolve()) for name in ('data_root', 'metadata_root') if name in settings}
     return settings | roots
+
+
+# --- the scale of maps ------------------------------------------------------------------------------
+
+SCALES = {'cue_location': ('norm_type', 'threshold_type'), 'wsol': ('norm_type',)}  # metric -> the flags of its scale
+
+
+def usual_scale(metric, method, contrast=None):
+    """{flag: value} of how a metric scales and bins the maps of an attribution method, or of a contrast method in its
+    place, where the flags are silent. In the WSOL evaluation the thresholds are shares of a map's range."""
+    if metric not in SCALES:
+        return {}
+    contrast = contrast if contrast in CONTRASTS else None
+    norm_type, threshold_type = default_scale(method, contrast, by_range=metric == 'wsol')
+    scale = {'norm_type': norm_type, 'threshold_type': threshold_type}
+    return {flag: scale[flag] for flag in SCALES[metric]}

@@ -8,7 +8,7 @@ import config
 from experiment import result_files
 from reports import columns, paper
 from reports.intervals import Estimate
-from wsol.attribution.contrast import CONTRASTS, default_scale
+from wsol.attribution.contrast import CONTRASTS
 from wsol.errors import UserError
 
 ABOUT = ('dataset', 'images_sha256', 'weights_sha256', 'images', 'epoch')  # what the results of a row have in common
@@ -88,13 +88,10 @@ def _settings_words(result, earlier=None):
 def usual_scale(result):
     """{flag: value}: how the maps of a result's method are normalised and binned unless a command line says otherwise;
     {} for a metric without a scale."""
-    settings, script = result['settings'], f'eval_{result["metric"]}'
-    if script not in config.ALL_FLAGS['norm_type'].readers:
-        return {}
-    contrast = settings.get('contrast_method') if settings.get('contrast_method') in CONTRASTS else None
-    norm_type, threshold_type = default_scale(settings.get('score_map_process'), contrast, script == 'eval_wsol')
-    return {'norm_type': norm_type, 'threshold_type': threshold_type,
-            'cam_curve_interval': config.ALL_FLAGS['cam_curve_interval'].default}
+    settings = result['settings']
+    scale = result_files.usual_scale(result['metric'], settings.get('score_map_process'),
+                                     settings.get('contrast_method'))
+    return scale and scale | {'cam_curve_interval': config.ALL_FLAGS['cam_curve_interval'].default}
 
 
 def read_results(folder):

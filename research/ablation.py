@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 
-import config
 from experiment import result_files
 from reports import table_files
 from reports.table_files import Cell
@@ -143,7 +142,7 @@ def make_parser():
 
 def main():
     args, flags = make_parser().parse_known_args()
-    commands.refuse_chosen(config.parse('main', argv=flags), CHOSEN, 'ablation.py')
+    commands.refuse_chosen(commands.parse('main', flags), CHOSEN, 'ablation.py')
     root, values = Path(args.save_root), {}
     for row in args.rows:
         values[row] = np.array([measure(root, seed, row, args.columns, flags) for seed in range(args.seeds)], float)

@@ -28,7 +28,7 @@ from wsol.errors import UserError
 
 OWN = 'own'
 CHOSEN = ('experiment_name', 'save_root', 'load_checkpoint', 'scoremap_root', 'score_map_method', 'threshold_type',
-          *(name for name, flag in config.ALL_FLAGS.items() if 'eval_cue_location' in flag.several)
+          'score_map_process', 'contrast_method', 'drop_lowest'
           )  # flags of eval_cue_location that this script states itself, or has no use for
 OF_PAIRS = {name: entry for name, entry in CONTRASTS.items() if name not in METHODS}  # one map of two classes
 CONTROLS = {config.OBJECT_MASK: "control: the object's mask", 'random': 'control: random maps'}  # of no network
@@ -62,7 +62,7 @@ def methods_of(folder, processes):
 
 def settings_of(flags):
     """{name: value} of the flags by which a result is told from others. Raises UserError for a mistake in them."""
-    args = config.parse('eval_cue_location', argv=flags)
+    args = commands.parse('eval_cue_location', flags)
     for name in CHOSEN:
         if name in args.given:
             raise UserError(f'--{name} is what abstention.py itself chooses, for each of its folders; leave it out '

@@ -26,6 +26,17 @@ FROM_RANDOM = ['--epochs=25', '--lr=0.02']
 FINE_TUNE = ['--is_different_checkpoint', '--epochs=15', '--lr=0.001']  # with --load_checkpoint
 
 
+def parser_of(script):
+    """The parser of one of the project's scripts."""
+    module = 'research.interventions' if script == 'eval_interventions' else script
+    return importlib.import_module(module).make_parser()
+
+
+def parse(script, flags):
+    """The flags that one of the project's scripts reads. Raises UserError for a mistake in them."""
+    return config.parse(parser_of(script), list(flags))
+
+
 def run(folder, script, *flags):
     """Print a command of the project, and do what it does."""
     if processes.size() > 1:
@@ -60,7 +71,7 @@ def changed_settings(folder, experiment, *flags):
         raise UserError(f'{path} does not say how it was trained. Move the folder {path.parent} away, and it is '
                         'trained again')
     before = Munch({name: flag.default for name, flag in config.ALL_FLAGS.items()} | settings)
-    now = config.parse('main', argv=list(flags))
+    now = parse('main', flags)
     now.precision = before.precision if 'precision' not in now.given else util.pick_precision(
         now.precision, util.pick_device(now.device), auto='bfloat16')
     changed = config.changed_settings(now, before | config.network_settings(before))
@@ -83,10 +94,11 @@ def train(folder, experiment, *flags):
 def stated_settings(script, flags):
     """{name: value} of the flags that tell one result from another, as a result records them. Raises UserError for a
     mistake in the flags."""
-    args = config.parse(script, argv=list(flags))
-    told_apart = {'crop_size', *config.usual_settings(script)} & set(args.given)
+    args = parse(script, flags)
+    told_apart = {'crop_size', *config.usual_settings()} & set(args.given) & args.keys()
     settings = {name: args[name] for name in args.given if name in told_apart}
-    settings = {name: value[0] if script in config.ALL_FLAGS[name].several and len(value) == 1 else value
+    listed = parser_of(script).listed
+    settings = {name: value[0] if name in listed and len(value) == 1 else value
                 for name, value in settings.items()}
     if 'precision' in settings:
         settings['precision'] = util.pick_precision(args.precision, util.pick_device(args.device), auto='float32')

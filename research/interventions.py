@@ -51,7 +51,7 @@ def contrast_sources(run, images, questions, annotations):
         if run.args.contrast_method:
             raise UserError("--scoremap_root brings its own maps, and --contrast_method names the network's; leave one "
                             'of them out')
-        return {run.maps_name(): folder_source(run, images, questions)} | controls
+        return {session.folder_name(run.args.scoremap_root): folder_source(run, images, questions)} | controls
     defined = [name for name, entry in CONTRASTS.items() if issubclass(head, entry.head)]
     asked = run.args.contrast_method or defined
     unknown = [name for name in asked if name not in defined]
@@ -92,7 +92,8 @@ def control_sources(run, source, masks):
 
     # each network has a control of its own, which is not the start of a training with the same seed
     torch.manual_seed(util.seed_of(run.args.seed, int(run.checkpoint.sha256[:16], 16)))
-    untrained = build_model(**config.network_settings(run.args), num_classes=run.data.num_classes).to(run.device).eval()
+    untrained = build_model(**config.network_settings(run.args), num_classes=run.model.conv_last.out_channels)
+    untrained = untrained.to(run.device).eval()
     controls = {'control: random': noise,
                 "control: the bird's mask": bird,
                 **{f'control: random weights, {name}': source(untrained, name) for name, contrast in CONTRASTS.items()
@@ -251,19 +252,27 @@ def measure_all(run, images, asked, sources, effects, result):
     return content
 
 
+def make_parser():
+    """The parser of this script's flags."""
+    return config.make_parser(__doc__, *config.IMAGES, *config.SAMPLING, 'cache', 'contrast_method', 'slow_questions',
+                              'scoremap_root', 'cam_curve_interval', listed=('contrast_method',))
+
+
 def main():
-    run = session.open_evaluation(config.parse('eval_interventions', __doc__), 'eval_interventions')
-    if run.data.name != 'ToyBirds':
-        raise UserError(f'interventions need the painter: --dataset=ToyBirds, not {run.data.name}')
-    images, annotations, repainter = run.open_split('test'), run.data.annotations(), Repainter(run.data.cub_root)
+    run = session.open_network(config.parse(make_parser()))
+    data = session.open_data(run)
+    if data.name != 'ToyBirds':
+        raise UserError(f'interventions need the painter: --dataset=ToyBirds, not {data.name}')
+    images, annotations, repainter = run.open_split(data, 'test'), data.annotations(), Repainter(data.cub_root)
     asked = ask(images, annotations, repainter, run.args.crop_size)
     # first of all: mistakes in the flags are found here, and a folder that cannot be written
     sources = contrast_sources(run, images, asked.questions, annotations)
     if processes.is_first():
         whole_files.check_writable(run.results_folder())
     effects = true_effects(run.model, images, asked, repainter, run.device)
-    name = run.args.attribution_method if run.args.scoremap_root is None else run.maps_name()
-    result = run.result_file('interventions', images, 'test', name)
+    root = run.args.scoremap_root
+    name = run.args.attribution_method if root is None else session.folder_name(root)
+    result = run.result_file('interventions', data, images, name)
     content = measure_all(run, images, asked, sources, effects, result)
     if processes.is_first():
         report(content, run.args.attribution_method)

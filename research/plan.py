@@ -163,7 +163,7 @@ def _backbone():
 def forward_operations(training):
     """(multiplications and additions of one forward of a network, counted on shapes alone; epochs). training: flags of
     main.py."""
-    args = config.parse('main', argv=list(training))
+    args = commands.parse('main', training)
     counter = FlopCounterMode(display=False)
     model = build_model(**config.network_settings(args), num_classes=200).eval()
     with shapes_only(), counter:
@@ -175,7 +175,7 @@ def forward_operations(training):
 def training_memory(training):
     """About how many bytes a training takes on a device in bfloat16: weights, gradients, momenta, and what the forward
     of a batch keeps for the backward, counted on shapes alone. training: flags of main.py."""
-    args, kept = config.parse('main', argv=list(training)), {}
+    args, kept = commands.parse('main', training), {}
 
     def keep(tensor):
         kept[id(tensor.untyped_storage())] = tensor  # alive, so that its number is no other's

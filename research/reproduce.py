@@ -21,7 +21,7 @@ from dataset.registry import DATASETS
 from reports import columns, figures, intervals, paper, table_files
 from reports.columns import COMPARED
 from reports.table_files import Cell, Table
-from research import plan
+from research import commands, plan
 from runtime import command_line, screen
 from wsol.errors import UserError
 
@@ -199,7 +199,7 @@ def refuse_other_settings(steps, flags):
 
 def make_parser():
     def names(text):
-        return text if text == 'all' else command_line.choice(tuple(DATASETS))(config.dataset_name(text))
+        return text if text == 'all' else command_line.choice(tuple(DATASETS))(config.DATASET(text))
     parser = command_line.plain_parser(__doc__)
     parser.add_argument('--dataset', type=names, default='all', metavar='NAME',
                         help="CUB, ILSVRC, OpenImages, ToyBirds, or all: the paper's three (default: all)")
@@ -213,7 +213,7 @@ def make_parser():
 
 def main():
     args, flags = make_parser().parse_known_args()
-    more = config.parse('main', argv=flags)
+    more = commands.parse('main', flags)
     taken = sorted(set(OWN) & set(more.given))
     if taken:
         raise UserError(f'--{taken[0]} is what reproduce.py chooses itself: leave it out')

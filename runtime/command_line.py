@@ -1,25 +1,58 @@
-"""What the flags of a command line take: parsers of one value, each with a clear refusal."""
+"""The parser of a command line, and the parsers of one value: each refuses a mistake in one clear line.
+
+A parser of a value is a function text -> value; its `metavar` is the type that --help shows.
+"""
 import argparse
 import difflib
 import math
+import re
+import sys
 
 from runtime import screen
 from wsol.errors import UserError
 
 
+def _shown_as(metavar):
+    def mark(parse):
+        parse.metavar = metavar
+        return parse
+    return mark
+
+
+@_shown_as('True|False')
 def boolean(text):
-    """True/False/yes/no/1/0."""
-    values = {'true': True, 'yes': True, '1': True, 'false': False, 'no': False, '0': False}
+    """True/False/t/f/yes/no/y/n/1/0."""
+    values = {True: ('true', 't', 'yes', 'y', '1'), False: ('false', 'f', 'no', 'n', '0')}
+    value = next((value for value, words in values.items() if text.lower() in words), None)
+    if value is None:
+        raise argparse.ArgumentTypeError(f'"{text}" is neither True nor False')
+    return value
+
+
+@_shown_as('True|False|FILE')
+def boolean_or_file(text):
+    """True, False, or the path of a file."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f'"{text}" is neither True nor False nor the path of a file')
     try:
-        return values[text.lower()]
-    except KeyError:
-        raise argparse.ArgumentTypeError(f'"{text}" is neither True nor False') from None
+        return boolean(text)
+    except argparse.ArgumentTypeError:
+        return text
+
+
+def text_of(metavar):
+    """A parser that takes any text."""
+    return _shown_as(metavar)(lambda text: text)
+
+
+FOLDER, FILE, NAME = text_of('FOLDER'), text_of('FILE'), text_of('NAME')
 
 
 def number(kind, low, low_included=True, high=math.inf):
-    """A parser of numbers in a range."""
+    """A parser of numbers in a range. kind: int or float."""
     bracket = '[' if low_included else '('
 
+    @_shown_as('INTEGER' if kind is int else 'NUMBER')
     def parse(text):
         try:
             value = kind(text)
@@ -32,9 +65,15 @@ def number(kind, low, low_included=True, high=math.inf):
     return parse
 
 
+COUNT, SIZE = number(int, 1), number(int, 1, True, 10_001)
+RATE, POSITIVE = number(float, 0), number(float, 0, False)
+NATURAL, SEED = number(int, 0), number(int, 0, True, 2**32)
+
+
 def choice(options, aliases=None):
-    """A parser of names; an unknown one is answered with the nearest. options: the names, or a function that gives
-    them."""
+    """A parser of names; the refusal of an unknown name suggests the nearest one. options: the names, or a function
+    that gives them."""
+    @_shown_as('NAME' if callable(options) or len(options) > 5 else '|'.join(options))
     def parse(text, options=options):
         options = options() if callable(options) else options
         name = (aliases or {}).get(text, text)
@@ -49,20 +88,23 @@ def choice(options, aliases=None):
 
 
 def several(parse):
-    """A parser of values separated by commas: (value, ...), each once."""
+    """A parser of values separated by commas: (value, ...), each value once."""
+    @_shown_as(f'{"NAME" if "|" in parse.metavar else parse.metavar},...')
     def parse_all(text):
         return tuple(dict.fromkeys(parse(word.strip()) for word in text.split(',')))
     return parse_all
 
 
+@_shown_as('auto|cpu|cuda|cuda:N|mps')
 def device_name(text):
     """auto, cuda, cuda:1, mps, cpu."""
-    kind, _, number = text.partition(':')
-    if kind == 'cuda' and number.isdecimal():
+    kind, _, index = text.partition(':')
+    if kind == 'cuda' and index.isdecimal():
         return text
     return choice(('auto', 'cuda', 'mps', 'cpu'))(text)
 
 
+@_shown_as('INTEGER')
 def percentages(text):
     """30,50,70 -> (30, 50, 70)."""
     values = text.replace(',', ' ').split()
@@ -71,23 +113,8 @@ def percentages(text):
     return tuple(map(int, values))
 
 
-def boolean_or_file(text):
-    """True, False, or the path of a file."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError(f'"{text}" is neither True nor False nor the path of a file')
-    try:
-        return boolean(text)
-    except argparse.ArgumentTypeError:
-        return text
-
-
-COUNT, SIZE = number(int, 1), number(int, 1, True, 10_001)
-RATE, POSITIVE = number(float, 0), number(float, 0, False)
-NATURAL, SEED = number(int, 0), number(int, 0, True, 2**32)
-
-
-class Joined(argparse.Action):
-    """Words that make one list of percentages."""
+class Percentages(argparse.Action):
+    """Joins the words 30 50 70 to one list of percentages."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         try:
@@ -97,7 +124,16 @@ class Joined(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, and whose help is printed once."""
+    """argparse whose errors are one line, and whose help is printed once.
+
+    Blank words are ignored, and quotes around a value are removed: shells leave both where a published command is
+    pasted (a backslash and a blank at the end of a line; --data_root='"dataset/"').
+    """
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = [re.sub(r'^(--\w+=)?(["\'])(.*)\2$', r'\1\3', word)
+                for word in map(str, sys.argv[1:] if args is None else args) if word.strip()]
+        return super().parse_known_args(args, namespace)
 
     def _print_message(self, message, file=None):
         screen.say(message.rstrip('\n'))
@@ -114,5 +150,5 @@ class Parser(argparse.ArgumentParser):
 
 
 def plain_parser(description):
-    """A parser whose help is a script's own description."""
+    """A parser whose help starts with the script's description."""
     return Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)

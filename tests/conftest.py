@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+import config
 from runtime import screen
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,8 +79,15 @@ def explained_columns(text):
 
 # --- scripts ----------------------------------------------------------------------------------------
 
+# whose flags are in config's table
+SCRIPTS = ('main', 'eval_pixel_perturb', 'eval_cue_location', 'eval_wsol', 'inference', 'export', 'research.interventions')
 SMALL = ['--architecture=resnet18', '--last_stage=layer1', '--pretrained=False', '--batch_size=20']
 SIZE = 56  # the crop size of tiny_birds
+
+
+def flags_of(name, argv):
+    """The flags that a script reads from a command line."""
+    return config.parse(importlib.import_module(name).make_parser(), argv)
 
 
 def run_main(name, *flags):

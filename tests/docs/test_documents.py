@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import SCRIPTS
 from PIL import Image
 
 import config
@@ -30,8 +31,7 @@ def test_the_front_page_is_short():
 
 def parsers():
     """{script: its parser}, of those that are there."""
-    found = {script: config.make_parser(script, '') for script in config.SCRIPTS}
-    found['inference'].add_argument('images', nargs='*')
+    found = {name: importlib.import_module(name).make_parser() for name in SCRIPTS}
     for name in OWN_PARSERS:
         module = importlib.import_module(name) if (ROOT / f'{name}.py').is_file() else None
         if hasattr(module, 'make_parser'):
@@ -93,13 +93,13 @@ def test_commands_parse(page):
             assert words[0] in [*RECIPES, 'all', 'check', 'NAME'], command
             continue
         assert (ROOT / f'{script}.py').is_file() and script in every, script
-        if script not in config.SCRIPTS:
+        if script not in SCRIPTS:
             _, rest = every[script].parse_known_args(words)
-            config.parse('main', argv=rest)  # what a script of experiments hands on
+            config.parse(every['main'], rest)  # what a script of experiments hands on
             continue
-        args = config.parse(script, argv=words, parser=every[script])
+        args = config.parse(every[script], words)
         published = 'experiment_name/' in command
-        unread = [name for name in args.given if name != 'images' and script not in config.ALL_FLAGS[name].readers]
+        unread = [name for name in args.given if name != 'images' and name not in every[script].reads]
         assert not unread or published and set(unread) <= {'use_load_checkpoint', 'norm_type'}, (script, unread)
 
 

@@ -153,8 +153,7 @@ def test_a_result_on_another_scale_is_named_so_even_alone_and_metrics_of_one_sca
 def test_every_setting_that_makes_another_result_is_named():
     """But for those that the method's name and scale hold already, and what the images say."""
     named = {*rows.NAMED_BY, 'score_map_process', 'score_map_method', 'contrast_method', 'scoremap_root', 'drop_lowest', 'skip_broken'}
-    for evaluation in config.EVALUATIONS:
-        assert {*config.usual_settings(evaluation), 'crop_size'} <= named
+    assert {*config.usual_settings(), 'crop_size'} <= named
 
 
 def test_other_images_are_not_compared(script, evaluated):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import open_birds, refused
+from conftest import flags_of, open_birds, refused
 from munch import Munch
 from PIL import Image
 from torch import nn
@@ -268,7 +268,7 @@ def test_interventions_need_the_painter(script, tiny_birds, save, tmp_path):
 def test_every_network_has_a_control_with_random_weights_of_its_own():
     """A control that is the same for all networks says nothing of how it varies; one that is seeded as a training is can
     be the network's own start."""
-    args = config.parse('eval_interventions', argv=['--architecture=resnet18', '--last_stage=layer1', '--seed=0'])
+    args = flags_of('research.interventions', ['--architecture=resnet18', '--last_stage=layer1', '--seed=0'])
 
     def controls(sha256, args):
         run = Munch(args=args, checkpoint=Munch(sha256=sha256), data=Munch(num_classes=18), device=torch.device('cpu'),

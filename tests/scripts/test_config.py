@@ -1,31 +1,31 @@
 """config: the one table of flags. Each flag is read by the scripts that the table names and by no other; help says so."""
 import argparse
 import ast
+import importlib
 import re
+import shlex
 
 import pytest
-from conftest import ROOT, refused, run_main
+from conftest import ROOT, SCRIPTS, flags_of, refused, run_main
 
 import config
-from config import ALL_FLAGS, SCRIPTS
+from config import ALL_FLAGS
 from runtime import command_line
 from wsol.errors import UserError
 
-# Modules that read flags on behalf of others: config completes the flags, evaluation serves all but main's training.
-SERVING = {'evaluation': set(SCRIPTS), 'config': set(SCRIPTS)}
-# inference.py takes these to say that they are of no use there, instead of passing over them in silence
-REFUSED = {'inference': {'scoremap_root'}}
+FLAG_READERS = ('config', 'evaluation/session')  # modules that read flags for several scripts
+PARSERS = {name: importlib.import_module(name).make_parser() for name in SCRIPTS}
 
 
 def is_flags(node):
-    """Whether an expression is the bag of flags: `args`, or `run.args`."""
+    """Whether an expression is the bag of flags: `args`, or `network.args`."""
     return (isinstance(node, ast.Name) and node.id == 'args') or (isinstance(node, ast.Attribute) and node.attr == 'args')
 
 
 def flags_read(module):
     """The flags that a module's code reads: args.name, args['name'], or a flag's name as a text beside args[variable]."""
     read, texts, by_variable = set(), set(), False
-    for node in ast.walk(ast.parse((ROOT / f'{module}.py').read_text())):
+    for node in ast.walk(ast.parse((ROOT / f'{module.replace(".", "/")}.py').read_text())):
         if isinstance(node, ast.Attribute) and is_flags(node.value) and isinstance(node.ctx, ast.Load):
             read.add(node.attr)
         elif isinstance(node, ast.Subscript) and is_flags(node.value):
@@ -38,35 +38,18 @@ def flags_read(module):
     return (read | (texts if by_variable else set())) & ALL_FLAGS.keys()
 
 
-def test_the_reading_is_seen():
-    """The check below sees what it should: otherwise it would pass for an empty set."""
-    assert {'epochs', 'lr_schedule', 'seed', 'is_different_checkpoint'} <= flags_read('main')
-    assert {'score_map_process', 'norm_type', 'device', 'superclass_file'} <= flags_read('evaluation')
-    assert {'norm_type', 'threshold_type', 'cam_curve_interval'} <= flags_read('eval_cue_location')
-    assert 'iou_thresholds' in flags_read('eval_wsol') and {'target', 'output'} <= flags_read('inference')
-
-
 @pytest.mark.parametrize('name', SCRIPTS)
-def test_a_script_reads_no_flag_that_the_table_denies_it(name):
-    allowed = {flag.name for flag in ALL_FLAGS.values() if name in flag.readers} | REFUSED.get(name, set())
-    assert flags_read(name) - allowed == set()
-
-
-@pytest.mark.parametrize('name', SCRIPTS)
-def test_every_flag_is_read_where_the_table_says(name):
-    network = {flag.name for flag in ALL_FLAGS.values() if flag.network}  # by config.network_settings, all of them
-    read = flags_read(name) | flags_read('evaluation') | network
-    assert {flag.name for flag in ALL_FLAGS.values() if name in flag.readers} - read == set()
-
-
-def test_what_the_evaluations_share_is_read_for_one_of_them():
-    """evaluation.py reads no flag that only a training has."""
-    assert all(set(ALL_FLAGS[name].readers) & set(config.MAPS) for name in flags_read('evaluation'))
+def test_a_script_reads_the_flags_that_it_states_and_no_others(name):
+    """So that no flag is accepted and explained without use, or missing in its arguments."""
+    stated, read = PARSERS[name].reads, flags_read(name)
+    assert read and read - stated == set()
+    assert stated - read - set(config.NETWORK) - {flag for module in FLAG_READERS for flag in flags_read(module)} == set()
+    assert flags_of(name, []).keys() - {'given', 'images'} == stated
 
 
 def test_the_table_is_sound():
     for name, flag in ALL_FLAGS.items():
-        assert flag.name == name and flag.help and flag.readers and set(flag.readers) <= set(SCRIPTS)
+        assert flag.name == name and flag.help and flag.parse.metavar and any(name in parser.reads for parser in PARSERS.values())
         assert not flag.network or (flag.kept and flag.recorded)  # what the network is made of is known afterwards
         assert flag.default is None or isinstance(flag.default, (bool, tuple)) or flag.parse(str(flag.default)) == flag.default
     assert len(ALL_FLAGS) == sum(len(flags) for flags in config.FLAGS.values())  # no name twice
@@ -80,41 +63,64 @@ def help_of(name, capsys):
 
 
 @pytest.mark.parametrize('name', SCRIPTS)
-def test_help_explains_what_is_read_and_then_names_the_rest(name, capsys):
+def test_help_shows_the_use_the_main_flags_and_then_the_rest(name, capsys):
     out = help_of(name, capsys)
-    explained, accepted = out.split('\nAccepted without use here')
-    lines = re.findall(r'^  (?:--dataset, )?--(\w+)[^\n]*((?:\n {10,}[^\n]*)*)', explained, re.M)
-    first = [flag for flag, _ in lines if flag not in ('help', 'dataset_name')]
-    said = {flag: ' '.join(text.split()) for flag, text in re.findall(
-        r'^  (?:-h, )?--(\w+)((?:.|\n(?!  -|\n))*)', explained, re.M)}
-    expected = [flag.name for flags in config.FLAGS.values() for flag in flags if name in flag.readers]
-    assert first == expected  # in the order of the table
-    for flag in expected:
-        words = [re.sub(r'\W', '', word) for word in ALL_FLAGS[flag].help.split()[:4]]
-        assert all(word in re.sub(r'\W', '', said[flag]) for word in words), flag
-        default = ALL_FLAGS[flag].default
+    explained, accepted = out.split('\nAccepted and ignored here')
+    said = {flag: ' '.join(text.split()) for flag, text in re.findall(r'^  --(\w+)((?:.|\n(?!  -|\n))*)', explained, re.M)}
+    reads, many = PARSERS[name].reads, PARSERS[name].listed
+    assert len(explained.split('main flags:')[0].splitlines()) < 40 and f'python {"-m " * ("." in name)}{name}' in explained
+    main = re.findall(r'^  --(\w+)', explained.split('main flags:')[1].split('\n\n')[0], re.M)
+    assert 5 <= len(main) <= 15 and main == [flag for flag in ALL_FLAGS if ALL_FLAGS[flag].main and flag in reads]
+    assert said.keys() == reads
+    for flag in reads:
+        text, default = re.sub(r'\s', '', said[flag]), ALL_FLAGS[flag].default
+        assert re.sub(r'\s', '', ALL_FLAGS[flag].help) in text and 'VALUE' not in text, flag
         if default is not None:
-            shown = ','.join(default) if isinstance(default, tuple) and name in ALL_FLAGS[flag].several else default
-            assert re.sub(r'\s', '', f'(default: {shown})') in re.sub(r'\s', '', said[flag]), flag
+            shown = ','.join(map(str, default)) if isinstance(default, tuple) else default
+            assert f'(default:{shown})' in text, flag
+        assert ('several,separatedbycommas' in text) == (flag in many), flag
     named = re.findall(r'--(\w+)', accepted)
-    assert named == [flag.name for flags in config.FLAGS.values() for flag in flags if name not in flag.readers and flag.shared]
-    assert not set(named) & set(said)
+    assert named == [*(flag for flag in ALL_FLAGS if flag not in reads and ALL_FLAGS[flag].shared), *config.IGNORED]
 
 
 def test_all_scripts_take_one_command_line():
-    """Every shared flag, stated at its default or at some value, is taken by every script and read back the same."""
+    """Every shared flag is taken by every script, and what a script reads is read back the same."""
     line, values = [], {}
     for flag in ALL_FLAGS.values():
         if flag.shared:
             value = flag.default if flag.default is not None else {
-                'seed': 7, 'contrast_method': 'evidence', 'prior_training': 'entropy:-1', 'score_map_process': 'random', 'norm_type': 'max', 'threshold_type': 'log'}.get(flag.name, 'x')
+                'seed': 7, 'prior_training': 'entropy:-1', 'score_map_process': 'random', 'norm_type': 'max', 'threshold_type': 'log'}.get(flag.name, 'x')
             line.append(f'--{flag.name}={",".join(map(str, value)) if isinstance(value, tuple) else value}')
             values[flag.name] = value
     for name in SCRIPTS:
-        args = config.parse(name, argv=line)
-        expected = {key: (value,) if name in ALL_FLAGS[key].several else value for key, value in values.items()}
-        assert {key: args[key] for key in values} == expected and args.given == sorted(values)
-        assert config.parse(name, argv=[]).given == []
+        args, parser = flags_of(name, [*line, '--logger_type=PythonLogger', '--smoothing_ksize=1']), PARSERS[name]
+        expected = {key: (value,) if key in parser.listed else value for key, value in values.items() if key in parser.reads}
+        assert {key: args[key] for key in expected} == expected and [flag for flag in args.given if flag != 'images'] == sorted(values)
+        assert not (values.keys() - parser.reads) & args.keys()
+
+
+PUBLISHED = """
+python main.py --experiment_name=experiment_name/ \\
+                --architecture=resnet50 \\
+                --attribution_method=CALM-EM \\
+                --dataset=CUB \\
+                --use_bn=True --large_feature_map=True \\ 
+"""  # noqa: W291
+
+
+@pytest.mark.parametrize('name', SCRIPTS)
+def test_a_published_command_is_taken_as_it_is_pasted(name):
+    """A backslash before a blank at the end of a line leaves an argument that is one blank."""
+    words = shlex.split(PUBLISHED)
+    assert ' ' in words[2:]
+    args = flags_of(name, [*words[2:], "--data_root='dataset/'", '--metadata_root="metadata/"'])
+    assert (args.attribution_method, args.use_bn, args.large_feature_map) == ('CALM_EM', True, True)
+    assert (args.data_root, args.metadata_root) == ('dataset/', 'metadata/')
+
+
+@pytest.mark.parametrize('text, value', [*((text, True) for text in ('True', 't', 'YES', 'y', '1')), *((text, False) for text in ('false', 'F', 'no', 'n', '0'))])
+def test_booleans(text, value):
+    assert flags_of('main', [f'--use_bn={text}']).use_bn is value
 
 
 @pytest.mark.parametrize('name', SCRIPTS)
@@ -131,7 +137,7 @@ def test_unknown_flags_and_values_are_answered_with_the_nearest(script, name, fl
 @pytest.mark.parametrize('text, expected', [('jointll', ('jointll',)), ('jointll, vanilla,jointll', ('jointll', 'vanilla'))])
 def test_inference_takes_several_methods_and_the_evaluations_one(script, text, expected):
     flag = f'--score_map_process={text}'
-    assert config.parse('inference', argv=[flag]).score_map_process == expected
+    assert flags_of('inference', [flag]).score_map_process == expected
     if ',' in text:
         refused(script('eval_wsol', flag), '--score_map_process', 'is not one of')
         refused(script('inference', 'a.jpg', '--score_map_process=jointll,vanila'), '"vanila"', 'did you mean vanilla?')
@@ -140,10 +146,10 @@ def test_inference_takes_several_methods_and_the_evaluations_one(script, text, e
 @pytest.mark.parametrize('text, taken', [('auto', True), ('cuda', True), ('cuda:1', True), ('cuda:', False), ('cuda:x', False), ('cpu:1', False), ('gpu', False)])
 def test_devices_are_named_with_their_number(text, taken):
     if taken:
-        assert config.parse('main', argv=[f'--device={text}']).device == text
+        assert flags_of('main', [f'--device={text}']).device == text
     else:
         with pytest.raises(UserError, match='is not one of auto, cuda'):
-            config.parse('main', argv=[f'--device={text}'])
+            flags_of('main', [f'--device={text}'])
 
 
 def test_flags_of_pictures_are_inferences_alone(script):
@@ -155,7 +161,7 @@ def test_flags_of_pictures_are_inferences_alone(script):
     (['30,50'], (30, 50)), (['30', '50'], (30, 50)), (['100'], (100,)), (['0'], None), (['101'], None), (['a'], None)])
 def test_percentages(words, expected):
     def parse():
-        return config.parse('eval_wsol', argv=['--iou_thresholds', *words]).iou_thresholds
+        return flags_of('eval_wsol', ['--iou_thresholds', *words]).iou_thresholds
     if expected is None:
         with pytest.raises(UserError, match='percentages'):
             parse()
@@ -181,7 +187,7 @@ def test_numbers_are_bounded_where_the_table_says():
 # --- the flags and a checkpoint -------------------------------------------------------------------------
 
 def settings(*flags):
-    return config.network_settings(config.parse('main', argv=list(flags)))
+    return config.network_settings(flags_of('main', list(flags)))
 
 
 def test_use_bn_and_prior_count_only_where_a_network_takes_them():
@@ -195,9 +201,9 @@ def test_use_bn_and_prior_count_only_where_a_network_takes_them():
 @pytest.mark.parametrize('architecture, compared', [('resnet50', False), ('vgg16', True), ('inception_v3', True)])
 def test_a_checkpoint_is_contradicted_by_use_bn_only_where_it_matters(architecture, compared):
     network = settings(f'--architecture={architecture}', '--use_bn=False')
-    stated = config.parse('eval_wsol', argv=[f'--architecture={architecture}', '--use_bn=True'])
-    before = dict(config.parse('main', argv=[f'--architecture={architecture}'])) | network
-    again = config.parse('main', argv=[f'--architecture={architecture}', '--use_bn=True'])
+    stated = flags_of('eval_wsol', [f'--architecture={architecture}', '--use_bn=True'])
+    before = dict(flags_of('main', [f'--architecture={architecture}'])) | network
+    again = flags_of('main', [f'--architecture={architecture}', '--use_bn=True'])
     if compared:
         with pytest.raises(UserError, match='x.pth was trained with --use_bn=False, not --use_bn=True'):
             config.adopt(stated, 'x.pth', {}, network)
@@ -209,36 +215,35 @@ def test_a_checkpoint_is_contradicted_by_use_bn_only_where_it_matters(architectu
 
 def test_silent_flags_take_what_the_checkpoint_knows_and_stated_ones_stay():
     network = settings('--architecture=resnet18', '--attribution_method=CALM_EM', '--last_stage=layer1')
-    known = {'dataset': 'ToyBirds', 'crop_size': 56, 'resize_size': 64}
-    args = config.adopt(config.parse('eval_wsol', argv=['--crop_size=48', '--attribution_method=CALM_EM']), 'x', known, network)
-    assert (args.dataset, args.crop_size, args.resize_size) == ('ToyBirds', 48, 64)
+    known = {'dataset': 'ToyBirds', 'crop_size': 56, 'resize_size': 64}  # no evaluation reads the last
+    args = config.adopt(flags_of('eval_wsol', ['--crop_size=48', '--attribution_method=CALM_EM']), 'x', known, network)
+    assert (args.dataset, args.crop_size, 'resize_size' in args) == ('ToyBirds', 48, False)
     assert args.architecture == 'resnet18' and args.last_stage == 'layer1'
     assert args.batch_size == ALL_FLAGS['batch_size'].default
     with pytest.raises(UserError, match='--last_stage=layer1, not --last_stage=layer2'):
-        config.adopt(config.parse('eval_wsol', argv=['--last_stage=layer2']), 'x', known, network)
+        config.adopt(flags_of('eval_wsol', ['--last_stage=layer2']), 'x', known, network)
 
 
 def test_a_flag_that_the_network_cannot_have_is_refused_and_not_dropped():
     """convnext takes no --last_stage; the checkpoint would win, and the result would not say so."""
     with pytest.raises(UserError, match='x was trained with --last_stage='):
-        config.adopt(config.parse('eval_wsol', argv=['--last_stage=layer2']), 'x', {}, settings('--architecture=convnext_tiny'))
+        config.adopt(flags_of('eval_wsol', ['--last_stage=layer2']), 'x', {}, settings('--architecture=convnext_tiny'))
 
 
-def test_a_crop_larger_than_the_resized_image_is_refused_where_images_are_cropped():
-    large = ['--crop_size=300', '--resize_size=256']
-    with pytest.raises(UserError, match='--crop_size=300 is larger than --resize_size=256'):
-        config.parse('main', argv=large)
-    assert config.parse('main', argv=[*large, '--freeze']).crop_size == 300
+def test_a_crop_larger_than_the_resized_image_is_refused_where_images_are_cropped(script):
+    large = ['--crop_size=300', '--resize_size=256', '--dataset=nowhere/at_all']
+    refused(script('main', *large), '--crop_size=300 is larger than --resize_size=256')
+    refused(script('main', *large, '--freeze'), 'nowhere/at_all')  # the next thing that is wrong
 
 
 def test_changed_settings_are_those_that_a_training_keeps():
-    before = dict(config.parse('main', argv=['--seed=1']))
+    before = dict(flags_of('main', ['--seed=1']))
     free = ['--experiment_name=x', '--workers=1', '--device=cpu', '--epochs=9', '--data_root=y', '--pretrained=False', '--seed=1']
-    assert config.changed_settings(config.parse('main', argv=free), before) == []
+    assert config.changed_settings(flags_of('main', free), before) == []
     changed = ['--seed=2', '--lr=0.5', '--batch_size=3', '--crop_size=100', '--precision=bfloat16', '--dataset=ToyBirds']
-    assert config.changed_settings(config.parse('main', argv=changed), before) == [
-        'seed was 1, is 2', 'precision was auto, is bfloat16', 'dataset was CUB, is ToyBirds', 'crop_size was 224, is 100',
-        'batch_size was 64, is 3', 'lr was 0.01, is 0.5']
+    assert config.changed_settings(flags_of('main', changed), before) == [
+        'seed was 1, is 2', 'precision was auto, is bfloat16', 'batch_size was 64, is 3', 'dataset was CUB, is ToyBirds',
+        'crop_size was 224, is 100', 'lr was 0.01, is 0.5']
 
 
 def test_what_a_script_accepts_without_use_has_no_effect(script, save, tiny_birds):
@@ -252,9 +257,3 @@ def test_what_a_script_accepts_without_use_has_no_effect(script, save, tiny_bird
         assert [line for line in again.splitlines() if 'accuracy on' in line] == [
             line for line in out.splitlines() if 'accuracy on' in line]
         assert 'CAM' in again and 'jointll' not in again and 'norm' not in again, again
-
-
-def test_an_evaluation_may_state_the_crop_size_alone():
-    """--resize_size is the training's: a crop larger than its default is no mistake where only crop_size is read."""
-    args = config.parse('eval_wsol', argv=['--crop_size=448'])
-    assert args.crop_size == 448

@@ -5,11 +5,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import refused, shared
+from conftest import flags_of, refused, shared
 from PIL import Image
 from torch import nn
 
-import config
 from experiment import weights
 from wsol import UserError, attribution_maps, build_model, from_classifier, from_module, parameter_groups
 from wsol.backbones._torchvision import import_torchvision
@@ -122,7 +121,7 @@ def test_a_network_that_timm_does_not_have():
     with pytest.raises(UserError, match='resnet18'):
         build_model('timm/resnet18x', 'CAM', 5)
     with pytest.raises(UserError, match='no network "resnet18x"'):
-        config.parse('main', argv=['--architecture=timm/resnet18x'])
+        flags_of('main', ['--architecture=timm/resnet18x'])
 
 
 @pytest.mark.parametrize('name, words', [
@@ -130,10 +129,10 @@ def test_a_network_that_timm_does_not_have():
     ('resnet50d.', 'has no weights "" of the network resnet50d; it has a1_in1k'),
     ('vit_relpos_small_patch16_rpn_224.x', 'has no weights "x" of .*; say timm/vit_relpos_small_patch16_rpn_224$')])
 def test_weights_that_timm_does_not_have_are_answered_with_those_it_has(name, words):
-    for ask in (normalisation, from_classifier, lambda name: config.parse('main', argv=[f'--architecture={name}'])):
+    for ask in (normalisation, from_classifier, lambda name: flags_of('main', [f'--architecture={name}'])):
         with pytest.raises(UserError, match=words):
             ask(f'timm/{name}')
-    config.parse('main', argv=['--architecture=timm/resnet50d.ra2_in1k'])
+    flags_of('main', ['--architecture=timm/resnet50d.ra2_in1k'])
 
 
 def test_a_network_of_several_maps_is_refused_by_name():

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, ROOT
+from conftest import GOLDEN, ROOT, flags_of
 from torch import nn
 
-import config
 from experiment.weights import Checkpoint, load_weights
 from wsol import ARCHITECTURES, HEADS, architecture_names, build_model, parameter_groups
 from wsol.attribution.maps import attribution_maps
@@ -419,4 +418,4 @@ def test_torchvision_is_mended_only_where_its_operators_are_missing(tmp_path, br
 def test_registry_keys_are_the_command_lines_choices():
     for flag, keys in (('architecture', architecture_names()), ('attribution_method', HEADS)):
         for key in keys:
-            assert config.parse('main', argv=[f'--{flag}={key}'])[flag] == key
+            assert flags_of('main', [f'--{flag}={key}'])[flag] == key

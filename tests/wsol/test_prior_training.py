@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from conftest import refused
+from conftest import flags_of, refused
 from test_heads import calm
 
 import config
@@ -78,8 +78,8 @@ def test_it_is_calms_alone(script):
 
 
 def test_a_training_that_goes_on_keeps_it():
-    before = dict(config.parse('main', argv=['--attribution_method=CALM_EM', '--prior_training=entropy:-1']))
-    now = config.parse('main', argv=['--attribution_method=CALM_EM'])
+    before = dict(flags_of('main', ['--attribution_method=CALM_EM', '--prior_training=entropy:-1']))
+    now = flags_of('main', ['--attribution_method=CALM_EM'])
     assert config.changed_settings(now, before) == ['prior_training was entropy:-1, is None']
     del before['prior_training']  # of a checkpoint that was written before there was such a flag
     assert config.changed_settings(now, before) == []
