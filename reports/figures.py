@@ -1,20 +1,21 @@
-"""Curves, as matplotlib Figures: a notebook shows them, save() writes them. No backend is chosen.
+"""Curves, as matplotlib Figures: a notebook shows them, save() writes them. They choose no backend.
 
 Photos and maps are in pictures.py.
 """
+import numpy as np
 from cycler import cycler
 from matplotlib.figure import Figure
 
 from runtime import whole_files
 
-# told apart with the common colour vision deficiencies (Okabe and Ito 2008), then again in other lines
+# can be told apart with the common colour vision deficiencies (Okabe and Ito 2008); then again with other lines
 COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#000000', '#56b4e9', '#e69f00')
 LINES = ('-', '--', ':')
 MARKERS = ('o', 's', '^')
 
 
 def save(figure, path):
-    """Write a figure as PNG, pixel by pixel as it is, whole or not at all. A $ in a name begins no formula."""
+    """Write a figure as a whole PNG file. A $ in a name begins no formula."""
     legends = [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]
     names = [*figure.texts, *(axes.title for axes in figure.axes)]
     for text in [*names, *(text for legend in legends for text in legend.get_texts())]:
@@ -31,18 +32,16 @@ def _curve_axes(**labels):
 
 
 def ratio_curve(title, curves):
-    """R_k over k. curves: {name: records of eval_pixel_perturb}; R_0 = R_100 = 1 by definition."""
+    """R_k over k; R_0 = R_100 = 1 by definition. curves: {name: records of eval_pixel_perturb}."""
     figure, axes = _curve_axes(xlabel='erased pixels, %', ylabel='correct: top-k / random (lower is better)',
                                title=title)
     axes.axhline(1, color='0.6', linewidth=1, linestyle=':')
     for name, records in curves.items():
         percent = [0, *(record['erased_percent'] for record in records), 100]
-        ratio = [1, *(record['R'] for record in records), 1]
-        drawn = [float('nan') if value is None else value for value in ratio]
-        line, = axes.plot(percent, drawn, marker='o', label=name)
-        if all(record['R_low'] is not None for record in records):
-            axes.fill_between(percent, [1, *(record['R_low'] for record in records), 1],
-                              [1, *(record['R_high'] for record in records), 1], color=line.get_color(), alpha=0.15)
+        ratio, low, high = (np.array([1, *(record[key] for record in records), 1], float)  # None becomes NaN
+                            for key in ('R', 'R_low', 'R_high'))
+        line, = axes.plot(percent, ratio, marker='o', label=name)
+        axes.fill_between(percent, low, high, color=line.get_color(), alpha=0.15)
     axes.set(ylim=(0, None))
     axes.legend(fontsize=7)
     return figure
@@ -60,22 +59,22 @@ def precision_bands(title, bands):
 
 
 def abstention_curves(title, curves):
-    """PxAP over the share of pixels that the published count leaves out: that count's line solid, that of all pixels
-    dashed. curves: {name: (share in percent, PxAP published, PxAP of all pixels)}, each (Q,)."""
-    figure, axes = _curve_axes(xlabel='pixels that the published count leaves out, %', ylabel='PxAP, %, all pairs',
-                               title=title, xlim=(0, 100))
+    """PxAP over the share of pixels under the lowest threshold: solid where they are left out, as published, dashed
+    where all pixels count. curves: {name: (share in percent, PxAP without them, PxAP of all pixels)}, each (Q,)."""
+    figure, axes = _curve_axes(xlabel='pixels under the lowest threshold, %', ylabel='PxAP, %, all pairs', title=title,
+                               xlim=(0, 100))
     axes.set_prop_cycle(cycler(marker=MARKERS) * cycler(color=COLOURS))  # the line already says which count it is
-    for name, (share, published, counted) in curves.items():
-        line, = axes.plot(share, published, linestyle='-', label=name)
-        axes.plot(share, counted, linestyle='--', marker='.', color=line.get_color())
-    axes.plot([], [], color='gray', marker='o', label='solid: as published, dropped pixels not counted')
-    axes.plot([], [], color='gray', marker='.', linestyle='--', label='dashed: all pixels counted')
+    for name, (share, without, all_pixels) in curves.items():
+        line, = axes.plot(share, without, linestyle='-', label=name)
+        axes.plot(share, all_pixels, linestyle='--', marker='.', color=line.get_color())
+    axes.plot([], [], color='gray', marker='o', label='solid: per pair')
+    axes.plot([], [], color='gray', marker='.', linestyle='--', label='dashed: per pair, all pixels')
     figure.legend(fontsize=7, loc='outside lower center', ncols=2, handlelength=4)
     return figure
 
 
 def precision_recall_curves(title, curves):
-    """curves: {name: (precision, recall)}, from the highest threshold down."""
+    """Precision over recall. curves: {name: (precision, recall)}, from the highest threshold down."""
     figure, axes = _curve_axes(xlabel='recall, %', ylabel='precision, %', title=title, xlim=(0, 100), ylim=(0, 100))
     for name, (precision, recall) in curves.items():
         axes.plot(100 * recall, 100 * precision, label=name)
@@ -84,7 +83,7 @@ def precision_recall_curves(title, curves):
 
 
 def accuracy_curves(title, thresholds, curves):
-    """Box accuracy over the threshold. curves: {measure: accuracy in percent (T,)}."""
+    """Box accuracy over the threshold. curves: {metric: accuracy in percent (T,)}."""
     figure, axes = _curve_axes(xlabel='threshold of the map', ylabel='images found, %', title=title, xlim=(0, 1),
                                ylim=(0, 100))
     for name, values in curves.items():
@@ -96,7 +95,7 @@ def accuracy_curves(title, thresholds, curves):
 def training_curves(title, log):
     """Loss, accuracies and learning rate over the epochs. log: the lines of log.jsonl."""
     figure = Figure(figsize=(5, 6), dpi=110)
-    figure.subplots_adjust(0.23, 0.08, 0.97, 0.94)  # a layout that is worked out takes longer than a small epoch
+    figure.subplots_adjust(0.23, 0.08, 0.97, 0.94)  # fixed: computing a layout takes longer than a small epoch
     figure.suptitle(title)
     panels = (('loss', {'train': 'train_loss'}), ('accuracy, %', {'train': 'train_accuracy', 'val': 'val_accuracy'}),
               ('learning rate', {'at the start of the epoch': 'lr'}))
