@@ -77,11 +77,12 @@ class Album:
     """The pictures, raw maps, manifest and page of a folder.
 
     class_names: of the network; [] where it knows none. methods: the attribution methods, in order. contrast_method:
-    see contrast_views. overlay, picture_size, formats: the flags of these names. title: of the page.
+    see contrast_views. overlay, picture_size, formats: the flags of these names. title: of the page. about: what the
+    manifest says of the network and the run.
     """
 
     def __init__(self, folder, class_names, methods, contrast_method=None, overlay='blend', picture_size=1024,
-                 formats=('png',), title=''):
+                 formats=('png',), title='', about=None):
         self.folder, self.class_names, self.methods = Path(folder), class_names, methods
         self.overlay, self.picture_size, self.formats = overlay, picture_size, formats
         self.views = [method_view(name) for name in methods]
@@ -92,6 +93,7 @@ class Album:
         against = [] if not self.contrasts else ['contrast' if contrast_method == DIFFERENCE else contrast_method]
         self.picture_end = '_'.join([shown, *against]) + '.png'
         self.page = gallery.Gallery(title, [view.title for view in [*self.views, *self.contrasts]], overlay)
+        self.about = about or {}
         self.reduced = []    # photos that are drawn smaller than they are, and how
         self.files = set()   # names of all files that this run or an earlier one writes here
 
@@ -114,12 +116,12 @@ class Album:
                                 'another --output, or move the file')
         self.files = before | planned
 
-    def write_manifest(self, entries, finished=False, **about):
+    def write_manifest(self, entries, finished=False):
         """Write what was explained, and how. entries: of the photos, as `add` gives them."""
         files = sorted(name for name in self.files if not finished or os.path.lexists(self.folder / name))
+        methods = {view.file: view.label for view in self.views}
         whole_files.write_json(self.folder / MANIFEST, {
-            'written_by': WRITER, **about, 'methods': {view.file: view.label for view in self.views},
-            'images': entries, 'files': files})
+            'written_by': WRITER, **self.about, 'methods': methods, 'images': list(entries), 'files': files})
 
     def add(self, photo):
         """Write the files of an Explanation, and put it on the page. Returns its entry in the manifest."""
