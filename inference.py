@@ -97,8 +97,8 @@ def read_flags():
     if 'contrast_method' in args.given and args.contrast is None:
         args.contrast = RUNNER_UP
     if args.contrast not in (None, RUNNER_UP) and Path(args.contrast).exists():  # --contrast photo.jpg
-        screen.say(f'--contrast {args.contrast}: there is a file or folder of this name, so it is taken for images, and '
-                   'the contrast is the runner-up; to contrast with a class of this name, give its number')
+        screen.say(f'--contrast {args.contrast}: there is a file or folder of this name, so it is taken for images, '
+                   'and the contrast is the runner-up; to contrast with a class of this name, give its number')
         args.images, args.contrast = [*args.images, args.contrast], RUNNER_UP
     if 'scoremap_root' in args.given or config.OBJECT_MASK in methods:
         raise UserError(f'--scoremap_root and --score_map_process={config.OBJECT_MASK} are for the evaluations; here a '
