@@ -176,7 +176,7 @@ class Transform:
     normalisation: tuple = IMAGENET
 
     def __post_init__(self):
-        _torchvision_functional()  # imported once, before a loader starts its workers
+        v2()  # imported here, not by each of a loader's workers
 
     def __call__(self, image):
         """PIL image -> (3,S,S) float32."""
@@ -184,8 +184,8 @@ class Transform:
 
     def resize(self, image):
         """PIL image -> (3,R,R) uint8: bilinear with anti-aliasing, within one grey level of PIL's."""
-        functional = _torchvision_functional()
-        return functional.resize(functional.pil_to_tensor(image), [self.resize_size] * 2, antialias=True)
+        pixels = v2().functional.pil_to_tensor(image)
+        return v2().functional.resize(pixels, [self.resize_size] * 2, antialias=True)
 
     def crop(self, pixels, generator=None):
         """(3,R,R) -> (3,S,S). generator: draws the crop, by default torch's global one. The draws are those of
@@ -204,11 +204,11 @@ class Transform:
 
 
 @cache
-def _torchvision_functional():
-    """torchvision's functions for images. Its import is slow, and a script that only shows its help needs none."""
+def v2():
+    """torchvision.transforms.v2. Its import is slow, and a script that only shows its help does not need it."""
     import_torchvision()
-    from torchvision.transforms.v2 import functional
-    return functional
+    from torchvision.transforms import v2
+    return v2
 
 
 @cache

@@ -3,7 +3,7 @@
 Source: the WSOL evaluation's splits (Choe et al., CVPR 2020), train, val (its train-fullsup) and test, listed in the
 format that dataset.lists reads, or the user's own folders. `dataset.open_dataset` also paints ToyBirds if need be.
 """
-import difflib
+import argparse
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ import yaml
 from dataset import lists
 from dataset.image_files import SUFFIXES, images_below, is_hidden
 from dataset.images import ImageDataset
+from runtime.command_line import choice
 from runtime.screen import warn
 from wsol.annotations import superclasses
 from wsol.annotations.cub import CueAnnotations
@@ -66,14 +67,12 @@ ALIASES = {'ImageNet': 'ILSVRC'}
 
 def canonical_name(text):
     """A data set's name in DATASETS, or a folder (written with a slash: ./birds) as it is. Raises UserError."""
-    name = ALIASES.get(text, text)
-    if name in DATASETS or '/' in text or '\\' in text:
-        return name
-    known = {known.lower(): known for known in (*DATASETS, *ALIASES)}
-    near = difflib.get_close_matches(text.lower(), known, 1)
-    hint = f'; did you mean {known[near[0]]}?' if near else ''
-    raise UserError(f'"{text}" is not one of {", ".join(DATASETS)}{hint} (a folder of your own is written with a '
-                    f'slash: ./{text})')
+    if '/' in text or '\\' in text:
+        return text
+    try:
+        return choice(tuple(DATASETS), ALIASES)(text)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f'{error} (a folder of your own is written with a slash: ./{text})') from None
 
 
 @dataclass(frozen=True)

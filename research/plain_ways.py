@@ -79,7 +79,7 @@ class TrainingImages(Dataset):
 
     def __init__(self, images):
         self.images = images
-        v2 = image_files.v2
+        v2 = image_files.v2()
         self.transform = v2.Compose([v2.Resize((256, 256)), v2.RandomCrop(224), v2.RandomHorizontalFlip(), v2.ToImage(),
                                      v2.ToDtype(torch.float32, scale=True), v2.Normalize(*image_files.IMAGENET)])
 
