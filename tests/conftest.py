@@ -234,6 +234,17 @@ def change_checkpoint(path, change):
     torch.save(change(content) or content, path)
 
 
+def noise_dataset(folder, count=5, size=(16, 12)):
+    """The training images of a folder to which so many photos of noise are written, resized and cropped to these sizes."""
+    from dataset import image_files
+    from dataset.images import ImageDataset
+    rng = np.random.default_rng(1)
+    for index in range(count):
+        Image.fromarray(rng.integers(0, 256, (30 + index, 30, 3), dtype=np.uint8)).save(folder / f'{index}.png')
+    ids = np.array([f'{index}.png'.encode() for index in range(count)])
+    return ImageDataset(ids, np.arange(count), folder, image_files.train_transform(*size))
+
+
 # --- a folder of one's own ------------------------------------------------------------------------------
 
 OWN_FLAGS = [*SMALL, '--epochs=1', '--crop_size=32', '--resize_size=36', '--workers=0', '--device=cpu',

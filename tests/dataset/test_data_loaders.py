@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import shared
+from conftest import noise_dataset, shared
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -201,14 +201,6 @@ def test_training_images_depend_on_seed_and_epoch_but_not_on_the_workers(tmp_pat
     assert sorted(order.tolist()) == list(range(10))
     for other in (drawn(dataset, 4, 1, 0), drawn(dataset, 3, 2, 0)):
         assert not torch.equal(other[0], images) and not torch.equal(other[1], order)
-
-
-def noise_dataset(folder, count=5, size=(16, 12)):
-    rng = np.random.default_rng(1)
-    for index in range(count):
-        Image.fromarray(rng.integers(0, 256, (30 + index, 30, 3), dtype=np.uint8)).save(folder / f'{index}.png')
-    ids = np.array([f'{index}.png'.encode() for index in range(count)])
-    return ImageDataset(ids, np.arange(count), folder, image_files.train_transform(*size))
 
 
 @pytest.mark.parametrize('workers', [0, 2])

@@ -5,8 +5,7 @@ from itertools import count
 import numpy as np
 import pytest
 import torch
-from conftest import refused, shared
-from test_data_loaders import noise_dataset
+from conftest import noise_dataset, refused, shared
 
 import eval_cue_location
 import eval_pixel_perturb
