@@ -217,7 +217,7 @@ FLAGS = {
         Flag('overlay', 'blend', choice(tuple(OVERLAYS)), '; '.join(': '.join(pair) for pair in OVERLAYS.items()),
              shared=False),
         Flag('picture_size', 1024, number(int, 64), 'the longer side of a photo in the picture, in pixels; larger '
-             'photos are scaled down', shared=False),
+             'photos are scaled down; on the page at most 480', shared=False),
         Flag('top_k', 5, COUNT, 'html: show maps of this many of the likeliest classes', shared=False),
     ),
 }

@@ -1,5 +1,6 @@
 """A user's photos: how they are found, how their results are named, and how they are opened for the network and to be
 drawn."""
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from dataset.image_files import SUFFIXES, images_below, open_upright
 from dataset.images import Images
 from wsol.errors import UserError
 
+LONGEST = 100   # bytes of a photo's name that stand in the names of its results: file systems allow 255 in all
 LARGEST = 4096  # a larger photo is reduced to this before the network's square is cut from it, for memory and speed
 
 
@@ -69,7 +71,9 @@ def unique_names(files):
 
     def name_of(position):
         (folder, path), level = files[position], levels[position]
-        stem, suffix = str(path.with_suffix('')), path.suffix[1:]
+        name, suffix = os.fsencode(path.stem), path.suffix[1:]
+        short = name[:LONGEST].decode(errors='ignore') or 'photo'
+        stem = str(path.with_name(short) if len(name) > LONGEST else path.with_suffix(''))
         forms = (stem, f'{stem}-{suffix}', f'{folder}-{stem}', f'{folder}-{stem}-{suffix}')
         return forms[level] if level < 4 else f'{forms[3]}-{position + 1}' + '-' * (level - 4)
 
