@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 import config
@@ -27,6 +28,8 @@ SHARED = Path(os.environ.get('CALM_SHARED', ROOT.parent / 'shared'))
 # the variable tells the processes that tests start
 torch.set_num_threads(1)
 os.environ['OMP_NUM_THREADS'] = '1'
+settings.register_profile('no deadline', deadline=None)  # a busy machine is no failure
+settings.load_profile('no deadline')
 
 # what takes longest begins first, so that no worker of pytest-xdist is left with it at the end while the others wait
 LONGEST = ('test_processes', 'test_demo', 'test_localise', 'test_scripts', 'test_bench', 'test_interventions', 'test_inference')

@@ -12,11 +12,10 @@ from conftest import ROOT, explained_columns, read_result, refused, run_main
 
 import compare
 import config
-from reports import columns, figures, intervals, paper, rows, table_files
+from reports import columns, figures, intervals, paper, rows
 from reports.columns import COMPARED, EXACT
 from reports.intervals import Estimate, mean_terms
 from reports.rows import Row
-from reports.table_files import Cell, Table
 from wsol.errors import UserError
 
 ALL = 'All that was measured'
@@ -143,13 +142,6 @@ def test_rows_are_told_apart_by_what_differs(script, evaluated):
     assert float(cells_of('out')[ALL, 'CALM_EM', f'{COMPARED}: mean']['value']) == pytest.approx(plain)
 
 
-def test_a_result_on_another_scale_is_named_so_even_alone_and_metrics_of_one_scale_share_a_row(script, tiny_birds, save):
-    for name in ('eval_cue_location', 'eval_wsol'):
-        assert script(name, *tiny_birds, '--experiment_name=CAM', '--norm_type=rank')[0] == 0
-    found = [row for row in rows.read_rows(save / 'CAM', 'CAM') if row.results]
-    assert [(row.method, set(row.results)) for row in found] == [('CAM, norm rank', {'cue_location', 'wsol'})]
-
-
 def test_every_setting_that_makes_another_result_is_named():
     """But for those that the method's name and scale hold already, and what the images say."""
     named = {*rows.NAMED_BY, 'score_map_process', 'score_map_method', 'contrast_method', 'scoremap_root', 'drop_lowest', 'skip_broken'}
@@ -181,6 +173,15 @@ def write_interventions(path, seed=None, distractors=None, **methods):
                  methods={name: {'rank': rank, 'share': [10, None, None], 'questions': 40} for name, rank in methods.items()})
 
 
+def test_a_result_on_another_scale_is_named_so_even_alone_and_metrics_of_one_scale_share_a_row(evaluated):
+    content = read_result(evaluated / 'CAM', 'cue_location')
+    content['settings']['norm_type'] = 'rank'
+    write_result('x/1.json', **content)
+    about = {key: content[key] for key in (*rows.ABOUT, 'settings')}
+    write_result('x/2.json', **about, metric='wsol', results={'MaxBoxAcc': {'test': 50.0}})
+    assert [(row.method, set(row.results)) for row in rows.read_rows(Path('x'), 'x')] == [('CAM, norm rank', {'cue_location', 'wsol'})]
+
+
 def test_interventions_and_experiments_of_one_name(script):
     """A row for each contrast, with the interval that its result has; accuracies in rows named by the folders."""
     for name, accuracy in (('a/x', 50.0), ('b/x', 75.0)):
@@ -204,22 +205,17 @@ def test_interventions_with_other_draws_are_told_apart_and_equal_controls_stand_
     for seed, rank in ((0, 0.5), (1, 0.7)):
         write_interventions(f'x/{seed}.json', seed, **{'control: random': [rank, None, None], 'log-odds': [0.2, None, None]})
         os.utime(f'x/{seed}.json', (seed, seed))
-    assert script('compare', 'x')[0] == 0
-    assert set(rows_in()) == {'x: control: random', 'x: control: random, seed 0', 'x: log-odds'}
-
-
-def test_a_reference_is_the_row_of_that_name_before_one_that_ends_in_it(script):
-    names = 'control: random weights, log-odds', 'log-odds'
-    write_interventions('x/a.json', **dict.fromkeys(names, [0.5, 0.4, 0.6]))
-    for name in names:
-        assert script('compare', 'x', f'--reference={name}')[0] == 0
-        assert rows_in()[0] == f'x: {name}'
+    assert script('compare', 'x', '--reference=log-odds')[0] == 0
+    assert rows_in()[0] == 'x: log-odds' and set(rows_in()) == {'x: control: random', 'x: control: random, seed 0', 'x: log-odds'}
 
 
 def test_any_row_of_the_first_folder_can_be_the_reference():
     own = [Row('a', 'CALM_EM', {}), Row('a', 'CALM_EM, saliency', {}), Row('b', 'CALM_EM, saliency', {})]
     assert rows.put_first(own, 'saliency') == [own[1], own[0], own[2]]
     assert rows.put_first(own, 'CALM_EM, saliency')[0] is own[1] and rows.put_first(own, 'CALM_EM') == own
+    controls = [Row('a', 'control: random weights, log-odds', {}), Row('a', 'log-odds', {})]
+    for one in controls:  # the row of that name comes before one that ends in it
+        assert rows.put_first(controls, one.method)[0] is one
     with pytest.raises(UserError, match='--reference=evidence: a has no such row; it has CALM_EM; CALM_EM, saliency'):
         rows.put_first(own, 'evidence')
 
@@ -333,27 +329,6 @@ def test_networks_are_counted_once_and_only_with_others_on_the_same_images():
     table, = means(own)
     assert table.rows == [['x: CAM, CUB, images aaaaaaaa', 2, '91.0 ± 1.4'], ['x: CAM, CUB, images b', 2, '51.0 ± 1.4']]
     assert means(own[:2]) == []
-
-
-# --- tables ------------------------------------------------------------------------------------------------------------
-
-TABLES = [Table('A & B', ['', 'R_10', 'x'], [['a_1: 50 %', Cell(0.251, 0.1, 0.4, 2), 'words'],
-                                             ['b|c', Cell(-1.26, None, None, 1, '+'), None]])]
-
-
-def test_tables_keep_their_cells_in_every_format():
-    text = table_files.as_latex(TABLES)
-    body = re.search(r'\\begin\{tabular\}\{lrr\}(.*)\\end\{tabular\}', text, re.S)[1]
-    latex = [[re.sub(r'\\([&%$#_{}])', r'\1', cell.strip()) for cell in re.split(r' &', line.removesuffix(r'\\'))]
-             for line in body.split('\n') if line.endswith(r'\\')]
-    assert latex == [['', 'R_10', 'x'], ['a_1: 50 %', '0.25 [0.10, 0.40]', 'words'], ['b|c', '-1.3', '-']]
-    assert not re.search(r'(?<!\\)[%#_]', body)
-    lines = table_files.as_markdown(TABLES).splitlines()
-    cells = [[cell.strip().replace('\\|', '|') for cell in re.split(r'(?<!\\)\|', line)[1:-1]] for line in lines[2:]]
-    assert [own for own in cells if not set(own[0]) & {'-'}] == latex
-    csv_rows = list(csv.DictReader(table_files.as_csv(TABLES).splitlines()))
-    assert [(own['row'], own['column'], own['value'], own['low']) for own in csv_rows] == [
-        ('a_1: 50 %', 'R_10', '0.251', '0.1'), ('a_1: 50 %', 'x', 'words', ''), ('b|c', 'R_10', '-1.26', '')]
 
 
 def test_every_column_and_flag_has_a_sentence():

@@ -154,13 +154,13 @@ def test_boxes_of_adversarial_maps_agree_with_the_slow_reference(name):
     agrees(np.ascontiguousarray(SHAPES[name], dtype=np.uint8))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(2, 9), st.integers(2, 9)), elements=st.integers(0, 4)))
 def test_boxes_of_random_maps_agree_with_the_slow_reference(image):
     agrees(image)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(hnp.arrays(np.float64, (8, 8), elements=st.integers(0, 20).map(lambda value: value / 20)),
        hnp.arrays(np.int64, (3, 4), elements=st.integers(0, 7)), st.sampled_from([0.1, 0.01, 0.001]))
 def test_best_overlaps_agree_with_a_loop_over_all_thresholds(score_map, corners, interval):
