@@ -8,47 +8,39 @@ def resize(maps, size):
     return F.interpolate(maps[:, None], size=size, mode='bilinear', align_corners=False)[:, 0]
 
 
-def _by_max(maps, low, high):
-    return maps / high
-
-
-def _by_range(maps, low, high):
-    return (maps - low) / (high - low)
-
-
-def _as_is(maps, low, high):
-    return maps
-
-
 def _by_rank(maps, low, high):
+    """The share of a map's pixels that are lower, and half of those that are equal."""
     flat = maps.flatten(-2).contiguous()
     ordered = flat.sort(-1).values
     below, up_to = (torch.searchsorted(ordered, flat, right=right) for right in (False, True))
     return ((below + up_to) / (2 * flat.shape[-1])).to(maps).view_as(maps)
 
 
-NORM_TYPES = {'max': _by_max, 'minmax': _by_range, 'clipping': _as_is, 'rank': _by_rank}
+NORM_TYPES = {  # functions of maps (...,H,W), their lowest and their highest values (...,1,1)
+    'max': lambda maps, low, high: maps / high,
+    'minmax': lambda maps, low, high: (maps - low) / (high - low),
+    'clipping': lambda maps, low, high: maps,
+    'rank': _by_rank,
+}
 
 
 def normalise(maps, norm_type):
-    """Each map (...,H,W) on its own to [0,1]; a constant map or one with a NaN becomes zeros.
+    """Scale each map (...,H,W) to [0,1] by itself; a constant map, or one with a NaN, becomes zeros.
 
-    norm_type: 'max' m / max, 'minmax' (m - min) / (max - min), 'clipping' m; then clamped to [0,1]. 'rank' is the share
-    of the map's pixels that are lower, of equal ones the half: nothing but the order of the pixels is left.
+    norm_type: a key of NORM_TYPES; what exceeds [0,1] is cut. 'rank' keeps nothing but the order of the pixels.
     """
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
-    usable = low < high  # False for constant maps, and for NaN, which amin and amax hand on
+    usable = low < high  # not so for constant maps, nor for NaN, which amin and amax hand on
     scaled = NORM_TYPES[norm_type](maps, low, high).nan_to_num(0).clamp(0, 1)  # 0 / 0: a maximum of 0
     return torch.where(usable, scaled, torch.zeros_like(scaled))
 
 
 def ranks(maps, generators):
-    """Each pixel's place in the order from the highest value down; ties fall at random.
+    """Each pixel's place in the order from the highest value down, and in a random order; ties fall at random.
 
-    maps: (N,H,W); generators: N torch.Generator, one per image. CUDA's own draw where the maps are, and draw another
-    order than the CPU's of the same seed. Returns two (N,H*W) int64 tensors where the maps are: the ranks by value, and
-    those of a random order.
-    (A ReLU prior makes many exact ties; in reading order they would erase the picture from its top.)
+    maps: (N,H,W). generators: N torch.Generator, one per image; those of CUDA draw another order than those of the CPU
+    from the same seed. Returns two (N,H*W) int64 tensors on the maps' device.
+    A ReLU prior makes many exact ties: taken from the top down, they would erase the picture from its top.
     """
     flat = maps.flatten(1)
     random = torch.stack([torch.randperm(flat.shape[1], generator=g, device=g.device) for g in generators])

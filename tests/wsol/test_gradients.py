@@ -1,4 +1,4 @@
-"""wsol.gradients: captum and torchcam as oracles, and the identities each method must keep."""
+"""wsol.attribution, gradients and perturbation: captum and torchcam as oracles, and the identities each method must keep."""
 import copy
 from types import SimpleNamespace
 
@@ -31,14 +31,13 @@ def images():
     return torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(1))
 
 
-def maps(model, images, process, **settings):
-    return attribution_maps(model, images, LABELS, process, settings=SamplingSettings(**settings))
+def maps(model, images, name, **settings):
+    return attribution_maps(model, images, LABELS, name, settings=SamplingSettings(**settings))
 
 
-@pytest.mark.parametrize('process', ['backprop', 'input_grad'])
-def test_vanilla_gradient_is_captums_saliency_bit_for_bit(model, images, process):
+def test_vanilla_gradient_is_captums_saliency_bit_for_bit(model, images):
     reference = Saliency(model).attribute(images.clone().requires_grad_(), LABELS).amax(1)
-    assert torch.equal(maps(model, images, process), reference)
+    assert torch.equal(maps(model, images, 'backprop'), reference)
 
 
 def test_input_x_gradient_is_captums(model, images):
@@ -50,7 +49,7 @@ def test_integrated_gradients_are_captums_and_complete(model, images):
     reference = IntegratedGradients(model).attribute(images, target=LABELS, n_steps=20).sum(1)
     ours = maps(model, images, 'integrated_gradients', integrated_grad_nr_iter=20)
     torch.testing.assert_close(ours, reference.float(), rtol=1e-4, atol=1e-5)
-    attribution = maps(model, images, 'integrated_gradients', integrated_grad_nr_iter=300)
+    attribution = maps(model, images, 'integrated_gradients', integrated_grad_nr_iter=100)
     with torch.no_grad():
         difference = (model(images) - model(torch.zeros_like(images)))[torch.arange(2), LABELS]
     torch.testing.assert_close(attribution.sum((1, 2)), difference, rtol=1e-2, atol=1e-3)
@@ -111,8 +110,8 @@ def test_cam_is_torchcams(model, images):
 
 
 def test_occlusion_is_captums_where_the_squares_tile(model):
-    images = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(2))
-    reference = Occlusion(model).attribute(images, sliding_window_shapes=(3, 8, 8), strides=(3, 4, 4), target=LABELS)
+    images = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(2))
+    reference = Occlusion(model).attribute(images, sliding_window_shapes=(3, 4, 4), strides=(3, 2, 2), target=LABELS)
     torch.testing.assert_close(maps(model, images, 'occlusion'), reference[:, 0], rtol=1e-4, atol=1e-5)
 
 
@@ -157,15 +156,6 @@ def test_smooth_grad_variants_are_moments_of_the_same_copies(model, images):
     torch.testing.assert_close(variance, square - mean.square(), rtol=1e-3, atol=1e-5 * square.max().item())
 
 
-def test_noise_depends_on_the_images_seed_not_on_its_batch(model, images):
-    settings = SamplingSettings(smooth_grad_nr_iter=2)
-    together = attribution_maps(model, images, LABELS, 'smooth_grad', seeds=torch.tensor([5, 6]), settings=settings)
-    alone = attribution_maps(model, images[1:], LABELS[1:], 'smooth_grad', seeds=torch.tensor([6]), settings=settings)
-    torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-6)
-    other = attribution_maps(model, images[1:], LABELS[1:], 'smooth_grad', seeds=torch.tensor([7]), settings=settings)
-    assert not torch.equal(alone, other)
-
-
 def noise_of(model, images, seeds, count, sigma):
     """(count,B,3,H,W): what SmoothGrad adds to the images, seen at the network's entrance."""
     copies = []
@@ -178,27 +168,27 @@ def noise_of(model, images, seeds, count, sigma):
     return torch.cat(copies).unflatten(0, (len(images), count)).transpose(0, 1) - images
 
 
-VERSIONS = {  # process -> how many versions of an image it takes, beside single ones
+VERSIONS = {  # method -> how many versions of an image it takes, beside single ones
     'integrated_grad': 71, 'integrated_gradients': 70, 'smooth_grad': 70, 'smooth_grad_square': 70, 'var_grad': 70,
     'score_cam': 64, 'occlusion': 12 * 12}
 
 
-@pytest.mark.parametrize('process', VERSIONS)
-def test_versions_of_an_image_are_computed_together_as_one_by_one(model, process, monkeypatch):
+@pytest.mark.parametrize('name', VERSIONS)
+def test_versions_of_an_image_are_computed_together_as_one_by_one(model, name, monkeypatch):
     """In double precision, where the network's own rounding by the size of a batch is far below 1e-6."""
     model, image = copy.deepcopy(model).double(), torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(1)).double()
     results, settings = [], SamplingSettings(smooth_grad_nr_iter=70, integrated_grad_nr_iter=70)
     for at_a_time in (1, 8, 64):
-        for module, name in ((gradients, 'VERSIONS_AT_A_TIME'), (perturbation, 'MASKS_AT_A_TIME')):
-            monkeypatch.setattr(module, name, at_a_time)
+        for module, usual in ((gradients, 'VERSIONS_AT_A_TIME'), (perturbation, 'MASKS_AT_A_TIME')):
+            monkeypatch.setattr(module, usual, at_a_time)
         sizes = []
         handle = model.register_forward_pre_hook(lambda _, inputs, sizes=sizes: sizes.append(len(inputs[0])))
-        results.append(attribution_maps(model, image, LABELS[:1], process, settings=settings))
+        results.append(attribution_maps(model, image, LABELS[:1], name, settings=settings))
         handle.remove()
-        if process in ('score_cam', 'occlusion'):
+        if name in ('score_cam', 'occlusion'):
             assert sizes.pop(0) == 1
         total = sum(sizes)
-        assert total == VERSIONS[process]
+        assert total == VERSIONS[name]
         assert sizes == [min(at_a_time, total - start) for start in range(0, total, at_a_time)]
     for together in results[1:]:
         assert (together - results[0]).abs().max() <= 1e-6 * results[0].abs().max()
@@ -225,38 +215,18 @@ def test_on_cuda_the_versions_fit_into_their_share_of_the_free_memory(monkeypatc
     assert found == sorted(found) and found[0] == usual < found[-1]
 
 
-def test_the_noises_deviation_is_the_images_own_range_over_sigma(model):
-    images = torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(3))
+@pytest.mark.parametrize('sigma', [4.0, 10.0])
+def test_the_noise_is_that_of_a_generator_of_the_cpu_with_the_images_seed(model, images, sigma):
+    """To the bit, as since the first results: normal, of the image's own range over sigma, whatever the batch."""
+    images = images.clone()
     images[1] = 5 + 7 * images[1]  # another range, far from zero
-    span = images.flatten(1).amax(1) - images.flatten(1).amin(1)
-    count = 16
-    for sigma in (4.0, 10.0):
-        noise = noise_of(model, images, [5, 6], count, sigma).double()
-        size = noise[:, 0].numel()
-        for index in range(2):
-            own = noise[:, index]
-            deviation = (span[index] / sigma).item()
-            assert own.std().item() == pytest.approx(deviation, rel=4 / (2 * size) ** 0.5)  # four standard errors
-            assert abs(own.mean().item()) < 4 * deviation / size ** 0.5
-            # normal: 68.27 % within one deviation, 95.45 % within two
-            for multiple, share in ((1, 0.6827), (2, 0.9545)):
-                within = (own.abs() < multiple * deviation).double().mean().item()
-                assert within == pytest.approx(share, abs=4 * (share * (1 - share) / size) ** 0.5)
-        # one copy tells nothing of the next, one image nothing of the other
-        unit = noise / noise.flatten(2).std(2)[..., None, None, None]
-        pairs = [(unit[0, 0], unit[1, 0]), (unit[3, 1], unit[9, 1]), (unit[0, 0], unit[0, 1]), (unit[0, 0, 0], unit[0, 0, 1])]
-        for first, second in pairs:
-            assert abs((first * second).mean().item()) < 4 / first.numel() ** 0.5
-
-
-def test_the_noise_is_that_of_a_generator_of_the_cpu_with_the_images_seed(model, images):
-    """To the bit: what it adds to an image has not changed since the first results."""
-    noise = noise_of(model, images, [5, 6], 10, 4.0)
-    for index, seed in enumerate((5, 6)):
-        image, generator = images[index], torch.Generator().manual_seed(seed)
-        sigma = (image.max() - image.min()) / 4.0
-        copies = torch.stack([image + torch.randn(image.shape, generator=generator) * sigma for _ in range(10)])
-        assert torch.equal(noise[:, index], copies - image)
+    for rows, seeds in (([0, 1], [5, 6]), ([1], [6])):
+        noise = noise_of(model, images[rows], seeds, 10, sigma)
+        for index, (row, seed) in enumerate(zip(rows, seeds, strict=True)):
+            image, generator = images[row], torch.Generator().manual_seed(seed)
+            deviation = (image.max() - image.min()) / sigma
+            copies = torch.stack([image + torch.randn(image.shape, generator=generator) * deviation for _ in range(10)])
+            assert torch.equal(noise[:, index], copies - image)
 
 
 def test_cuda_draws_the_noise_itself(monkeypatch):
@@ -277,19 +247,11 @@ def test_cuda_draws_the_noise_itself(monkeypatch):
     assert asked == 3 * [torch.device('cuda', 1)]
 
 
-def test_the_noise_itself_depends_on_the_images_seed_alone(model, images):
-    together = noise_of(model, images, [5, 6], 3, 4.0)
-    assert torch.equal(together, noise_of(model, images, [5, 6], 3, 4.0))
-    assert torch.equal(together[:, 1:], noise_of(model, images[1:], [6], 3, 4.0))
-    assert torch.equal(together.flip(1), noise_of(model, images.flip(0), [6, 5], 3, 4.0))
-    assert not torch.equal(together[:, 1:], noise_of(model, images[1:], [7], 3, 4.0))
-
-
-@pytest.mark.parametrize('process', ['backprop', 'grad_cam', 'integrated_gradients', 'smooth_grad'])
-def test_gradients_work_where_the_caller_switched_them_off(model, images, process):
-    expected = maps(model, images, process, smooth_grad_nr_iter=2, integrated_grad_nr_iter=2)
+@pytest.mark.parametrize('name', ['backprop', 'grad_cam', 'integrated_gradients', 'smooth_grad'])
+def test_gradients_work_where_the_caller_switched_them_off(model, images, name):
+    expected = maps(model, images, name, smooth_grad_nr_iter=2, integrated_grad_nr_iter=2)
     with torch.inference_mode():
-        ours = maps(model, images.clone(), process, smooth_grad_nr_iter=2, integrated_grad_nr_iter=2)
+        ours = maps(model, images.clone(), name, smooth_grad_nr_iter=2, integrated_grad_nr_iter=2)
     assert torch.equal(ours, expected)
 
 

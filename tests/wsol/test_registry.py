@@ -63,6 +63,11 @@ def test_a_registration_is_true(model, image, counted, name):
     one = maps()
     assert counted == dict(zip('FB', method.cost_of(FEW, num_features=64), strict=True))
     assert (counted == {'F': 1, 'B': 0}) == method.one_forward
+    with torch.no_grad():
+        activations = model.activations(image)
+    counted.update(F=0)
+    attribution_maps(model, image, CLASSES, name, settings=FEW, superclasses=GROUPS, activations=activations)
+    assert (counted['F'] == 0) == (method.one_forward or name in ('grad_cam', 'grad_cam_pp', 'layer_cam'))
     both = maps(CLASSES)
     torch.testing.assert_close(both[:, :1], one)
     assert torch.equal(both[:, 0], both[:, 1]) != method.per_class

@@ -1,8 +1,7 @@
 """Attribution by gradients: the published baselines, and the standard ones.
 
-Each explains a class score: CAM's logit, or log p(class|x) for CALM. Images (B,3,H,W) -> maps
-(B,K,H,W), or (B,K,h,w) for the methods on the last map. The caller's tensors and the parameters'
-.grad stay as they are.
+Each explains a class score s: CAM's logit, or log p(class|x) for CALM. Images (B,3,H,W) -> maps (B,K,H,W), or (B,K,h,w)
+for the methods on the last map A (B,D,h,w). The caller's tensors and the parameters' .grad stay as they are.
 """
 from functools import partial
 from itertools import islice
@@ -21,10 +20,10 @@ gradient_method = partial(register, explains_score=True, cost=(1, 1))
 
 
 def gradients(query, score, inputs, reduce):
-    """reduce(d score_k / d inputs) for each asked class: one forward, K backwards.
+    """reduce(∂s_k/∂inputs) for each asked class: one forward, K backwards.
 
-    score: a function (inputs) -> class scores (B,C). Returns (B,K,...). Works, on copies, where the caller has switched
-    gradients off.
+    score: a function (inputs) -> class scores (B,C). Returns (B,K,...). It works on copies, even where the caller has
+    switched gradients off.
     """
     with torch.inference_mode(False), torch.enable_grad():
         leaf = inputs.detach().clone().requires_grad_()
@@ -74,9 +73,9 @@ def integrated_grad(query):
 def _noisy_magnitudes(query):
     """Vanilla gradient maps (K,H,W) of noisy copies of one image.
 
-    As published, the noise's deviation is the image's range / smooth_grad_sigma. Each image has its
-    own generator: the noise depends on its seed, not on the batch. CUDA draws its own noise, which is other noise than
-    the CPU's of the same seed, so that no copy has to be carried to it.
+    As published, the standard deviation of the noise is the image's range / smooth_grad_sigma. The noise depends on the
+    image's seed and not on the batch. CUDA draws it itself, and other noise than the CPU from the same seed: so no copy
+    has to be carried there.
     """
     seed, = query.seeds
     image = query.images[0]
@@ -91,22 +90,18 @@ noisy_method = partial(gradient_method, settings=('smooth_grad_nr_iter', 'smooth
                        cost=lambda settings, _: 2 * (settings.smooth_grad_nr_iter,))
 
 
-def _mean(maps, count):
-    return sum(maps) / count
-
-
 @noisy_method('smooth_grad', label='gradient of {score}', per='mean over noisy copies')
 @image_by_image
 def smooth_grad(query):
     """SmoothGrad: the mean of the vanilla gradient maps of N noisy copies (Smilkov et al. 2017)."""
-    return _mean(_noisy_magnitudes(query), query.settings.smooth_grad_nr_iter)
+    return sum(_noisy_magnitudes(query)) / query.settings.smooth_grad_nr_iter
 
 
 @noisy_method('smooth_grad_square', label='squared gradient of {score}', per='mean over noisy copies')
 @image_by_image
 def smooth_grad_square(query):
     """SmoothGrad squared: the mean of the squares of those maps (Hooker et al. 2019)."""
-    return _mean((maps.square() for maps in _noisy_magnitudes(query)), query.settings.smooth_grad_nr_iter)
+    return sum(maps.square() for maps in _noisy_magnitudes(query)) / query.settings.smooth_grad_nr_iter
 
 
 @noisy_method('var_grad', label='gradient of {score}', per='variance over noisy copies')
@@ -151,7 +146,7 @@ def integrated_gradients(query):
 # --- gradients by the last map --------------------------------------------------------------------
 
 def _last_map_maps(query, reduce):
-    """(B,K,h,w) of reduce(A, dS/dA) for each asked class, A (B,D,h,w) the last map: one forward of the backbone."""
+    """reduce(A, ∂s/∂A) for each asked class, (B,K,h,w): one forward of the backbone."""
     features = query.activations.features.clone()
 
     def score(last_map):

@@ -13,20 +13,19 @@ def check_classes(model, images, labels, contrast):
     """Raise UserError unless these are classes for a batch: else maps could come out that are not those asked."""
     if contrast is not None and labels is None:
         raise UserError('contrast= asks "why this class and not that one": say which one in labels=')
+    batch, num_classes = len(images), model.conv_last.out_channels
     for name, chosen in (('labels', labels), ('contrast', contrast)):
-        if chosen is not None:
-            _check_classes(name, chosen, labels, len(images), model.conv_last.out_channels)
-
-
-def _check_classes(name, chosen, labels, batch, num_classes):
-    if not isinstance(chosen, torch.Tensor) or chosen.dtype != torch.int64:
-        raise UserError(f'{name}= should be an int64 tensor, it is {getattr(chosen, "dtype", type(chosen).__name__)}')
-    if chosen.ndim not in (1, 2) or len(chosen) != batch or chosen.shape != labels.shape:
-        raise UserError(f'{name}= has the shape {tuple(chosen.shape)}: it should be ({batch},) or ({batch},K), and '
-                        'that of contrast= that of labels=')
-    if chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < num_classes:
-        raise UserError(f'{name}= goes from {int(chosen.min())} to {int(chosen.max())}, classes are 0 to '
-                        f'{num_classes - 1}')
+        if chosen is None:
+            continue
+        if not isinstance(chosen, torch.Tensor) or chosen.dtype != torch.int64:
+            kind = getattr(chosen, 'dtype', type(chosen).__name__)
+            raise UserError(f'{name}= should be an int64 tensor, it is {kind}')
+        if chosen.ndim not in (1, 2) or len(chosen) != batch or chosen.shape != labels.shape:
+            raise UserError(f'{name}= has the shape {tuple(chosen.shape)}: it should be ({batch},) or ({batch},K), and '
+                            'contrast= should have the shape of labels=')
+        if chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < num_classes:
+            raise UserError(f'{name}= goes from {int(chosen.min())} to {int(chosen.max())}, classes are 0 to '
+                            f'{num_classes - 1}')
 
 
 def pose(model, images, labels, contrast, seeds, superclasses, settings, activations):
@@ -52,18 +51,18 @@ def attribution_maps(model, images, labels=None, method=None, contrast=None, see
                      settings=None, activations=None):
     """Attribution maps of a batch, in the method's own units: nothing is normalised.
 
-    model: of build_model; it explains in eval mode and is left in the mode it came in. images: (B,3,H,W),
-    ImageNet-normalised. method: a key of METHODS; by default the head's own maps, logits for CAM and p(y,z|x) for
-    CALM. labels: (B,) int64 -> maps (B,h,w); (B,K) -> (B,K,h,w); None: all classes, (B,C,h,w).
-    contrast: classes in the shape of labels; the result is signed, map(label) - map(contrast):
-    why this class and not that one. For jointll it sums to p(label|x) - p(contrast|x).
-    seeds: (B,) int64 for the methods that draw at random (default 0..B-1). superclasses: (C,C) bool, row
-    c the classes of c's superclass (wsol.annotations.superclasses). settings: SamplingSettings of the gradient methods.
-    activations: model.activations(images), computed in eval mode, where the caller has them already, to save the
-    forward. Activation methods take one forward whatever the classes; gradient methods one backward per class and
-    step, with maps of the image's size, or of the last map's (Grad-CAM and its kin). Methods that are not per_class
-    give one map, repeated. Raises UserError for a method that the head does not define, and for labels of another
-    shape or range.
+    model: of build_model; it explains in eval mode and is left in the mode it came in.
+    images: (B,3,H,W), normalised as the network expects them.
+    labels: (B,) int64 -> maps (B,h,w); (B,K) -> (B,K,h,w); None: all classes, (B,C,h,w).
+    method: a key of METHODS; the default is the head's own, logits for CAM and p(y,z|x) for CALM.
+    contrast: classes in the shape of labels; the result is map(label) − map(contrast), signed: why this class and not
+    that one. For jointll it sums to p(label|x) − p(contrast|x).
+    seeds: (B,) int64, for the methods that draw at random; the default is 0..B-1.
+    superclasses: (C,C) bool, row c the classes of c's superclass (wsol.annotations.superclasses).
+    settings: the SamplingSettings of the gradient methods.
+    activations: model.activations(images) of the network in eval mode, where the caller has them: it saves the forward.
+    Maps have the grid's size, or the image's for gradients by pixels and for occlusion. Methods that are not per_class
+    give one map, repeated. Raises UserError for a method that the head does not define, and for wrong labels.
     """
     found = find_method(method or model.default_method, type(model))
     query = pose(model, images, labels, contrast, seeds, superclasses, settings, activations)
