@@ -52,7 +52,7 @@ def _same(value):
 
 DATASETS = {
     'CUB': Entry(200, (5994, 1000, 5794), _same('CUB/images') | {'val': 'CUBV2'}, _same('cub') | {'val': 'cubv2'},
-                 'CUB', Cues(2579, 11_039, (31, 64, 96)),
+                 'CUB', Cues(2579, 11_019, (31, 64, 96)),
                  groups=lambda data, _: torch.ones(data.num_classes, data.num_classes, dtype=torch.bool)),
     'ILSVRC': Entry(1000, (1_281_167, 10_000, 50_000), _same('ILSVRC') | {'val': 'ImageNetV2'},
                     _same('imagenet') | {'val': 'imagenetv2'},
