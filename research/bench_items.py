@@ -1,5 +1,4 @@
-"""What bench.py measures: each item's ways of doing the same, ours beside the plain one and beside a floor."""
-import statistics
+"""The items of bench.py: several ways to compute the same, ours beside the plain one and beside a floor."""
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -18,12 +17,11 @@ import eval_pixel_perturb
 from data_loaders import SeededBatches, make_loader
 from dataset import image_files
 from dataset.images import ImageDataset
-from dataset.registry import DATASETS
 from evaluation.map_sources import NetworkMaps
 from research import plain_ways
 from runtime import screen
 from wsol import attribution_maps, metrics
-from wsol.annotations.cub import ClassPair, CueAnnotations, read_by_id
+from wsol.annotations.cub import ClassPair, CueAnnotations
 from wsol.attribution.gradients import VERSIONS_AT_A_TIME
 from wsol.attribution.registry import SamplingSettings
 from wsol.speed.depthwise import keep_in_float32
@@ -31,19 +29,17 @@ from wsol.speed.depthwise import keep_in_float32
 ITEMS = {}
 COPIES = 8     # of an image, for SmoothGrad; as many points on the path of integrated gradients
 PHOTOS = 256   # for the loaders
+BATCH = 32     # the larger one
 SMALL = 'resnet18'  # on half-size images, where many forwards of large batches would take minutes
 PHOTO = 500, 375  # pixels, as many as most of CUB's have
-CUB = DATASETS['CUB'].cues
 
 
 class Item(NamedTuple):
-    """What is measured: ways that do the same. count: what a figure is divided by, the images of a call."""
+    """A row of the table. count: the images of a call, by which its time is divided."""
     name: str
-    ways: dict            # 'plain', 'float32', 'auto', 'floor' -> what to call
+    ways: dict            # 'plain', 'float32', 'auto', 'floor' -> a function to call
     count: int = 1
-    unit: str = 'ms'
-    rounds: int | None = None  # None: as many as are asked
-    compare: Callable = lambda results: ''  # {way: what it gave} -> how far ours is from the plain way's, in words
+    compare: Callable = lambda results: ''  # {way: what it returned} -> how far ours is from the plain way, in words
 
 
 def item(function):
@@ -87,7 +83,9 @@ def training(bench, count=8):
 
 @item
 def depthwise(bench, count=8, other='efficientnet_b0'):
-    """Trainings in bfloat16 on a CPU: the depthwise convolutions in bfloat16, too (plain), or in float32 (auto)."""
+    """Trainings in bfloat16 on a CPU: the depthwise convolutions in bfloat16 too (plain), or in float32 (auto)."""
+    if not bench.all:
+        return
     if bench.device.type != 'cpu' or 'auto' not in bench.precisions:
         screen.say('depthwise: this device does not compute in bfloat16, or is no CPU: left out')
         return
@@ -109,10 +107,9 @@ def _without_graph(bench, way, call, *args):
 
 @item
 def maps(bench):
-    for count, num_classes in ((1, 200), (8, 10), (8, 200), (8, 1000), (32, 200)):
+    for count, num_classes in ((1, 200), (BATCH, 200), *(((8, 10), (8, 200), (8, 1000)) if bench.all else ())):
         plain, model = bench.network(num_classes, plain=True), bench.network(num_classes, folded=True)
         same, images, labels = bench.images(count, plain=True), bench.images(count), bench.labels(count, num_classes)
-
         ways = {'plain': partial(plain_ways.maps, plain, same, labels)}
         ways |= {way: partial(_without_graph, bench, way, attribution_maps, model, images, labels)
                  for way in bench.precisions}
@@ -127,7 +124,8 @@ def _eleven_times(model, images):
 @item
 def remove_and_classify(bench):
     known = SimpleNamespace(image_id=str)
-    for count, num_classes, other in ((1, 200, None), (8, 10, SMALL), (8, 1000, SMALL), (32, 200, SMALL)):
+    more = ((8, 10, SMALL), (8, 1000, SMALL)) if bench.all else ()
+    for count, num_classes, other in ((1, 200, None), (BATCH, 200, SMALL), *more):
         plain, model = (bench.network(num_classes, other=other, **{kind: True}) for kind in ('plain', 'folded'))
         size, labels = bench.size // 2 if other else bench.size, bench.labels(count, num_classes)
         same, images = bench.images(count, True, size), bench.images(count, False, size)
@@ -139,72 +137,47 @@ def remove_and_classify(bench):
                                 count)
         ways['floor'] = partial(_without_graph, bench, bench.best, _eleven_times, model, images)
         name = f'remove-and-classify, batch of {count}, {num_classes} classes'
-        if other:
-            yield Item(f'{name}, {other} on half-size images, one round', ways, count, rounds=1)
-        else:
-            yield Item(name, ways, count)
+        yield Item(name + (f', {other} on half-size images' if other else ''), ways, count)
 
 
 # --- cue localization ----------------------------------------------------------------------------------------
 
 
-class Annotations(CueAnnotations):
-    """CUB's; where its photos are missing all have PHOTO pixels, and where its segmentations are, a bird is a disc."""
-
-    def photo_size(self, image_id):
-        return super().photo_size(image_id) if (self.root / 'images').is_dir() else PHOTO
-
-    def object_mask(self, image_id, size):
-        if (self.root / 'segmentations').is_dir():
-            return super().object_mask(image_id, size)
-        axis = (np.arange(size) / size - 0.5) ** 2
-        return axis[:, None] + axis < 0.1
-
-
-class MadeUp(Annotations):
-    """Part points at random, and pairs of class 0 and others that differ in two parts."""
+class MadeUp(CueAnnotations):
+    """Part points at random, a tenth of them invisible, and pairs of class 0 and others that differ in two parts; every
+    bird is a disc."""
     root = Path('nowhere')
 
     def __init__(self, count, num_pairs):
         rng = np.random.default_rng(0)
-        self.made = np.concatenate([rng.random((count, 15, 2)) * PHOTO, np.ones((count, 15, 1))], 2)
+        self.made = np.concatenate([rng.random((count, 15, 2)) * PHOTO, rng.random((count, 15, 1)) > 0.1], 2)
         parts = rng.permuted(np.tile(np.arange(7), (num_pairs, 1)), axis=1)[:, :2].tolist()
         self.pairs = [ClassPair(0, 1 + number, tuple(own)) for number, own in enumerate(parts)]
 
     def points(self, image_id):
         return self.made[int(image_id)]
 
+    def photo_size(self, image_id):
+        return PHOTO
+
+    def object_mask(self, image_id, size):
+        axis = (np.arange(size) / size - 0.5) ** 2
+        return axis[:, None] + axis < 0.1
+
 
 class NoiseImages(ImageDataset):
-    """Noise in the place of the photos that are not there."""
+    """Noise in place of photos."""
 
     def resized(self, index):
-        if (self.folder / self.image_id(index)).is_file():
-            return super().resized(index)
         size = self.transform.resize_size
         return torch.from_numpy(np.random.default_rng(index).integers(0, 256, (3, size, size), dtype=np.uint8))
 
 
 def some_cues(bench, count, num_pairs):
-    """The CueImages of made up annotations: images of class 0, each of which is part of all pairs."""
+    """The CueImages of made-up annotations: images of class 0, each of which is part of all pairs."""
     ids, transform = np.arange(count).astype('S'), image_files.eval_transform(bench.size)
     images = NoiseImages(ids, np.zeros(count, int), 'nowhere', transform)
     return eval_cue_location.CueImages(images, MadeUp(count, num_pairs))
-
-
-def cues_of_cub(bench):
-    """The CueImages of CUB's test images, of those that some pair evaluates as many as are asked for, one out of each
-    stretch of the list. Raises UserError."""
-    annotations = Annotations(bench.cub_root)
-    names = read_by_id(annotations.root / 'images.txt')
-    labels, splits = (read_by_id(annotations.root / f'{name}.txt', names)
-                      for name in ('image_class_labels', 'train_test_split'))
-    ids, own = zip(*((names[key].encode(), int(labels[key]) - 1) for key in names if splits[key] == '0'), strict=True)
-    images = NoiseImages(np.array(ids), np.array(own), annotations.root / 'images',
-                         image_files.eval_transform(bench.size))
-    cues = eval_cue_location.CueImages(images, annotations)
-    cues.rows = cues.rows[::max(1, len(cues.rows) // bench.cub_images)][:bench.cub_images]
-    return cues
 
 
 def counted_otherwise(results):
@@ -215,42 +188,21 @@ def counted_otherwise(results):
         ours[..., [0, -1]] = 0  # numpy counts nothing there
         moved = 100 * np.abs(ours - plain).sum() / 2 / plain.sum()
         said.append(f'{way}: {moved:.3f} % of the pixels are counted in another bin than plainly')
-        ours, plainly = (float(metrics.pixel_average_precision(own.sum(0), underflow=False)) for own in (ours, plain))
-        if np.isfinite([ours, plainly]).all():  # else no true pixel is counted
-            said[-1] += f', PxAP is {ours:.3f}, plainly {plainly:.3f}'
     return '; '.join(sorted(said))
 
 
 @item
 def cue_localization(bench):
     plain, model, edges = bench.network(plain=True), bench.network(folded=True), metrics.bin_edges('log')
-    measured = {f'{count} images x {pairs} pairs': some_cues(bench, count, pairs)
-                for count, pairs in ((4, 1), (4, 4), (8, 1))}
-    if bench.cub_root:
-        cues = cues_of_cub(bench)
-        evaluations = sum(len(cues.pairs[index]) for index in cues.rows)
-        measured[f"CUB's pairs, {len(cues)} images and {evaluations} evaluations"] = cues
-    for name, cues in measured.items():
+    for count, pairs in ((4, 1), (4, 4), *(((8, 1),) if bench.all else ())):
+        cues = some_cues(bench, count, pairs)
         ways = {'plain': partial(plain_ways.cue_histograms, plain, cues, edges, bench.device)}
         for way, precision in bench.precisions.items():
             source = NetworkMaps(cues, model, 'jointll', precision)
             ways[way] = partial(eval_cue_location.fill_histograms, make_loader(cues, 8, 0, bench.device),
                                 [eval_cue_location.Measure(source, 'clipping', edges)], bench.device)
-        batches = bench.images(len(cues)).split(8)
-        ways['floor'] = partial(_without_graph, bench, bench.best, lambda batches, model=model: [
-            model(images) for images in batches], batches)
-        yield Item(f'cue localization, {name}', ways, len(cues), compare=counted_otherwise)
-
-
-def project_on_cub(results):
-    """{way: seconds} for CUB's test split, from what an image and a pair cost: ours a + b E / N, plainly b E / N."""
-    one, four = (results[f'cue localization, 4 images x {pairs} pairs'] for pairs in (1, 4))
-    seconds = {}
-    for way in one.keys() - {'floor'}:
-        first, fourth = (statistics.median(own[way]) / 1000 for own in (one, four))
-        per_pair = (fourth - first) / 3
-        seconds[way] = CUB.images * (first - per_pair) + CUB.evaluations * per_pair
-    return seconds
+        ways['floor'] = partial(_without_graph, bench, bench.best, model, bench.images(count))
+        yield Item(f'cue localization, {count} images x {pairs} pairs', ways, count, counted_otherwise)
 
 
 # --- loading -------------------------------------------------------------------------------------------------
@@ -268,7 +220,7 @@ def loading(bench):
         rng = np.random.default_rng(0)
         for index in range(count):
             small = Image.fromarray(rng.integers(0, 256, (38, 50, 3), dtype=np.uint8))  # as smooth as a photo
-            small.resize((500, 375)).save(Path(folder) / f'{index}.jpg', quality=92)
+            small.resize(PHOTO).save(Path(folder) / f'{index}.jpg', quality=92)
         ids = np.array([f'{index}.jpg'.encode() for index in range(count)])
         kinds = [ImageDataset(ids, np.zeros(count, int), folder, image_files.train_transform(256, 224)) for _ in 'ab']
         kinds[1].cached(folder, 'bench')
@@ -288,42 +240,27 @@ def loading(bench):
 def gradients(bench):
     try:
         from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam, NoiseTunnel, Saliency
+        from torchcam.methods import LayerCAM
     except ImportError:
-        screen.say('captum is not installed: left out')
+        screen.say('gradients: captum or torchcam is not installed: left out')
         return
     model, images, labels = bench.network(), bench.images(1), bench.labels(1)
     leaf, last = images.clone().requires_grad_(), model.get_submodule(model.stages[-1])
     settings, memory = SamplingSettings(COPIES, integrated_grad_nr_iter=COPIES), VERSIONS_AT_A_TIME
 
-    def noisy():
-        tunnel = NoiseTunnel(Saliency(model))
-        return tunnel.attribute(leaf, target=labels, nt_type='smoothgrad', nt_samples=COPIES,
-                                nt_samples_batch_size=memory, stdevs=0.5)
-    theirs = {
-        'smooth_grad': noisy,
-        'integrated_gradients': lambda: IntegratedGradients(model).attribute(
-            leaf, target=labels, n_steps=COPIES, internal_batch_size=memory),
-        'backprop': lambda: Saliency(model).attribute(leaf, labels),
-        'input_x_gradient': lambda: InputXGradient(model).attribute(leaf, labels),
-        'grad_cam': lambda: LayerGradCam(model, last).attribute(images, labels)}
-    names = {'smooth_grad': f'NoiseTunnel, {COPIES} copies', 'integrated_gradients': f'{COPIES} steps'}
-    for process, call in theirs.items():
-        ways = {'plain': call, 'float32': partial(attribution_maps, model, images, labels, process, settings=settings)}
-        yield Item(f'{process} beside captum' + (f' ({names[process]})' if process in names else ''), ways)
-
-
-@item
-def torchcam(bench, count=4):
-    try:
-        from torchcam.methods import GradCAM, LayerCAM
-    except ImportError:
-        screen.say('torchcam is not installed: left out')
-        return
-    model, images, labels = bench.network(), bench.images(count), bench.labels(count)
-
-    def theirs(method):
-        with method(model, target_layer=model.stages[-1]) as extract:
+    def layer_cam():
+        with LayerCAM(model, target_layer=last) as extract:
             return extract(labels.tolist(), model(images.clone().requires_grad_()), normalized=False)
-    for process, method in (('grad_cam', GradCAM), ('layer_cam', LayerCAM)):
-        ways = {'plain': partial(theirs, method), 'float32': partial(attribution_maps, model, images, labels, process)}
-        yield Item(f'{process} beside torchcam', ways, count)
+    theirs = {
+        'smooth_grad': lambda: NoiseTunnel(Saliency(model)).attribute(
+            leaf, target=labels, nt_type='smoothgrad', nt_samples=COPIES, nt_samples_batch_size=memory, stdevs=0.5),
+        'backprop': lambda: Saliency(model).attribute(leaf, labels),
+        'grad_cam': lambda: LayerGradCam(model, last).attribute(images, labels)}
+    if bench.all:
+        theirs |= {'integrated_gradients': lambda: IntegratedGradients(model).attribute(
+                       leaf, target=labels, n_steps=COPIES, internal_batch_size=memory),
+                   'input_x_gradient': lambda: InputXGradient(model).attribute(leaf, labels),
+                   'layer_cam': layer_cam}
+    for method, call in theirs.items():
+        ways = {'plain': call, 'float32': partial(attribution_maps, model, images, labels, method, settings=settings)}
+        yield Item(f'{method} beside {"torchcam" if method == "layer_cam" else "captum"}', ways)
