@@ -41,7 +41,7 @@ def make_parser():
     return parser
 
 
-# --- cells: each of the networks of one name, rows, in one column ----------------------------------------
+# --- cells: rows are networks of one name, several or one ------------------------------------------------
 
 
 def _estimates(rows, column):
@@ -50,48 +50,60 @@ def _estimates(rows, column):
     return None if any(one is None or one.value is None for one in estimates) else estimates
 
 
+def value_cell(rows, column):
+    """The figure of the first network, without its interval."""
+    estimate = rows[0].estimates.get(column)
+    return estimate and columns.cell(column, estimate.value)
+
+
+def mean_cell(rows, column):
+    """'92.0 ± 1.4': mean and deviation over networks; the value of a single one."""
+    estimates = _estimates(rows, column)
+    return estimates and mean_and_deviation([one.value for one in estimates], columns.DECIMALS.get(column, 1))
+
+
 def figure_cell(rows, column):
-    """The figure of one network with its interval; of several networks mean and deviation."""
+    """The figure of a single network with its interval; mean and deviation over several."""
     estimates = _estimates(rows, column)
     if estimates is None or len(rows) > 1:
         return mean_cell(rows, column)
     return columns.cell(column, estimates[0].value, *estimates[0].interval())
 
 
-def mean_cell(rows, column):
-    """'92.0 ± 1.4': mean and deviation over networks, of one network its value."""
-    estimates = _estimates(rows, column)
-    return estimates and mean_and_deviation([one.value for one in estimates], columns.DECIMALS.get(column, 1))
-
-
-def difference_cell(rows, reference, column):
-    """How much higher the mean of rows is, with its interval over images or class pairs where it is paired."""
-    estimates, less = _estimates(rows, column), _estimates(reference, column)
-    if not (estimates and less and same_images(rows[0], reference[0])):
-        return None
-    if intervals.are_paired([*estimates, *less]):
-        return columns.cell(column, *intervals.mean_interval(estimates, less), sign='+')
-    means = [float(np.mean([one.value for one in side])) for side in (estimates, less)]
-    return columns.cell(column, means[0] - means[1], sign='+')
-
-
-def trainings_cell(rows, reference, column):
-    """The same with an interval that covers other trainings too; None where a side has one network."""
-    estimates, less = _estimates(rows, column), _estimates(reference, column)
-    if not (estimates and less and same_images(rows[0], reference[0])) or min(len(rows), len(reference)) < 2:
-        return None
-    value, low, high = intervals.interval_over_trainings(estimates, less)
-    return None if low is None else columns.cell(column, value, low, high, '+')
+def _comparable(rows, reference, column):
+    """The Estimates of both sides in a column, if all have a value and were measured on the same images; else None."""
+    sides = _estimates(rows, column), _estimates(reference, column)
+    return sides if all(sides) and same_images(rows[0], reference[0]) else None
 
 
 def same_images(row, reference):
     return row.about.get('images_sha256') == reference.about.get('images_sha256')
 
 
-DIFFERENCES = {'': difference_cell, ', other trainings too': trainings_cell}  # what a line's name says -> its cells
+def difference_cell(rows, reference, column):
+    """How much higher the mean of rows is, with its interval over images or class pairs where it is paired."""
+    sides = _comparable(rows, reference, column)
+    if sides is None:
+        return None
+    if intervals.are_paired(sum(sides, [])):
+        return columns.cell(column, *intervals.mean_interval(*sides), sign='+')
+    mean, reference_mean = (float(np.mean([one.value for one in side])) for side in sides)
+    return columns.cell(column, mean - reference_mean, sign='+')
 
 
-# --- tables ----------------------------------------------------------------------------------------------
+def trainings_cell(rows, reference, column):
+    """The same with an interval that covers other trainings too; None unless both sides have several networks."""
+    sides = _comparable(rows, reference, column)
+    if sides is None or min(map(len, sides)) < 2:
+        return None
+    value, low, high = intervals.interval_over_trainings(*sides)
+    return None if low is None else columns.cell(column, value, low, high, '+')
+
+
+DIFFERENCES = {'': difference_cell, ', other trainings too': trainings_cell}  # end of a line's name -> its cells
+
+
+# --- tables: groups are [(name, rows)] -------------------------------------------------------------------
 
 
 def make_tables(rows, published=()):
@@ -100,38 +112,35 @@ def make_tables(rows, published=()):
     everything = [column for names in columns.TABLES.values() for column in names
                   if any(column in row.estimates for row in rows)]
     single = [(row.name, [row]) for row in (*rows, *published)]
+    lines = [[name, *(value_cell(own, column) for column in everything)] for name, own in single]
     groups = networks_of_one_name(rows)
     several = [group for group in groups if len(group[1]) > 1]
-    return [Table('All that was measured', ['', *everything], [
-        [name, *((estimates := _estimates(own, column)) and columns.cell(column, estimates[0].value)
-                 for column in everything)] for name, own in single]),
-            *topic_tables(single, single[0]),
-            *topic_tables(several, groups[0] if groups[0] in several else None, '; mean ± standard deviation')]
+    reference = groups[0] if groups[0] in several else None
+    return [Table('All that was measured', ['', *everything], lines), *topic_tables(single, single[0]),
+            *topic_tables(several, reference, '; mean ± standard deviation')]
 
 
 def topic_tables(groups, reference, more=''):
-    """A Table for each topic: a line for each name, then its differences from the reference. groups: [(name, rows of
-    its networks)], of which the reference is one, or None. more: for the titles."""
-    tables = []
+    """A Table for each topic: a line for each group, then their differences from the reference. reference: one of the
+    groups, or None. more: the end of the titles."""
+    tables, several = [], any(len(rows) > 1 for _, rows in groups)
     for title, names in columns.TABLES.items():
-        lines = [[name, len(rows), *(figure_cell(rows, column) for column in names)] for name, rows in groups]
+        lines = [[name, len(rows) if several else None, *(figure_cell(rows, column) for column in names)]
+                 for name, rows in groups]
         for name, rows in groups if reference else ():
-            lines += [[f'{name} − {reference[0]}{said}', None, *(cell(rows, reference[1], column) for column in names)]
-                      for said, cell in DIFFERENCES.items() if rows is not reference[1]]
-        lines = [line for line in lines if any(cell is not None for cell in line[2:])]
-        header = ['', 'networks', *names.values()]
-        kept = [index for index in range(len(header)) if any(line[index] is not None for line in lines)]
-        if max((len(rows) for _, rows in groups), default=1) == 1:
-            kept = [index for index in kept if index != 1]
-        if lines:
-            tables.append(Table(title + more, [header[index] for index in kept],
-                                [[line[index] for index in kept] for line in lines]))
+            if rows is not reference[1]:
+                lines += [[f'{name} − {reference[0]}{end}', None,
+                           *(cell(rows, reference[1], column) for column in names)] for end, cell in DIFFERENCES.items()]
+        table = Table(title + more, ['', 'networks', *names.values()],
+                      [line for line in lines if any(cell is not None for cell in line[2:])])
+        if table.rows:
+            tables.append(table.without_empty_columns())
     return tables
 
 
 def networks_of_one_name(rows):
-    """[(name, rows)]: networks of one name, as trained with several seeds, measured on the same images; the first row's
-    name comes first. Of an experiment's several checkpoints the first counts."""
+    """The groups of networks of one name, as trained with several seeds, and measured on the same images; that of the
+    first row comes first. Of an experiment's several checkpoints the first counts."""
     by_key = {}
     for row in rows:
         key = f'{Path(row.experiment).name}: {row.method}', row.about.get('dataset'), row.about.get('images_sha256')

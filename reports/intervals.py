@@ -61,35 +61,35 @@ def resample(estimates):
     return metrics.ratio(*terms.sum(0).T), metrics.ratio(sums[..., 0], sums[..., 1]), len(terms)
 
 
-def _difference(estimates, less):
-    """The mean of Estimates less that of others, its values over units drawn again (D,), and the number of units."""
-    values, draws, number = resample([*estimates, *less])
-    weights = np.array([1 / len(estimates) for _ in estimates] + [-1 / len(less) for _ in less])
+def _difference(estimates, minus):
+    """The mean of Estimates minus that of others, its values over units drawn again (D,), and the number of units."""
+    values, draws, number = resample([*estimates, *minus])
+    weights = np.array([1 / len(estimates) for _ in estimates] + [-1 / len(minus) for _ in minus])
     return float((weights * values).sum()), (weights * draws).sum(-1), number
 
 
-def mean_interval(estimates, less=()):
-    """(value, low, high) of the mean of Estimates of several networks, less the mean of others; all of equal units.
+def mean_interval(estimates, minus=()):
+    """(value, low, high) of the mean of Estimates of several networks, minus the mean of others; all of equal units.
 
     One unit alone gives no interval. Raises ValueError for different units.
     """
-    value, draws, number = _difference(estimates, less)
+    value, draws, number = _difference(estimates, minus)
     return value, *(metrics.interval(draws) if number > 1 else (None, None))
 
 
-def interval_over_trainings(estimates, less):
-    """(value, low, high) of the mean of Estimates of several networks less that of others, over other trainings too.
+def interval_over_trainings(estimates, minus):
+    """(value, low, high) of the mean of Estimates of several networks minus that of others, over other trainings too.
 
     The variance is the sum of three: of the difference over units drawn again, where the estimates are paired, and of
     each mean over its networks. All networks are taken as independent. What units and networks vary together is
     counted twice, which widens the interval. With two networks it may be too narrow. One unit alone gives none, nor do
-    figures that do not vary. estimates, less: two or more each.
+    figures that do not vary. estimates, minus: two or more each.
     """
-    sides = [[one.value for one in side] for side in (estimates, less)]
+    sides = [[one.value for one in side] for side in (estimates, minus)]
     variances = [(np.var(values, ddof=1) / len(values), len(values) - 1) for values in sides]
     value = float(np.mean(sides[0]) - np.mean(sides[1]))
-    if are_paired([*estimates, *less]):
-        value, draws, number = _difference(estimates, less)
+    if are_paired([*estimates, *minus]):
+        value, draws, number = _difference(estimates, minus)
         if number < 2 or not np.isfinite(draws).any():
             return value, None, None
         variances.append((np.nanvar(draws) * number / (number - 1), number - 1))

@@ -39,6 +39,11 @@ class Table(NamedTuple):
     header: list
     rows: list
 
+    def without_empty_columns(self):
+        kept = [index for index in range(len(self.header)) if any(row[index] is not None for row in self.rows)]
+        header, *rows = ([line[index] for index in kept] for line in [self.header, *self.rows])
+        return Table(self.title, header, rows)
+
 
 def as_text(tables, title='{}', style='simple'):
     """The tables below their titles. title: with {} for the title. style: tabulate's."""
