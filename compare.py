@@ -127,10 +127,11 @@ def topic_tables(groups, reference, more=''):
     for title, names in columns.TABLES.items():
         lines = [[name, len(rows) if several else None, *(figure_cell(rows, column) for column in names)]
                  for name, rows in groups]
-        for name, rows in groups if reference else ():
-            if rows is not reference[1]:
-                lines += [[f'{name} − {reference[0]}{end}', None,
-                           *(cell(rows, reference[1], column) for column in names)] for end, cell in DIFFERENCES.items()]
+        for name, rows in groups:
+            if reference and rows is not reference[1]:
+                for end, cell in DIFFERENCES.items():
+                    cells = [cell(rows, reference[1], column) for column in names]
+                    lines.append([f'{name} − {reference[0]}{end}', None, *cells])
         table = Table(title + more, ['', 'networks', *names.values()],
                       [line for line in lines if any(cell is not None for cell in line[2:])])
         if table.rows:
