@@ -72,6 +72,8 @@ def test_superclass_maps_sum_to_the_superclasss_probability(networks, images):
         probs = model(images).softmax(1)
     torch.testing.assert_close(maps.sum((1, 2)), torch.stack([probs[0, :2].sum(), probs[1, 2:].sum(), probs[2, 2]]))
     torch.testing.assert_close(mean * torch.tensor([2., 3., 1.])[:, None, None], maps)
+    everything = attribution_maps(model, images, labels, 'jointll-superclass', superclasses=torch.ones(5, 5) > 0)
+    torch.testing.assert_close(everything, attribution_maps(model, images, labels, 'saliency'))  # of probability one
 
 
 @pytest.mark.parametrize('head, name', [('CAM', 'vanilla'), ('CALM_EM', 'jointll'), ('CALM_ML', 'jointll')])

@@ -11,9 +11,7 @@ from wsol.heads import CAM
 from wsol.speed import folding
 
 NETWORKS = [('resnet18', {'large_feature_map': True}), ('resnet18', {'last_stage': 'layer1'}),
-            ('vgg16', {'use_bn': True}),
-            ('inception_v3', {'use_bn': True}),
-            ('mobilenet_v3_large', {}), ('densenet121', {})]
+            ('inception_v3', {'use_bn': True}), ('mobilenet_v3_small', {})]
 SIZE = 75
 
 
@@ -40,14 +38,14 @@ def test_probabilities_and_maps_stay(name, options):
     model, folded = build(), build()
     images, labels = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2)), torch.tensor([[0, 3], [6, 1]])
     total, count = len(norms(model)), folding.fold_batchnorm(folded, SIZE)
-    assert count == total - len(norms(folded)) > total / 3 and (count == total or name == 'densenet121')
+    assert count == total - len(norms(folded)) == total
     assert not folded.training and folded.conv_last.weight.equal(model.conv_last.weight)
     with torch.no_grad():
         for own, before in ((folded(images).softmax(1), model(images).softmax(1)),
                             *((attribution_maps(each, images, labels, process) for each in (folded, model))
                               for process in ('vanilla', 'jointll', 'saliency'))):
             assert own.isfinite().all() and (own - before).abs().max() <= 1e-5 * before.abs().max()
-    assert folding.fold_batchnorm(folded, SIZE) == 0 or name == 'densenet121'  # nothing is left to fold
+    assert folding.fold_batchnorm(folded, SIZE) == 0  # nothing is left to fold
 
 
 class Stage(nn.Module):
@@ -87,7 +85,7 @@ def test_what_cannot_be_folded_stays(forward, options, folds):
     assert (list(model.state_dict()) == names) != bool(folds)
 
 
-@pytest.mark.parametrize('process', ['jointll', 'smooth_grad', 'grad_cam', 'object_mask'])
+@pytest.mark.parametrize('process', ['jointll', 'smooth_grad', 'object_mask'])
 def test_evaluations_fold_where_forwards_alone_are_asked(script, tiny_birds, save, monkeypatch, process):
     asked = []
     monkeypatch.setattr(session, 'fold_batchnorm', lambda model, size: asked.append(size))
@@ -97,7 +95,7 @@ def test_evaluations_fold_where_forwards_alone_are_asked(script, tiny_birds, sav
     assert len(asked) == (process not in METHODS or METHODS[process].one_forward)
 
 
-@pytest.mark.parametrize('name', ['eval_pixel_perturb', 'eval_cue_location', 'eval_wsol', 'main'])
+@pytest.mark.parametrize('name', ['eval_pixel_perturb', 'eval_cue_location', 'main'])
 def test_results_are_those_of_the_network_as_it_is(script, tiny_birds, save, monkeypatch, name):
     """Whole evaluations, to the last count; of the weights that the checkpoint has."""
     flags, results = [*tiny_birds, '--experiment_name=CALM_EM', '--is_train=False'], []

@@ -1,4 +1,4 @@
-"""One's own networks: torchvision's and timm's classifiers as they are, a head on any module, weights from files."""
+"""wsol.foreign_networks: torchvision's and timm's classifiers as they are, a head on any module, weights from files."""
 import json
 import sys
 
@@ -32,8 +32,8 @@ def random_classifier(name, classes=13):
     return network
 
 
-@pytest.mark.parametrize('name', ['resnet18', 'densenet121', 'efficientnet_b0', 'mobilenet_v2', 'regnet_y_400mf',
-                                  'shufflenet_v2_x0_5', 'mnasnet0_5', 'googlenet', 'swin_t'])
+@pytest.mark.parametrize('name', ['resnet18', 'densenet121', 'efficientnet_b0', 'regnet_y_400mf', 'shufflenet_v2_x0_5',
+                                  'mnasnet0_5', 'googlenet', 'swin_t'])
 def test_a_trained_classifier_is_explained_as_it_is(name, tmp_path):
     """Its scores are those of the original, at its own stride; its maps average to them."""
     network = random_classifier(name)
@@ -48,7 +48,7 @@ def test_a_trained_classifier_is_explained_as_it_is(name, tmp_path):
     torch.testing.assert_close(maps.mean((2, 3)), scores, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['vgg11', 'convnext_tiny', 'vit_b_16', 'alexnet', 'squeezenet1_1', 'mobilenet_v3_small'])
+@pytest.mark.parametrize('name', ['convnext_tiny', 'vit_b_16', 'alexnet', 'squeezenet1_1', 'mobilenet_v3_small'])
 def test_what_does_not_end_in_pooling_and_a_linear_layer_is_refused_by_name(name, tmp_path):
     torch.save(random_classifier(name).state_dict(), tmp_path / 'trained.pth')
     with pytest.raises(UserError, match=f'{name} (does not end in average pooling|has no spatial last map)'):
@@ -68,32 +68,31 @@ def test_weights_that_are_no_classifiers_are_refused(tmp_path):
 # --- timm ---------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('name, grid, large', [
-    ('tf_efficientnet_lite0', 14, 28), ('resnet18d', 14, 28), ('convnext_atto', 14, 28), ('densenet121', 14, 28),
-    ('mobilenetv3_small_050', 14, 28), ('swin_tiny_patch4_window7_224', 7, None), ('vit_tiny_patch16_224', 14, None),
+    ('resnet18d', 14, 28), ('convnext_atto', 14, 28), ('mobilenetv3_small_050', 14, 28), ('swin_tiny_patch4_window7_224', 7, None), ('vit_tiny_patch16_224', 14, None),
     ('vit_small_patch14_dinov2', 16, None), ('vit_small_patch16_dinov3', 14, None), ('inception_v3', 5, None)])
 def test_timms_networks_of_every_kind_train_and_give_maps(name, grid, large):
     """Convolutional maps in both layouts and token grids; strides as published where there are strides to change."""
     torch.manual_seed(0)
     architecture = f'timm/{name}'
     model = build_model(architecture, 'CALM_EM', 5).train()
-    images, labels = torch.randn(2, 3, 224, 224), torch.tensor([1, 3])
-    loss, _ = model.loss(images, labels)
+    images = torch.randn(1, 3, 224, 224)
+    loss, _ = model.loss(images, torch.tensor([1]))
     loss.backward()
     slow, fast = parameter_groups(model, architecture, 0.1)
     assert len(fast['params']) == 4 and any(p.grad is not None and p.grad.abs().max() > 0 for p in slow['params'])
     joint = attribution_maps(model, images)
-    assert joint.shape == (2, 5, grid, grid)
-    torch.testing.assert_close(joint.sum((1, 2, 3)), torch.ones(2))
+    assert joint.shape == (1, 5, grid, grid)
+    torch.testing.assert_close(joint.sum(), torch.tensor(1.0))
     if large is None:
         with pytest.raises(UserError, match='large_feature_map=True does not suit'):
             timm_backbone(architecture, None, large_feature_map=True)
     else:
         stages, _ = timm_backbone(architecture, None, large_feature_map=True)
         with torch.no_grad():
-            assert stages.eval()(images[:1]).shape[2:] == (large, large)
+            assert stages.eval()(images).shape[2:] == (large, large)
 
 
-@pytest.mark.parametrize('size', [112, 160, 320])
+@pytest.mark.parametrize('size', [112, 320])
 @pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'vit_small_patch16_dinov3', 'resnet18'])
 def test_timms_networks_take_images_of_other_sizes(name, size):
     model = build_model(f'timm/{name}', 'CAM', 5).eval()
@@ -224,8 +223,7 @@ def test_a_backbone_starts_from_a_file(lite0):
 
 # --- weights from files, of any architecture ----------------------------------------------------------
 
-@pytest.mark.parametrize('name, wrapped', [('resnet18', False), ('vgg16', True), ('inception_v3', False),
-                                           ('efficientnet_b0', True)])
+@pytest.mark.parametrize('name, wrapped', [('resnet18', False), ('inception_v3', False), ('efficientnet_b0', True)])
 def test_pretrained_file_fills_the_backbone(name, wrapped, tmp_path):
     """Strictly, but for the classifier; `state_dict` inside a dict and `module.` before the names are understood."""
     torch.manual_seed(1)
@@ -237,6 +235,8 @@ def test_pretrained_file_fills_the_backbone(name, wrapped, tmp_path):
     ours = {key.removeprefix('backbone.body.'): value for key, value in model.state_dict().items()}
     shared_names = [key for key in ours if key in state]
     assert len(shared_names) > 20 and all(torch.equal(ours[key], state[key]) for key in shared_names)
+    if name != 'resnet18':
+        return
     for change, words in (({'surplus': torch.ones(1)}, 'has, and the network has not, surplus'),
                           ({shared_names[0]: torch.ones(1)}, f'has another shape of {shared_names[0]}')):
         torch.save(state | change, tmp_path / 'other.pth')
@@ -286,10 +286,9 @@ def test_a_plain_state_dict_is_explained_without_training(script, tmp_path):
     assert code == 2 and 'mine.pth does not fit the network' in err
     code, _, err = script('inference', 'photo.png', '--architecture=resnet18', '--pretrained=False')
     assert code == 2 and 'leaves nothing to explain' in err
-    for flag in ('--large_feature_map', '--last_stage=layer2'):  # it is as it is
-        for source in ('load_checkpoint', 'pretrained'):
-            code, _, err = script('inference', 'photo.png', '--architecture=resnet18', f'--{source}=mine.pth', flag)
-            assert code == 2 and f'mine.pth was trained with {flag.partition("=")[0]}=' in err
+    for source in ('load_checkpoint', 'pretrained'):  # its strides are as they are
+        code, _, err = script('inference', 'photo.png', '--architecture=resnet18', f'--{source}=mine.pth', '--large_feature_map')
+        assert code == 2 and 'mine.pth was trained with --large_feature_map=' in err
 
 
 # --- any module ---------------------------------------------------------------------------------------

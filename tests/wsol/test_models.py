@@ -20,34 +20,19 @@ from wsol.networks import check_image_size
 torchvision = import_torchvision()
 
 
-def published_names():
-    return json.loads((GOLDEN / 'resnet50_names.json').read_text())
-
-
 @pytest.mark.parametrize('method', ['CALM_EM', 'CALM_ML'])
-def test_resnet50_has_the_published_names_and_shapes(method):
-    names = published_names()['state_dict']
+def test_resnet50_has_the_published_names_shapes_and_learning_rate_groups(method):
+    published = json.loads((GOLDEN / 'resnet50_names.json').read_text())
+    slow_names = set(published['low_learning_rate'])
     with torch.device('meta'):
         model = build_model('resnet50', method, 200)
-    assert {name: list(value.shape) for name, value in model.state_dict().items()} == names
-
-
-def test_resnet50_has_the_published_learning_rate_groups():
-    slow_names = set(published_names()['low_learning_rate'])
-    with torch.device('meta'):
-        model = build_model('resnet50', 'CALM_EM', 200)
+    assert {name: list(value.shape) for name, value in model.state_dict().items()} == published['state_dict']
     slow, fast = parameter_groups(model, 'resnet50', lr=0.01, lr_classifier_ratio=10)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert {names[id(parameter)] for parameter in slow['params']} == slow_names
     assert {names[id(parameter)] for parameter in fast['params']} == set(names.values()) - slow_names
     assert (slow['lr'], fast['lr']) == (0.01, 0.1)
-
-
-def test_fine_tuning_slows_the_whole_backbone():
-    with torch.device('meta'):
-        model = build_model('resnet50', 'CALM_EM', 200)
-    _, fast = parameter_groups(model, 'resnet50', 0.01, is_different_checkpoint=True)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    _, fast = parameter_groups(model, 'resnet50', 0.01, is_different_checkpoint=True)  # fine-tuning slows the backbone
     assert {names[id(parameter)] for parameter in fast['params']} == {
         'conv_last.weight', 'conv_last.bias', 'attention.0.weight', 'attention.0.bias'}
 
@@ -61,9 +46,9 @@ def test_maps_of_a_224_pixel_image_are_14_or_28_wide(architecture, large, side):
     assert features.shape == (2, model.conv_last.in_channels, side, side)
 
 
-@pytest.mark.parametrize('method', HEADS)
-@pytest.mark.parametrize('architecture', ['resnet18', 'resnet50', 'vgg16', 'inception_v3'])
-def test_every_head_on_every_network(architecture, method):
+@pytest.mark.parametrize('architecture, method', [*(('resnet18', method) for method in HEADS), ('vgg16', 'CALM_EM'),
+                                                  ('inception_v3', 'CALM_EM')])
+def test_every_head_and_every_network(architecture, method):
     model = build_model(architecture, method, 7).eval()
     features, logits, prior = model.activations(torch.randn(2, 3, 64, 64))
     assert logits.shape == (2, 7, *features.shape[2:])
@@ -117,9 +102,8 @@ def test_vgg_is_initialised_by_he_fan_out():
     assert weight.std().item() == pytest.approx((2 / (1024 * 9)) ** 0.5, rel=0.01)
 
 
-@pytest.mark.parametrize('name', ['convnext_tiny', 'mobilenet_v3_large', 'efficientnet_b0', 'densenet121', 'swin_t',
-                                  'shufflenet_v2_x0_5', 'regnet_y_400mf', 'mnasnet0_5', 'squeezenet1_1', 'googlenet',
-                                  'alexnet', 'resnext50_32x4d'])
+@pytest.mark.parametrize('name', ['convnext_tiny', 'mobilenet_v3_small', 'efficientnet_b0', 'densenet121', 'swin_t',
+                                  'shufflenet_v2_x0_5', 'regnet_y_400mf', 'mnasnet0_5', 'squeezenet1_1', 'googlenet', 'alexnet'])
 def test_any_classifier_trains_a_step_and_gives_maps(name):
     torch.manual_seed(0)
     model = build_model(name, 'CALM_EM', 5)
@@ -157,19 +141,13 @@ def test_options_of_no_meaning_are_refused(options, words):
         build_model('resnet18', 'CAM', 5, **options)
 
 
-@pytest.mark.parametrize('stage, features', [('layer1', 64), ('layer2', 128), ('layer3', 256)])
-def test_a_network_can_stop_at_an_earlier_stage(stage, features):
-    with torch.device('meta'):
-        model = build_model('resnet18', 'CAM', 7, last_stage=stage)
-        assert model.extract_features(torch.empty(1, 3, 64, 64)).shape[1] == features
-
-
-@pytest.mark.parametrize('last_stage, field', [('layer1', 43), ('layer2', 99)])
-def test_what_a_cell_of_a_resnet_18_sees_of_the_picture(last_stage, field):
+@pytest.mark.parametrize('last_stage, width, field', [('layer1', 64, 43), ('layer2', 128, 99)])
+def test_what_a_cell_of_a_resnet_18_sees_of_the_picture(last_stage, width, field):
     torch.manual_seed(0)
     model = build_model('resnet18', 'CAM', 7, last_stage=last_stage).eval()
     images = torch.randn(4, 3, 160, 160, requires_grad=True)
     features = model.extract_features(images)
+    assert features.shape[1] == model.conv_last.in_channels == width
     middle = features.shape[2] // 2
     features[:, :, middle, middle].square().sum().backward()
     rows, columns = images.grad.abs().sum((0, 1)).nonzero().T
@@ -197,9 +175,8 @@ def real_grid(model, size):
         return None
 
 
-@pytest.mark.parametrize('architecture, sizes', [
-    ('resnet18', (64, 33, 16, 8, 1)), ('vgg16', (64, 31, 17, 8)), ('inception_v3', (64, 35, 20, 8)),
-    ('swin_t', (64, 33, 32, 2)), ('convnext_tiny', (64, 32, 20)), ('alexnet', (96, 64, 32))])
+@pytest.mark.parametrize('architecture, sizes', [('resnet18', (33, 16, 8, 1)), ('vgg16', (64, 31, 8)),
+                                                 ('inception_v3', (35, 20, 8)), ('swin_t', (64, 33, 2)), ('alexnet', (96, 32))])
 def test_an_image_size_is_refused_where_the_network_fails_or_leaves_one_cell(architecture, sizes):
     """And only there: a real forward is the judge."""
     model, judged = build_model(architecture, 'CALM_EM', 3), set()
@@ -226,8 +203,8 @@ def test_networks_that_take_one_size_alone_are_told_so():
         check_image_size(model, 96)
 
 
-@pytest.mark.parametrize('architecture, size', [('vgg16', 8), ('resnet18', 8), ('inception_v3', 8)])
-def test_a_wrong_size_is_told_in_one_line_and_torch_logs_nothing(architecture, size):
+@pytest.mark.parametrize('architecture', ['vgg16', 'inception_v3'])
+def test_a_wrong_size_is_told_in_one_line_and_torch_logs_nothing(architecture):
     records, logger = [], logging.getLogger('torch._subclasses.fake_tensor')
 
     class Keep(logging.Handler):
@@ -235,9 +212,11 @@ def test_a_wrong_size_is_told_in_one_line_and_torch_logs_nothing(architecture, s
             records.append(record.getMessage().splitlines()[0])
     handler = Keep()
     logger.addHandler(handler)
+    with torch.device('meta'):
+        model = build_model(architecture, 'CAM', 3)
     try:
         with pytest.raises(UserError) as error:
-            check_image_size(build_model(architecture, 'CAM', 3), size)
+            check_image_size(model, 8)
     finally:
         logger.removeHandler(handler)
     assert '\n' not in str(error.value)
@@ -269,9 +248,10 @@ def test_memory_and_device_are_no_matter_of_the_size(error):
 
 
 @pytest.mark.parametrize('size', [64, 8])
-@pytest.mark.parametrize('training', [True, False])
-def test_checking_a_size_leaves_the_network_alone(size, training):
-    model = build_model('resnet18', 'CALM_EM', 3).train(training)
+def test_checking_a_size_leaves_the_network_alone(size):
+    model = build_model('resnet18', 'CALM_EM', 3).train()
+    model.bn1.eval()  # frozen
+    modes = [module.training for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     parameters = dict(model.named_parameters())
     torch.manual_seed(3)
@@ -281,21 +261,13 @@ def test_checking_a_size_leaves_the_network_alone(size, training):
         check_image_size(model, size)
     except UserError:
         assert size == 8
-    assert {module.training for module in model.modules()} == {training}
+    assert [module.training for module in model.modules()] == modes
     for name, parameter in model.named_parameters():
         assert parameter is parameters[name] and parameter.grad is None and parameter.requires_grad
         assert type(parameter) is nn.Parameter and type(parameter.data) is torch.Tensor
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.rand(4), draw)  # nothing was drawn
     model.eval()(torch.zeros(1, 3, 64, 64))  # and the network still computes
-
-
-def test_checking_a_size_gives_back_the_mode_of_every_module():
-    model = build_model('resnet18', 'CALM_EM', 3, last_stage='layer1').train()
-    model.bn1.eval()  # frozen
-    before = {name: module.training for name, module in model.named_modules()}
-    check_image_size(model, 64)
-    assert {name: module.training for name, module in model.named_modules()} == before
 
 
 # --- weights -------------------------------------------------------------------------------------------------------
@@ -316,24 +288,21 @@ def put_imagenet_file(name, hub):
     return state
 
 
-@pytest.mark.parametrize('architecture, use_bn, file, dropped', [
-    ('resnet18', False, 'resnet18', 'fc.'), ('resnet50', False, 'resnet50', 'fc.'),
-    ('vgg16', False, 'vgg16', 'classifier.'), ('vgg16', True, 'vgg16_bn', 'classifier.'),
-    ('inception_v3', False, 'inception_v3', ('fc.', 'AuxLogits.', 'Mixed_7')),
-    ('inception_v3', True, 'inception_v3', ('fc.', 'AuxLogits.', 'Mixed_7')),
-])
-def test_imagenet_weights_fill_the_whole_backbone(tmp_path, monkeypatch, architecture, use_bn, file, dropped):
-    """Every tensor of the file that belongs to the backbone, BatchNorm statistics included, for both map sizes."""
+@pytest.mark.parametrize('architecture, options, file, dropped', [
+    ('resnet18', {'large_feature_map': True}, 'resnet18', 'fc.'), ('vgg16', {}, 'vgg16', 'classifier.'),
+    ('vgg16', {'use_bn': True, 'large_feature_map': True}, 'vgg16_bn', 'classifier.'),
+    ('inception_v3', {'use_bn': True}, 'inception_v3', ('fc.', 'AuxLogits.', 'Mixed_7'))])
+def test_imagenet_weights_fill_the_whole_backbone(tmp_path, monkeypatch, architecture, options, file, dropped):
+    """Every tensor of the file that belongs to the backbone, BatchNorm statistics included."""
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path))
     state = put_imagenet_file(file, tmp_path)
-    for large in (False, True):
-        model = build_model(architecture, 'CALM_EM', 7, pretrained=True, large_feature_map=large, use_bn=use_bn)
-        ours = model.state_dict()
-        fresh = (*ARCHITECTURES[architecture].added, 'conv_last', 'attention')
-        added = {name for name in ours if name.startswith(fresh)}
-        assert set(ours) - added == {name for name in state if not name.startswith(dropped)}
-        assert all(torch.equal(ours[name], state[name]) for name in set(ours) - added)
-        assert not model.conv_last.bias.any()
+    model = build_model(architecture, 'CALM_EM', 7, pretrained=True, **options)
+    ours = model.state_dict()
+    fresh = (*ARCHITECTURES[architecture].added, 'conv_last', 'attention')
+    added = {name for name in ours if name.startswith(fresh)}
+    assert set(ours) - added == {name for name in state if not name.startswith(dropped)}
+    assert all(torch.equal(ours[name], state[name]) for name in set(ours) - added)
+    assert not model.conv_last.bias.any()
 
 
 def test_imagenet_weights_out_of_reach_are_one_clear_error(tmp_path, monkeypatch):

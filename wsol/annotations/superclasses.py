@@ -22,7 +22,8 @@ def membership(groups, num_classes):
 def by_prefix(class_names):
     """Classes whose names agree up to a number at the end: ToyBirds' families. Returns (C,C) bool."""
     if not class_names:
-        raise UserError('superclasses by name need class names, and this checkpoint has none; give --superclass_file')
+        raise UserError('superclasses by name need class names, and this checkpoint has none; list the superclasses in '
+                        'a superclass_file')
     stems = [name.split('.')[-1].rstrip('0123456789') for name in class_names]
     return torch.tensor([[stem == other for other in stems] for stem in stems])
 
@@ -46,7 +47,7 @@ def wordnet(folder, num_classes=1000):
             raise ValueError(f'classes are 0 to {num_classes - 1}')
     except OSError as error:
         raise UserError(f"ImageNet's superclasses need {relation} and {index} ({error.strerror}: {error.filename}); "
-                        'or give --superclass_file') from error
+                        'or list them in a superclass_file') from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f'{relation} or {index} does not parse: {error}') from error
     below = {}  # ancestor -> classes
