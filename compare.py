@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from reports import columns, figures, intervals, table_files
-from reports.rows import name_rows, paper_rows, put_first, read_rows
+from reports.rows import paper_rows, read_experiments
 from reports.table_files import Table, mean_and_deviation
 from runtime import command_line, screen
 from wsol.errors import UserError
@@ -112,7 +112,7 @@ def make_tables(rows, published=()):
     everything = [column for names in columns.TABLES.values() for column in names
                   if any(column in row.estimates for row in rows)]
     single = [(row.name, [row]) for row in (*rows, *published)]
-    lines = [[name, *(value_cell(own, column) for column in everything)] for name, own in single]
+    lines = [[name, *(value_cell(networks, column) for column in everything)] for name, networks in single]
     groups = networks_of_one_name(rows)
     several = [group for group in groups if len(group[1]) > 1]
     reference = groups[0] if groups[0] in several else None
@@ -147,8 +147,8 @@ def networks_of_one_name(rows):
         key = f'{Path(row.experiment).name}: {row.method}', row.about.get('dataset'), row.about.get('images_sha256')
         by_key.setdefault(key, {}).setdefault(row.experiment, row)
     many = Counter(name for name, *_ in by_key)
-    return [(name if many[name] == 1 else f'{name}, {dataset}, images {str(images):.8}', list(own.values()))
-            for (name, dataset, images), own in by_key.items()]
+    return [(name if many[name] == 1 else f'{name}, {dataset}, images {str(images):.8}', list(networks.values()))
+            for (name, dataset, images), networks in by_key.items()]
 
 
 def summary(rows):
@@ -156,9 +156,12 @@ def summary(rows):
     higher its COMPARED is than that of the first name. [] where cue localization was not measured."""
     groups = networks_of_one_name(rows)
     first, reference = groups[0]
-    lines = [[name, str(len(own)), *(mean_cell(own, column) for column in SUMMARY),
-              *(None if own is reference else cell(own, reference, COMPARED) for cell in DIFFERENCES.values())]
-             for name, own in groups if mean_cell(own, COMPARED) is not None]
+    lines = []
+    for name, networks in groups:
+        if mean_cell(networks, COMPARED) is not None:
+            differences = [None if networks is reference else cell(networks, reference, COMPARED)
+                           for cell in DIFFERENCES.values()]
+            lines.append([name, len(networks), *(mean_cell(networks, column) for column in SUMMARY), *differences])
     title = f'Summary of cue localization, PxAP in %; the last two columns are {COMPARED} − that of {first}'
     return [Table(title, ['', 'networks', *SUMMARY, 'difference', 'other trainings too'], lines)] if lines else []
 
@@ -186,27 +189,20 @@ def draw(rows, folder):
 
 def main():
     args = make_parser().parse_args()
-    folders = list(dict.fromkeys(map(Path, args.folders)))
-    names = [folder.resolve().name for folder in folders]
-    if len(set(names)) < len(names):
-        names = folders
-    rows = [row for folder, name in zip(folders, names, strict=True) for row in read_rows(folder, str(name))]
-    if args.reference:
-        rows = put_first(rows, args.reference)
-    name_rows(rows)
-    summed, tables = summary(rows), make_tables(rows, paper_rows() if args.paper else [])
+    rows = read_experiments(args.folders, args.reference)
+    tables, summed = make_tables(rows, paper_rows() if args.paper else []), summary(rows)
     if args.summary and not summed:
         raise UserError('no experiment that is named has results of cue localization, which --summary needs; run '
                         'eval_cue_location.py, or leave --summary out')
     screen.say(f'\n{table_files.as_text(summed if args.summary else tables[1:] + summed)}\nSquare brackets hold 95 % '
-             'intervals. docs/comparing.md explains every column.')
+               'intervals. docs/comparing.md explains every column.')
     others = [row.name for row in rows if not same_images(row, rows[0])]
     if others:
         more = f' and {len(others) - 1} more' if others[1:] else ''
         screen.say(f'{others[0]}{more}: measured on other images than {rows[0].name}, so no difference is given')
     folder = Path(args.output)
-    written = table_files.write_tables(folder / 'table', tables + summed, args.format)
-    screen.say('\n' + ', '.join(map(str, [*written, *draw(rows, folder)])))
+    paths = table_files.write_tables(folder / 'table', tables + summed, args.format) + draw(rows, folder)
+    screen.say('\n' + ', '.join(map(str, paths)))
 
 
 if __name__ == '__main__':

@@ -102,4 +102,4 @@ def precision_band(result):
     values = np.array([from_text(pair['precision']) for pair in result['pairs']])  # (P,R)
     values = values[np.isfinite(values).all(1)]
     draws = metrics.bootstrap_sums(values, SEED) / len(values)  # (D,R)
-    return from_text(result['recalls']), values.mean(0), *np.array([metrics.interval(own) for own in draws.T]).T
+    return from_text(result['recalls']), values.mean(0), *np.array([metrics.interval(column) for column in draws.T]).T

@@ -3,6 +3,7 @@
 Read from the JSON files that the evaluations leave in an experiment's folder.
 """
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import config
 from experiment import result_files
@@ -29,6 +30,19 @@ class Row:
     results: dict[str, dict] = field(default_factory=dict)        # metric -> the result
     plain_method: str = ''
     name: str = ''           # in the tables
+
+
+def read_experiments(folders, reference=None):
+    """The named Rows of the folders of several experiments; the reference, a method of the first, comes first. Raises
+    UserError."""
+    folders = list(dict.fromkeys(map(Path, folders)))
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = map(str, folders)
+    rows = [row for folder, name in zip(folders, names, strict=True) for row in read_rows(folder, name)]
+    rows = put_first(rows, reference) if reference else rows
+    name_rows(rows)
+    return rows
 
 
 def read_rows(folder, experiment):

@@ -303,7 +303,7 @@ def test_the_summary_of_several_networks_is_that_of_their_means():
     own = [one('s0/A', 0), one('s1/A', 1), one('s0/C', 2), one('s0/B', 3), one('s1/B', 4)]
     (table,), (summary,) = means(own), compare.summary(own)
     lines = {line[0]: dict(zip(summary.header, line, strict=True)) for line in summary.rows}
-    assert list(lines) == ['A: x', 'C: x', 'B: x'] and [line['networks'] for line in lines.values()] == ['2', '1', '2']
+    assert list(lines) == ['A: x', 'C: x', 'B: x'] and [line['networks'] for line in lines.values()] == [2, 1, 2]
     assert [lines[name][f'{COMPARED}: mean'] for name in ('A: x', 'B: x')] == [line[-1] for line in table.rows[:2]]
     assert [lines['B: x'][name] for name in summary.header[-2:]] == [line[-1] for line in table.rows[2:]]
     assert [lines['A: x'][name] for name in summary.header[-2:]] == [None, None] and lines['C: x'][summary.header[-1]] is None
