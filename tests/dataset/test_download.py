@@ -77,35 +77,29 @@ def test_a_file_arrives_whole_however_the_server_behaves(server, tmp_path, mood)
     assert len(server.requests) == before
 
 
-def test_what_is_there_of_an_earlier_call_is_not_fetched_again(server, tmp_path):
-    (tmp_path / 'file.partial').write_bytes(CONTENT[:1_000_000])
+@pytest.mark.parametrize('partial, ranges', [
+    (CONTENT[:1_000_000], ['bytes=1000000-']),  # it goes on
+    (b'x' * (len(CONTENT) + 1), [f'bytes={len(CONTENT) + 1}-', None])])  # which the server cannot continue: begun anew
+def test_what_an_earlier_call_left(server, tmp_path, partial, ranges):
+    (tmp_path / 'file.partial').write_bytes(partial)
     download.fetch(server.url, tmp_path / 'file', sha256=SHA256)
-    assert server.requests[0]['Range'] == 'bytes=1000000-'
-
-
-def test_a_partial_file_that_the_server_cannot_continue_is_begun_anew(server, tmp_path):
-    (tmp_path / 'file.partial').write_bytes(b'x' * (len(CONTENT) + 1))
-    download.fetch(server.url, tmp_path / 'file', sha256=SHA256)
-    assert [request.get('Range') for request in server.requests] == [f'bytes={len(CONTENT) + 1}-', None]
+    assert [request.get('Range') for request in server.requests] == ranges
 
 
 @pytest.mark.parametrize('mood, options, words', [
     ('well', {'size': 5}, ['offers 3,072,000 bytes', 'expected 5']),
     ('well', {'md5': '0' * 32}, ['MD5', MD5]), ('well', {'sha256': '0' * 64}, ['SHA256', SHA256]),
-    ('page', {}, ['gives a page', 'quota', 'by hand']), ('missing', {}, ['HTTP 404', 'by hand']),
+    ('page', {}, ['gives a page', 'quota', 'by hand']), ('page by its content', {}, ['gives a page']),
+    ('missing', {}, ['HTTP 404', 'by hand']),
 ])
 def test_what_is_not_the_file_is_refused_and_not_kept(server, tmp_path, mood, options, words):
     server.mood = mood
+    if mood == 'page by its content':
+        server.content = b'\n<!DOCTYPE html><html>Google Drive - Quota exceeded</html>'
     with pytest.raises(UserError) as error:
         download.fetch(server.url, tmp_path / 'file', **options)
     assert all(word in str(error.value) for word in words), error.value
     assert not list(tmp_path.iterdir())
-
-
-def test_a_page_is_recognised_by_its_content_too(server, tmp_path):
-    server.content = b'\n<!DOCTYPE html><html>Google Drive - Quota exceeded</html>'
-    with pytest.raises(UserError, match='gives a page'):
-        download.fetch(server.url, tmp_path / 'file')
 
 
 def test_no_network_is_one_clear_error(tmp_path, monkeypatch):

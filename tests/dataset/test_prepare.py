@@ -229,32 +229,29 @@ def test_cubs_files_are_joined_by_their_ids(tmp_path, file):
     assert lists_of_five(tmp_path, **{file.removesuffix('.txt'): [FIVE[file][index] for index in order]}) == expected
 
 
-@pytest.mark.parametrize('file', [file for file in FIVE if file != 'images.txt'])
-@pytest.mark.parametrize('damage, words', [
-    (lambda lines: lines[:1] + lines[2:], ['no line with the id 2']),
-    (lambda lines: [*lines[:2], lines[1], *lines[2:]], ['line 3', 'id 2 stands there twice']),
-    (lambda lines: [*lines, '77' + lines[1][1:]], ['line 6', 'id 77']),
-    (lambda lines: [*lines[:4], '5'], ['line 5']), (lambda lines: [*lines[:4], '5 x y'], ['id 5', 'found "x y"'])],
-    ids=['missing', 'doubled', 'unknown', 'empty', 'no number'])
-def test_cubs_files_that_do_not_fit_are_named(tmp_path, file, damage, words):
+def ids_that_do_not_fit(file):
+    lines = FIVE[file]
+    return [(file, lines[:1] + lines[2:], ['no line with the id 2']),
+            (file, [*lines[:2], lines[1], *lines[2:]], ['line 3', 'id 2 stands there twice']),
+            (file, [*lines, '77' + lines[1][1:]], ['line 6', 'id 77']), (file, [*lines[:4], '5'], ['line 5'])]
+
+
+def a_value(file, value):
+    return file, [*FIVE[file][:4], f'5 {value}'], [f'{file}: expected ', f' for the id 5, found "{value}"']
+
+
+@pytest.mark.parametrize('file, lines, words', [
+    ('images.txt', [*FIVE['images.txt'], '1 a/1.jpg'], ['line 6: the id 1 stands there twice']),
+    *(case for file in FIVE if file != 'images.txt' for case in ids_that_do_not_fit(file)),
+    *(a_value('image_class_labels.txt', value) for value in ('x y', '201', '0')),
+    *(a_value('train_test_split.txt', value) for value in ('x y', '2')),
+    *(a_value('bounding_boxes.txt', value) for value in (
+        'x y', '1.0 1.0 5.0', 'nan 1.0 5.0 5.0', '1.0 1.0 inf 5.0', '-1.0 1.0 5.0 5.0'))])
+def test_cubs_files_that_do_not_fit_are_named(tmp_path, file, lines, words):
     with pytest.raises(UserError) as error:
-        lists_of_five(tmp_path, **{file.removesuffix('.txt'): damage(FIVE[file])})
+        lists_of_five(tmp_path, **{file.removesuffix('.txt'): lines})
     assert all(word in str(error.value) for word in [str(tmp_path / 'data' / 'CUB' / file), *words]), error.value
     assert not (tmp_path / 'meta').exists()
-
-
-@pytest.mark.parametrize('file, line', [
-    ('image_class_labels.txt', '5 201'), ('image_class_labels.txt', '5 0'), ('train_test_split.txt', '5 2'),
-    ('bounding_boxes.txt', '5 1.0 1.0 5.0'), ('bounding_boxes.txt', '5 nan 1.0 5.0 5.0'),
-    ('bounding_boxes.txt', '5 1.0 1.0 inf 5.0'), ('bounding_boxes.txt', '5 -1.0 1.0 5.0 5.0')])
-def test_values_that_cub_cannot_have_are_named(tmp_path, file, line):
-    with pytest.raises(UserError, match=f'{file}: expected .* for the id 5, found "{line[2:]}"'):
-        lists_of_five(tmp_path, **{file.removesuffix('.txt'): [*FIVE[file][:4], line]})
-
-
-def test_images_that_stand_twice_are_named(tmp_path):
-    with pytest.raises(UserError, match='images.txt, line 6: the id 1 stands there twice'):
-        lists_of_five(tmp_path, images=[*FIVE['images.txt'], '1 a/1.jpg'])
 
 
 def test_cubv2_lands_beside_cub(site, workspace):
