@@ -1,64 +1,182 @@
-"""The paper's cue localization, remove-and-classify and accuracies, run again and set beside the paper.
+"""The paper's cue localization, remove-and-classify and accuracies, run again and set beside the published figures.
 
-Prints the plan: each step, the data and weights that it needs, what of them is missing, the command that gets it, and
-estimated hours. Then it runs what can be run, which is not run again where it is done, and prints the published figure,
-ours under the published protocol, ours per pair with all pixels, with their intervals, the
-shares of the pixels that the published protocol drops, and a verdict. Flags of main.py, such as --device, go behind its
-own.
-Source: Kim et al., ICCV 2021 (paper.py). --dataset=ToyBirds does all of it on painted birds, without any download.
+Prints a plan: each training and measurement, what is missing for it, and the command that gets what is missing. Then it
+runs every step whose data and weights are there, unless it is done, and prints three tables for each data set: the
+paper's figure, ours, its interval, and in words whether they agree. It does not run the paper's other experiments, such
+as WSOL (eval_wsol.py) and the user study. Flags of main.py, such as --device, may follow.
+--dataset=ToyBirds does all of it on painted birds, without any download.
+Source: Kim et al., ICCV 2021 (reports/paper.py). Networks of CUB, ImageNet and OpenImages are ResNet-50 with 28x28
+maps, published or trained by the released defaults; those of ToyBirds are trained as in ablation.py.
 Result: <save_root>/reproduce/<data set>/tables.md, tables.csv, tables.tex and ratios.png.
 
     python -m research.reproduce --plan
     python -m research.reproduce --dataset=ToyBirds --seeds=3
 """
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
+import torch
 
 import config
-from dataset.registry import DATASETS
-from reports import columns, figures, intervals, paper, table_files
-from reports.columns import COMPARED
-from reports.table_files import Cell, Table
-from research import commands, plan
+from dataset.registry import DATASETS, find_dataset
+from experiment import result_files, weights
+from reports import columns, paper, table_files
+from reports.table_files import Table
+from research import commands
+from research.paper_tables import Found, accuracy_table, cue_table, draw_ratios, ratio_table
 from runtime import command_line, screen
+from wsol.backbones._torchvision import import_torchvision
 from wsol.errors import UserError
 
-OWN = ('dataset', 'experiment_name', 'save_root', 'seed', 'attribution_method', 'load_checkpoint', 'score_map_process')
+CHOSEN = ('dataset', 'experiment_name', 'save_root', 'seed', 'attribution_method', 'load_checkpoint',
+          'score_map_process', 'override_cache')
+NAMES = {'cue_location': 'cue localization', 'pixel_perturb': 'remove-and-classify'}
+
+
+# --- networks and steps -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network: trained by main.py with these flags, or published."""
+    dataset: str
+    head: str
+    name: str                # of its experiment
+    folder: Path             # above its experiment's
+    training: tuple = ()     # flags of main.py; none for published weights
+    published: str | None = None
+    flags: tuple = ()        # the user's, which all steps get
+
+    def weights_sha256(self):
+        """The SHA-256 of its weights; None if they are not there."""
+        path = self.published and weights.published_file(self.published)
+        if path:
+            return _sha256(path) if path.is_file() else None
+        return result_files.read_result(self.folder / self.name / 'results.json').get('weights_sha256')
+
+    def result(self, metric, method):
+        """The result of an evaluation; None if there is none."""
+        folder, sha256 = self.folder / self.name, self.weights_sha256()
+        if not sha256:
+            return None
+        try:
+            size = config.ALL_FLAGS['crop_size'].default
+            trained = {'weights_sha256': sha256, 'settings': {'crop_size': size}} if self.published else None
+            return commands.result(folder, metric, method, *self.flags, trained=trained)
+        except UserError:
+            return None
+
+
+@cache
+def _sha256(path):
+    return weights.read_checkpoint(path).sha256
+
+
+class Step(NamedTuple):
+    """A training of a network or, if metric is given, an evaluation of it."""
+    network: Network
+    metric: str | None = None
+    method: str | None = None
+
+    def title(self):
+        name = paper.METHODS.get((self.network.head, self.method))
+        return f'{NAMES[self.metric]}: {name}' if self.metric else f'train {self.network.name}'
+
+    def is_done(self):
+        if self.metric:
+            return self.network.result(self.metric, self.method) is not None
+        return commands.is_trained(self.network.folder, self.network.name)
+
+    def run(self):
+        network = self.network
+        if not self.metric:
+            commands.train(network.folder, network.name, *network.training, *network.flags)
+            return
+        source = [f'--load_checkpoint={network.published}'] if network.published else []
+        commands.run(network.folder, f'eval_{self.metric}', f'--experiment_name={network.name}', *source,
+                     f'--score_map_process={self.method}', *network.flags)
+
+
+def networks_of(dataset, seeds, root, trains_all, flags):
+    """The Networks of a data set. trains_all: CALM too where its weights are published. flags: the user's."""
+    found = []
+    for seed in range(seeds):
+        folder, common = root / dataset / f'seed{seed}', [f'--seed={seed}', f'--dataset={dataset}']
+        if dataset == 'ToyBirds':
+            common = [*commands.TRAIN, *commands.SIZES, '--last_stage=layer2', f'--seed={seed}']
+            start = (*common, '--attribution_method=CAM', *commands.FROM_RANDOM)
+            found.append(Network(dataset, 'CAM', 'start', folder, start, flags=flags))
+            common += ['--load_checkpoint=start', *commands.FINE_TUNE]
+        else:
+            common += ['--architecture=resnet50', '--use_bn=True', '--large_feature_map=True']
+        for head in dict.fromkeys(head for head, _ in methods_of(dataset)):
+            published = None if trains_all else weights.published_name(f'{head}-{dataset}')
+            training = () if published else (*common, f'--attribution_method={head}')
+            if training or seed == 0:  # published weights exist once
+                found.append(Network(dataset, head, head, folder, training, published, flags))
+    return found
+
+
+def methods_of(dataset):
+    """[(head, method)] of a data set: those of the paper's table on CUB and ToyBirds, else CALM's own maps."""
+    return [method for method in paper.METHODS if DATASETS[dataset].cues or (method[0], dataset) in paper.ACCURACY]
+
+
+def steps_of(networks):
+    """The Steps, network by network."""
+    steps = []
+    for network in networks:
+        if network.training:
+            steps.append(Step(network))
+        metrics = ('pixel_perturb', 'cue_location') if DATASETS[network.dataset].cues else ('pixel_perturb',)
+        steps += [Step(network, metric, method) for head, method in methods_of(network.dataset)
+                  if head == network.head == network.name for metric in metrics]
+    return steps
+
+
+def lacks(step, flags):
+    """[(what a step needs and does not have, the command that gets it)]. flags: those of main.py, parsed."""
+    network, missing = step.network, []
+    data = find_dataset(network.dataset, flags.data_root, flags.metadata_root)
+    if network.dataset != 'ToyBirds':  # which is painted when it is opened
+        for split in ('test',) if step.metric else ('train', 'val', 'test'):
+            if not ((data.list_folders[split] / 'image_ids.txt').is_file() and data.image_folders[split].is_dir()):
+                missing.append((f'{network.dataset} {split}', data.prepare[split]))
+        folders = [data.cub_root / name for name in ('attributes', 'parts', 'segmentations')] if data.cub_root else []
+        if step.metric == 'cue_location' and not all(folder.is_dir() for folder in folders):
+            missing.append((f'{network.dataset} parts, attributes and segmentations', data.prepare['test']))
+    if network.published and not weights.published_file(network.published).is_file():
+        missing.append((f'weights {network.published}',
+                        f'python main.py --is_train=False --load_checkpoint={network.published}'))
+    if flags.pretrained is True and 'architecture' not in flags.given and network.dataset != 'ToyBirds' \
+            and not step.metric:
+        url = import_torchvision().models.get_model_weights('resnet50').IMAGENET1K_V1.url
+        folder = Path(torch.hub.get_dir()) / 'checkpoints'
+        if not (folder / Path(url).name).is_file():
+            missing.append(("ImageNet's weights of ResNet-50", f'download {url} to {folder}'))
+    return missing
 
 
 # --- the plan -----------------------------------------------------------------------------------------
 
 
-def plan_table(dataset, steps, args, flags):
-    """The plan of a data set as a Table, the seeds together."""
-    rows = {}
-    for step in steps:
-        rows.setdefault(step.title(), []).append(step)
-    lines = []
-    for title, own in rows.items():
-        done, missing = sum(step.is_done() for step in own), dict(plan.lacks(own[0], args))
-        left = sum(plan.operations(step, flags) for step in own if not step.is_done())
-        state = f'{done} of {len(own)} done' if done or not missing else f'missing: {", ".join(missing)}'
-        hours = [Cell(left / speed / 3600, decimals=2) for speed in plan.SPEEDS.values()]
-        memory = '-' if own[0].metric else Cell(plan.training_memory((*own[0].network.training, *flags)) / 1e9)
-        lines.append([title, len(own), state, *hours, memory])
-    header = ['step', 'networks', 'state', *(f'hours left, {kind}' for kind in plan.SPEEDS), 'memory, GB']
-    return Table(f'The plan: {dataset}', header, lines)
-
-
-def print_plan(steps_by_dataset, args, flags):
-    """The plan, what is missing, and how to get it."""
-    tables = [plan_table(dataset, steps, args, flags) for dataset, steps in steps_by_dataset.items()]
-    screen.say('\n' + table_files.as_text(tables))
-    screen.say(f'Hours are estimated from operation counts, for a GPU at {plan.SPEEDS["GPU"] / 1e12:g} and a CPU at '
-             f'{plan.SPEEDS["CPU"] / 1e12:g} tera-operations a second, both round figures; loading is not counted. '
-             'Memory is what a training in bfloat16 keeps: of a batch, the weights, and their momenta.')
+def print_plan(steps_by_dataset, args):
+    """Every step with its state, the seeds together; what is missing, and how to get it."""
     missing = {}
-    for step in (step for steps in steps_by_dataset.values() for step in steps if not step.is_done()):
-        for what, command in plan.lacks(step, args):
-            missing.setdefault(command, {})[what] = None
+    for dataset, steps in steps_by_dataset.items():
+        rows = {}
+        for step in steps:
+            rows.setdefault(step.title(), []).append(step)
+        lines = []
+        for title, own in rows.items():
+            done, needs = sum(step.is_done() for step in own), lacks(own[0], args) if not own[0].is_done() else []
+            for what, command in needs:
+                missing.setdefault(command, {})[what] = None
+            state = f'missing: {", ".join(dict(needs))}' if needs and not done else f'{done} of {len(own)} done'
+            lines.append([title, len(own), state])
+        screen.say('\n' + table_files.as_text([Table(f'The plan: {dataset}', ['step', 'networks', 'state'], lines)]))
     for command, what in missing.items():
         screen.say(f'missing: {", ".join(what)}. To get it: {command}')
 
@@ -66,110 +184,18 @@ def print_plan(steps_by_dataset, args, flags):
 # --- the results --------------------------------------------------------------------------------------
 
 
-class Found(NamedTuple):
-    """What was measured of a method on a data set: {column: [Estimate of each network]}."""
-    method: tuple
-    estimates: dict
-
-    def cell(self, column):
-        """The mean over the networks, with its interval over images or class pairs where they have the same."""
-        estimates = self.estimates.get(column, ())
-        values = [one.value for one in estimates]
-        if not values or None in values:
-            return None
-        bounds = intervals.mean_interval(estimates)[1:] if intervals.are_paired(estimates) else ()
-        return columns.cell(column, float(np.mean(values)), *bounds)
-
-    def deviation(self, column):
-        """The standard deviation over the networks, if there are several."""
-        values = [one.value for one in self.estimates.get(column, ())]
-        return Cell(float(np.std(values, ddof=1))) if len(values) > 1 and None not in values else None
-
-
 def find_results(networks):
     """[Found] of the methods that were measured."""
     found = []
-    for head, process in plan.methods_of(networks[0].dataset):
+    for head, method in methods_of(networks[0].dataset):
         estimates = {}
         for network in (network for network in networks if network.name == head):
-            for metric in plan.NAMES:
-                for column, estimate in columns.read_estimates(network.result(metric, process) or {}).items():
+            for metric in NAMES:
+                for column, estimate in columns.read_estimates(network.result(metric, method) or {}).items():
                     estimates.setdefault(column, []).append(estimate)
         if estimates:
-            found.append(Found((head, process), estimates))
+            found.append(Found((head, method), estimates))
     return found
-
-
-def verdict(dataset, found, reference):
-    """In words: on the paper's own data how far the published protocol's mean is from the paper's, then the order."""
-    order = order_verdict(found, reference, f'{COMPARED}: mean') if reference else 'CAM is not measured'
-    away = np.mean([one.value for one in found.estimates['published: mean']]) - paper.PXAP[found.method][-1]
-    return f'{away:+.1f} from the paper; {order}' if dataset == 'CUB' else order
-
-
-def order_verdict(found, reference, column):
-    """Does a method lie on the side of CAM on which it is in the paper? In words."""
-    if found.method == reference.method:
-        return 'the reference'
-    value, low, high = intervals.mean_interval(found.estimates[column], reference.estimates[column])
-    expected = paper.PXAP[found.method][-1] > paper.PXAP[reference.method][-1]
-    if low <= 0 <= high:
-        return 'undecided: CAM lies within the interval'
-    side = 'above' if value > 0 else 'below'
-    return f'as in the paper: {side} CAM' if (value > 0) == expected else f'contrary to the paper: {side} CAM'
-
-
-def cue_table(dataset, found):
-    """The paper's table of cue localization, with ours."""
-    found = [own for own in found if f'{COMPARED}: mean' in own.estimates]
-    reference = next((own for own in found if own.method == ('CAM', 'vanilla')), None)
-    header = ['PxAP, %', *(f'paper: {key}' for key in paper.KEYS), *(f'published: {key}' for key in paper.KEYS),
-              'published, all pixels: mean', *(f'{COMPARED}: {key}' for key in paper.KEYS), 'over seeds ±',
-              f'{columns.EXACT}: mean',
-              'dropped true', 'dropped false', 'verdict']
-    rows = []
-    for own in found:
-        published, compared = ([own.cell(f'{count}: {key}') for key in paper.KEYS] for count in ('published', COMPARED))
-        rows.append([paper.METHODS[own.method], *map(Cell, paper.PXAP[own.method]),
-                     *(cell and Cell(cell.value) for cell in published[:3]), published[3],
-                     own.cell('published, all pixels: mean'),
-                     *(cell and Cell(cell.value) for cell in compared[:3]), compared[3],
-                     own.deviation(f'{COMPARED}: mean'), own.cell(f'{columns.EXACT}: mean'),
-                     own.cell('dropped true'), own.cell('dropped false'), verdict(dataset, own, reference)])
-    note = '' if dataset == 'CUB' else '; the paper is of CUB: its order of the methods alone can be compared'
-    return Table(f'Cue localization on {dataset}, by differing parts{note}', header, rows)
-
-
-def ratio_table(dataset, found):
-    """R_k of every method. The paper draws it and prints no numbers."""
-    ratios = [f'R_{percent}' for percent in columns.PERCENTS]
-    return Table(f'Remove-and-classify on {dataset}, R_k, lower is better; the paper has curves without numbers',
-                 ['', *ratios], [[paper.METHODS[own.method], *map(own.cell, ratios)] for own in found])
-
-
-def accuracy_table(dataset, found):
-    """Accuracies beside the published ones."""
-    rows = []
-    for own in (own for own in found if own.method[1] in ('vanilla', 'jointll')):
-        published, ours = paper.ACCURACY.get((own.method[0], dataset)), own.cell('accuracy')
-        verdict = 'not published'
-        if published is not None and ours is not None:
-            inside = ours.low is not None and ours.low <= published <= ours.high
-            verdict = 'as published, within the interval' if inside else f'{ours.value - published:+.1f}'
-        rows.append([own.method[0], Cell(published), ours, own.deviation('accuracy'), verdict])
-    return Table(f'Accuracy on {dataset}, %', ['', 'paper', 'ours', 'over seeds ±', 'verdict'], rows)
-
-
-def draw_ratios(dataset, found, path):
-    """The remove-and-classify figure of all methods."""
-    curves = {}
-    for own in found:
-        cells = [own.cell(f'R_{percent}') for percent in columns.PERCENTS]
-        if None not in cells:
-            curves[paper.METHODS[own.method]] = [
-                {'erased_percent': int(percent), 'R': cell.value, 'R_low': cell.low, 'R_high': cell.high}
-                for percent, cell in zip(columns.PERCENTS, cells, strict=True)]
-    figures.save(figures.ratio_curve(f'Remove-and-classify, {dataset}', curves), path)
 
 
 def report(dataset, networks, root):
@@ -184,17 +210,33 @@ def report(dataset, networks, root):
     screen.say(f'\n{table_files.as_text(tables)}\n{", ".join(map(str, [*written, root / dataset / "ratios.png"]))}')
 
 
-def refuse_other_settings(steps, flags):
-    """Raise UserError where a training is done that had other settings than these flags: its figures would pass for
-    those that are asked for."""
-    for step in steps:
-        changed = step.changed_settings(flags) if not step.metric and step.is_done() else []
-        if changed:
-            raise UserError(f'{step.network.folder / step.network.name} was trained with other settings '
-                            f'({"; ".join(changed)}). State these again, or choose another --save_root')
-
-
 # --- the command --------------------------------------------------------------------------------------
+
+
+def refuse_other_settings(steps):
+    """Raise UserError if a finished training had other settings than these flags state: its figures would be mistaken
+    for theirs."""
+    for network in (step.network for step in steps if not step.metric and step.is_done()):
+        flags = (flag for flag in network.training if flag != commands.PRECISION)  # which depends on the machine
+        changed = commands.changed_settings(network.folder, network.name, *flags, *network.flags)
+        if changed:
+            raise UserError(f'{network.folder / network.name} was trained with other settings ({"; ".join(changed)}). '
+                            'State these again, or choose another --save_root')
+
+
+def run_all(steps, args):
+    """Run the steps that are not done. Returns ([titles of those that wait for something], [those that failed])."""
+    waiting, failed = [], []
+    for step in (step for step in steps if not step.is_done()):
+        if lacks(step, args) or step.metric and not step.network.published and not step.network.weights_sha256():
+            waiting.append(step.title())
+            continue
+        try:
+            step.run()
+        except UserError as error:
+            failed.append(f'{step.title()} ({error})')
+            screen.warn(failed[-1])
+    return waiting, failed
 
 
 def make_parser():
@@ -205,8 +247,8 @@ def make_parser():
                         help="CUB, ILSVRC, OpenImages, ToyBirds, or all: the paper's three (default: all)")
     parser.add_argument('--seeds', type=command_line.COUNT, default=None, metavar='N',
                         help='trainings of each network (default: 3 on ToyBirds, else 1)')
-    parser.add_argument('--train', action='store_true', help='train CALM too, where the authors publish its weights')
-    parser.add_argument('--plan', action='store_true', help='print the plan alone')
+    parser.add_argument('--train', action='store_true', help='train CALM too where its weights are published')
+    parser.add_argument('--plan', action='store_true', help='only print the plan')
     parser.add_argument('--save_root', default='save', metavar='FOLDER', help='results go to <save_root>/reproduce')
     return parser
 
@@ -214,34 +256,21 @@ def make_parser():
 def main():
     args, flags = make_parser().parse_known_args()
     more = commands.parse('main', flags)
-    taken = sorted(set(OWN) & set(more.given))
-    if taken:
-        raise UserError(f'--{taken[0]} is what reproduce.py chooses itself: leave it out')
-    if more.override_cache:
-        raise UserError('--override_cache: reproduce.py does nothing again that is done; choose another --save_root')
+    commands.refuse_chosen(more, CHOSEN, 'reproduce.py')
     datasets = ('CUB', 'ILSVRC', 'OpenImages') if args.dataset == 'all' else (args.dataset,)
     root = Path(args.save_root) / 'reproduce'
-    networks = {dataset: plan.networks_of(dataset, args.seeds or (3 if dataset == 'ToyBirds' else 1), root, args.train,
-                                          flags) for dataset in datasets}
-    steps = {dataset: plan.steps_of(own) for dataset, own in networks.items()}
-    refuse_other_settings(sum(steps.values(), []), flags)
-    print_plan(steps, more, flags)
+    networks = {dataset: networks_of(dataset, args.seeds or (3 if dataset == 'ToyBirds' else 1), root, args.train,
+                                     tuple(flags)) for dataset in datasets}
+    steps = {dataset: steps_of(own) for dataset, own in networks.items()}
+    refuse_other_settings(sum(steps.values(), []))
+    print_plan(steps, more)
     if args.plan:
         return
-    failed, left = [], []
-    for step in (step for own in steps.values() for step in own if not step.is_done()):
-        if plan.lacks(step, more) or step.metric and not step.network.published and not step.network.weights_sha256():
-            left.append(step.title())
-            continue
-        try:
-            step.run(flags)
-        except UserError as error:
-            failed.append(f'{step.title()} ({error})')
-            screen.warn(failed[-1])
+    waiting, failed = run_all(sum(steps.values(), []), more)
     for dataset, own in networks.items():
         report(dataset, own, root)
-    if left:
-        screen.say(f'\n{len(left)} steps wait for what is missing; the same command goes on with them')
+    if waiting:
+        screen.say(f'\n{len(waiting)} steps wait for what is missing; the same command runs them later')
     if failed:
         raise UserError(f'{len(failed)} steps failed: {"; ".join(failed)}')
 

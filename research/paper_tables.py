@@ -1,0 +1,102 @@
+"""The tables of reproduce.py: the figures of our networks beside those of the paper, and whether they agree."""
+from typing import NamedTuple
+
+import numpy as np
+
+from reports import columns, figures, intervals, paper
+from reports.columns import COMPARED
+from reports.table_files import Cell, Table
+
+
+class Found(NamedTuple):
+    """What was measured of a method on a data set: {column: [Estimate of each network]}."""
+    method: tuple
+    estimates: dict
+
+    def cell(self, column):
+        """The mean over the networks, with its interval over images or class pairs where they have the same."""
+        estimates = self.estimates.get(column, ())
+        values = [one.value for one in estimates]
+        if not values or None in values:
+            return None
+        bounds = intervals.mean_interval(estimates)[1:] if intervals.are_paired(estimates) else ()
+        return columns.cell(column, float(np.mean(values)), *bounds)
+
+    def deviation(self, column):
+        """The standard deviation over the networks, if there are several."""
+        values = [one.value for one in self.estimates.get(column, ())]
+        return Cell(float(np.std(values, ddof=1))) if len(values) > 1 and None not in values else None
+
+    def name(self):
+        return paper.METHODS[self.method]
+
+
+def verdict(found, reference, column=f'{COMPARED}: mean'):
+    """Whether a method lies on the same side of CAM as in the paper, in words. reference: CAM; None if it has no
+    result."""
+    if reference is None:
+        return 'CAM is not measured'
+    if found.method == reference.method:
+        return 'the reference'
+    value, low, high = intervals.mean_interval(found.estimates[column], reference.estimates[column])
+    expected = paper.PXAP[found.method][-1] > paper.PXAP[reference.method][-1]
+    if low <= 0 <= high:
+        return 'undecided: CAM lies within the interval'
+    side = 'above' if value > 0 else 'below'
+    return f'as in the paper: {side} CAM' if (value > 0) == expected else f'contrary to the paper: {side} CAM'
+
+
+def cue_table(dataset, found):
+    """The paper's table of cue localization, with ours."""
+    found = [own for own in found if f'{COMPARED}: mean' in own.estimates]
+    reference = next((own for own in found if own.method == ('CAM', 'vanilla')), None)
+    header = ['PxAP, %', *(f'paper: {key}' for key in paper.KEYS), *(f'published: {key}' for key in paper.KEYS),
+              'published, all pixels: mean', *(f'{COMPARED}: {key}' for key in paper.KEYS), 'over seeds ±',
+              f'{columns.EXACT}: mean', 'dropped true', 'dropped false', 'verdict']
+    rows = []
+    for own in found:
+        words = verdict(own, reference)
+        if dataset == 'CUB':
+            away = np.mean([one.value for one in own.estimates['published: mean']]) - paper.PXAP[own.method][-1]
+            words = f'{away:+.1f} from the paper; {words}'
+        published, compared = ([own.cell(f'{count}: {key}') for key in paper.KEYS] for count in ('published', COMPARED))
+        rows.append([own.name(), *map(Cell, paper.PXAP[own.method]),
+                     *(cell and Cell(cell.value) for cell in published[:3]), published[3],
+                     own.cell('published, all pixels: mean'),
+                     *(cell and Cell(cell.value) for cell in compared[:3]), compared[3],
+                     own.deviation(f'{COMPARED}: mean'), own.cell(f'{columns.EXACT}: mean'),
+                     own.cell('dropped true'), own.cell('dropped false'), words])
+    note = '' if dataset == 'CUB' else '; the paper is of CUB: its order of the methods alone can be compared'
+    return Table(f'Cue localization on {dataset}, by differing parts{note}', header, rows)
+
+
+def ratio_table(dataset, found):
+    """R_k of every method. The paper draws it and prints no numbers."""
+    ratios = [f'R_{percent}' for percent in columns.PERCENTS]
+    return Table(f'Remove-and-classify on {dataset}, R_k, lower is better; the paper has curves without numbers',
+                 ['', *ratios], [[own.name(), *map(own.cell, ratios)] for own in found])
+
+
+def accuracy_table(dataset, found):
+    """Accuracies beside the published ones."""
+    rows = []
+    for own in (own for own in found if own.method[1] in ('vanilla', 'jointll')):
+        published, ours = paper.ACCURACY.get((own.method[0], dataset)), own.cell('accuracy')
+        verdict = 'not published'
+        if published is not None and ours is not None:
+            inside = ours.low is not None and ours.low <= published <= ours.high
+            verdict = 'as published, within the interval' if inside else f'{ours.value - published:+.1f}'
+        rows.append([own.method[0], Cell(published), ours, own.deviation('accuracy'), verdict])
+    return Table(f'Accuracy on {dataset}, %', ['', 'paper', 'ours', 'over seeds ±', 'verdict'], rows)
+
+
+def draw_ratios(dataset, found, path):
+    """The remove-and-classify figure of all methods."""
+    curves = {}
+    for own in found:
+        cells = [own.cell(f'R_{percent}') for percent in columns.PERCENTS]
+        if None not in cells:
+            curves[own.name()] = [
+                {'erased_percent': int(percent), 'R': cell.value, 'R_low': cell.low, 'R_high': cell.high}
+                for percent, cell in zip(columns.PERCENTS, cells, strict=True)]
+    figures.save(figures.ratio_curve(f'Remove-and-classify, {dataset}', curves), path)
