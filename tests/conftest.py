@@ -39,6 +39,11 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
+def generators(count, seed=0):
+    """A generator for each image."""
+    return [torch.Generator().manual_seed(seed + index) for index in range(count)]
+
+
 def shared(*parts):
     """A file or folder of the reference data; skips the test where it is absent."""
     path = SHARED.joinpath(*parts)

@@ -5,6 +5,7 @@ from conftest import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import ndimage
 
 from dataset.lists import read_boxes
 from wsol import metrics
@@ -59,32 +60,16 @@ def test_boxes_and_sizes_of_the_metadata_are_the_wsol_evaluations(name, split, b
     assert (found.corners >= 0).all() and (found.corners[:, 2:] < found.sizes[owner]).all()
 
 
-# --- a slow reference: components by flood fill, their outlines by walking around them ---------------------
-
-def flood(mask, start, neighbours):
-    """The pixels connected to start with the same value."""
-    value, seen, queue = mask[start], {start}, [start]
-    while queue:
-        row, column = queue.pop()
-        for down, right in neighbours:
-            pixel = row + down, column + right
-            inside = 0 <= pixel[0] < mask.shape[0] and 0 <= pixel[1] < mask.shape[1]
-            if inside and mask[pixel] == value and pixel not in seen:
-                seen.add(pixel)
-                queue.append(pixel)
-    return seen
-
+# --- a slow reference: components by scipy, their outlines by walking around them ----------------------------
 
 FOUR = [(0, 1), (1, 0), (0, -1), (-1, 0)]
 EIGHT = [(0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1)]  # clockwise on the screen
 
 
-def components(mask, value, neighbours):
-    left = {(int(row), int(column)) for row, column in np.argwhere(mask == value)}
-    while left:
-        one = flood(mask, min(left), neighbours)
-        left -= one
-        yield one
+def components(mask, connectivity):
+    """The connected pixels of a mask, a set for each component. connectivity: 1 by four neighbours, 2 by eight."""
+    labels, count = ndimage.label(mask, ndimage.generate_binary_structure(2, connectivity))
+    return [set(map(tuple, np.argwhere(labels == number).tolist())) for number in range(1, count + 1)]
 
 
 def outline_area(pixels):
@@ -118,13 +103,13 @@ def slow_boxes(image, level):
     """Boxes of all contours, as a set, and those that the largest one may have (several may be equally large)."""
     mask = np.pad(image > level, 1)  # a frame of background
     found, largest = set(), (-1, set())
-    for pixels in components(mask, True, EIGHT):
+    for pixels in components(mask, 2):
         inside = {(row - 1, column - 1) for row, column in pixels}
         box = box_of(inside, image.shape)
         found.add(box)
         area = outline_area(inside)
         largest = (area, {box}) if area > largest[0] else (area, largest[1] | {box}) if area == largest[0] else largest
-    for pixels in components(mask, False, FOUR):
+    for pixels in components(~mask, 1):
         if (0, 0) not in pixels:  # a hole: its contour runs over the pixels around it
             around = {(row + down - 1, column + right - 1) for row, column in pixels for down, right in FOUR
                       if mask[row + down, column + right]}
