@@ -234,5 +234,5 @@ def as_image(picture):
 
 def to_picture(image, normalisation=IMAGENET):
     """A normalised image (3,S,S) -> (S,S,3) in 0..1, to be shown."""
-    mean, deviation = _statistics(normalisation, torch.device('cpu'))
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in normalisation)
     return (image.cpu() * deviation + mean).clamp(0, 1).permute(1, 2, 0).numpy()
