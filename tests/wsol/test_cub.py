@@ -1,9 +1,9 @@
-"""wsol.cub: the published masks, CUB's real annotations, ToyBirds' known pairs."""
+"""wsol.annotations.cub: the published masks, CUB's real annotations, ToyBirds' known pairs."""
 import shutil
 
 import numpy as np
 import pytest
-from conftest import golden, roots_of, shared
+from conftest import golden, shared
 from PIL import Image
 
 from wsol.annotations.cub import (
@@ -111,27 +111,13 @@ def test_without_visible_points_there_is_no_part():
 
 
 @pytest.mark.parametrize('broken, words', [
-    ('images.txt', ['images.txt', 'CUB_200_2011']), ('attributes/attributes.txt', ['attributes.txt', 'looked for']),
-    ('parts/part_locs.txt', ['part_locs.txt', 'not found']),
-])
-def test_missing_annotations_are_named(tiny_birds, tmp_path, broken, words):
-    root = copy_of_birds(tiny_birds, tmp_path)
-    (root / broken).unlink()
-    with pytest.raises(UserError) as error:
-        CueAnnotations(root)
-    assert all(word in str(error.value) for word in words)
-
-
-def copy_of_birds(tiny_birds, tmp_path):
-    return shutil.copytree(roots_of(tiny_birds)[0] / 'ToyBirds', tmp_path / 'ToyBirds')
-
-
-def test_malformed_annotations_are_named_with_their_line(tiny_birds, tmp_path):
-    root = copy_of_birds(tiny_birds, tmp_path)
-    lines = (root / 'images.txt').read_text().splitlines()
-    (root / 'images.txt').write_text('\n'.join([*lines[:3], 'nonsense', *lines[4:]]))
-    with pytest.raises(UserError, match='line 4'):
-        CueAnnotations(root)
+    ('images.txt', 'images.txt: .*CUB_200_2011'), ('attributes/attributes.txt', 'no attributes.txt: looked for'),
+    ('parts/part_locs.txt', 'part_locs.txt: not found')])
+def test_missing_annotations_are_named(tmp_path, broken, words):
+    write_lists(tmp_path, golden('cue_masks'))
+    (tmp_path / broken).unlink()
+    with pytest.raises(UserError, match=words):
+        CueAnnotations(tmp_path)
 
 
 # --- files are joined by their ids ----------------------------------------------------------------------------------
@@ -157,16 +143,11 @@ def test_values_are_found_by_their_id_whatever_the_order(tmp_path):
 
 
 @pytest.mark.parametrize('text, known, words', [
-    ('1 a\n2 b\n1 c\n', None, ['line 3', 'the id 1', 'twice']),
     ('1 a\n2 b\n01 c\n', None, ['line 3', 'the id 1', 'twice']),
     ('1 a\n7 b\n', [1, 2], ['line 2', 'the id 7', 'not in images.txt']),
     ('2 b\n', [1, 2, 3], ['no line with the id 1', '2 such ids']),
-    ('1 a\nb.jpg\n', None, ['line 2', 'found "b.jpg"']),
-    ('1 a\n2\n', None, ['line 2', 'found "2"']),
-    ('1 a\n2 \n', None, ['line 2']),
-    ('1 a\n\n3 c\n', None, ['line 2', 'found ""']),
-    ('x 1\n', None, ['line 1', 'found "x 1"']),
-    ('-1 a\n', None, ['line 1']), ('1.0 a\n', None, ['line 1']),
+    ('1 a\n2 \n', None, ['line 2', 'found "2 "']), ('1 a\n\n3 c\n', None, ['line 2', 'found ""']),
+    ('x 1\n', None, ['line 1', 'found "x 1"']), ('-1 a\n', None, ['line 1']), ('1.0 a\n', None, ['line 1']),
     ('', None, ['is empty'])])
 def test_ids_that_are_doubled_unknown_or_missing_are_named(tmp_path, text, known, words):
     path = tmp_path / 'list.txt'
