@@ -7,6 +7,7 @@ A script states the flags that it reads, and finds these and no others in its ar
     args = config.parse(make_parser())
 """
 import argparse
+from functools import partial
 from typing import NamedTuple
 
 from munch import Munch
@@ -21,7 +22,6 @@ from runtime.command_line import (
     RATE,
     SEED,
     SIZE,
-    Percentages,
     boolean,
     boolean_or_file,
     choice,
@@ -96,17 +96,8 @@ class Flag(NamedTuple):
     shared: bool = True     # scripts that do not read it accept and ignore it, as the published commands need
 
 
-def _network(name, default, parse, text, main=False):
-    return Flag(name, default, parse, text, main, kept=True, recorded=True, network=True)
-
-
-def _kept(name, default, parse, text, main=False):
-    return Flag(name, default, parse, text, main, kept=True)
-
-
-def _recorded(name, default, parse, text, main=False, kept=False, shared=True):
-    return Flag(name, default, parse, text, main, kept, recorded=True, shared=shared)
-
+_kept, _recorded = partial(Flag, kept=True), partial(Flag, recorded=True)
+_network = partial(Flag, kept=True, recorded=True, network=True)
 
 FLAGS = {
     'experiment': (
@@ -272,7 +263,7 @@ def _add(group, flag, listed, text):
     if parse in (boolean, boolean_or_file):
         options |= {'nargs': '?', 'const': True}  # --use_bn alone is True
     elif parse is percentages:
-        options = {'nargs': '+', 'action': Percentages, 'metavar': parse.metavar}  # 30 50 70 as well as 30,50,70
+        options |= {'nargs': '+'}  # 30 50 70 as well as 30,50,70
     elif flag.name == 'contrast':
         options |= {'nargs': '?', 'const': 'runner-up'}
     group.add_argument(*names, dest=flag.name, default=argparse.SUPPRESS, help=text, **options)
@@ -282,6 +273,8 @@ def parse(parser, argv=None):
     """The flags that the parser's script reads, as a Munch; `args.given` names all that the command line states."""
     given = vars(parser.parse_args(argv))
     given.pop('ignored', None)
+    if 'iou_thresholds' in given:
+        given['iou_thresholds'] = sum(given['iou_thresholds'], ())
     known = {name: value for name, value in given.items() if name in parser.reads or name not in ALL_FLAGS}
     return Munch(parser.defaults | known, given=sorted(given))
 

@@ -1,9 +1,9 @@
 """Remove-and-classify: does erasing the pixels a map ranks highest break the prediction?
 
-Source: Kim et al., ICCV 2021, section 5. For k = 10, 30, 50, 70, 90 % the k % highest pixels of the
-true class's map are set to zero (in normalised input space) and the image classified again; the
-same with as many random pixels. R_k = correct after top-k / correct after random; lower is better.
-Result: save/<experiment_name>/pixel_perturb_<data set>_<method>_<process>.<8 digits>.json and .png.
+Source: Kim et al., ICCV 2021, section 5. For k = 10, 30, 50, 70, 90 % the k % highest pixels of the true class's map
+are set to zero (in normalised input space), and the image is classified again; the same with as many random pixels.
+R_k = correct after top-k / correct after random; lower is better.
+Result: save/<experiment_name>/pixel_perturb_<data set>_<head>_<method>.<8 digits>.json and .png.
 
     python eval_pixel_perturb.py --experiment_name=calm_em
 """
@@ -25,16 +25,17 @@ from wsol.maps import ranks, resize
 
 @torch.inference_mode()
 def classify_erased(model, loader, source, device, seed, precision, at_a_time):
-    """Correct or not, image by image of the loader: (N,) intact, (N,5) after top-k and (N,5) after random erasure.
+    """Whether each image of the loader is classified correctly: (N,) intact, (N,5) after top-k and (N,5) after random
+    erasure.
 
-    source: a MapSource with the model's probabilities. seed: of the random pixels and of the order among ties.
+    source: a MapSource with the model's probabilities. seed: for the random pixels and the order among ties.
     at_a_time: erased images are classified in batches of this size, whatever their k.
     """
-    results = [np.empty((0, 1 + 2 * len(metrics.ERASE_RATIOS)), bool)]  # of several processes, one may have no batch
+    results = [np.empty((0, 1 + 2 * len(metrics.ERASE_RATIOS)), bool)]  # one of several processes may have no batch
     for images, labels, indices in screen.progress(loader, 'remove-and-classify', 'batch'):
         images, labels = util.to_device(images, device), util.to_device(labels, device)
-        probs, _, maps = source(images, indices, labels[:, None])
-        # ranks need no normalisation, and clipping would make ties: --norm_type has no use here
+        probs, maps = source(images, indices, labels[:, None])
+        # ranks need no normalisation, and clipping would make ties: --norm_type is ignored
         maps = torch.cat([resize(one, images.shape[2:]) for one in maps])  # B of (1,h,w) -> (B,S,S)
         drawn_on = device if device.type == 'cuda' else 'cpu'  # so that CUDA is sent no orders
         generators = [torch.Generator(drawn_on).manual_seed(own) for own in util.image_seeds(seed, indices).tolist()]

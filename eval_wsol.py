@@ -1,10 +1,10 @@
 """Weakly supervised object localization: do the maps find the whole object?
 
-Source: the WSOL evaluation of Choe et al., CVPR 2020 (arXiv 2001.07437), MaxBoxAccV2 of its extension. Boxes (CUB,
-ILSVRC): of all contours of the thresholded map, at IoU 30, 50, 70 % (MaxBoxAccV2), of the largest one at 50 %
-(MaxBoxAcc), that one where the class is right too (Top-1). Masks (OpenImages): pixel average precision. Thresholds
-are chosen on val and reported on test, beside the oracle that chooses on test.
-Result: save/<experiment_name>/wsol_<data set>_<method>_<process>_<norm>.<8 digits>.json and .png.
+Source: the WSOL evaluation of Choe et al., CVPR 2020 (arXiv 2001.07437); MaxBoxAccV2 is of its extension.
+Boxes (CUB, ILSVRC): MaxBoxAccV2 takes the boxes of all contours of the thresholded map, at IoU 30, 50 and 70 %;
+MaxBoxAcc takes the largest contour's box at 50 %; Top-1 Loc also wants the right class. Masks (OpenImages): pixel
+average precision. Thresholds are chosen on val and reported on test, beside the oracle that chooses on test.
+Result: save/<experiment_name>/wsol_<data set>_<head>_<method>_<norm>.<8 digits>.json and .png.
 
     python eval_wsol.py --experiment_name=calm_em --score_map_process=jointll-superclass --norm_type=minmax
 """
@@ -29,14 +29,14 @@ SPLITS = ('val', 'test')
 
 
 def prepared(score_map, size, norm_type):
-    """A raw map (h,w) -> (S,S) in 0..1: bicubic, as the WSOL evaluation resizes, then normalised."""
+    """A raw map (h,w) -> (S,S) in 0..1: resized bicubically, as in the WSOL evaluation, then normalised."""
     if score_map.shape != (size, size):
         score_map = cv2.resize(score_map, (size, size), interpolation=cv2.INTER_CUBIC)
     return normalise(torch.from_numpy(np.ascontiguousarray(score_map)), norm_type).numpy()
 
 
 class Counts:
-    """The base: integers that add up, over images and over processes."""
+    """The base: integers that add up over images and over processes."""
     summed = ()  # the names of those integers
 
     def share(self):
@@ -46,11 +46,11 @@ class Counts:
 
 
 class BoxCounts(Counts):
-    """MaxBoxAcc and its kin: how many images are found at each threshold, and whether each of them is.
+    """How many images are found at each threshold, by MaxBoxAcc and its kin, and which images.
 
     boxes: the lists.Boxes of the split. ious: the overlaps that count as found, in percent.
     """
-    summed = ('found', 'largest', 'largest_and_class', 'images', 'by_image')  # an image's row is zero elsewhere
+    summed = ('found', 'largest', 'largest_and_class', 'images', 'by_image')  # other processes' images are zero rows
 
     def __init__(self, boxes, size, norm_type, interval, ious):
         self.boxes, self.size, self.norm_type, self.ious = boxes, size, norm_type, np.array(ious) / 100
@@ -68,30 +68,30 @@ class BoxCounts(Counts):
         self.by_image[index] = np.packbits([*(every >= self.ious[:, None]), largest >= 0.5], axis=1)
         return every, largest
 
-    def outcomes(self, results):
-        """{measure: digits, whether each image is found} at the thresholds of box_results."""
-        names = [*(f'MaxBoxAccV2@{round(100 * iou)}' for iou in self.ious), 'MaxBoxAcc']
-        columns = [np.flatnonzero(self.thresholds == results[name]['threshold'])[0] for name in names]
-        # the bit of one threshold: all of them would take eight times the memory
-        return {name: result_files.digits(self.by_image[:, row, column // 8] >> (7 - column % 8) & 1)
-                for row, (name, column) in enumerate(zip(names, columns, strict=True))}
-
-    def add(self, measured, class_is_right):
-        every, largest = measured
+    def add(self, overlaps, class_is_right):
+        """Count the overlaps of one map, as measure() gives them."""
+        every, largest = overlaps
         self.found += every >= self.ious[:, None]
         self.largest += largest >= 0.5
         self.largest_and_class += (largest >= 0.5) & class_is_right
         self.images += 1
 
     def curves(self):
-        """{measure: accuracy in percent at every threshold (T,)}."""
+        """{metric: accuracy in percent at every threshold (T,)}."""
         rows = {f'MaxBoxAccV2@{round(100 * iou)}': row for iou, row in zip(self.ious, self.found, strict=True)}
         rows |= {'MaxBoxAcc': self.largest, 'Top-1 Loc': self.largest_and_class}
         return {name: 100 * row / self.images for name, row in rows.items()}
 
+    def outcomes(self, results):
+        """{metric: digits, whether each image is found} at the thresholds of box_results."""
+        names = [*(f'MaxBoxAccV2@{round(100 * iou)}' for iou in self.ious), 'MaxBoxAcc']
+        columns = [np.flatnonzero(self.thresholds == results[name]['threshold'])[0] for name in names]
+        return {name: result_files.digits(self.by_image[:, row, column // 8] >> (7 - column % 8) & 1)
+                for row, (name, column) in enumerate(zip(names, columns, strict=True))}
+
 
 class MaskCounts(Counts):
-    """Pixel average precision on masks; pixels to be ignored count nowhere.
+    """The histograms of PxAP on masks; ignored pixels are not counted.
 
     paths: [(the paths of an image's masks, the path of its ignore mask)].
     """
@@ -110,23 +110,33 @@ class MaskCounts(Counts):
         return cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_NEAREST) > 0
 
     def truth(self, index):
-        """(S,S) bool object, (S,S) bool to be counted: all but the ignore mask outside the object."""
+        """(S,S) bool: the object; (S,S) bool: the pixels that count, all but the ignore mask outside the object."""
         masks, ignore = self.paths[index]
         thing = np.any([self._mask(path) for path in masks], axis=0)
         return thing, thing | ~self._mask(ignore)
 
     def measure(self, score_map, index):
+        """The histograms (2,bins) of one map."""
         thing, counted = (torch.from_numpy(mask) for mask in self.truth(index))
         bins = metrics.bin_scores(torch.from_numpy(prepared(score_map, self.size, self.norm_type)), self.edges)
         return metrics.count_scores(bins[counted][None], thing[counted][None], len(self.edges) + 1)[0]
 
-    def add(self, measured, _):
-        self.counts += measured
+    def add(self, histograms, _):
+        """Count the histograms of one map, as measure() gives them."""
+        self.counts += histograms
         self.images += 1
 
 
+def open_counts(data, split, images, args):
+    """The BoxCounts or MaskCounts of a split."""
+    options = args.crop_size, args.norm_type, args.cam_curve_interval
+    if data.has_masks:
+        return MaskCounts(data.mask_paths(split, images.image_ids), *options)
+    return BoxCounts(data.boxes(split, images.image_ids), *options, args.iou_thresholds)
+
+
 def localise(loader, source, counts, device):
-    """One pass over a split, adding every map to counts. source: a MapSource; without a network no class is right."""
+    """Add every map of a split to counts, in one pass. source: a MapSource; without a network no class is right."""
     def add(batch):
         for measured, is_right in batch:
             counts.add(measured, is_right)
@@ -135,11 +145,11 @@ def localise(loader, source, counts, device):
         before = ()
         for images, labels, indices in screen.progress(loader, 'localization', 'batch'):
             labels = util.to_device(labels, device)
-            probs, _, maps = source(util.to_device(images, device), indices, labels[:, None])
-            maps = [own[0].float().cpu().numpy() for own in maps]  # B of (h,w)
+            probs, maps = source(util.to_device(images, device), indices, labels[:, None])
+            maps = [of_image[0].float().cpu().numpy() for of_image in maps]  # B of (h,w)
             right = np.zeros(len(labels), bool) if probs is None else (probs.argmax(1) == labels).cpu().numpy()
             begun = zip(pool.map(counts.measure, maps, indices.tolist()), right, strict=True)
-            add(before)  # the boxes of the batch before were sought while this one was in the network
+            add(before)  # its boxes were sought while this batch was in the network
             before = begun
         add(before)
     counts.share()
@@ -147,29 +157,27 @@ def localise(loader, source, counts, device):
 
 
 def box_results(by_split, has_model):
-    """Accuracies at val's best threshold and at the test split's own.
+    """Accuracies at val's best threshold and at the test split's best.
 
-    by_split: {split: BoxCounts}. Returns {measure: {'val', 'test', 'oracle', 'threshold'}}.
+    by_split: {split: BoxCounts}. Returns {metric: {'val', 'test', 'oracle', 'threshold'}}.
     """
     val, test = (by_split[split].curves() for split in SPLITS)
-    thresholds = by_split['test'].thresholds
-    results = {}
+    thresholds, results = by_split['test'].thresholds, {}
     for name in test:
-        chooser = 'MaxBoxAcc' if name == 'Top-1 Loc' else name  # Top-1 uses the threshold of the boxes
-        best = val[chooser].argmax()
+        best = val['MaxBoxAcc' if name == 'Top-1 Loc' else name].argmax()  # Top-1 uses the threshold of the boxes
         results[name] = {'val': float(val[name][best]), 'test': float(test[name][best]),
                          'oracle': float(test[name].max()), 'threshold': float(thresholds[best])}
     v2 = [results[name] for name in results if name.startswith('MaxBoxAccV2@')]
     mean = {key: float(np.mean([result[key] for result in v2])) for key in ('val', 'test', 'oracle')}
     results = {'MaxBoxAccV2': mean | {'threshold': None}} | results
-    results['GT-known Loc'] = dict(results['MaxBoxAcc'])  # its other name, at a threshold chosen beforehand
+    results['GT-known Loc'] = dict(results['MaxBoxAcc'])  # another name of MaxBoxAcc at a threshold chosen beforehand
     if not has_model:
         del results['Top-1 Loc']
     return results
 
 
 def mask_results(by_split):
-    """PxAP needs no threshold: nothing is chosen. by_split: {split: MaskCounts}."""
+    """PxAP, which needs no threshold. by_split: {split: MaskCounts}."""
     for split, counts in by_split.items():
         if not counts.counts[1].any():
             raise UserError(f'the masks of {split} show no object at all: PxAP is not defined')
@@ -178,7 +186,7 @@ def mask_results(by_split):
 
 
 def curves_figure(title, counts):
-    """The test split's curve."""
+    """The curve of the test split."""
     if isinstance(counts, MaskCounts):
         return figures.precision_recall_curves(title, {'test': metrics.precision_recall(counts.counts)})
     return figures.accuracy_curves(title, counts.thresholds, counts.curves())
@@ -197,19 +205,14 @@ def main():
     maps = session.choose_maps(network, data, 'wsol')
     screen.say(maps.describe())
     network.speed_up(maps)
-    args = maps.args
     images = {split: network.open_split(data, split) for split in SPLITS}
-    by_split, shared = {}, (args.crop_size, args.norm_type, args.cam_curve_interval)
-    for split, part in images.items():
-        by_split[split] = (MaskCounts(data.mask_paths(split, part.image_ids), *shared) if data.has_masks else
-                           BoxCounts(data.boxes(split, part.image_ids), *shared, args.iou_thresholds))
+    by_split = {split: open_counts(data, split, part, maps.args) for split, part in images.items()}
     sources = {split: maps.source(part, split) for split, part in images.items()}
     for split, part in images.items():
         localise(network.loader(part), sources[split], by_split[split], network.device)
     if not processes.is_first():
         return
     results = mask_results(by_split) if data.has_masks else box_results(by_split, network.model is not None)
-
     rows = [[key, values['val'], values['test'], values['oracle'],
              '-' if values['threshold'] is None else f'{values["threshold"]:.3f}'] for key, values in results.items()]
     sizes = {split: counts.images for split, counts in by_split.items()}

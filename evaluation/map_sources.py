@@ -1,8 +1,7 @@
-"""Where attribution maps come from: a network, a folder of maps made elsewhere, the object's segmentation as a control.
+"""Where attribution maps come from: a network, a folder of maps made elsewhere, or the object's segmentation.
 
-All are asked in one way, source(images, indices, classes), and answer with a MapBatch: the maps of those classes, and
-the class probabilities where a network is at hand, from the same forward. A map with a value that is no number is
-refused, whichever source it comes from.
+All sources are asked in one way, source(images, indices, classes), and answer with a MapBatch. They refuse maps that
+are not finite. Letters: B images, C classes of the network, K asked classes.
 """
 from pathlib import Path
 from typing import NamedTuple
@@ -19,29 +18,28 @@ from wsol.errors import UserError
 
 
 class MapBatch(NamedTuple):
-    """The answer for a batch. Letters: B images, C classes of the network, K asked classes."""
+    """The answer for a batch of images."""
     probs: torch.Tensor | None  # (B,C), p(y|x); None where the source has no network
-    classes: torch.Tensor       # (B,K), the asked ones
     maps: list                  # B maps (K,h,w), of any size; or one tensor (B,K,h,w)
 
 
 class MapSource:
-    """The base: what every source is told, and what it refuses.
+    """The base of all sources.
 
-    images: the ImageDataset of the batches. model: the network that says the probabilities, None where there is none.
+    images: the ImageDataset of the batches. model: the network that gives the probabilities, or None.
     """
     per_class = True  # whether the maps of two classes can differ
-    per_pair = False  # whether it answers for a pair of classes, with one signed map
+    per_pair = False  # whether it answers for two classes with one signed map
 
     def __init__(self, images, model=None, precision='float32'):
         self.images, self.model, self.precision = images, model, precision
 
     def __call__(self, images, indices, classes, activations=None):
-        """images (B,3,S,S) on the network's device; indices (B,) into the data set; classes (B,K), or a function of the
-        probabilities (B,C) that gives them; activations: the network's forward, where it is done already. Returns a
-        MapBatch. Raises UserError for a map that is not finite."""
+        """The MapBatch of images (B,3,S,S). indices: (B,) into the data set. classes: (B,K), on the images' device.
+        activations: the network's forward, if it is done already. Raises UserError for a map that is not finite."""
         with util.autocast(self.precision, images.device):
-            batch = self.compute(images, indices, classes, activations or self.forward(images))
+            activations = activations or self.forward(images)
+            batch = MapBatch(self.probabilities(activations), self.compute(images, indices, classes, activations))
         for index, maps in zip(indices.tolist(), batch.maps, strict=True):
             if not maps.isfinite().all():
                 raise UserError(f'the map of {self.images.image_id(index)} holds values that are infinite or no '
@@ -49,7 +47,7 @@ class MapSource:
         return batch
 
     def forward(self, images):
-        """The Activations of images, which several sources may share; None without a network."""
+        """The Activations of images, which several sources can share; None without a network."""
         if self.model is None:
             return None
         with torch.no_grad(), util.autocast(self.precision, images.device):
@@ -61,23 +59,29 @@ class MapSource:
             return None if activations is None else self.model.class_scores(activations).softmax(1)
 
     def check_pairs(self, pairs):
-        """Raise UserError where the maps of two classes are the same for every one of these pairs."""
+        """Raise UserError where the two classes of every one of these pairs have the same maps."""
 
     def compute(self, images, indices, classes, activations):
+        """The maps of a batch; here those that read() finds image by image."""
+        return [self.read(index, row, images.shape[-1]).to(images.device)
+                for index, row in zip(indices.tolist(), classes.tolist(), strict=True)]
+
+    def read(self, index, classes, size):
+        """The maps (K,h,w) of an image for its asked classes. size: of the images."""
         raise TypeError(f'{type(self).__name__} has no maps')
 
 
 class NetworkMaps(MapSource):
     """A network's maps by an attribution method.
 
-    process: a key of METHODS. seed: of the methods that draw at random. options: superclasses and settings of
+    method: a key of METHODS. seed: of the methods that draw at random. options: superclasses and settings of
     attribution_maps.
     """
 
-    def __init__(self, images, model, process, precision='float32', seed=0, **options):
+    def __init__(self, images, model, method, precision='float32', seed=0, **options):
         super().__init__(images, model, precision)
-        self.process, self.seed, self.options = process, seed, options
-        self.per_class = METHODS[process].per_class
+        self.method, self.seed, self.options = method, seed, options
+        self.per_class = METHODS[method].per_class
 
     def check_pairs(self, pairs):
         members = self.options.get('superclasses')
@@ -85,17 +89,14 @@ class NetworkMaps(MapSource):
             return
         alike = sum(bool((members[first] == members[second]).all()) for first, second, *_ in pairs)
         if alike == len(pairs):
-            raise UserError(f'{self.process} has one map for both classes of each of the {alike} class pairs, as they '
+            raise UserError(f'{self.method} has one map for both classes of each of the {alike} class pairs, as they '
                             'are in one superclass: A - B is zero everywhere. eval_wsol.py measures such maps')
         if alike:
             screen.warn(f'{alike} of {len(pairs)} class pairs are in one superclass: their A - B is zero everywhere')
 
     def compute(self, images, indices, classes, activations):
-        probs = self.probabilities(activations)
-        classes = classes(probs) if callable(classes) else classes
-        maps = attribution_maps(self.model, images, classes, self.process, seeds=util.image_seeds(self.seed, indices),
+        return attribution_maps(self.model, images, classes, self.method, seeds=util.image_seeds(self.seed, indices),
                                 activations=activations, **self.options)
-        return MapBatch(probs, classes, maps)
 
 
 class ContrastMaps(MapSource):
@@ -108,30 +109,12 @@ class ContrastMaps(MapSource):
         self.method, self.seed, self.settings = method, seed, settings
 
     def compute(self, images, indices, classes, activations):
-        probs = self.probabilities(activations)
-        classes = classes(probs) if callable(classes) else classes
-        maps = contrast_maps(self.model, images, classes[:, 0], classes[:, 1], self.method,
-                             util.image_seeds(self.seed, indices), self.settings, activations)
-        return MapBatch(probs, classes, maps[:, None])
+        return contrast_maps(self.model, images, *classes.unbind(1), self.method, util.image_seeds(self.seed, indices),
+                             self.settings, activations)[:, None]
 
 
-class ReadMaps(MapSource):
-    """Maps that are looked up by image and class; the probabilities are a network's, if there is one."""
-
-    def compute(self, images, indices, classes, activations):
-        probs = self.probabilities(activations)
-        classes = classes(probs) if callable(classes) else classes
-        maps = [self.read(index, row, images.shape[-1]).to(images.device)
-                for index, row in zip(indices.tolist(), classes.tolist(), strict=True)]
-        return MapBatch(probs, classes, maps)
-
-    def read(self, index, classes, size):
-        """The maps (K,h,w) of an image and its asked classes."""
-        raise TypeError(f'{type(self).__name__} has no maps')
-
-
-class ObjectMasks(ReadMaps):
-    """The object's segmentation, whatever the class: what finding the whole object is worth."""
+class ObjectMasks(MapSource):
+    """The object's segmentation, whatever the class: the control that says what finding the whole object is worth."""
     per_class = False
 
     def __init__(self, images, annotations, model=None, precision='float32'):
@@ -143,12 +126,12 @@ class ObjectMasks(ReadMaps):
         return mask.expand(len(classes), -1, -1)
 
 
-class FolderMaps(ReadMaps):
+class FolderMaps(MapSource):
     """Maps made elsewhere, one .npy each: <root>/<split>/<image_id>.npy or <root>/<image_id>.npy; where an image is
     asked for several classes, <root>/<split>/<label>/<image_id>.npy.
 
-    classes_of: a function (index) -> the classes whose maps will be asked, of layouts by class; None: a map per image.
-    All files are looked at, and none read, before the first image.
+    classes_of: a function (index) -> the classes whose maps will be asked, for the layout by class. rows: the images
+    that will be asked (default: all). The headers of all files are checked before the first image.
     """
 
     def __init__(self, root, split, images, classes_of=None, rows=None, model=None, precision='float32'):
@@ -177,17 +160,16 @@ class FolderMaps(ReadMaps):
         return path
 
     def read(self, index, classes, size):
-        maps = [open_map(self.find(index, label)) for label in classes]
-        return torch.from_numpy(np.stack(maps))
+        return torch.from_numpy(np.stack([open_map(self.find(index, label)) for label in classes]))
 
 
 def open_map(path, read=True):
-    """The map (h,w) in a .npy file, as float32. read=False: its header alone is read. Raises UserError."""
+    """The map (h,w) in a .npy file, as float32. read=False: reads its header alone. Raises UserError."""
     try:
-        values = np.lib.format.open_memmap(path, mode='r')  # no memory is taken for what the header promises
+        values = np.lib.format.open_memmap(path, mode='r')  # takes no memory for what the header promises
         if values.offset + values.nbytes != path.stat().st_size:
-            raise ValueError(f'its header promises {values.nbytes:,} bytes of numbers, and it has others')
-    except Exception as error:  # a header is an expression of Python's, and fails in as many ways
+            raise ValueError(f'its header promises {values.nbytes:,} bytes of numbers, the file has another size')
+    except Exception as error:  # numpy evaluates a header as a Python expression, which fails in many ways
         raise UserError(f'{path} is no score map: {" ".join(str(error).split())[:200]}') from error
     if values.dtype.kind not in 'biuf' or values.ndim != 2 or not values.size:
         raise UserError(f'{path} is no score map: it should be a two-dimensional array of real numbers, it is '

@@ -205,7 +205,7 @@ class Maps:
         if args.score_map_process == config.OBJECT_MASK:
             return ObjectMasks(images, self.data.annotations(), **options)
         superclasses = self._superclasses(images) if METHODS[self.method].needs_superclasses else None
-        return NetworkMaps(images, process=args.score_map_process, seed=args.seed, superclasses=superclasses,
+        return NetworkMaps(images, method=args.score_map_process, seed=args.seed, superclasses=superclasses,
                            settings=sampling_settings(args), **options)
 
     def _superclasses(self, images):

@@ -200,7 +200,7 @@ def cue_localization(bench):
         for way, precision in bench.precisions.items():
             source = NetworkMaps(cues, model, 'jointll', precision)
             ways[way] = partial(eval_cue_location.fill_histograms, make_loader(cues, 8, 0, bench.device),
-                                [eval_cue_location.Measure(source, 'clipping', edges)], bench.device)
+                                [eval_cue_location.Scoring(source, 'clipping', edges)], bench.device)
         ways['floor'] = partial(_without_graph, bench, bench.best, model, bench.images(count))
         yield Item(f'cue localization, {count} images x {pairs} pairs', ways, count, counted_otherwise)
 

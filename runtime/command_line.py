@@ -11,8 +11,11 @@ import sys
 from runtime import screen
 from wsol.errors import UserError
 
+BOOLEANS = dict.fromkeys(('true', 't', 'yes', 'y', '1'), True) | dict.fromkeys(('false', 'f', 'no', 'n', '0'), False)
+
 
 def _shown_as(metavar):
+    """Mark a parser with the type that --help shows."""
     def mark(parse):
         parse.metavar = metavar
         return parse
@@ -22,11 +25,9 @@ def _shown_as(metavar):
 @_shown_as('True|False')
 def boolean(text):
     """True/False/t/f/yes/no/y/n/1/0."""
-    values = {True: ('true', 't', 'yes', 'y', '1'), False: ('false', 'f', 'no', 'n', '0')}
-    value = next((value for value, words in values.items() if text.lower() in words), None)
-    if value is None:
+    if text.lower() not in BOOLEANS:
         raise argparse.ArgumentTypeError(f'"{text}" is neither True nor False')
-    return value
+    return BOOLEANS[text.lower()]
 
 
 @_shown_as('True|False|FILE')
@@ -34,10 +35,7 @@ def boolean_or_file(text):
     """True, False, or the path of a file."""
     if not text.strip():
         raise argparse.ArgumentTypeError(f'"{text}" is neither True nor False nor the path of a file')
-    try:
-        return boolean(text)
-    except argparse.ArgumentTypeError:
-        return text
+    return BOOLEANS.get(text.lower(), text)
 
 
 def text_of(metavar):
@@ -111,16 +109,6 @@ def percentages(text):
     if not values or not all(value.isdecimal() and len(value) < 4 and 0 < int(value) <= 100 for value in values):
         raise argparse.ArgumentTypeError(f'"{text}" is not a list of percentages such as 30,50,70')
     return tuple(map(int, values))
-
-
-class Percentages(argparse.Action):
-    """Joins the words 30 50 70 to one list of percentages."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        try:
-            setattr(namespace, self.dest, percentages(' '.join(values)))
-        except argparse.ArgumentTypeError as error:
-            raise argparse.ArgumentError(self, str(error)) from None
 
 
 class Parser(argparse.ArgumentParser):

@@ -113,6 +113,7 @@ def script(monkeypatch, tmp_path, capsys):
     """Call a script as the shell would: script('main', '--epochs=1') -> (exit code, stdout, stderr)."""
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('evaluation.pxap.DRAWS', 50)  # a thousand take two seconds
 
     def call(name, *flags):
         capsys.readouterr()

@@ -205,7 +205,7 @@ def test_boxes_are_sought_while_the_next_batch_is_in_the_network():
         if indices[0] > 0:  # the second batch: the first one's boxes are being sought, and none has been counted
             assert first_is_begun.wait(60) and not seen
             next_is_in.set()
-        return map_sources.MapBatch(torch.eye(3)[indices % 3], classes, [torch.zeros(1, 4, 4)] * 2)
+        return map_sources.MapBatch(torch.eye(3)[indices % 3], [torch.zeros(1, 4, 4)] * 2)
     loader = [(torch.zeros(2, 3, 4, 4), torch.tensor([0, 0]), torch.tensor(rows)) for rows in ([0, 1], [2, 3])]
     eval_wsol.localise(loader, source, Counts(), torch.device('cpu'))
     assert seen == [(0, True), (1, False), (2, False), (3, True)]
@@ -217,7 +217,7 @@ def test_what_fails_while_boxes_are_sought_is_raised():
             raise UserError(f'image {index}')
 
     def source(images, indices, classes):
-        return map_sources.MapBatch(None, classes, [torch.zeros(1, 4, 4)])
+        return map_sources.MapBatch(None, [torch.zeros(1, 4, 4)])
     loader = [(torch.zeros(1, 3, 4, 4), torch.tensor([0]), torch.tensor([row])) for row in range(3)]
     for part in (loader, loader[:1]):
         with pytest.raises(UserError, match='image 0'):

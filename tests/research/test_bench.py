@@ -49,8 +49,8 @@ def test_the_plain_cue_localization_counts_what_ours_counts(bench):
     assert (cues.annotations.made[..., 2] == 0).any()
     model = bench.network(plain=True)
     plain = plain_ways.cue_histograms(model, cues, edges, CPU)
-    measure = eval_cue_location.Measure(NetworkMaps(cues, model, 'jointll'), 'clipping', edges)
-    ours = eval_cue_location.fill_histograms(make_loader(cues, 2, 0, CPU), [measure], CPU)
+    scoring = eval_cue_location.Scoring(NetworkMaps(cues, model, 'jointll'), 'clipping', edges)
+    ours = eval_cue_location.fill_histograms(make_loader(cues, 2, 0, CPU), [scoring], CPU)
     counts = ours[0][0]['parts'][..., 1:-1]
     assert ours[1].tolist() == [3] * 4 and plain.shape == counts.shape and plain.sum() > 1000
     assert np.abs(counts - plain).sum() <= 0.01 * plain.sum()

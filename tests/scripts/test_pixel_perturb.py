@@ -33,7 +33,7 @@ def classify_erased(row_values, count, seed=7, batch_size=40, seen=None):
 
     def source(batch, indices, classes):
         assert classes.shape == (len(batch), 1) and (classes == 1).all()  # the true class's map is asked for
-        return MapBatch(model(batch).softmax(1), classes, maps[indices][:, None])
+        return MapBatch(model(batch).softmax(1), maps[indices][:, None])
     loader = [(images[part], torch.ones(len(part), dtype=torch.int64), part) for part in indices.split(batch_size)]
     return eval_pixel_perturb.classify_erased(model, loader, source, torch.device('cpu'), seed, 'float32', batch_size)
 
