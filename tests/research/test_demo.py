@@ -29,7 +29,7 @@ def results_of(folder):
 def rows_of(text):
     """{name of the row: its cells} of a table."""
     _, line, *rows = text.rstrip('\n').split('\n')
-    assert set(line) == {'-'}
+    assert set(line) <= {'-', ' '}
     cells = [re.split(r'  +', row.strip()) for row in rows]
     return {name: values for name, *values in cells}
 
