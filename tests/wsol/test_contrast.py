@@ -116,6 +116,8 @@ def test_what_cannot_be_contrasted_is_refused(networks, images):
         contrast_maps(networks['CAM'], images, FIRST, SECOND, 'joint-difference')
     with pytest.raises(UserError, match='contrast= goes from 2 to 7'):
         contrast_maps(networks['CAM'], images, FIRST, torch.tensor([2, 7]))
+    with pytest.raises(UserError, match='one class for each image'):
+        contrast_maps(networks['CAM'], images, FIRST[:, None], SECOND[:, None])
 
 
 @pytest.mark.parametrize('name, method', [('CAM', 'log-odds'), ('CALM_EM', 'prior-log-odds')])

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from wsol.attribution.maps import difference_of_maps, pose
-from wsol.attribution.registry import METHODS, find, register
+from wsol.attribution.registry import METHODS, find_method, register
 from wsol.contexts import evaluating
+from wsol.errors import UserError
 from wsol.heads import CALM
 
 LOG_ODDS = 'log p(A | x) / p(B | x)'
@@ -88,8 +89,8 @@ def _difference(method):
 
 
 class _Contrasts(Mapping):
-    """The contrast methods by name: those above, then those that follow from the attribution methods. These are looked
-    up anew each time, so that methods that are registered later have theirs."""
+    """The contrast methods by name: those above, then those that are derived from the attribution methods. These are
+    derived anew each time, so that a method that is registered later has its contrasts, too."""
 
     def _table(self):
         table = dict(REGISTERED)
@@ -111,11 +112,7 @@ class _Contrasts(Mapping):
 
 
 CONTRASTS = _Contrasts()
-
-
-def find_contrast(name, head):
-    """The contrast method of a name. head: a class, of HEADS. Raises UserError where the head does not define it."""
-    return find(name, head, CONTRASTS, 'contrast')
+find_contrast = partial(find_method, table=CONTRASTS, kind='contrast')  # (name, head) -> Method, or UserError
 
 
 def default_scale(method, contrast=None, by_range=False):
@@ -130,11 +127,13 @@ def default_scale(method, contrast=None, by_range=False):
 def contrast_maps(model, images, labels, contrast, method=None, seeds=None, settings=None, activations=None):
     """Signed maps (B,h,w) of why the classes `labels` (B,) and not `contrast` (B,).
 
-    method: a key of CONTRASTS; its unit and what its cells sum to stand there. None is the head's own: prior-log-odds
-    for CALM, log-odds for CAM, for the reasons that docs/findings_painted_birds.md gives. The other arguments are those
-    of attribution_maps. Raises UserError.
+    method: a key of CONTRASTS, which says its unit and what its cells sum to. The default is the head's own:
+    prior-log-odds for CALM, log-odds for CAM (docs/findings_painted_birds.md gives the reasons). The other arguments
+    are those of attribution_maps. Raises UserError.
     """
     found = find_contrast(method or model.default_contrast, type(model))
+    if getattr(labels, 'ndim', 1) != 1:
+        raise UserError(f'labels= has the shape {tuple(labels.shape)}: a contrast takes one class for each image')
     query = pose(model, images, labels, contrast, seeds, None, settings, activations)
     with evaluating(model):
         return found.compute(query)

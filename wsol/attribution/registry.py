@@ -98,7 +98,7 @@ def register(*names, table=METHODS, **known):
     return enter
 
 
-def find(name, head, table, kind):
+def find_method(name, head, table=METHODS, kind='attribution'):
     """The Method of a name. head: a class, of HEADS. Raises UserError where the head does not define it."""
     if name not in table:
         raise UserError(f'no {kind} method "{name}"; there are {", ".join(table)}')
@@ -106,11 +106,6 @@ def find(name, head, table, kind):
         defined = ', '.join(key for key, method in table.items() if issubclass(head, method.head))
         raise UserError(f'{head.__name__} does not define {name}, which needs p(z|x); it defines {defined}')
     return table[name]
-
-
-def find_method(name, head):
-    """The attribution method of a name. head: a class, of HEADS. Raises UserError where the head does not define it."""
-    return find(name, head, METHODS, 'attribution')
 
 
 @dataclass
