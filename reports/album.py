@@ -112,8 +112,8 @@ class Album:
         before = files_written(self.folder)
         for name in sorted(planned - before):
             if os.path.lexists(self.folder / name):
-                raise UserError(f'{self.folder / name} was not written by {WRITER}, so it is not replaced: choose '
-                                'another --output, or move the file')
+                raise UserError(f'{self.folder / name} was not written by inference.py, so it is not replaced: '
+                                'choose another --output, or move the file')
         self.files = before | planned
 
     def write_manifest(self, entries, finished=False):
