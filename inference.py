@@ -63,7 +63,7 @@ def chosen_classes(args, names, num_classes):
 
 def class_chooser(target, contrast, count=1):
     """A function of the probabilities (B,C) that gives the classes to be explained, (B,K): the target, the contrast if
-    there is one, then the likeliest others, `count` in all.
+    there is one, then the likeliest others, `count` in all (with a contrast at least two).
 
     target: a class, or None for the predicted one. contrast: a class, RUNNER_UP (the likeliest class that is not the
     target), or None. Where the target is the contrast itself, the runner-up takes its place.
@@ -244,12 +244,13 @@ def main():
     if processes.is_first():
         album.claim(photos)
     processes.gather(None)  # nobody writes before the first process has looked at what is there
-    # the page offers top_k classes; the difference takes the maps of two
-    count = args.top_k if 'html' in args.format else 1
-    sources = {maps.method: maps.source(images) for maps in methods}
-    choose = class_chooser(target, contrast, count)
-    count = max(count, 1 if contrast is None else 2)
-    explainer = Explainer(sources, contrast_maps and contrast_maps.source(images), choose, count)
+    on_page = 'html' in args.format
+    count = args.top_k if on_page else 1  # classes whose maps are needed
+    if contrast is not None and (on_page or contrast_maps is None):
+        count = max(count, 2)
+    explainer = Explainer({maps.method: maps.source(images) for maps in methods},
+                          contrast_maps and contrast_maps.source(images),
+                          class_chooser(target, contrast, count), count)
     entries = draw_all(network, images, list(photos), album, explainer)
     if processes.is_first():
         if entries:
