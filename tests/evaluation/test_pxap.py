@@ -36,6 +36,12 @@ def test_draws_of_the_published_protocol_are_its_figures_for_the_pairs_drawn(mon
     assert class_pairs.draw_pairs_again(counts, pairs, evaluations) is None  # so many thresholds take too long
 
 
+def test_dropped_shares_by_hand():
+    """Under the lowest threshold lie 2 of 4 true pixels and 1 of 4 false ones."""
+    counts = np.array([[[1, 2, 1, 0], [2, 1, 0, 1]]])
+    assert class_pairs.dropped_shares(counts) == {'true': 50, 'false': 25, 'all': 37.5}
+
+
 @pytest.mark.parametrize('threshold_type', metrics.THRESHOLD_TYPES)
 @pytest.mark.parametrize('norm_type', ['max', 'minmax', 'clipping'])
 @pytest.mark.parametrize('kind', ['logit', 'joint'])

@@ -80,6 +80,15 @@ def test_underflow_is_dropped_as_published_or_counted():
     assert pxap(scores, truth, edges, underflow=True) == pytest.approx(100 * (0.5 * 1 + 0.5 * 2 / 4))
 
 
+def test_precision_at_recall_by_hand():
+    """From the top: 1 true; 1 false; 1 true and 2 false; and under all thresholds 2 true, 1 false."""
+    counts = np.array([[1, 2, 1, 0], [2, 1, 0, 1]])
+    expected = {0.25: 1, 0.5: 2 / 5, 1.0: 4 / 8}
+    np.testing.assert_allclose(metrics.precision_at_recall(counts, list(expected)), list(expected.values()))
+    nothing = np.array([[1, 2, 1, 0], [0, 0, 0, 0]])
+    assert np.isnan(metrics.precision_at_recall(nothing)).all()
+
+
 def test_histograms_of_several_pairs_are_filled_in_one_call():
     generator = torch.Generator().manual_seed(0)
     bins = torch.randint(0, 9, (5, 40), generator=generator)
