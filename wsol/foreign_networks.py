@@ -3,6 +3,8 @@
     model = wsol.from_module(network, layer='encoder.layer4', attribution_method='CALM_EM', num_classes=10)
     model = wsol.from_classifier('resnet50')            # torchvision's ImageNet weights, no training, plain CAM
 """
+from collections import OrderedDict
+
 import torch
 from torch import nn
 
@@ -81,9 +83,7 @@ def _trace(module, layer):
 
 
 def _as_stage(backbone):
-    stages = nn.Sequential()
-    stages.add_module('backbone', backbone)
-    return stages
+    return nn.Sequential(OrderedDict(backbone=backbone))
 
 
 def from_classifier(architecture, source=True):

@@ -1,10 +1,12 @@
 """Inception-v3 up to Mixed_6e, re-strided: 14x14 maps of a 224x224 image, or 28x28.
 
-Source: torchvision's inception_v3 (Szegedy et al., CVPR 2016) with the published changes: padding 1
-in Conv2d_1a, stem poolings with padding 1 and rounding up, a third pooling before Mixed_6a unless
-the map is large, Mixed_6a without stride; then A3_1b and A3_2b (3x3, 768 -> 1024 -> 1024, BatchNorm with
-use_bn, ReLU). Inputs stay ImageNet-normalised. Published code computes Mixed_6e and drops it; here it is used.
+Source: torchvision's inception_v3 (Szegedy et al., CVPR 2016) with the published changes: padding 1 in Conv2d_1a, stem
+poolings with padding 1 and rounding up, a third pooling before Mixed_6a unless the map is large, Mixed_6a without
+stride; then A3_1b and A3_2b (3x3, 768 -> 1024 -> 1024, BatchNorm with use_bn, ReLU). Inputs stay ImageNet-normalised.
+The published code computes Mixed_6e and does not use its result; this code uses it.
 """
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -43,11 +45,9 @@ def inception_v3(source, large_feature_map, use_bn):
         norm = [nn.BatchNorm2d(1024)] if use_bn else []
         return nn.Sequential(nn.Conv2d(width, 1024, 3, padding=1), *norm, nn.ReLU())
 
-    own = {'maxpool1': pool(1), 'maxpool2': pool(1), 'maxpool3': pool(0), 'A3_1b': added(768), 'A3_2b': added(1024)}
+    changed = {'maxpool1': pool(1), 'maxpool2': pool(1), 'maxpool3': pool(0), 'A3_1b': added(768), 'A3_2b': added(1024)}
     names = ['Conv2d_1a_3x3', 'Conv2d_2a_3x3', 'Conv2d_2b_3x3', 'maxpool1', 'Conv2d_3b_1x1', 'Conv2d_4a_3x3',
              'maxpool2', 'Mixed_5b', 'Mixed_5c', 'Mixed_5d', *([] if large_feature_map else ['maxpool3']),
              'Mixed_6a', 'Mixed_6b', 'Mixed_6c', 'Mixed_6d', 'Mixed_6e', 'A3_1b', 'A3_2b']
-    stages = nn.Sequential()
-    for name in names:
-        stages.add_module(name, own[name] if name in own else getattr(network, name))
-    return stages, 1024
+    stages = OrderedDict((name, changed[name] if name in changed else getattr(network, name)) for name in names)
+    return nn.Sequential(stages), 1024

@@ -3,6 +3,8 @@
 Source: torchvision's resnet (He et al., CVPR 2016). The stride of layer4 is 1, and for the large map that of layer3
 too, in the first block's 3x3 convolution and its downsample branch; no dilation. The stages keep torchvision's names.
 """
+from collections import OrderedDict
+
 from torch import nn
 
 from wsol.backbones.torchvision_networks import torchvision_network
@@ -34,8 +36,7 @@ def resnet(name, source, large_feature_map, last_stage):
     _unstride(network.layer4)
     if large_feature_map:
         _unstride(network.layer3)
-    stages = nn.Sequential()
-    for stage in STAGES[:STAGES.index(last_stage) + 1]:
-        stages.add_module(stage, getattr(network, stage))
+    names = STAGES[:STAGES.index(last_stage) + 1]
+    stages = nn.Sequential(OrderedDict((name, getattr(network, name)) for name in names))
     block = stages[-1][-1]  # the last one
     return stages, getattr(block, 'conv3', block.conv2).out_channels

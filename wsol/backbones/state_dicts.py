@@ -1,8 +1,8 @@
-"""Weights of whole networks from files: a state dict put into a network, whose classifier may be another one.
+"""Weights from files: read without executing anything in them, and put into a network whose classifier may differ.
 
-Reads what torch.save writes, and executes nothing of it. A zip is looked at first: one that would unpack to more than
-it is, or whose content differs from its own sums, is refused. A file that ends in SEAL and the SHA-256 of all before
-it, as this project's checkpoints do, is refused if one bit of it has changed.
+A file of torch.save is checked before it is read. A zip is refused if it would unpack to more bytes than it has, or if
+its content does not match its checksums. A file that ends in SEAL and the SHA-256 of everything before it, as this
+project's checkpoints do, is refused if a single bit has changed.
 """
 import hashlib
 import zipfile
@@ -12,23 +12,23 @@ import torch
 
 from wsol.errors import UserError
 
-SEAL = b'sha256 of the above: '  # then 64 hexadecimal digits, after the end of the zip, where no reader of zips looks
+SEAL = b'sha256 of the above: '  # then 64 hexadecimal digits; readers of zips ignore what follows a zip's end
 CHUNK = 1 << 20  # bytes
 
 
 def digest(file, size):
     """The SHA-256 of the first `size` bytes of an open file, in hexadecimal, read in pieces."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     file.seek(0)
     while size > 0 and (chunk := file.read(min(size, CHUNK))):
-        found.update(chunk)
+        sha256.update(chunk)
         size -= len(chunk)
-    return found.hexdigest()
+    return sha256.hexdigest()
 
 
 def check_whole(file):
-    """Raise ValueError unless an open file of torch.save is what was written. Legacy files, which are no zip, carry
-    nothing to tell by."""
+    """Raise ValueError unless an open file of torch.save is as it was written. Legacy files, which are no zip, hold
+    nothing to check."""
     size, sealed = file.seek(0, 2), len(SEAL) + 64
     file.seek(max(0, size - sealed))
     seal = file.read()
@@ -38,7 +38,7 @@ def check_whole(file):
         return
     file.seek(0)
     if file.read(2) == b'PK':
-        if seal[-22:-18] != b'PK\5\6':  # the end of a zip: so this one's seal is damaged
+        if seal[-22:-18] != b'PK\5\6':  # the mark of a zip's end: without it, a seal has been damaged
             raise ValueError('it is damaged: its end is not the end of a zip')
         with zipfile.ZipFile(file) as archive:
             if sum(info.file_size for info in archive.infolist()) > size:
@@ -48,7 +48,7 @@ def check_whole(file):
 
 
 def load(path):
-    """What torch.save has put into a file, tensors on the CPU. Nothing in the file is executed. Raises UserError."""
+    """The content of a file of torch.save, tensors on the CPU. Nothing in the file is executed. Raises UserError."""
     try:
         with open(path, 'rb') as file:
             check_whole(file)
@@ -59,22 +59,6 @@ def load(path):
             f'{type(error).__name__}: it is damaged, or no file of torch.save, or holds more than weights and plain '
             'values')
         raise UserError(f'{path} cannot be read as weights ({reason})') from error
-
-
-def read_state_dict(path):
-    """The state dict in a file of torch.save or of safetensors, tensors on the CPU. Raises UserError.
-
-    A dict with `state_dict` or `model` inside is taken for what most training scripts write; the prefix `module.` of
-    DataParallel is left out.
-    """
-    content = _load_safetensors(path) if Path(path).suffix == '.safetensors' else load(path)
-    for key in ('state_dict', 'model'):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(name, str) and isinstance(value, torch.Tensor)
-                                                for name, value in content.items()):
-        raise UserError(f'{path} holds no state dict: names and tensors')
-    return {name.removeprefix('module.'): value for name, value in content.items()}
 
 
 def _load_safetensors(path):
@@ -89,26 +73,36 @@ def _load_safetensors(path):
                         'safetensors') from error
 
 
-def load_backbone(network, path, classifiers):
-    """Put the state dict of a file into a network: all of it, strictly, but for its classifiers.
+def read_state_dict(path):
+    """The state dict in a file of torch.save or of safetensors, tensors on the CPU. Raises UserError.
 
-    classifiers: the names, or beginnings of names, of the modules that tell classes apart. Raises UserError.
+    A dict with `state_dict` or `model` inside is what most training scripts write; that part of it is taken. The prefix
+    `module.` of DataParallel is removed.
+    """
+    content = _load_safetensors(path) if Path(path).suffix == '.safetensors' else load(path)
+    for key in ('state_dict', 'model'):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(name, str) and isinstance(value, torch.Tensor)
+                                                for name, value in content.items()):
+        raise UserError(f'{path} holds no state dict: names and tensors')
+    return {name.removeprefix('module.'): value for name, value in content.items()}
+
+
+def load_backbone(network, path, classifiers):
+    """Put the state dict of a file into a network. All weights have to fit, except those of its classifiers.
+
+    classifiers: the modules that depend on the number of classes, by the beginnings of their names. Raises UserError.
     """
     classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
     state, expected = read_state_dict(path), network.state_dict()
-
-    def is_classifier(name):
-        return bool(classifiers) and name.startswith(classifiers)
-
-    missing = [name for name in expected if name not in state and not is_classifier(name)]
-    surplus = [name for name in state if name not in expected and not is_classifier(name)]
-    other = [name for name, value in state.items()
-             if name in expected and value.shape != expected[name].shape and not is_classifier(name)]
-    for names, problem in ((missing, 'lacks'), (surplus, 'has, and the network has not,'),
-                           (other, 'has another shape of')):
+    fitting = {name for name in expected if name in state and state[name].shape == expected[name].shape}
+    problems = (('lacks', [name for name in expected if name not in state]),
+                ('has, and the network has not,', [name for name in state if name not in expected]),
+                ('has another shape of', [name for name in expected if name in state and name not in fitting]))
+    for problem, names in problems:
+        names = [name for name in names if not (classifiers and name.startswith(classifiers))]
         if names:
             raise UserError(f'{path} does not fit the network: it {problem} {names[0]} ({len(names)} such weights)')
-    for name, value in state.items():
-        if name in expected and value.shape == expected[name].shape:
-            expected[name] = value  # into the network's own state dict, which knows the versions of its modules
+    expected.update((name, state[name]) for name in fitting)  # the network's own dict knows its modules' versions
     network.load_state_dict(expected)

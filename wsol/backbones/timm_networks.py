@@ -5,6 +5,8 @@ Convolutional networks get the published strides, 14x14 maps of a 224x224 image 
 Networks that end in channels-last maps (Swin) or in tokens (ViT, DINOv2, DINOv3) are taken as they are, at any image
 size that they allow.
 """
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -83,9 +85,7 @@ def timm_backbone(name, source, large_feature_map=False):
             raise UserError(f'large_feature_map=True does not suit {name}: its map cannot be made '
                             f'{2 * SIZE // STRIDE} cells wide by changing strides')
         network = make()  # as it is
-    stages = nn.Sequential()
-    stages.add_module('backbone', LastMap(network, layout))
-    return stages, network.num_features
+    return nn.Sequential(OrderedDict(backbone=LastMap(network, layout))), network.num_features
 
 
 def _create(short, pretrained, **classes):

@@ -3,6 +3,7 @@
 Source: torchvision's graph tracing (models.feature_extraction). A network is traced without data;
 what it computes up to its last map before pooling is kept, under torchvision's names.
 """
+from collections import OrderedDict
 from functools import cache
 from pickle import UnpicklingError
 
@@ -89,6 +90,4 @@ def traced_backbone(name, source):
     """(nn.Sequential with the one stage `backbone`, number of features). source: of torchvision_network."""
     node, num_features = last_map_node(name)
     network = torchvision_network(name, source, 'DEFAULT')
-    stages = nn.Sequential()
-    stages.add_module('backbone', LastMap(network, node))
-    return stages, num_features
+    return nn.Sequential(OrderedDict(backbone=LastMap(network, node))), num_features

@@ -4,6 +4,8 @@ Source: torchvision's vgg16 and vgg16_bn (Simonyan and Zisserman, ICLR 2015); wi
 max-pooling, and for the large map without the fourth; then conv6 (3x3, 512 -> 1024), BatchNorm
 with use_bn, ReLU, as published. Result: stages `features` (torchvision's indices), `conv6`, `bn6`, `relu`.
 """
+from collections import OrderedDict
+
 from torch import nn
 
 from wsol.backbones.torchvision_networks import torchvision_network
@@ -17,10 +19,6 @@ def vgg16(source, large_feature_map, use_bn):
     pools = [index for index, layer in enumerate(features) if isinstance(layer, nn.MaxPool2d)]
     for index in pools[3:] if large_feature_map else pools[4:]:
         features[index] = nn.Identity()  # not removed: the weights after it keep their names
-    stages = nn.Sequential()
-    stages.add_module('features', features)
-    stages.add_module('conv6', nn.Conv2d(512, 1024, 3, padding=1))
-    if use_bn:
-        stages.add_module('bn6', nn.BatchNorm2d(1024))
-    stages.add_module('relu', nn.ReLU())
-    return stages, 1024
+    norm = {'bn6': nn.BatchNorm2d(1024)} if use_bn else {}
+    stages = OrderedDict(features=features, conv6=nn.Conv2d(512, 1024, 3, padding=1), **norm, relu=nn.ReLU())
+    return nn.Sequential(stages), 1024

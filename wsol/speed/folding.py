@@ -1,7 +1,7 @@
 """BatchNorm folded into the convolution before it: the same network for evaluation, with fewer passes over its maps.
 
-In eval mode BatchNorm is a factor and a summand for each channel, which a convolution can take into its own weights
-(Jacob et al., CVPR 2018, section 3.2). Which convolution a BatchNorm follows is found by running the network.
+In eval mode BatchNorm multiplies each channel by a number and adds another. A convolution can take both into its own
+weights (Jacob et al., CVPR 2018, section 3.2). Running the network shows which convolution a BatchNorm follows.
 """
 import torch
 from torch import nn
@@ -9,12 +9,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from wsol.contexts import evaluating, shapes_only
 
-TOLERANCE = 1e-5  # of the largest value: by how much the folded network's features may differ
+TOLERANCE = 1e-5  # relative to the largest value: by how much the folded network's features may differ
 
 
 def fold_batchnorm(model, image_size):
-    """Fold a network's BatchNorms, in place and for evaluation alone. Returns how many, 0 where its features would
-    change: it is left as it was then. model: of build_model, in eval mode. image_size: of its images."""
+    """Fold a network's BatchNorms, in place, for evaluation only. Returns how many were folded.
+
+    model: of build_model, in eval mode. image_size: side of its images. If the features change, nothing is folded.
+    """
     pairs = _pairs(model, image_size)
     if not pairs:
         return 0
@@ -24,40 +26,40 @@ def fold_batchnorm(model, image_size):
         undo.append((convolution, convolution.weight, convolution.bias, name, norm))
         convolution.weight, convolution.bias = fuse_conv_bn_weights(
             convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-        _put(model, name, nn.Identity())
-    # what the hooks cannot see, as a map that is used before its BatchNorm too, shows in the features
+        _replace(model, name, nn.Identity())
+    # hooks do not see everything, for example a map that is also used before its BatchNorm; the features show it
     if (_some_features(model, image_size) - before).abs().max() <= TOLERANCE * before.abs().max():
         return len(pairs)
     for convolution, weight, bias, name, norm in undo:
         convolution.weight, convolution.bias = weight, bias
-        _put(model, name, norm)
+        _replace(model, name, norm)
     return 0
 
 
-def _put(model, name, module):
-    """Put a module in the place of the submodule of that name."""
+def _replace(model, name, module):
+    """Put a module in the place of the submodule `name`."""
     parent, _, leaf = name.rpartition('.')
     setattr(model.get_submodule(parent), leaf, module)
 
 
 @torch.no_grad()
 def _some_features(model, image_size):
-    """The features of an image of noise, computed in float32 (on recent GPUs a convolution would round to TF32)."""
+    """The features of an image of noise, in float32 (on recent GPUs a convolution would round to TF32)."""
     noise = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     with torch.backends.cudnn.flags(allow_tf32=False):
         return model.extract_features(noise.to(next(model.parameters())))
 
 
 def _pairs(model, image_size):
-    """[(convolution, name of a BatchNorm)] of those where the one's output is the other's input, each running once."""
-    made, pairs, runs = {}, [], {}
+    """[(convolution, name of a BatchNorm)]: the BatchNorm's input is the convolution's output, and each runs once."""
+    outputs, pairs, runs = {}, [], {}
 
     def note(module, inputs, output):
         runs[module] = runs.get(module, 0) + 1
         if type(module) is nn.Conv2d:
-            made[id(output)] = module, output  # which stays alive, so that its id is no other's
-        elif id(inputs[0]) in made:
-            pairs.append((made[id(inputs[0])][0], module))
+            outputs[id(output)] = module, output  # kept alive, so that no other tensor gets its id
+        elif id(inputs[0]) in outputs:
+            pairs.append((outputs[id(inputs[0])][0], module))
     names = {module: name for name, module in model.named_modules()
              if type(module) is nn.Conv2d or (type(module) is nn.BatchNorm2d and module.track_running_stats)}
     hooks = [module.register_forward_hook(note) for module in names]
