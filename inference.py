@@ -176,7 +176,7 @@ def draw_all(network, images, names, album, explainer):
     entries = {}
     with screen.progress(None, ', '.join(album.methods), 'image', total=len(images)) as bar:
         for batch, opens, indices in network.loader(images, album.folder):
-            explained = explainer.explain(util.to_device(batch, network.device), indices)
+            explained = list(explainer.explain(util.to_device(batch, network.device), indices))
             if processes.is_first() and any(opens):  # it lists the files to come, in case this run is interrupted
                 album.write_manifest(entries.values())
             for index, is_open, result in zip(indices.tolist(), opens, explained, strict=True):
