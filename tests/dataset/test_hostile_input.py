@@ -152,12 +152,12 @@ def test_a_broken_photo_does_not_cost_the_others(script, trained, tiny_birds, tm
     assert [entry['image'] for entry in entries] == sorted(f'own/{photo.name}' for photo in photos)
     assert all((tmp_path / 'maps' / entry['picture']).exists() for entry in entries)
     assert script('inference', *flags, '--skip_broken')[0] == 0
-    refused(script('inference', '', *flags[1:]), '"" is no image and no folder')
+    refused(script('inference', '', *flags[1:]), 'no images: name image files')
 
 
 @pytest.mark.parametrize('reason, words', [
-    ('DataLoader worker (pid 7) is killed by signal: Killed. ', 'for want of memory: lower --workers'),
-    ('DataLoader worker (pid(s) 7) exited unexpectedly', 'for want of memory: lower --workers'),
+    ('DataLoader worker (pid 7) is killed by signal: Killed. ', 'because memory ran out: lower --workers'),
+    ('DataLoader worker (pid(s) 7) exited unexpectedly', 'because memory ran out: lower --workers'),
     ('DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that', '--shm-size=1g'),
     ('unable to allocate shared memory(shm) for file </torch_7_8>: No space left on device (28)', '--shm-size=1g'),
     ('CUDA out of memory. Tried to allocate 2 GiB', 'not enough memory: lower --workers')])
