@@ -1,5 +1,6 @@
 """wsol.attribution, gradients and perturbation: captum and torchcam as oracles, and the identities each method must keep."""
 import copy
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -149,8 +150,7 @@ def test_without_noise_smooth_grad_is_the_gradient(model, images):
 
 
 def test_smooth_grad_variants_are_moments_of_the_same_copies(model, images):
-    few = {'smooth_grad_nr_iter': 6}
-    mean, square, variance = (maps(model, images, name, **few)
+    mean, square, variance = (maps(model, images, name, smooth_grad_nr_iter=6)
                               for name in ('smooth_grad', 'smooth_grad_square', 'var_grad'))
     assert (variance >= 0).all()
     torch.testing.assert_close(variance, square - mean.square(), rtol=1e-3, atol=1e-5 * square.max().item())
@@ -230,7 +230,7 @@ def test_the_noise_is_that_of_a_generator_of_the_cpu_with_the_images_seed(model,
 
 
 def test_cuda_draws_the_noise_itself(monkeypatch):
-    """From a generator of its own: nothing is drawn on the CPU and carried there."""
+    """It uses a generator of its own: nothing is drawn on the CPU and carried there."""
     asked = []
 
     def draw(shape, generator, device):
@@ -256,8 +256,7 @@ def test_gradients_work_where_the_caller_switched_them_off(model, images, name):
 
 
 def test_memory_is_that_of_one_batch_however_many_samples(model, images, monkeypatch):
-    """Of the batches of noisy copies that go into the network, no more than the last is ever alive."""
-    import weakref
+    """No batch of noisy copies but the last is alive."""
     monkeypatch.setattr(gradients, 'VERSIONS_AT_A_TIME', 3)
     copies, alive, original = [], [], type(model).forward
 
@@ -265,9 +264,6 @@ def test_memory_is_that_of_one_batch_however_many_samples(model, images, monkeyp
         copies.append(weakref.ref(batch))
         alive.append(sum(copy() is not None for copy in copies))
         return original(self, batch)
-    type(model).forward = watched
-    try:
-        maps(model, images, 'var_grad', smooth_grad_nr_iter=12)
-    finally:
-        type(model).forward = original
+    monkeypatch.setattr(type(model), 'forward', watched)
+    maps(model, images, 'var_grad', smooth_grad_nr_iter=12)
     assert len(alive) == 2 * 4 and max(alive) == 1

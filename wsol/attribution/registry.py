@@ -15,14 +15,14 @@ from wsol.contexts import full_precision
 from wsol.errors import UserError
 from wsol.heads import CAM
 
-METHODS = {}  # name -> Method; two names may be of one method
+METHODS = {}      # name -> Method; one method may have two names
 MANY = 10         # forwards for a map: a method that takes more is slow
-GPU_SHARE = 0.25  # of a GPU's free memory: what the versions of an image that go through the network together may take
+GPU_SHARE = 0.25  # share of a GPU's free memory that the versions of an image may take which it computes together
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How many samples the gradient methods draw, and how far apart; defaults as published."""
+    """How many samples the gradient methods take, and how far apart they are; the defaults are the published ones."""
     smooth_grad_nr_iter: int = 50       # noisy copies
     smooth_grad_sigma: float = 4.0      # the noise's deviation is the image's range divided by this
     integrated_grad_nr_iter: int = 50   # points on the path
@@ -39,22 +39,22 @@ class Method:
     compute: Callable
     head: type = CAM          # CAM: every head defines it; CALM: only those with a prior
     per_class: bool = True
-    unit: str = ''            # of a value: 'logit', 'probability', 'score' (a class score), 'nats' (log-odds)
+    unit: str = ''            # 'logit', 'probability', 'score' (a class score), 'nats' (log-odds); '': none of these
     bounded: bool = False     # all values lie in 0..1; of contrasts, in -1..1
     signed: bool = False      # a value speaks for the class, or against it
-    label: str = ''           # of a colour bar: {c} stands for the class, {score} for what is explained
-    per: str = 'per cell'     # and the end of that label
+    label: str = ''           # a colour bar's label: {c} stands for the class, {score} for what is explained
+    per: str = 'per cell'     # the end of that label
     total: str = ''           # what the cells of a map sum to
     cost: tuple | Callable = (1, 0)  # forwards and backwards of a map; or a function of (SamplingSettings, D)
-    explains_score: bool = False     # explains a class score, so it can explain the difference of two (Query.explained)
+    explains_score: bool = False     # it explains Query.explained: a class score, or the difference of two
     settings: tuple = ()      # the SamplingSettings that it reads
     random: bool = False      # it draws at random, from the image's seed
     needs_superclasses: bool = False
-    difference: str = ''      # the contrast method that is the difference of its maps, where that has a name of its own
+    difference: str = ''      # the contrast method that subtracts its maps, where it is not called <name>-difference
 
     @property
     def one_forward(self):
-        """Whether its maps are read off one forward, whatever the classes: no gradient, no second forward."""
+        """Whether its maps are read off one forward for all classes: it takes no gradient and no second forward."""
         return not self.explains_score and self.cost == (1, 0)
 
     def cost_of(self, settings=None, num_features=2048):
