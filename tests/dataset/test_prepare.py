@@ -232,7 +232,7 @@ def test_cubs_files_are_joined_by_their_ids(tmp_path, file):
 def ids_that_do_not_fit(file):
     lines = FIVE[file]
     return [(file, lines[:1] + lines[2:], ['no line with the id 2']),
-            (file, [*lines[:2], lines[1], *lines[2:]], ['line 3', 'id 2 stands there twice']),
+            (file, [*lines[:2], lines[1], *lines[2:]], ['line 3', 'id 2 is listed twice']),
             (file, [*lines, '77' + lines[1][1:]], ['line 6', 'id 77']), (file, [*lines[:4], '5'], ['line 5'])]
 
 
@@ -241,7 +241,7 @@ def a_value(file, value):
 
 
 @pytest.mark.parametrize('file, lines, words', [
-    ('images.txt', [*FIVE['images.txt'], '1 a/1.jpg'], ['line 6: the id 1 stands there twice']),
+    ('images.txt', [*FIVE['images.txt'], '1 a/1.jpg'], ['line 6: the id 1 is listed twice']),
     *(case for file in FIVE if file != 'images.txt' for case in ids_that_do_not_fit(file)),
     *(a_value('image_class_labels.txt', value) for value in ('x y', '201', '0')),
     *(a_value('train_test_split.txt', value) for value in ('x y', '2')),

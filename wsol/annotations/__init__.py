@@ -1,1 +1,1 @@
-"""What is known of images beyond their class."""
+"""What data sets know about images beyond their class: part points, segmentations, superclasses."""

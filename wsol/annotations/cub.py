@@ -1,9 +1,9 @@
 """CUB's annotations as a test of attribution maps: which parts tell two classes apart, and where they are.
 
-Source: cue localization, Kim et al., ICCV 2021, section 5 and its published code; the
-annotations are CUB-200-2011's (Wah et al. 2011) and any data set's in the same layout.
-Result: class pairs by the number of differing parts, and for an image and a pair the mask of
-the pixels that show a differing part.
+Source: cue localization, Kim et al., ICCV 2021, section 5 and its published code; the annotations of CUB-200-2011
+(Wah et al. 2011), or of any data set in the same layout.
+Result: class pairs by the number of differing parts, and the mask of the pixels that show a differing part, for an
+image and a pair.
 """
 import warnings
 from pathlib import Path
@@ -17,11 +17,11 @@ from wsol.errors import UserError
 # CUB's part points in the order of parts.txt, ids 1..15
 POINT_NAMES = ('back', 'beak', 'belly', 'breast', 'crown', 'forehead', 'left eye', 'left leg', 'left wing',
                'nape', 'right eye', 'right leg', 'right wing', 'tail', 'throat')
-# the parts that attributes speak of: unions of part points, in the published order
+# the parts that attributes describe: unions of part points, in the published order
 UNION_PARTS = ('head', 'back', 'belly', 'breast', 'tail', 'leg', 'wing')
 HEAD_WORDS = ('bill', 'crown', 'eye', 'forehead', 'head', 'nape', 'throat')
 HEAD_POINTS = ('beak', 'crown', 'forehead', 'left eye', 'nape', 'right eye', 'throat')
-# one seed of the partition each: (union part, part points averaged into it), ties go to the first
+# the seeds of the partition: (union part, part points whose mean is the seed). Of equally near seeds the first counts.
 SEEDS = (('head', HEAD_POINTS), ('back', ('back',)), ('belly', ('belly',)), ('breast', ('breast',)),
          ('tail', ('tail',)), ('leg', ('left leg',)), ('leg', ('right leg',)), ('wing', ('left wing',)),
          ('wing', ('right wing',)))
@@ -37,18 +37,17 @@ class ClassPair(NamedTuple):
 
 
 def attribute_parts(name):
-    """Indices of the union parts that an attribute's name speaks of: `has_bill_shape::hooked` -> {0}."""
+    """Indices of the union parts that an attribute's name mentions: `has_bill_shape::hooked` -> {0}."""
     subject = name.split('::')[0]
-    words = {'head': HEAD_WORDS}
     return {index for index, part in enumerate(UNION_PARTS)
-            if any(word in subject for word in words.get(part, (part,)))}
+            if any(word in subject for word in (HEAD_WORDS if part == 'head' else (part,)))}
 
 
 def class_pairs(attribute_names, class_attributes, counts=(1, 2, 3)):
-    """The pairs of classes that differ in as many union parts as `counts` allows.
+    """The pairs of classes that differ in 1, 2 or 3 union parts, or other numbers of them (counts).
 
-    attribute_names: A strings. class_attributes: (C,A) percentages; 50 and more is present.
-    Returns [ClassPair], by number of parts, then by class: the order of the published running metric.
+    attribute_names: A strings. class_attributes: (C,A) percentages; from 50 on an attribute is present.
+    Returns [ClassPair], sorted by number of parts, then by classes: the order of the published running metric.
     """
     present = np.asarray(class_attributes) >= 50  # (C,A)
     of_part = np.zeros((len(attribute_names), len(UNION_PARTS)), np.int64)
@@ -64,12 +63,12 @@ def class_pairs(attribute_names, class_attributes, counts=(1, 2, 3)):
 
 
 def nearest_part(points, width, height, size):
-    """Partition of a square picture by its nearest part point.
+    """The part whose point is nearest, for each pixel of a square picture.
 
-    points: (15,3) x, y, visible in an image of width x height pixels. Returns (size,size) uint8,
-    indices into UNION_PARTS (NO_PART everywhere if no point is visible).
-    Published: the mean of the visible head points is one point; coordinates are scaled, then
-    truncated to integers; distances are Euclidean.
+    points: (15,3) x, y, visible, in pixels of a photo of width x height. Returns (size,size) uint8, indices into
+    UNION_PARTS (NO_PART everywhere if no point is visible).
+    As published, the mean of the visible head points is one point; coordinates are scaled, then truncated to integers;
+    distances are Euclidean.
     """
     visible = points[:, 2] > 0
     scaled = points[:, :2] * (size / np.array([width, height], np.float64))
@@ -94,10 +93,10 @@ def visible_parts(points):
 
 
 class CueAnnotations:
-    """The cue-localization side of a data set in CUB's layout, read from its folder `root`.
+    """The annotations for cue localization of a data set in CUB's layout, read from its folder `root`.
 
-    pairs: [ClassPair]; num_classes: of those that have attributes. Part points and masks are looked up by image id
-    (`class/name.jpg`).
+    pairs: [ClassPair]. num_classes: the number of classes with attributes. Part points and masks are looked up by image
+    id (`class/name.jpg`). Raises UserError for files that are missing or wrong.
     """
 
     def __init__(self, root):
@@ -127,7 +126,7 @@ class CueAnnotations:
         return names, values
 
     def _part_points(self, image_ids):
-        """(N,15,3) of the images in the order of images.txt, whose ids are image_ids (N,)."""
+        """The part points (N,15,3) of the images of images.txt, in its order. image_ids: (N,), their ids."""
         path = self.root / 'parts' / 'part_locs.txt'
         rows = _numbers(path)  # image id, part id, x, y, visible; ids from 1
         if rows.ndim != 2 or rows.shape[1] != 5:
@@ -138,11 +137,11 @@ class CueAnnotations:
         part = rows[:, 1].astype(int) - 1
         _, first = np.unique(rows[:, :2], axis=0, return_index=True)
         wrong = (image_ids[image] != rows[:, 0]) | (rows[:, 1] != part + 1) | (part < 0) | (part >= len(POINT_NAMES))
-        wrong |= ~np.isin(np.arange(len(rows)), first)  # a point of an image that stands there twice
+        wrong |= ~np.isin(np.arange(len(rows)), first)  # a point that is listed twice
         if wrong.any():
             row = wrong.argmax()
             raise UserError(f'{path}, row {row + 1}: image {rows[row, 0]:g}, part {rows[row, 1]:g}; every point should '
-                            f'stand there once, for the images of images.txt and the parts 1 to {len(POINT_NAMES)}')
+                            f'be listed once, for the images of images.txt and the parts 1 to {len(POINT_NAMES)}')
         points = np.zeros((len(image_ids), len(POINT_NAMES), 3))
         points[image, part] = rows[:, 2:]
         return points
@@ -154,15 +153,14 @@ class CueAnnotations:
         return self._points[self._row[image_id]]
 
     def drop_pairs_without(self, labels):
-        """Keep the pairs of which both classes are among labels. Returns those dropped."""
-        there = set(labels)
-        kept = [pair for pair in self.pairs if {pair.first, pair.second} <= there]
-        dropped = [pair for pair in self.pairs if pair not in kept]
-        self.pairs = kept
+        """Keep only the pairs whose classes are both among labels. Returns the pairs that were dropped."""
+        kept = set(labels)
+        dropped = [pair for pair in self.pairs if not {pair.first, pair.second} <= kept]
+        self.pairs = [pair for pair in self.pairs if pair not in dropped]
         return dropped
 
     def evaluated(self, image_id, label):
-        """Indices into `pairs`: those with this class and a differing part visible in this image."""
+        """Indices into `pairs` of those that an image tests: they have its class, and a differing part is visible."""
         seen = visible_parts(self.points(image_id))
         return [index for index, pair in enumerate(self.pairs)
                 if label in (pair.first, pair.second) and seen.intersection(pair.parts)]
@@ -181,8 +179,8 @@ class CueAnnotations:
         return _read_picture(path, lambda image: np.asarray(image.convert('L').resize((size, size)))) > 0
 
     def true_parts(self, image_id, size):
-        """(size,size) uint8: the part each pixel truly shows (index into UNION_PARTS, NO_PART
-        off the bird), or None where the data set does not know (`part_masks/`; ToyBirds does)."""
+        """(size,size) uint8: the part that each pixel shows (index into UNION_PARTS, NO_PART off the bird); None for a
+        data set without exact part masks (`part_masks/`, which ToyBirds has)."""
         folder = self.root / 'part_masks'
         if not folder.is_dir():
             return None
@@ -205,8 +203,8 @@ def _read_picture(path, read):
 def read_by_id(path, known=None):
     """CUB's `id value` lines -> {id: value}, in the order of the file.
 
-    known: the ids there should be, as those of images.txt. Raises UserError with file and line for a line that has
-    another form, an id that is doubled or unknown, and for ids that are missing.
+    known: the ids that the file should have, those of images.txt. Raises UserError with file and line for a line of
+    another form, an id that is listed twice or unknown, and for missing ids.
     """
     try:
         lines = path.read_text().splitlines()
@@ -218,7 +216,7 @@ def read_by_id(path, known=None):
         if not key.isdecimal() or len(key) > 9 or not value.strip():
             raise UserError(f'{path}, line {number}: expected "id value", found "{line}"')
         if int(key) in values or (known is not None and int(key) not in known):
-            problem = 'stands there twice' if int(key) in values else 'is not in images.txt'
+            problem = 'is listed twice' if int(key) in values else 'is not in images.txt'
             raise UserError(f'{path}, line {number}: the id {int(key)} {problem}')
         values[int(key)] = value.strip()
     missing = sorted(set(known or ()) - values.keys())
@@ -229,10 +227,10 @@ def read_by_id(path, known=None):
 
 
 def _numbers(path):
-    """A file of finite numbers, the same count on every line -> array."""
+    """A file of finite numbers, equally many on every line -> array."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of an empty file
+            warnings.simplefilter('ignore')  # numpy warns of an empty file, which is refused below
             values = np.loadtxt(path, ndmin=2)
     except OSError as error:
         raise UserError(f'{path}: not found. {LAYOUT}') from error
@@ -240,8 +238,8 @@ def _numbers(path):
         raise UserError(f'{path}: {error}') from error
     if not values.size:
         raise UserError(f'{path} is empty')
-    wrong = ~(np.abs(values) < 1e9)  # of NaN too
+    wrong = ~(np.abs(values) < 1e9)  # true for NaN, too
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
-        raise UserError(f'{path}, row {row + 1}: {values[row, column]} is no number that can stand there')
+        raise UserError(f'{path}, row {row + 1}: {values[row, column]} is no possible number')
     return values
