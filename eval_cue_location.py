@@ -270,7 +270,7 @@ def finish(maps, is_control, counts, evaluations, images, cues):
     is_published = maps.data.name == 'CUB' and maps.folder is None and not args.drop_lowest
     published = paper.PXAP.get((args.attribution_method, args.score_map_process)) if is_published else None
     report(summaries, dropped, published, is_control)
-    result = maps.result_file(images, *([f'lowest{args.drop_lowest:.10g}dropped'] if args.drop_lowest else []))
+    result = maps.result_file(images)
     histogram = counts.get('exact', counts['parts'])
     curves = {f'{k} differing part{"s" * (k > 1)}': metrics.precision_recall(histogram[number == k].sum(0))
               for k in (1, 2, 3) if evaluations[number == k].any()}

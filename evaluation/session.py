@@ -218,10 +218,11 @@ class Maps:
         data = data or _named_data(find_dataset, args, checkpoint)
         return data.superclasses(images.class_names, args.superclass_file, self.network.model.conv_last.out_channels)
 
-    def result_file(self, images, *names):
-        """The ResultFile of the metric. images: what it was measured on. names: further parts of its name."""
-        return self.network.result_file(self.metric, self.data, images, self.name, *self.scale(), *names,
-                                        args=self.args)
+    def result_file(self, images):
+        """The ResultFile of the metric on images."""
+        dropped = self.args.get('drop_lowest')
+        names = [self.name, *self.scale(), *([f'lowest{dropped:.10g}dropped'] if dropped else [])]
+        return self.network.result_file(self.metric, self.data, images, *names, args=self.args)
 
 
 def choose_maps(network, data, metric=None, contrast=None, **flags):
