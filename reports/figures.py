@@ -12,6 +12,7 @@ from runtime import whole_files
 COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#000000', '#56b4e9', '#e69f00')
 LINES = ('-', '--', ':')
 MARKERS = ('o', 's', '^')
+PERCENT = {'xlim': (0, 100), 'ylim': (0, 100)}
 
 
 def save(figure, path):
@@ -23,46 +24,58 @@ def save(figure, path):
     whole_files.write_atomically(path, lambda file: figure.savefig(file, format='png', metadata={'Software': None}))
 
 
-def _curve_axes(**labels):
+def _axes(title, xlabel, ylabel, **limits):
+    """A figure of one panel, and its axes, whose curves can be told apart."""
     figure = Figure(figsize=(5, 3.6), dpi=110, layout='constrained')
     axes = figure.subplots()
     axes.set_prop_cycle(cycler(linestyle=LINES) * cycler(color=COLOURS))
-    axes.set(**labels)
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel, **limits)
     return figure, axes
+
+
+def _curves(title, xlabel, ylabel, curves, marker=None, **limits):
+    """A figure of curves: {name: (x, y)} or, with a band around each, {name: (x, y, low, high)}."""
+    figure, axes = _axes(title, xlabel, ylabel, **limits)
+    for name, (x, y, *band) in curves.items():
+        line, = axes.plot(x, y, marker=marker, label=name)
+        if band:
+            axes.fill_between(x, *band, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.legend(fontsize=7)
+    return figure
 
 
 def ratio_curve(title, curves):
     """R_k over k; R_0 = R_100 = 1 by definition. curves: {name: records of eval_pixel_perturb}."""
-    figure, axes = _curve_axes(xlabel='erased pixels, %', ylabel='correct: top-k / random (lower is better)',
-                               title=title)
-    axes.axhline(1, color='0.6', linewidth=1, linestyle=':')
-    for name, records in curves.items():
-        percent = [0, *(record['erased_percent'] for record in records), 100]
-        ratio, low, high = (np.array([1, *(record[key] for record in records), 1], float)  # None becomes NaN
-                            for key in ('R', 'R_low', 'R_high'))
-        line, = axes.plot(percent, ratio, marker='o', label=name)
-        axes.fill_between(percent, low, high, color=line.get_color(), alpha=0.15)
-    axes.set(ylim=(0, None))
-    axes.legend(fontsize=7)
+    points = {name: [[0, *(record['erased_percent'] for record in records), 100], *(
+        np.array([1, *(record[key] for record in records), 1], float) for key in ('R', 'R_low', 'R_high'))]
+        for name, records in curves.items()}  # None becomes NaN
+    figure = _curves(title, 'erased pixels, %', 'correct: top-k / random (lower is better)', points, marker='o')
+    figure.axes[0].axhline(1, color='0.6', linewidth=1, linestyle=':')
+    figure.axes[0].set_ylim(bottom=0)
     return figure
 
 
 def precision_bands(title, bands):
     """Mean precision over recall. bands: {name: (recall, precision, low, high)}, each (R,) in percent."""
-    figure, axes = _curve_axes(xlabel='recall, %', ylabel='precision, %, mean over the class pairs', title=title,
-                               xlim=(0, 100), ylim=(0, 100))
-    for name, (recall, precision, low, high) in bands.items():
-        line, = axes.plot(recall, precision, label=name)
-        axes.fill_between(recall, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.legend(fontsize=7)
-    return figure
+    return _curves(title, 'recall, %', 'precision, %, mean over the class pairs', bands, **PERCENT)
+
+
+def precision_recall_curves(title, curves):
+    """Precision over recall. curves: {name: (precision, recall)}, shares from the highest threshold down."""
+    return _curves(title, 'recall, %', 'precision, %', {name: (100 * recall, 100 * precision)
+                                                        for name, (precision, recall) in curves.items()}, **PERCENT)
+
+
+def accuracy_curves(title, thresholds, curves):
+    """Box accuracy over the threshold. curves: {metric: accuracy in percent (T,)}."""
+    return _curves(title, 'threshold of the map', 'images found, %',
+                   {name: (thresholds, values) for name, values in curves.items()}, xlim=(0, 1), ylim=(0, 100))
 
 
 def abstention_curves(title, curves):
     """PxAP over the share of pixels under the lowest threshold: solid where they are left out, as published, dashed
     where all pixels count. curves: {name: (share in percent, PxAP without them, PxAP of all pixels)}, each (Q,)."""
-    figure, axes = _curve_axes(xlabel='pixels under the lowest threshold, %', ylabel='PxAP, %, all pairs', title=title,
-                               xlim=(0, 100))
+    figure, axes = _axes(title, 'pixels under the lowest threshold, %', 'PxAP, %, all pairs', xlim=(0, 100))
     axes.set_prop_cycle(cycler(marker=MARKERS) * cycler(color=COLOURS))  # the line already says which count it is
     for name, (share, without, all_pixels) in curves.items():
         line, = axes.plot(share, without, linestyle='-', label=name)
@@ -70,25 +83,6 @@ def abstention_curves(title, curves):
     axes.plot([], [], color='gray', marker='o', label='solid: per pair')
     axes.plot([], [], color='gray', marker='.', linestyle='--', label='dashed: per pair, all pixels')
     figure.legend(fontsize=7, loc='outside lower center', ncols=2, handlelength=4)
-    return figure
-
-
-def precision_recall_curves(title, curves):
-    """Precision over recall. curves: {name: (precision, recall)}, from the highest threshold down."""
-    figure, axes = _curve_axes(xlabel='recall, %', ylabel='precision, %', title=title, xlim=(0, 100), ylim=(0, 100))
-    for name, (precision, recall) in curves.items():
-        axes.plot(100 * recall, 100 * precision, label=name)
-    axes.legend()
-    return figure
-
-
-def accuracy_curves(title, thresholds, curves):
-    """Box accuracy over the threshold. curves: {metric: accuracy in percent (T,)}."""
-    figure, axes = _curve_axes(xlabel='threshold of the map', ylabel='images found, %', title=title, xlim=(0, 1),
-                               ylim=(0, 100))
-    for name, values in curves.items():
-        axes.plot(thresholds, values, label=name, linestyle='-' if 'V2' in name else '--')
-    axes.legend(fontsize=7)
     return figure
 
 
