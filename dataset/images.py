@@ -1,4 +1,8 @@
-"""The images of a data set's split. Whatever reads it, an item is (image (3,S,S) float32, label, index)."""
+"""The images of a data set's split. An item is (image (3,S,S) float32, label, index), whoever reads it.
+
+The way of an image: open_image -> Transform.resize (bytes; --cache keeps them) -> Transform.crop -> from the loader's
+worker to the device -> Transform.normalise (numbers).
+"""
 import hashlib
 import math
 import shutil

@@ -157,8 +157,7 @@ def test_cub_is_downloaded_unpacked_listed_and_usable(site, workspace, cub_archi
 def test_an_archive_that_the_user_has_is_taken(site, workspace, cub_archives, tmp_path):
     for name in ('CUB_200_2011.tgz', 'segmentations.tgz'):
         shutil.move(tmp_path / 'site' / name, tmp_path / name)
-    own = named(workspace, [tmp_path / 'CUB_200_2011.tgz', tmp_path / 'segmentations.tgz'])
-    follow('cub', own)
+    follow('cub', named(workspace, [tmp_path / 'CUB_200_2011.tgz', tmp_path / 'segmentations.tgz']))
     assert (workspace.data_root / 'CUB' / 'images.txt').is_file() and not (workspace.data_root / 'CUB_200_2011.tgz').exists()
 
 

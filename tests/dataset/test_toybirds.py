@@ -75,6 +75,14 @@ def test_a_parts_pixels_have_its_colour():
         assert min(distance, key=distance.get) == colours[part], (name, part)
 
 
+def test_a_seed_gives_the_bird_that_it_always_gave():
+    """If this must change, toybirds.VERSION must too. (Another OpenCV may round otherwise.)"""
+    picture = painter.paint(toybirds.class_colours()[0][1], np.random.default_rng(4))
+    assert picture.image.shape == (208, 192, 3) and picture.clutter.max() == 14
+    np.testing.assert_allclose(picture.image.mean((0, 1)), [181.7, 162.6, 136.8], atol=0.2)
+    np.testing.assert_allclose(np.bincount(picture.parts.ravel()), [32105, 1838, 730, 849, 746, 1649, 463, 1556], rtol=0.02)
+
+
 def test_pose_side_and_size_vary():
     colours = toybirds.class_colours()[0][1]
     birds = [painter.paint(colours, np.random.default_rng(seed)) for seed in range(40)]
