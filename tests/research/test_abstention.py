@@ -14,7 +14,7 @@ def test_the_table_holds_the_figures_of_the_results_and_measures_nothing_twice(a
     small = ['--crop_size=56', '--workers=0', '--device=cpu']
     code, out, err = script('research.abstention', 'save/CAM', 'save/CALM_EM', '--drop=60,0', *small)
     assert code == 0, err
-    assert len(at_home) == 2 and all('eval_cue_location.py' in command[0] for command in at_home)
+    assert len(at_home) == 2 and all(command[0] == 'eval_cue_location' for command in at_home)
     lines = (tmp_path / 'abstention' / 'abstention.txt').read_text().splitlines()
     rows = [re.split(r'\s{2,}', line.strip()) for line in lines[2:]]
     assert [row[:2] for row in rows] == [['CAM', '0 %'], ['CAM', '60 %'], ['CALM_EM', '0 %'], ['CALM_EM', '60 %']]
@@ -43,7 +43,7 @@ def test_networks_of_one_name_are_one_line_for_each_method_they_have(at_home, sa
     for name in ('CAM', 'CALM_EM'):
         shutil.copytree(save / name, save / 'again' / name)
     code, _, err = script('research.abstention', *(f'save/{name}' for name in ('CAM', 'again/CAM', 'CALM_EM', 'again/CALM_EM')),
-                          '--drop=0', '--processes=own,saliency,object_mask', *small)
+                          '--drop=0', '--methods=own,saliency,object_mask', *small)
     assert code == 0, err
     lines = (tmp_path / 'abstention' / 'abstention.txt').read_text().splitlines()
     rows = [re.split(r'\s{2,}', line.strip()) for line in lines[2:]]
@@ -56,7 +56,7 @@ def test_networks_of_one_name_are_one_line_for_each_method_they_have(at_home, sa
 def test_contrast_methods_are_methods_too(at_home, save, script, tiny_birds, tmp_path):
     small = ['--crop_size=56', '--workers=0', '--device=cpu']
     for _ in range(2):  # nothing is measured twice
-        code, _, err = script('research.abstention', 'save/CAM', 'save/CALM_EM', '--drop=0,50', '--processes=own,log-odds,evidence,random',
+        code, _, err = script('research.abstention', 'save/CAM', 'save/CALM_EM', '--drop=0,50', '--methods=own,log-odds,evidence,random',
                               *small)
         assert code == 0 and len(at_home) == 4, err
     lines = (tmp_path / 'abstention' / 'abstention.txt').read_text().splitlines()
@@ -80,7 +80,7 @@ def test_what_is_no_experiment_is_refused(script, tmp_path):
 
 
 def test_a_method_that_no_network_has_is_refused(save, script):
-    refused(script('research.abstention', 'save/CAM', '--processes=saliency'), '--processes=saliency')
+    refused(script('research.abstention', 'save/CAM', '--methods=saliency'), '--methods=saliency')
 
 
 def test_solid_is_the_published_count_however_many_curves_there_are():
