@@ -40,8 +40,6 @@ def find_images(inputs, output):
     The names begin the names of the results. A name is that of the file without its suffix; for an image below a given
     folder, with the folders in between.
     """
-    if '' in inputs:
-        raise UserError('"" is no image and no folder; the folder you are in is .')
     found, output = {}, Path(output).resolve()  # resolved path -> (path as given, folder's name, path inside it)
     for given in map(Path, inputs):
         if given.is_dir():
