@@ -124,24 +124,24 @@ def open_image(path, convert=lambda image: image.convert('RGB'), remedy=REMEDY):
         raise UserError(f'the image {path} does not open ({reason}); {remedy}') from error
 
 
-def broken_images(paths, remedy=REMEDY):
-    """Decode every image, in parallel, with a bar. Returns {index: problem} of the images that do not open.
+def in_threads(function, items, description):
+    """Yield function(item) for each item of a sequence, in order, computed by threads, with a bar."""
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        # the pool queues everything that it is given: chunks keep the memory small
+        chunks = (items[start:start + 256] for start in range(0, len(items), 256))
+        results = chain.from_iterable(pool.map(function, chunk) for chunk in chunks)
+        yield from progress(results, description, 'image', total=len(items))
 
-    paths: a list. remedy: as in open_image.
-    """
-    def reason(path):
+
+def broken_images(paths, remedy=REMEDY):
+    """Decode every image of a list. Returns {index: problem} of those that do not open. remedy: as in open_image."""
+    def problem(path):
         try:
             open_image(path, remedy=remedy)
         except UserError as error:
             return str(error)
         return None
-
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        # a pool queues all it is given at once: parts keep the memory of a million images small
-        parts = (paths[start:start + 4096] for start in range(0, len(paths), 4096))
-        reasons = chain.from_iterable(pool.map(reason, part) for part in parts)
-        reasons = progress(reasons, 'opening images', 'image', total=len(paths))
-        return {index: text for index, text in enumerate(reasons) if text}
+    return {index: text for index, text in enumerate(in_threads(problem, paths, 'opening images')) if text}
 
 
 def opening_images(paths, name):
@@ -149,10 +149,10 @@ def opening_images(paths, name):
 
     name: what the warning calls the images. Several processes share the work.
     """
-    every = processes.size()
-    shares = processes.gather(broken_images(paths[processes.rank()::every], 'replace it'))
-    broken = dict(sorted((first + every * index, reason) for first, share in enumerate(shares)
-                         for index, reason in share.items()))
+    mine = range(len(paths))[processes.rank()::processes.size()]
+    problems = broken_images([paths[index] for index in mine], 'replace it')
+    shares = processes.gather({mine[place]: problem for place, problem in problems.items()})
+    broken = dict(sorted(chain.from_iterable(share.items() for share in shares)))
     if broken and len(broken) == len(paths):
         raise UserError(f'none of the {len(paths)} images of {name} opens; the first: {broken[0]}')
     if broken:

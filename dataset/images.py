@@ -6,19 +6,16 @@ worker to the device -> Transform.normalise (numbers).
 import hashlib
 import math
 import shutil
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from dataset.image_files import open_image, opening_images
+from dataset.image_files import in_threads, open_image, opening_images
 from runtime import processes
 from runtime.screen import progress, say
 from runtime.whole_files import make_folder, write_atomically
-from util import usable_cores
 from wsol.errors import UserError
 
 
@@ -92,11 +89,8 @@ class ImageDataset(Images):
         return self
 
     def _write_resized(self, path):
-        with ThreadPoolExecutor(usable_cores()) as pool, open(path, 'wb') as file:
-            # the pool queues everything that it is given: chunks keep the memory small
-            chunks = (range(start, min(start + 256, len(self))) for start in range(0, len(self), 256))
-            resized = chain.from_iterable(pool.map(self.resized, chunk) for chunk in chunks)
-            for pixels in progress(resized, 'resizing images', 'image', total=len(self)):
+        with open(path, 'wb') as file:
+            for pixels in in_threads(self.resized, range(len(self)), 'resizing images'):
                 file.write(pixels.numpy().tobytes())
 
     def fingerprint(self, with_times=False):

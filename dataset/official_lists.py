@@ -1,11 +1,9 @@
 """CUB's lists from its annotations, ImageNet's from its folders; ImageNetV2's files renamed as its lists say."""
 import math
-from concurrent.futures import ThreadPoolExecutor
 
-from dataset.image_files import open_image
+from dataset.image_files import in_threads, open_image
 from dataset.lists import leads_out, read_columns, write_split
 from runtime.screen import progress
-from util import usable_cores
 from wsol.annotations.cub import read_by_id
 from wsol.errors import UserError
 
@@ -19,10 +17,8 @@ def corners_of(box, size):
 
 
 def image_sizes(paths):
-    """[(width, height)] of image files, from their headers, in parallel."""
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        sizes = pool.map(lambda path: open_image(path, lambda image: image.size), paths)
-        return list(progress(sizes, 'image sizes', 'image', total=len(paths), leave=False))
+    """[(width, height)] of image files, from their headers."""
+    return list(in_threads(lambda path: open_image(path, lambda image: image.size), paths, 'image sizes'))
 
 
 def write_cub_lists(data, sizes_of=image_sizes):
