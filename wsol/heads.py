@@ -9,6 +9,7 @@ Everything that CALM says is a marginal of one tensor,
 Summed over z it is the prediction p(y|x), summed over y the prior p(z|x), divided by p(y|x) the posterior p(z|x,y).
 One letter per axis: B images, C classes, D features, h x w the grid.
 """
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -151,7 +152,7 @@ class CALM(CAM):
     """
     default_method = 'jointll'
     default_contrast = 'prior-log-odds'
-    criterion = None       # (log_row, prior) -> loss
+    criterion: Callable    # (log_row (B,h,w), prior (B,h,w)) -> loss (), of CALM_EM and CALM_ML
     prior_training = None  # attention (B,h,w) -> (), which is added to the loss in training mode (wsol.prior_training)
 
     def __init__(self, backbone, num_features, num_classes, prior='relu'):
@@ -175,7 +176,7 @@ class CALM(CAM):
     def loss(self, images, labels):
         features, logits, prior = self.activations(images)
         log_conditional = logits.log_softmax(1)  # (B,C,h,w), log p(y|x,z)
-        grid = labels[:, None, None, None].expand(-1, 1, *prior.shape[1:])  # (B,1,h,w)
+        grid = labels[:, None, None, None].expand(-1, 1, *logits.shape[2:])  # (B,1,h,w)
         log_row = log_conditional.gather(1, grid)[:, 0]  # (B,h,w), log p(y*|x,z)
         loss = self.criterion(log_row, prior)
         if self.prior_training is not None and self.training:
