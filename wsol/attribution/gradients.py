@@ -11,8 +11,8 @@ import torch
 
 from wsol.attribution.registry import image_by_image, register, versions_at_a_time
 
-VERSIONS_AT_A_TIME = 8  # noisy copies, or points on a path, of one image per forward and backward (CUDA takes more)
-NUMBERS_KEPT = 1000     # for each pixel of such a version: what the graph of a ResNet-50 with 28x28 maps holds
+VERSIONS_AT_A_TIME = 8  # noisy copies of an image, or points on a path, per forward and backward (CUDA takes more)
+NUMBERS_KEPT = 1000     # that the graph of a ResNet-50 with 28x28 maps holds, for each pixel of such a version
 
 gradient_method = partial(register, explains_score=True, cost=(1, 1))
 
@@ -107,11 +107,8 @@ def smooth_grad_square(query):
 @noisy_method('var_grad', label='gradient of {score}', per='variance over noisy copies')
 @image_by_image
 def var_grad(query):
-    """VarGrad: the variance of those maps (Adebayo et al. 2018).
-
-    By Welford's recurrence, so that it is never negative.
-    """
-    mean = squares = 0
+    """VarGrad: the variance of those maps (Adebayo et al. 2018)."""
+    mean = squares = 0  # Welford's recurrence: it is never negative
     for count, maps in enumerate(_noisy_magnitudes(query), 1):
         before = maps - mean
         mean = mean + before / count
@@ -131,11 +128,8 @@ def input_x_gradient(query):
 @image_by_image
 def integrated_gradients(query):
     """Integrated gradients from the zero image, summed over the colours; they sum to score(image) − score(zero image)
-    (Sundararajan et al. 2017).
-
-    By Gauss-Legendre quadrature with N nodes.
-    """
-    points, weights = np.polynomial.legendre.leggauss(query.settings.integrated_grad_nr_iter)
+    (Sundararajan et al. 2017)."""
+    points, weights = np.polynomial.legendre.leggauss(query.settings.integrated_grad_nr_iter)  # a quadrature
     at_a_time = versions_at_a_time(query, VERSIONS_AT_A_TIME, NUMBERS_KEPT)
     points, weights = (torch.from_numpy(values).to(query.images)[:, None, None, None].split(at_a_time)
                        for values in ((1 + points) / 2, weights / 2))  # of (N,1,1,1)

@@ -1,7 +1,6 @@
 """Attribution by perturbation: what happens to a class's score when parts of the image are hidden.
 
-The score is CAM's logit, or log p(class|x) for CALM. Images (B,3,H,W) -> maps (B,K,h,w) or (B,K,H,W). Each needs many
-forwards per image.
+The score s is CAM's logit, or log p(class|x) for CALM. Images (B,3,H,W) -> maps (B,K,h,w) or (B,K,H,W).
 """
 import torch
 
@@ -11,11 +10,11 @@ from wsol.maps import normalise, resize
 
 OCCLUSION_SIDE, OCCLUSION_STRIDE = 1 / 7, 1 / 14  # of the image's side
 MASKS_AT_A_TIME = 32  # masked images per forward (CUDA takes more)
-NUMBERS_KEPT = 120    # for each pixel of a masked image: what a ResNet-50 with 28x28 maps holds at once without a graph
+NUMBERS_KEPT = 120    # that a ResNet-50 with 28x28 maps holds at once for each pixel of a masked image, without a graph
 
 
 def _scores_of_masked(query, masks):
-    """Class scores of one image under each mask. query: of one image; masks: (M,1,H,W) in 0..1. Returns (M,K)."""
+    """Class scores (M,K) of one image under each mask. query: about one image. masks: (M,1,H,W) in 0..1."""
     at_a_time = versions_at_a_time(query, MASKS_AT_A_TIME, NUMBERS_KEPT)
     with torch.no_grad():
         chunks = [query.model(query.images * part) for part in masks.split(at_a_time)]

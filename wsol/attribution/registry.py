@@ -182,9 +182,9 @@ def image_by_image(function):
 def versions_at_a_time(query, usual, numbers_kept):
     """How many versions of an image (noisy copies, masked ones) go through the network together; no map depends on it.
 
-    usual: on a CPU, which hardly gains by more. On CUDA as many as fit into GPU_SHARE of what is free, between usual
-    and 16 times as many, and a power of two: cuDNN tries its algorithms anew for each size. numbers_kept: for each
-    pixel of a version, beside the maps of the asked classes.
+    On a CPU it is `usual`: more gain hardly anything. On CUDA it is a power of two, since cuDNN tries its algorithms
+    anew for each size: as many as fit into GPU_SHARE of the free memory, from usual to 16 times as many.
+    numbers_kept: how many numbers each pixel of a version takes, beside the maps of the asked classes.
     """
     images = query.images
     if images.device.type != 'cuda':
