@@ -7,8 +7,6 @@ Result, in --output: for each photo a PNG of it beside its maps, or one HTML pag
     python inference.py photo.jpg --load_checkpoint=CALM_EM-CUB --contrast
     python inference.py folder/ --load_checkpoint=calm_em --score_map_process=jointll,grad_cam --format=html
 """
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,9 +15,8 @@ import config
 import util
 from dataset.image_files import broken_images, opening_images
 from evaluation import session
-from evaluation.map_sources import MapSource
 from experiment import result_files, weights
-from reports.album import DIFFERENCE, MANIFEST, PAGE, Album, Explanation
+from reports.album import DIFFERENCE, MANIFEST, PAGE, Album, Explanation, contrast_key
 from reports.photos import Photos, find_images
 from runtime import processes, screen
 from wsol.attribution.registry import METHODS
@@ -144,39 +141,31 @@ def choose_contrast(args, network):
                                      score_map_method='activation_map')
 
 
-@dataclass
-class Explainer:
-    """Computes the maps of a batch of photos, from one forward of the network."""
-    sources: dict                # attribution method -> MapSource
-    contrast: MapSource | None   # of a contrast method
-    choose: Callable             # probabilities (B,C) -> the classes to be explained, (B,K)
-    count: int                   # how many of these classes the attribution methods explain
+def explain(batch, indices, sources, choose):
+    """For each photo of a batch (probabilities, classes, {key: maps (K,h,w)}), from one forward of the network.
 
-    def explain(self, batch, indices):
-        """For each photo: probabilities, classes, {method: maps (K,h,w)}, and the contrast's map (h,w) or None."""
-        any_source = next(iter(self.sources.values()))
-        activations = any_source.forward(batch)
-        probs = any_source.probabilities(activations)
-        classes = self.choose(probs)
-        maps = {name: source(batch, indices, classes[:, :self.count], activations).maps.cpu().numpy()
-                for name, source in self.sources.items()}
-        contrasts = [None] * len(batch)
-        if self.contrast:
-            contrasts = self.contrast(batch, indices, classes[:, :2], activations).maps[:, 0].cpu().numpy()
-        for row, contrast in enumerate(contrasts):
-            yield (probs[row].tolist(), classes[row].tolist(), {name: maps[name][row] for name in maps}, contrast)
+    sources: {key: (MapSource, the number of classes that it is asked)}. choose: of class_chooser.
+    """
+    any_source, _ = next(iter(sources.values()))
+    activations = any_source.forward(batch)
+    probs = any_source.probabilities(activations)
+    classes = choose(probs)
+    maps = {key: source(batch, indices, classes[:, :count], activations).maps.cpu().numpy()
+            for key, (source, count) in sources.items()}
+    return [(probs[row].tolist(), classes[row].tolist(), {key: maps[key][row] for key in maps})
+            for row in range(len(batch))]
 
 
 # --- the results --------------------------------------------------------------------------------------
 
 
-def draw_all(network, images, names, album, explainer):
+def draw_all(network, images, names, album, sources, choose):
     """Explain every photo and fill the album, batch by batch. Returns {index: entry in the manifest} of the photos that
-    open, of all processes."""
+    open, of all processes. sources, choose: of explain."""
     entries = {}
     with screen.progress(None, ', '.join(album.methods), 'image', total=len(images)) as bar:
         for batch, opens, indices in network.loader(images, album.folder):
-            explained = list(explainer.explain(util.to_device(batch, network.device), indices))
+            explained = explain(util.to_device(batch, network.device), indices, sources, choose)
             if processes.is_first() and any(opens):  # it lists the files to come, in case this run is interrupted
                 album.write_manifest(entries.values())
             for index, is_open, result in zip(indices.tolist(), opens, explained, strict=True):
@@ -248,10 +237,13 @@ def main():
     count = args.top_k if on_page else 1  # classes whose maps are needed
     if contrast is not None and (on_page or contrast_maps is None):
         count = max(count, 2)
-    explainer = Explainer({maps.method: maps.source(images) for maps in methods},
-                          contrast_maps and contrast_maps.source(images),
-                          class_chooser(target, contrast, count), count)
-    entries = draw_all(network, images, list(photos), album, explainer)
+    sources = {}
+    for maps in methods:
+        source = maps.source(images)
+        sources[maps.method] = source, count if source.per_class else 1
+    if contrast_maps:
+        sources[contrast_key(network.args.contrast_method)] = contrast_maps.source(images), 2
+    entries = draw_all(network, images, list(photos), album, sources, class_chooser(target, contrast, count))
     if processes.is_first():
         if entries:
             report(list(entries.values()), album, contrast)

@@ -36,8 +36,7 @@ class Explanation(NamedTuple):
     path: Path
     probs: list       # p(y | x) of every class
     classes: list     # the explained ones: A, with a contrast B, perhaps more
-    maps: dict        # attribution method -> (K,h,w) of the first K of the classes
-    contrast: np.ndarray | None = None  # (h,w) of A against B, by a contrast method
+    maps: dict        # attribution method -> (K,h,w), of the first K of the classes; contrast_key -> (1,h,w)
 
 
 class View(NamedTuple):
@@ -53,31 +52,32 @@ class View(NamedTuple):
         return Panel(picture, title, values, self.label, self.signed)
 
 
-def method_view(name):
-    """The View of an attribution method."""
-    method = METHODS[name]
-    count = None if method.per_class else 1
-    return View(name, name, method.label_of(), method.signed, lambda photo: photo.maps[name][:count])
+def contrast_key(name):
+    """The key of a contrast method's map, whose name may be that of an attribution method too."""
+    return f'{name}_contrast'
 
 
-def contrast_views(methods, contrast_method):
-    """The Views of why A and not B. contrast_method: a key of CONTRASTS, DIFFERENCE, or None for no contrast."""
+def views_of(methods, contrast_method):
+    """The Views of attribution methods, and those of why A and not B. contrast_method: a key of CONTRASTS, DIFFERENCE,
+    or None for no contrast."""
+    views = [View(name, name, METHODS[name].label_of(), METHODS[name].signed, lambda photo, name=name: photo.maps[name])
+             for name in methods]
     if contrast_method is None:
-        return []
-    if contrast_method != DIFFERENCE:
-        return [View(f'{contrast_method}_contrast', f'{contrast_method}: why A, not B',
-                     CONTRASTS[contrast_method].label_of(), CONTRASTS[contrast_method].signed,
-                     lambda photo: photo.contrast[None])]
-    return [View(f'{name}_difference', f'{name}: why A, not B', METHODS[name].difference_label(), True,
-                 lambda photo, name=name: photo.maps[name][:1] - photo.maps[name][1:2])
-            for name in methods if METHODS[name].per_class]
+        return views, []
+    if contrast_method == DIFFERENCE:
+        return views, [View(f'{name}_difference', f'{name}: why A, not B', METHODS[name].difference_label(), True,
+                            lambda photo, name=name: photo.maps[name][:1] - photo.maps[name][1:2])
+                       for name in methods if METHODS[name].per_class]
+    key, method = contrast_key(contrast_method), CONTRASTS[contrast_method]
+    return views, [View(key, f'{contrast_method}: why A, not B', method.label_of(), method.signed,
+                        lambda photo: photo.maps[key])]
 
 
 class Album:
     """The pictures, raw maps, manifest and page of a folder.
 
     class_names: of the network; [] where it knows none. methods: the attribution methods, in order. contrast_method:
-    see contrast_views. overlay, picture_size, formats: the flags of these names. title: of the page. about: what the
+    see views_of. overlay, picture_size, formats: the flags of these names. title: of the page. about: what the
     manifest says of the network and the run.
     """
 
@@ -85,13 +85,12 @@ class Album:
                  formats=('png',), title='', about=None):
         self.folder, self.class_names, self.methods = Path(folder), class_names, methods
         self.overlay, self.picture_size, self.formats = overlay, picture_size, formats
-        self.views = [method_view(name) for name in methods]
-        self.contrasts = contrast_views(methods, contrast_method)
+        self.views, self.contrasts = views_of(methods, contrast_method)
         shown = '+'.join(methods)
         if len(shown) > 80:
             shown = f'{methods[0]}+{len(methods) - 1}'
-        against = [] if not self.contrasts else ['contrast' if contrast_method == DIFFERENCE else contrast_method]
-        self.picture_end = '_'.join([shown, *against]) + '.png'
+        against = 'contrast' if contrast_method == DIFFERENCE else contrast_method
+        self.picture_end = f'{shown}_{against}.png' if self.contrasts else f'{shown}.png'
         self.page = gallery.Gallery(title, [view.title for view in [*self.views, *self.contrasts]], overlay)
         self.about = about or {}
         self.reduced = []    # photos that are drawn smaller than they are, and how
