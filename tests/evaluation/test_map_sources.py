@@ -1,5 +1,4 @@
 """map_sources: maps made elsewhere score as the network's own; bad ones are found before the first image; none is NaN."""
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from conftest import SIZE, change_checkpoint, open_birds, read_result, refused, result_paths, roots_of
 
+from evaluation import session
 from evaluation.map_sources import FolderMaps, MapSource, NetworkMaps, ObjectMasks
 from experiment import weights
 from wsol.attribution.maps import attribution_maps
@@ -53,7 +53,7 @@ def last_map(map_files, name):
 @pytest.mark.parametrize('name, needs_model', [('eval_wsol', False), ('eval_cue_location', False), ('eval_pixel_perturb', True)])
 def test_maps_from_files_score_as_those_of_the_network(script, tiny_birds, save, network_files, name, needs_model, forwards,
                                                            unfolded):
-    base, metric = [*tiny_birds, '--batch_size=1'], EVALUATIONS[name]
+    base, metric = [*tiny_birds, '--batch_size=1', '--cam_curve_interval=0.02'], EVALUATIONS[name]
     assert script(name, *base, '--experiment_name=CALM_EM', '--norm_type=minmax', '--threshold_type=even')[0] == 0
     own = read_result(save / 'CALM_EM', metric)
     forwards.clear()
@@ -73,18 +73,17 @@ def test_maps_from_files_score_as_those_of_the_network(script, tiny_birds, save,
 
 def test_a_named_network_gives_the_classes_of_maps_from_files(script, tiny_birds, save, network_files):
     for flags in (['--experiment_name=CALM_EM'], ['--load_checkpoint=CALM_EM', f'--scoremap_root={network_files}']):
-        assert script('eval_wsol', *tiny_birds, *flags, '--batch_size=1')[0] == 0
+        assert script('eval_wsol', *tiny_birds, *flags, '--batch_size=1', '--cam_curve_interval=0.02')[0] == 0
     own, read = (read_result(save / 'CALM_EM', 'wsol', named) for named in ('jointll', 'maps-files'))
     assert own['results'] == read['results'] and 'Top-1 Loc' in own['results']
 
 
-def test_two_folders_of_maps_of_one_name_give_two_results(script, tiny_birds, save, network_files, tmp_path):
+def test_folders_of_maps_of_one_name_have_different_names_in_results(network_files, tmp_path):
     (tmp_path / 'other').mkdir()
     (tmp_path / 'other/files').symlink_to(network_files)
-    shutil.copytree(network_files, tmp_path / 'again/files')
-    for root in (network_files, tmp_path / 'again/files', tmp_path / 'other/files'):
-        assert script('eval_wsol', *tiny_birds, f'--scoremap_root={root}')[0] == 0
-    assert len(result_paths(save / 'result', 'wsol')) == 2  # a link to a folder is that folder
+    (tmp_path / 'again/files').mkdir(parents=True)
+    names = [session.folder_name(root) for root in (network_files, tmp_path / 'again/files', tmp_path / 'other/files')]
+    assert names[0] == names[2] != names[1] and all(name.startswith('maps-files-') for name in names)  # a link is its folder
 
 
 def test_maps_of_any_size_type_and_place_are_taken(script, tiny_birds, save, map_files):
@@ -155,29 +154,37 @@ BAD = {
 
 
 @pytest.mark.parametrize('kind', BAD)
-@pytest.mark.parametrize('name', EVALUATIONS)
-def test_bad_maps_are_found_before_the_first_image(script, tiny_birds, save, map_files, forwards, name, kind):
+def test_bad_maps_are_refused_by_their_header(tiny_birds, map_files, kind):
+    images, _ = open_birds(tiny_birds)
     spoil, words = BAD[kind]
+    for name, classes_of in (('eval_wsol', None), ('eval_cue_location', lambda index: [1, 17])):
+        path = last_map(map_files, name)
+        spoil(path)
+        with pytest.raises(UserError) as error:
+            FolderMaps(map_files, 'test', images, classes_of)
+        assert all(word in str(error.value) for word in [path.name, *words]), error.value
+        if classes_of is None:
+            path.unlink(missing_ok=True)
+            path.symlink_to(map_files / 'test/0' / path.relative_to(map_files / 'test'))
+
+
+@pytest.mark.parametrize('name', EVALUATIONS)
+def test_bad_maps_are_found_before_the_first_image(script, tiny_birds, save, map_files, forwards, name):
     path = last_map(map_files, name)
-    spoil(path)
+    path.unlink()
     refused(script(name, *tiny_birds, '--load_checkpoint=CALM_EM', f'--scoremap_root={map_files}', '--batch_size=4'),
-            path.name, *words)
-    assert forwards == []
-    assert not result_paths(save / 'CALM_EM', EVALUATIONS[name])
+            path.name, 'no score map', 'looked for')
+    assert forwards == [] and not result_paths(save / 'CALM_EM', EVALUATIONS[name])
 
 
-def test_maps_of_different_sizes_for_different_classes_are_found_before_the_first_image(script, tiny_birds, save, map_files,
-                                                                                       forwards):
+def test_maps_of_different_sizes_for_different_classes_are_refused(tiny_birds, map_files):
+    images, _ = open_birds(tiny_birds)
     path = last_map(map_files, 'eval_cue_location')
     saved(np.ones((3, 9)))(path)
-    refused(script('eval_cue_location', *tiny_birds, '--load_checkpoint=CALM_EM', f'--scoremap_root={map_files}'),
-            path.name.removesuffix('.npy'), 'different sizes for different classes')
-    assert forwards == [] and not result_paths(save / 'CALM_EM', 'cue_location')
-
-
-def test_a_folder_that_is_not_there(script, tiny_birds, save):
-    for name in EVALUATIONS:
-        refused(script(name, *tiny_birds, '--load_checkpoint=CAM', '--scoremap_root=nowhere'), '--scoremap_root=nowhere', 'no such folder')
+    with pytest.raises(UserError, match=f'{path.stem} have different sizes for different classes'):
+        FolderMaps(map_files, 'test', images, lambda index: [1, 17])
+    with pytest.raises(UserError, match='--scoremap_root=nowhere: no such folder'):
+        FolderMaps('nowhere', 'test', images)
 
 
 @pytest.mark.skipif(not Path('/proc/self/fd').is_dir(), reason='counts open files as Linux lists them')
@@ -191,27 +198,27 @@ def test_files_are_not_held_open(tiny_birds, network_files):
 # --- maps that are no numbers ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf, 1e300])
-@pytest.mark.parametrize('name', EVALUATIONS)
-def test_maps_from_files_that_are_no_numbers_are_refused(script, tiny_birds, save, map_files, name, value):
-    path = last_map(map_files, name)
+def test_maps_from_files_that_are_no_numbers_are_refused(tiny_birds, map_files, value):
+    images, _ = open_birds(tiny_birds)
+    path = last_map(map_files, 'eval_wsol')
     values = np.random.default_rng(0).random((14, 14))
     values[3, 4] = value
     saved(values)(path)
-    refused(script(name, *tiny_birds, '--load_checkpoint=CALM_EM', f'--scoremap_root={map_files}', '--batch_size=5'),
-            path.name.removesuffix('.npy'), 'infinite or no number')
-    assert not result_paths(save / 'CALM_EM', EVALUATIONS[name])
+    source, index = FolderMaps(map_files, 'test', images), len(images) - 1
+    source(torch.zeros(1, 3, 8, 8), torch.tensor([0]), torch.tensor([[0]]))
+    with pytest.raises(UserError, match=f'{path.stem} holds values that are infinite or no number'):
+        source(torch.zeros(1, 3, 8, 8), torch.tensor([index]), torch.tensor([[0]]))
 
 
-@pytest.mark.parametrize('value', [float('nan'), float('inf')])
 @pytest.mark.parametrize('name', [*EVALUATIONS, 'inference'])
-def test_maps_of_a_network_that_are_no_numbers_are_refused(script, tiny_birds, save, tmp_path, monkeypatch, name, value):
+def test_maps_of_a_network_that_are_no_numbers_are_refused(script, tiny_birds, save, tmp_path, monkeypatch, name):
     """One cell of one image's map: the third of its batch."""
     compute, batches = METHODS['jointll'].compute, []
 
     def overflow(query):
         maps = compute(query).clone()
         batches.append(len(maps))
-        maps[2, :, 1, 1] = value
+        maps[2, :, 1, 1] = torch.nan
         return maps
     monkeypatch.setitem(METHODS, 'jointll', replace(METHODS['jointll'], compute=overflow))
     photos = sorted((roots_of(tiny_birds)[0] / 'ToyBirds/images/001.Toy_A1').glob('*_test_*.jpg'))
@@ -221,22 +228,16 @@ def test_maps_of_a_network_that_are_no_numbers_are_refused(script, tiny_birds, s
     third = photos[2].name if name == 'inference' else open_birds(tiny_birds, split)[0].image_id(2)
     refused(script(name, *images, *tiny_birds, '--experiment_name=CALM_EM', *(['--output=out'] if images else [])),
             third, 'infinite or no number')
-    assert len(batches) == 1
-    assert not (tmp_path / 'out').exists()
+    assert len(batches) == 1 and not (tmp_path / 'out').exists()
     assert not any(result_paths(save / 'CALM_EM', metric) for metric in EVALUATIONS.values())
 
 
-@pytest.mark.parametrize('name', [*EVALUATIONS, 'inference'])
-def test_a_network_of_finite_weights_whose_maps_overflow_is_refused(script, tiny_birds, save, tmp_path, name):
+def test_a_network_of_finite_weights_whose_maps_overflow_is_refused(script, tiny_birds, save):
     def enlarge(content):
         content['state_dict']['conv_last.weight'] = content['state_dict']['conv_last.weight'].sign() * 3e38
     change_checkpoint(save / 'CAM' / weights.FILE, enlarge)
-    photo = sorted((roots_of(tiny_birds)[0] / 'ToyBirds/images').rglob('*_test_*.jpg'))[0]
-    images = [photo] if name == 'inference' else []
-    refused(script(name, *images, *tiny_birds, '--experiment_name=CAM', *(['--output=out'] if images else [])),
-            'Toy_A1', 'infinite or no number')
-    assert not (tmp_path / 'out').exists()
-    assert not any(result_paths(save / 'CAM', metric) for metric in EVALUATIONS.values())
+    refused(script('eval_wsol', *tiny_birds, '--experiment_name=CAM'), 'Toy_A1', 'infinite or no number')
+    assert not result_paths(save / 'CAM', 'wsol')
 
 
 # --- the sources themselves ----------------------------------------------------------------------------------------

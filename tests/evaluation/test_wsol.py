@@ -149,7 +149,7 @@ def test_the_class_is_right_by_the_probabilities_of_the_forward_that_gave_the_ma
 
 def bird_boxes(tiny_birds):
     images, data = open_birds(tiny_birds)
-    return len(images), eval_wsol.BoxCounts(data.boxes('test', images.image_ids), SIZE, 'minmax', 0.001, (30, 50, 70))
+    return len(images), eval_wsol.BoxCounts(data.boxes('test', images.image_ids), SIZE, 'minmax', 0.02, (30, 50, 70))
 
 
 def test_a_perfect_map_finds_every_box(tiny_birds):
@@ -172,9 +172,9 @@ def test_the_memory_is_all_taken_before_the_first_image(tiny_birds):
     counts.images = 1000  # a number of the size that it will have
     before = held()
     counts.images = 0
-    for index in range(total):
+    for index in range(0, total, 9):
         counts.add(counts.measure(np.random.default_rng(index).random((SIZE, SIZE)).astype(np.float32), index), True)
-    assert counts.images == total
+    assert counts.images == total / 9
     counts.images = 1000
     assert held() == before
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SIZE, SMALL, open_birds, read_result, result_paths, roots_of, run_main, without
+from conftest import SIZE, SMALL, flags_of, open_birds, read_result, result_paths, roots_of, run_main, without
 from PIL import Image
 
-import data_loaders
 import eval_pixel_perturb
 import util
+from evaluation import session
 from experiment import weights
 from wsol.attribution.maps import attribution_maps
 
@@ -51,12 +51,6 @@ def average_precision(counts):
         area += (recall - reached) * (true / (true + false) if true else 0)
         reached = recall
     return 100 * area
-
-
-def test_cue_location_sends_each_image_through_the_network_once_whatever_its_pairs(script, tiny_birds, save, forwards):
-    code, _, err = script('eval_cue_location', *tiny_birds, '--experiment_name=CALM_EM')
-    result = read_result(save / 'CALM_EM', 'cue_location')
-    assert code == 0 and sum(forwards) == result['evaluated_images'] < result['evaluations'], err
 
 
 @pytest.mark.parametrize('method, process, norm, thresholds', [
@@ -106,7 +100,8 @@ def test_cue_location_agrees_with_a_naive_loop(script, tiny_birds, save, method,
 def test_every_image_goes_through_the_network_once(script, tiny_birds, save, forwards):
     code, _, err = script('eval_cue_location', *tiny_birds, '--experiment_name=CALM_EM', '--batch_size=7')
     assert code == 0, err
-    assert sum(forwards) == 36 and max(forwards) == 7  # 18 classes, 2 test images each, whatever the pairs
+    result = read_result(save / 'CALM_EM', 'cue_location')
+    assert sum(forwards) == result['evaluated_images'] == 36 < result['evaluations'] and max(forwards) == 7
 
 
 def test_the_control_of_the_object_mask_scores_the_share_of_the_cue(script, tiny_birds, save):
@@ -174,12 +169,12 @@ def erasures(monkeypatch):
 
 
 def test_random_maps_repeat_with_the_seed_and_differ_with_another(script, tiny_birds, save, monkeypatch):
-    orders, ranks = [], eval_pixel_perturb.metrics.ranks
+    orders, ranks = [], eval_pixel_perturb.ranks
 
     def ranks_and_keep(maps, generators):
         orders.append((maps.clone(), *ranks(maps, generators)))
         return orders[-1][1:]
-    monkeypatch.setattr(eval_pixel_perturb.metrics, 'ranks', ranks_and_keep)
+    monkeypatch.setattr(eval_pixel_perturb, 'ranks', ranks_and_keep)
     for batch, seed in ((36, 3), (36, 3), (36, 4), (5, 3)):
         code, _, err = script('eval_pixel_perturb', *without(tiny_birds, 'seed'), '--experiment_name=CAM', f'--seed={seed}',
                               '--score_map_process=random', f'--batch_size={batch}')
@@ -284,26 +279,12 @@ def test_the_published_long_form_is_accepted_after_the_short_one(script, tiny_bi
     assert after['epoch'] == 2 and after['model'] == before['model']
 
 
-def test_workers_are_at_most_one_for_each_usable_core(script, tiny_birds, save, monkeypatch, tmp_path):
+def test_workers_are_at_most_one_for_each_usable_core(tiny_birds, trained, monkeypatch, capsys):
     """And not as many as torch has threads, which OMP_NUM_THREADS=1 makes one."""
-    asked, loader = [], data_loaders.Loader
-
-    def record(*inputs, num_workers, persistent_workers, **options):
-        asked.append(num_workers)
-        return loader(*inputs, num_workers=0, **options)
-    monkeypatch.setattr(data_loaders, 'Loader', record)
     monkeypatch.setattr(util.os, 'sched_getaffinity', lambda _: {3, 5}, raising=False)
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
-    flags = [*without(tiny_birds, 'workers'), '--experiment_name=CAM']
-    photos = sorted((roots_of(tiny_birds)[0] / 'ToyBirds/images').rglob('*.jpg'))[:3]
-    scripts = [('eval_pixel_perturb', []), ('eval_wsol', []), ('eval_cue_location', []), ('inference', photos),
-               ('main', ['--is_train=False'])]
-    for name, more in scripts:
-        asked.clear()
-        code, _, err = script(name, *more, *flags, '--workers=16')
-        assert code == 0, err
-        assert set(asked) == {2} and '--workers=16: this process may use 2 cores' in err, name
-    for workers, expected in ((['--workers=1'], 1), (['--workers=0'], 0), ([], 2)):  # nothing is said of the default's four
-        asked.clear()
-        _, _, err = script('inference', *photos, *flags, *workers)
-        assert set(asked) == {expected} and '--workers' not in err
+    flags = [*without(tiny_birds, 'workers'), f'--save_root={trained}', '--experiment_name=CAM']
+    for workers, expected, says in ((['--workers=16'], 2, True), (['--workers=1'], 1, False), (['--workers=0'], 0, False), ([], 2, False)):
+        network = session.open_network(flags_of('eval_wsol', [*flags, *workers]))
+        assert network.args.workers == expected
+        assert ('--workers=16: this process may use 2 cores' in capsys.readouterr().err) == says  # of the default's four nothing is said
