@@ -188,18 +188,20 @@ class OwnFolder(DataSet):
 def find_dataset(name, data_root='dataset/', metadata_root='metadata/', mask_root=None, class_names=None):
     """The DataSet of a name of DATASETS, or of the user's own folder. Raises UserError.
 
-    mask_root: the folder above OpenImages' masks (default data_root). class_names: those of a checkpoint, for a folder
-    whose training images are gone; by default the folders of <name>/train in order.
+    mask_root: the folder above OpenImages' masks (default data_root). class_names: a checkpoint's, for a folder whose
+    training images are gone (default: the names of the folders in <name>/train, sorted).
     """
     name = canonical_name(name)
     if name not in DATASETS:
         return _own_folder(Path(name), class_names)
     entry, data, metadata = DATASETS[name], Path(data_root), Path(metadata_root) / name
     return DataSet(
-        name, entry.num_classes, {split: data / folder for split, folder in entry.image_folders.items()},
-        {split: metadata / split for split in SPLITS}, Path(mask_root or data_root) / name,
-        {split: f'python dataset/prepare.py {recipe}' for split, recipe in entry.recipes.items()}, entry.has_masks,
-        entry.cub_folder and data / entry.cub_folder, entry.groups)
+        name, entry.num_classes,
+        image_folders={split: data / folder for split, folder in entry.image_folders.items()},
+        list_folders={split: metadata / split for split in SPLITS},
+        mask_folder=Path(mask_root or data_root) / name,
+        prepare={split: f'python dataset/prepare.py {recipe}' for split, recipe in entry.recipes.items()},
+        has_masks=entry.has_masks, cub_root=entry.cub_folder and data / entry.cub_folder, groups=entry.groups)
 
 
 def _own_folder(folder, class_names):
@@ -212,9 +214,11 @@ def _own_folder(folder, class_names):
         if len(class_names) < 2:
             raise UserError(f'{train} has {len(class_names)} class folders; a classifier needs two at least')
     list_folders = {split: folder / 'metadata' / split for split in SPLITS}
-    return OwnFolder(str(folder), len(class_names), {split: folder / split for split in SPLITS}, list_folders, folder,
-                     {split: f'put images in {folder}/{split}/<class>/' for split in SPLITS},
-                     has_masks=any(map(_names_masks, list_folders.values())), class_names=tuple(class_names))
+    return OwnFolder(
+        str(folder), len(class_names),
+        image_folders={split: folder / split for split in SPLITS}, list_folders=list_folders, mask_folder=folder,
+        prepare={split: f'put images in {folder}/{split}/<class>/' for split in SPLITS},
+        has_masks=any(map(_names_masks, list_folders.values())), class_names=tuple(class_names))
 
 
 def _names_masks(folder):
