@@ -1,0 +1,104 @@
+"""dataset.lists: lists are read right, or refused with file and line; the real ones have the registry's numbers."""
+import tracemalloc
+
+import numpy as np
+import pytest
+from conftest import shared
+
+from dataset.lists import read_boxes, read_columns, read_labels, read_mask_paths
+from dataset.registry import DATASETS, SPLITS
+from wsol.annotations.cub import CueAnnotations
+from wsol.errors import UserError
+
+
+def write_split(folder, ids, labels):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'image_ids.txt').write_text('\n'.join(ids) + '\n')
+    (folder / 'class_labels.txt').write_text('\n'.join(labels) + '\n')
+    return folder
+
+
+def test_labels_follow_the_ids_whatever_the_order(tmp_path):
+    folder = write_split(tmp_path, ['b.jpg', 'a,1.jpg', 'c.jpg'], ['a,1.jpg,4', 'c.jpg,2', 'z.jpg,1', 'b.jpg,0'])
+    ids, labels = read_labels(folder, 5)
+    assert ids.tolist() == [b'b.jpg', b'a,1.jpg', b'c.jpg'] and labels.tolist() == [0, 4, 2]
+
+
+def says(error, words):
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize('ids, labels, words', [
+    (['a.jpg'], ['a.jpg'], ['class_labels.txt, line 1', 'path,label', '"a.jpg"']),
+    (['a.jpg', 'b.jpg'], ['a.jpg,1', 'b.jpg,x'], ['line 2', '"b.jpg,x"']),
+    (['a.jpg', '', 'b.jpg'], ['a.jpg,1'], ['image_ids.txt, line 2']),
+    (['a.jpg', 'b.jpg'], ['a.jpg,1', 'b.jpg,5'], ['line 2', 'label 5', '0 to 4']),
+    (['a.jpg', 'b.jpg'], ['a.jpg,1', 'b.jpg,-1'], ['line 2', 'label -1']),
+    (['a.jpg', 'q.jpg'], ['a.jpg,1', 'b.jpg,1'], ['image_ids.txt, line 2', 'q.jpg']),
+])
+def test_bad_metadata_is_refused_with_file_and_line(tmp_path, ids, labels, words):
+    with pytest.raises(UserError) as error:
+        read_labels(write_split(tmp_path, ids, labels), 5)
+    says(error, words)
+
+
+@pytest.mark.parametrize('name, splits', [('CUB', SPLITS), ('ILSVRC', ('val', 'test')), ('OpenImages', SPLITS)])
+def test_the_real_metadata_has_the_numbers_of_the_registry(name, splits):
+    for split in splits:
+        ids, labels = read_labels(shared('metadata', name, split), DATASETS[name].num_classes)
+        assert len(ids) == len(np.unique(ids)) == DATASETS[name].images[SPLITS.index(split)]
+        assert len(np.unique(labels)) == DATASETS[name].num_classes
+
+
+def test_cubs_numbers_of_cue_localization_are_the_registrys(tmp_path):
+    annotations = CueAnnotations(shared('cub'))
+    ids, labels = read_labels(shared('metadata', 'CUB', 'test'), 200)
+    evaluated = [len(annotations.evaluated(name.decode(), label)) for name, label in zip(ids, labels.tolist(), strict=True)]
+    pairs = tuple(sum(len(pair.parts) == count for pair in annotations.pairs) for count in (1, 2, 3))
+    assert (np.count_nonzero(evaluated), sum(evaluated), pairs) == DATASETS['CUB'].cues
+
+
+def test_a_long_list_stays_small_in_memory(tmp_path):
+    """ImageNet's lists have 1.28 million lines of 38 bytes, which must not take 100 bytes each."""
+    lines = 50_000
+    with open(tmp_path / 'class_labels.txt', 'w') as file:
+        file.writelines(f'train/n01440764/n01440764_{index:08d}.JPEG,{index % 1000}\n' for index in range(lines))
+    tracemalloc.start()
+    ids, labels = read_columns(tmp_path / 'class_labels.txt', 'path,label')
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(ids) == lines and labels[-1, 0] == (lines - 1) % 1000
+    assert kept < 60 * lines and peak < 250 * lines
+
+
+@pytest.mark.parametrize('split, masks', [('val', 3854), ('test', None)])
+def test_the_real_mask_lists_load(split, masks):
+    folder = shared('metadata', 'OpenImages', split)
+    ids, _ = read_labels(folder, 100)
+    paths = read_mask_paths(folder, ids)
+    lines = (folder / 'localization.txt').read_text().splitlines()
+    assert len(paths) == len(ids) and sum(len(files) for files, _ in paths) == len(lines) == (masks or len(lines))
+
+
+@pytest.mark.parametrize('read, lines, words', [
+    (read_boxes, ['a.jpg,1,2,3'], ['line 1', 'path,x0,y0,x1,y1']),
+    (read_boxes, ['a.jpg,1,2,3,4', 'b.jpg,5,2,3,4'], ['line 2', 'no box']),
+    (read_boxes, ['a.jpg,1,2,3,4'], ['no line for b.jpg']),
+    (read_mask_paths, ['a.jpg,m.png'], ['line 1', 'path,mask.png,ignore.png']),
+    (read_mask_paths, ['a.jpg,1,2,3,4'], ['line 1', 'path,mask.png,ignore.png']),
+    (read_mask_paths, ['a.jpg,m.png,'], ['no ignore mask of a.jpg']),
+    (read_mask_paths, ['b.jpg,m.png,i.png'], ['no mask of a.jpg'])])
+def test_bad_boxes_and_masks_are_refused_with_their_line(tmp_path, read, lines, words):
+    (tmp_path / 'localization.txt').write_text('\n'.join(lines) + '\n')
+    (tmp_path / 'image_sizes.txt').write_text('a.jpg,9,9\nb.jpg,9,9\n')
+    with pytest.raises(UserError) as error:
+        read(tmp_path, np.array([b'a.jpg', b'b.jpg']))
+    says(error, words)
+
+
+def test_boxes_of_an_image_stay_together_whatever_the_order(tmp_path):
+    (tmp_path / 'localization.txt').write_text('b.jpg,1,1,2,2\nz.jpg,0,0,1,1\na.jpg,3,3,4,4\nb.jpg,5,5,6,6\n')
+    (tmp_path / 'image_sizes.txt').write_text('z.jpg,5,5\nb.jpg,7,8\na.jpg,9,9\n')
+    boxes = read_boxes(tmp_path, np.array([b'a.jpg', b'b.jpg']))
+    assert boxes.of(0).tolist() == [[3, 3, 4, 4]] and boxes.of(1).tolist() == [[1, 1, 2, 2], [5, 5, 6, 6]]
+    assert boxes.sizes.tolist() == [[9, 9], [7, 8]]
