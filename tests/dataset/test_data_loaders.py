@@ -75,14 +75,11 @@ def normalised(pixels):
 
 def test_train_transform_is_one_of_the_crops_of_the_resized_image_flipped_or_not(tmp_path):
     """Exactly one of them for a seed; over many seeds every offset and both flips come about equally often."""
-    rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8))
-    image.save(tmp_path / 'a.png')
-    resized = image_files.train_transform(10, 8).resize(image).permute(1, 2, 0).numpy()
+    dataset = noise_dataset(tmp_path, 1, (10, 8))
+    resized = dataset.resized(0).permute(1, 2, 0).numpy()
     crops = {(top, left, flip): normalised(resized[top:top + 8, left:left + 8][:, ::-1 if flip else 1])
              for top in range(3) for left in range(3) for flip in (False, True)}
     places, stacked = list(crops), np.stack(list(crops.values()))
-    dataset = ImageDataset(np.array([b'a.png']), np.zeros(1, int), tmp_path, image_files.train_transform(10, 8))
     drawn = Counter()
     for seed in range(900):
         output = dataset[0, seed][0].numpy()
@@ -98,11 +95,8 @@ def test_train_transform_is_one_of_the_crops_of_the_resized_image_flipped_or_not
 
 def test_the_flip_and_the_offsets_of_two_images_are_drawn_apart(tmp_path):
     """Images of one batch have seeds of their own: their crops are not one and the same."""
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
-    for index in range(40):
-        Image.fromarray(pixels).save(tmp_path / f'{index:02d}.png')
-    ids = np.array([f'{index:02d}.png'.encode() for index in range(40)])
-    dataset = ImageDataset(ids, np.zeros(40, int), tmp_path, image_files.train_transform(9, 8))
+    transform = noise_dataset(tmp_path, 1, (9, 8)).transform
+    dataset = ImageDataset(np.array([b'0.png'] * 40), np.zeros(40, int), tmp_path, transform)
     images, _ = drawn(dataset, 0, 0, 0)
     assert len({image.numpy().tobytes() for image in images}) == 8  # 2 x 2 offsets, 2 flips
 
@@ -117,11 +111,7 @@ def drawn(dataset, seed, epoch, workers):
 
 def test_loader_processes_outlive_the_first_signal_to_the_group_and_end_at_the_second(tmp_path):
     """As a scheduler sends it to all processes of a training, which needs its loaders until it has saved."""
-    for index in range(12):
-        Image.new('RGB', (9, 9), (index, 0, 0)).save(tmp_path / f'{index:02d}.png')
-    ids = np.array([f'{index:02d}.png'.encode() for index in range(12)])
-    dataset = ImageDataset(ids, np.arange(12), tmp_path, image_files.train_transform(9, 8))
-    loader = make_loader(dataset, 2, 1, torch.device('cpu'), SeededBatches(12, 2, 0))
+    loader = make_loader(noise_dataset(tmp_path, 12), 2, 1, torch.device('cpu'), SeededBatches(12, 2, 0))
     before, batches = set(multiprocessing.active_children()), iter(loader)
     labels = [next(batches)[1]]
     (worker,) = set(multiprocessing.active_children()) - before
@@ -135,11 +125,7 @@ def test_loader_processes_outlive_the_first_signal_to_the_group_and_end_at_the_s
 
 
 def test_training_images_depend_on_seed_and_epoch_but_not_on_the_workers(tmp_path):
-    rng = np.random.default_rng(0)
-    for index in range(10):
-        Image.fromarray(rng.integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(tmp_path / f'{index}.png')
-    ids = np.array([f'{index}.png'.encode() for index in range(10)])
-    dataset = ImageDataset(ids, np.zeros(10, int), tmp_path, image_files.train_transform(24, 16))
+    dataset = noise_dataset(tmp_path, 10, (24, 16))
     images, order = drawn(dataset, 3, 1, 0)
     torch.rand(1)  # the global state must not matter
     again, same_order = drawn(dataset, 3, 1, 2)
@@ -216,9 +202,7 @@ def test_half_a_cache_is_made_anew_and_one_that_does_not_fit_on_the_disk_is_refu
 
 
 def test_the_draws_of_an_image_leave_the_global_state_alone(tmp_path):
-    picture(tmp_path / 'a.png')
-    dataset = ImageDataset(np.array([b'a.png']), np.zeros(1, int), tmp_path, image_files.train_transform(24, 16))
-    before = torch.get_rng_state()
+    dataset, before = noise_dataset(tmp_path), torch.get_rng_state()
     dataset[0, 5]
     assert torch.equal(before, torch.get_rng_state())
 
