@@ -1,17 +1,19 @@
-"""One process of several, in tests: runs scripts one after another, as torchrun or srun would start each of them.
+"""Runs of several processes, in tests: started by torchrun, or forked from one process that imports torch once.
 
-    several.py TASKS    TASKS: a JSON file [[script, flag, ...], ...]
+    several.py TASKS    one process of a run; TASKS: a JSON file [[script, flag, ...], ...]
+    several.py          forks the processes of runs (Forks): a job in each line of stdin, its outcome in a line of stdout
 
-resnet34 stands for a tiny network without BatchNorm, which sees one image at a time: what several processes compute of
-it is what one does. An environment variable FAULT, "rank,step,kind", makes one process fail before a step of a training:
-"error" by a UserError, the others by signals: "kill" at once, "stop", "warn" and "interrupt" as schedulers and users ask.
+resnet34 stands for a tiny network without BatchNorm, which sees one image at a time: several processes compute of it
+what one computes. A fault, "rank,step,kind", makes one process fail before a step of a training: "error" by a UserError,
+the others by signals: "kill" at once, "stop", "warn" and "interrupt" as schedulers and users ask.
 """
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-from contextlib import contextmanager
+import traceback
 from pathlib import Path
 
 import torch
@@ -51,45 +53,100 @@ def fail_at(step, kind, rank=0):
     return fail
 
 
-@contextmanager
-def started(folder, tasks, count, fault=None, port=None):
-    """The tasks, started in a folder on so many processes: [Popen]; port: without torchrun, as srun does. At the end of
-    the context none is left."""
+def free_port():
+    with socket.socket() as found:
+        found.bind(('127.0.0.1', 0))
+        return found.getsockname()[1]
+
+
+def fork(out, err, work):
+    """Begin work() in a process of its own, whose output is appended to the files out and err. Returns its id."""
+    number = os.fork()
+    if number:
+        return number
+    code = 1
+    try:
+        for path, stream in ((out, 1), (err, 2)):
+            os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream)
+        signal.alarm(LIMIT)
+        screen.run(work)
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def code_of(number):
+    """The exit code of a forked process when it ends; -9 of one that was killed."""
+    return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+
+
+class Forks:
+    """Runs tasks in several processes, as srun would start them. A context."""
+
+    def __enter__(self):
+        self.process = subprocess.Popen([sys.executable, __file__], env=os.environ | {'PYTHONPATH': str(ROOT)}, text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        return self
+
+    def __exit__(self, *_):
+        self.process.communicate()
+
+    def start(self, folder, tasks, count, fault=None):
+        """Begin tasks in a folder with so many processes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.process.stdin.write(json.dumps([str(folder), tasks, count, fault]) + '\n')
+        self.process.stdin.flush()
+
+    def ended(self):
+        """[(exit code, stdout, stderr)] of the processes that were started last."""
+        return list(map(tuple, json.loads(self.process.stdout.readline())))
+
+
+def _serve():
+    for line in sys.stdin:
+        folder, tasks, count, fault = json.loads(line)
+        os.chdir(folder)
+        shared = {'WORLD_SIZE': str(count), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port())}
+
+        def work(rank, tasks=tasks, fault=fault, shared=shared):
+            os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank))
+            run(tasks, fault)
+        numbers = [fork(f'{rank}.out', f'{rank}.err', lambda rank=rank: work(rank)) for rank in range(count)]
+        codes = list(map(code_of, numbers))
+        said = [[Path(f'{rank}.{kind}').read_text() for kind in ('out', 'err')] for rank in range(count)]
+        for path in Path().glob('[0-9].*'):
+            path.unlink()
+        print(json.dumps([[code, *texts] for code, texts in zip(codes, said, strict=True)]), flush=True)
+
+
+def torchrun(folder, tasks, count):
+    """Begin tasks in a folder with so many processes by torchrun. Returns the Popen."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'tasks.json').write_text(json.dumps(tasks))
-    command, own = [str(ROOT / 'tests/several.py'), 'tasks.json'], os.environ | {'PYTHONPATH': str(ROOT)}
-    own |= {'FAULT': fault} if fault else {}
-    if port is None:
-        starts = [([sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={count}'], own)]
-    else:
-        starts = [([sys.executable], own | {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(count),
-                                            'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)})
-                  for rank in range(count)]
-    own = [subprocess.Popen([*words, *command], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE) for words, environment in starts]
-    try:
-        yield own
-    finally:
-        for process in own:
-            process.kill()
-            process.communicate()
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={count}', __file__, 'tasks.json']
+    return subprocess.Popen(command, cwd=folder, env=os.environ | {'PYTHONPATH': str(ROOT)}, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)
 
 
-def ended(own):
-    """[(exit code, stdout, stderr)] of processes that end by themselves."""
-    said = [process.communicate(timeout=LIMIT) for process in own]
-    return [(process.returncode, *texts) for process, texts in zip(own, said, strict=True)]
-
-
-def main():
-    torch.set_num_threads(1)
-    networks.ARCHITECTURES.update(PLAIN)
-    if 'FAULT' in os.environ:
-        rank, step, kind = os.environ['FAULT'].split(',')
+def run(tasks, fault=None):
+    """Run scripts one after another. tasks: [[script, flag, ...], ...]."""
+    if fault:
+        rank, step, kind = fault.split(',')
         training.Training.take_step = fail_at(step, kind, rank)
-    for script, *flags in json.loads(Path(sys.argv[1]).read_text()):
+    for script, *flags in tasks:
         run_main(script, *flags)
 
 
 if __name__ == '__main__':
-    screen.run(main)
+    torch.set_num_threads(1)
+    networks.ARCHITECTURES.update(PLAIN)
+    if len(sys.argv) == 1:
+        _serve()
+    else:
+        screen.run(lambda: run(json.loads(Path(sys.argv[1]).read_text())))

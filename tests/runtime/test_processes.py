@@ -1,22 +1,21 @@
 """Several processes compute what one does; one that fails ends all; what a scheduler's signal asks for is done by all."""
 import json
+import os
 import shutil
-import socket
+import signal
+import time
+from pathlib import Path
 
 import pytest
 import several
 import torch
-from conftest import files_below, roots_of, run_main, same, without
+from conftest import ROOT, files_below, roots_of, same, without
 
 from dataset import toybirds
 from experiment import weights
+from runtime import processes
 from wsol import networks
-
-
-def free_port():
-    with socket.socket() as own:
-        own.bind(('127.0.0.1', 0))
-        return own.getsockname()[1]
+from wsol.errors import UserError
 
 
 def training_flags(birds):
@@ -35,29 +34,40 @@ def birds(tiny_birds, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def by_number(birds, trained, tmp_path_factory):
+def forks():
+    with several.Forks() as started:
+        yield started
+
+
+@pytest.fixture(scope='module')
+def by_number(birds, trained, forks, tmp_path_factory):
     """{number of processes: the folder in which a training and all evaluations ran}. Two by torchrun."""
     root = tmp_path_factory.mktemp('several')
-    own = [*birds, '--batch_size=5', '--experiment_name=CALM_EM']
+    flags = [*birds, '--batch_size=5', '--experiment_name=CALM_EM']
     photos = sorted((roots_of(birds)[0] / 'ToyBirds/images').rglob('*_test_*.jpg'))[:7]
     shown = without(birds, 'dataset', 'data_root', 'metadata_root', 'resize_size', 'crop_size')
-    tasks = [training_flags(birds), ['main', *own, '--is_train=False'], ['eval_wsol', *own, '--cam_curve_interval=0.02'],
-             ['eval_cue_location', *own], ['eval_pixel_perturb', *own],
-             ['eval_interventions', *own, '--contrast_method=log-odds'],
-             ['inference', *map(str, photos), *shown, '--batch_size=2', '--load_checkpoint=CALM_EM', '--format=png,html',
-              '--picture_size=64']]
+    few = [training_flags(birds), ['main', *flags, '--is_train=False'], ['eval_wsol', *flags, '--cam_curve_interval=0.02'],
+           ['eval_cue_location', *flags], ['eval_pixel_perturb', *flags],
+           ['inference', *map(str, photos), *shown, '--batch_size=2', '--load_checkpoint=CALM_EM', '--format=png,html',
+            '--picture_size=64']]
+    tasks = [*few, ['research.interventions', *flags, '--contrast_method=log-odds']]  # the slowest: by one and three alone
     folders = {count: root / str(count) for count in (1, 2, 3)}
     for folder in folders.values():
         shutil.copytree(trained / 'CALM_EM', folder / 'save/CALM_EM')
-    few = [task for task in tasks if task[0] != 'eval_interventions']  # the slowest: by one and three alone
-    with several.started(folders[2], few, 2) as two, several.started(folders[3], tasks, 3, port=free_port()) as three:
+    two = several.torchrun(folders[2], few, 2)
+    try:
+        forks.start(folders[3], tasks, 3)
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folders[1])
             patch.setitem(networks.ARCHITECTURES, 'resnet34', several.PLAIN['resnet34'])
-            for script, *flags in tasks:
-                run_main(script, *flags)
-        for code, _, err in several.ended(two) + several.ended(three):
+            several.run(tasks)
+        for code, _, err in forks.ended():
             assert code == 0, err
+        _, err = two.communicate(timeout=several.LIMIT)
+        assert two.returncode == 0, err
+    finally:
+        two.kill()
+        two.communicate()
     return folders
 
 
@@ -82,10 +92,10 @@ def test_several_processes_train_the_network_of_one(by_number, count):
     assert one['epoch'] == many['epoch'] == 2
     for name, value in one['state_dict'].items():
         torch.testing.assert_close(many['state_dict'][name], value, rtol=1e-4, atol=1e-6, msg=name)
-    for own, other in zip(one['log'], many['log'], strict=True):
-        assert own.keys() == other.keys() and own['lr'] == other['lr'] and own['train_accuracy'] == other['train_accuracy']
-        assert own['train_loss'] == pytest.approx(other['train_loss'], rel=1e-5)
-        assert own['val_accuracy'] == other['val_accuracy']
+    for line, other in zip(one['log'], many['log'], strict=True):
+        assert line.keys() == other.keys() and line['lr'] == other['lr'] and line['train_accuracy'] == other['train_accuracy']
+        assert line['train_loss'] == pytest.approx(other['train_loss'], rel=1e-5)
+        assert line['val_accuracy'] == other['val_accuracy']
     results = json.loads((by_number[count] / 'save/plain/results.json').read_text())
     assert results['processes'] == count
 
@@ -95,16 +105,15 @@ def test_rank_0_alone_writes_a_training(by_number):
     assert files_below(by_number[3] / 'save/plain').keys() == files_below(by_number[1] / 'save/plain').keys()
 
 
-def test_a_signal_to_one_process_stops_both_at_one_step_and_both_go_on_from_it(birds, by_number, tmp_path):
+def test_a_signal_to_one_process_stops_both_at_one_step_and_both_go_on_from_it(birds, by_number, forks, tmp_path):
     """As two processes from the start to the end: to the bit, on a CPU."""
-    tasks = [training_flags(birds)]
-    with several.started(tmp_path, tasks, 2, fault='1,9,stop', port=free_port()) as own:
-        first, second = several.ended(own)
+    forks.start(tmp_path, [training_flags(birds)], 2, fault='1,9,stop')
+    first, second = forks.ended()
     assert first[0] == second[0] == 143 and second[1:] == ('', '')
     assert 'stopped by SIGTERM after 1 epochs and 3 steps, which are saved in save/plain' in first[2]
     assert len((tmp_path / 'save/plain/log.jsonl').read_text().splitlines()) == 1
-    with several.started(tmp_path, tasks, 2, port=free_port()) as own:
-        assert [code for code, *_ in several.ended(own)] == [0, 0]
+    forks.start(tmp_path, [training_flags(birds)], 2)
+    assert [code for code, *_ in forks.ended()] == [0, 0]
     straight, resumed = (torch.load(folder / 'save/plain' / weights.FILE, weights_only=True)
                          for folder in (by_number[2], tmp_path))
     for key in ('state_dict', 'optimizer'):
@@ -114,9 +123,9 @@ def test_a_signal_to_one_process_stops_both_at_one_step_and_both_go_on_from_it(b
 
 
 @pytest.mark.parametrize('kind, code', [('error', 2), ('kill', -9)])
-def test_a_process_that_fails_ends_the_others_and_one_line_says_why(birds, tmp_path, kind, code):
-    with several.started(tmp_path, [training_flags(birds)], 2, fault=f'1,8,{kind}', port=free_port()) as own:
-        first, second = several.ended(own)
+def test_a_process_that_fails_ends_the_others_and_one_line_says_why(birds, forks, tmp_path, kind, code):
+    forks.start(tmp_path, [training_flags(birds)], 2, fault=f'1,8,{kind}')
+    first, second = forks.ended()
     errors = [line for line in (first[2] + second[2]).splitlines() if line.startswith('error: ')]
     assert second[0] == code and first[0] in (1, 2)
     assert errors == ['error: process 1 cannot go on' if kind == 'error' else
@@ -124,3 +133,39 @@ def test_a_process_that_fails_ends_the_others_and_one_line_says_why(birds, tmp_p
     assert 'Traceback' not in first[2] + second[2]
     assert torch.load(tmp_path / 'save/plain' / weights.FILE, weights_only=True)['epoch'] == 1
     assert not list((tmp_path / 'save/plain').glob('.*'))  # neither a lock nor a temporary file
+
+
+def test_scripts_that_start_others_want_one_process(monkeypatch):
+    for name, value in (('RANK', '0'), ('WORLD_SIZE', '2'), ('MASTER_ADDR', '127.0.0.1')):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match='without torchrun'):
+        processes.call(['main.py'])
+
+
+def test_the_child_of_a_script_that_is_killed_ends(tmp_path, monkeypatch):
+    """As main.py, which research.demo and others start."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    Path('child.py').write_text('import os, time\nfrom pathlib import Path\nfrom runtime import screen\n\n\ndef main():\n'
+                                '    Path("new").write_text(str(os.getpid()))\n    os.rename("new", "pid")\n'
+                                '    time.sleep(600)\n\n\nscreen.run(main)\n')
+    parent = several.fork('out', 'err', lambda: processes.call(['child.py']))
+    wait_for(Path('pid').exists)
+    os.kill(parent, signal.SIGKILL)
+    several.code_of(parent)
+    wait_for(lambda: has_ended(int(Path('pid').read_text())))
+
+
+def wait_for(is_so):
+    """Return as soon as is_so()."""
+    end = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < end, Path('err').read_text()
+        time.sleep(0.05)
+
+
+def has_ended(pid):
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] == 'Z'  # nobody may ask for an orphan's end
+    except OSError:
+        return True
