@@ -23,7 +23,7 @@ from wsol.errors import UserError
 
 CHECK_EVERY = 20  # steps from one look at the losses to the next
 NO_SUMS = (0.0, 0, 0, 0.0)  # of one process over an epoch: losses, correct images, images, seconds
-DIVERGED = 'diverged.txt'  # the file in an experiment's folder which says that its training diverged
+DIVERGED = 'diverged.txt'  # in the folder of an experiment: says that its training has diverged
 ADVICE = 'Lower --lr or --lr_classifier_ratio, or try --precision=float32'
 
 
@@ -33,7 +33,7 @@ class Diverged(UserError):
 
 @contextmanager
 def noting_divergence(folder):
-    """A context in which a training that diverges leaves the file DIVERGED, by which search.py knows it."""
+    """A context in which a training that diverges leaves the file DIVERGED."""
     path = Path(folder) / DIVERGED
     if processes.is_first():
         path.unlink(missing_ok=True)

@@ -38,22 +38,28 @@ def same_to_the_end(first, second):
     return same_training(first, second) and all(results[0][key] == results[1][key] for key in keys)
 
 
-@pytest.mark.parametrize('workers, flags', [(0, []), (1, []), (2, []), (0, ['--prior_training=entropy:-1'])])
-def test_a_training_stopped_at_any_step_goes_on_to_the_bit(script, pets, tiny_random_network, tmp_path, failing, workers,
-                                                           flags):
-    """Three epochs of three steps: stopped in the first step, at an epoch's end, and within the next ones."""
-    base = [*without(pets, 'workers'), f'--workers={workers}', '--epochs=3', '--attribution_method=CALM_EM',
-            '--lr_schedule=one_cycle', *flags]
-    assert script('main', *base, '--experiment_name=straight')[0] == 0
-    for step, done in ((1, (0, 1)), (2, (0, 3)), (2, (1, 2)), (3, (2, 2))):
-        failing(step, 'stop')
-        code, _, err = script('main', *base, '--experiment_name=stopped')
-        assert code == 143 and 'the same command goes on' in err and 'Traceback' not in err
-        content = content_of(tmp_path / 'save/stopped')
-        assert (content['epoch'], content['step']) == done
-    failing(None, None)
-    assert script('main', *base, '--experiment_name=stopped')[0] == 0
-    assert same_to_the_end(tmp_path / 'save/straight', tmp_path / 'save/stopped')
+STOPS = [(1, (0, 1)), (2, (0, 3)), (2, (1, 2)), (3, (2, 2))]  # before which step of a run; the epochs and steps done then
+
+
+@pytest.mark.parametrize('schedule, stops_of', [
+    ('--lr_schedule=one_cycle', {0: STOPS, 1: STOPS[:2], 2: [(1, (0, 1)), (5, (2, 0))]}), ('--lr_decay_frequency=2', {0: STOPS[1:]})])
+def test_a_training_stopped_at_any_step_goes_on_to_the_bit_with_any_number_of_workers(
+        script, pets, tiny_random_network, tmp_path, failing, schedule, stops_of):
+    """Three epochs of three steps: stopped in the first step, at an epoch's end, and within the next ones. The network
+    draws at random in training."""
+    flags = [*without(pets, 'workers'), '--epochs=3', '--attribution_method=CALM_EM', schedule]
+    assert script('main', *flags, '--workers=0', '--experiment_name=straight')[0] == 0
+    for workers, stops in stops_of.items():
+        again, folder = [*flags, f'--workers={workers}', f'--experiment_name={workers}'], tmp_path / 'save' / str(workers)
+        for step, done in stops:
+            failing(step, 'stop')
+            code, _, err = script('main', *again)
+            assert code == 143 and 'the same command goes on' in err and 'Traceback' not in err
+            content = content_of(folder)
+            assert (content['epoch'], content['step']) == done
+        failing(None, None)
+        assert script('main', *again)[0] == 0
+        assert same_to_the_end(tmp_path / 'save/straight', folder)
 
 
 def test_sigusr1_is_the_schedulers_other_word(script, pets, tmp_path, failing):
@@ -63,17 +69,17 @@ def test_sigusr1_is_the_schedulers_other_word(script, pets, tmp_path, failing):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # as it was
 
 
-@pytest.mark.parametrize('step', [1, 3, 5])
-def test_a_killed_training_goes_on_from_its_last_save_to_the_bit(script, pets, tiny_random_network, tmp_path, failing, step):
+def test_a_killed_training_goes_on_from_its_last_save_to_the_bit(script, pets, tiny_random_network, tmp_path, failing):
     """--checkpoint_minutes=0 saves after every step. The end comes between two of them, without a word."""
-    base = [*pets, '--epochs=2', '--checkpoint_minutes=0']
-    assert script('main', *base, '--experiment_name=straight')[0] == 0
-    failing(step, 'interrupt')
-    assert script('main', *base, '--experiment_name=killed')[0] == 130
-    failing(None, None)
-    code, out, _ = script('main', *base, '--experiment_name=killed')
-    assert code == 0 and step == 1 or f'{(step - 1) // 3} finished epochs' in out
-    assert same_to_the_end(tmp_path / 'save/straight', tmp_path / 'save/killed')
+    flags = [*pets, '--epochs=2', '--checkpoint_minutes=0']
+    assert script('main', *flags, '--experiment_name=straight')[0] == 0
+    for step in (1, 3, 5):
+        failing(step, 'interrupt')
+        assert script('main', *flags, f'--experiment_name=killed{step}')[0] == 130
+        failing(None, None)
+        code, out, _ = script('main', *flags, f'--experiment_name=killed{step}')
+        assert code == 0 and (step == 1 or f'{(step - 1) // 3} finished epochs' in out)
+        assert same_to_the_end(tmp_path / 'save/straight', tmp_path / f'save/killed{step}')
 
 
 def test_a_requeued_command_with_override_cache_starts_afresh_once(script, pets, tmp_path, failing):
@@ -92,32 +98,32 @@ def test_a_requeued_command_with_override_cache_starts_afresh_once(script, pets,
     assert content_of(tmp_path / 'save/result')['epoch'] == 0
 
 
-@pytest.mark.parametrize('parts', [2, 3, 5, 9])
-def test_accumulated_parts_give_the_update_of_the_large_batch(script, pets, tmp_path, monkeypatch, parts):
+def test_accumulated_parts_give_the_update_of_the_large_batch(script, pets, tmp_path, monkeypatch):
     """On a network without BatchNorm, to the rounding of float32; batches of 5 and 2 are cut into unequal parts."""
     monkeypatch.setitem(networks.ARCHITECTURES, 'resnet34', several.PLAIN['resnet34'])
-    base = [*without(pets, 'architecture'), '--architecture=resnet34', '--epochs=3', '--attribution_method=CALM_EM']
-    for name, flags in (('whole', []), ('parts', [f'--accumulate={parts}'])):
-        assert script('main', *base, *flags, f'--experiment_name={name}')[0] == 0
-    whole, cut = (content_of(tmp_path / 'save' / name) for name in ('whole', 'parts'))
-    for name, value in whole['state_dict'].items():
-        torch.testing.assert_close(cut['state_dict'][name], value, rtol=1e-4, atol=1e-6)
-    assert [line['train_accuracy'] for line in whole['log']] == [line['train_accuracy'] for line in cut['log']]
+    flags = [*without(pets, 'architecture'), '--architecture=resnet34', '--epochs=2', '--attribution_method=CALM_EM']
+    for parts in (1, 2, 3, 9):
+        assert script('main', *flags, f'--accumulate={parts}', f'--experiment_name={parts}')[0] == 0
+        whole, cut = (content_of(tmp_path / 'save' / str(number)) for number in (1, parts))
+        for name, value in whole['state_dict'].items():
+            torch.testing.assert_close(cut['state_dict'][name], value, rtol=1e-4, atol=1e-6)
+        assert [line['train_accuracy'] for line in whole['log']] == [line['train_accuracy'] for line in cut['log']]
 
 
-@pytest.mark.parametrize('damage', [
-    lambda path: path.unlink(), lambda path: path.write_bytes(b''), lambda path: path.write_bytes(b'\xff\xfe\0'),
-    lambda path: path.write_bytes(path.read_bytes()[:20]), lambda path: path.write_text('[1]\nnull\n'),
-    lambda path: path.write_bytes(path.read_bytes() + b'{"epoch": 7}\n[')], ids=[
-        'missing', 'empty', 'no text', 'cut off', 'other lines', 'lines of nobody'])
-def test_a_damaged_log_is_written_again(script, pets, tmp_path, damage):
-    assert script('main', *pets, '--epochs=2')[0] == 0
-    lines = (tmp_path / LOG).read_bytes()
-    damage(tmp_path / LOG)
-    code, _, err = script('main', *pets, '--epochs=3')
-    assert code == 0, err
-    assert (tmp_path / LOG).read_bytes().startswith(lines)
-    assert [json.loads(line)['epoch'] for line in (tmp_path / LOG).read_text().splitlines()] == [1, 2, 3]
+def test_a_damaged_log_is_written_again(script, pets, tiny_random_network, tmp_path):
+    """Missing, empty, no text, cut off, other lines, lines of nobody."""
+    path = tmp_path / LOG
+    assert script('main', *pets, '--epochs=1')[0] == 0
+    lines = path.read_bytes()
+    for epochs, damage in enumerate([None, b'', b'\xff\xfe\0', lines[:20], b'[1]\nnull\n', b'{"epoch": 7}\n['], 2):
+        lines = path.read_bytes()
+        path.unlink()
+        if damage is not None:
+            path.write_bytes(lines + damage if epochs == 7 else damage)
+        code, _, err = script('main', *pets, f'--epochs={epochs}')
+        assert code == 0, err
+        assert path.read_bytes().startswith(lines)
+        assert [json.loads(line)['epoch'] for line in path.read_text().splitlines()] == list(range(1, epochs + 1))
 
 
 # --- where nothing can be written -----------------------------------------------------------------------------------
@@ -177,13 +183,13 @@ def test_a_disk_that_fills_later_leaves_the_old_files_whole(script, pets, tmp_pa
 
 
 def test_a_closed_screen_and_a_full_one_cost_no_work(pets, tmp_path):
-    """Standard output closed, standard error full: the training is finished and saved. --help | head has no traceback."""
-    main = f'{sys.executable} {ROOT / "main.py"}'
-    train = subprocess.Popen(['sh', '-c', f'exec {main} {" ".join(pets)} --epochs=1 >&- 2>/dev/full'], cwd=tmp_path)
-    shown = subprocess.Popen(['sh', '-c', f'{main} --help | head -n 1'], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE)
-    out, err = shown.communicate(timeout=several.LIMIT)
-    assert out.startswith('usage: main.py') and err == ''
+    """Standard output closed, standard error full: the training is finished and saved. `| head` gives no traceback."""
+    (tmp_path / 'talk.py').write_text('from runtime import screen\nscreen.run(lambda: [screen.say(i) for i in range(99999)])\n')
+    train = subprocess.Popen(['sh', '-c', f'exec {sys.executable} {ROOT / "main.py"} {" ".join(pets)} --epochs=1 >&- 2>/dev/full'],
+                             cwd=tmp_path)
+    shown = subprocess.Popen(['sh', '-c', f'{sys.executable} talk.py | head -n 1'], cwd=tmp_path, text=True,
+                             env=os.environ | {'PYTHONPATH': str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert shown.communicate(timeout=several.LIMIT) == ('0\n', '')
     assert train.wait(timeout=several.LIMIT) == 0
     assert json.loads((tmp_path / 'save/result/results.json').read_text())['epoch'] == 1
 

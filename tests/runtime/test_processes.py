@@ -1,21 +1,15 @@
 """Several processes compute what one does; one that fails ends all; what a scheduler's signal asks for is done by all."""
 import json
-import os
 import shutil
-import signal
-import time
-from pathlib import Path
 
 import pytest
 import several
 import torch
-from conftest import ROOT, files_below, roots_of, same, without
+from conftest import files_below, roots_of, same, without
 
 from dataset import toybirds
 from experiment import weights
-from runtime import processes
 from wsol import networks
-from wsol.errors import UserError
 
 
 def training_flags(birds):
@@ -44,7 +38,7 @@ def by_number(birds, trained, forks, tmp_path_factory):
     """{number of processes: the folder in which a training and all evaluations ran}. Two by torchrun."""
     root = tmp_path_factory.mktemp('several')
     flags = [*birds, '--batch_size=5', '--experiment_name=CALM_EM']
-    photos = sorted((roots_of(birds)[0] / 'ToyBirds/images').rglob('*_test_*.jpg'))[:7]
+    photos = sorted((roots_of(birds)[0] / 'ToyBirds/images').rglob('*_test_*.jpg'))[:5]
     shown = without(birds, 'dataset', 'data_root', 'metadata_root', 'resize_size', 'crop_size')
     few = [training_flags(birds), ['main', *flags, '--is_train=False'], ['eval_wsol', *flags, '--cam_curve_interval=0.02'],
            ['eval_cue_location', *flags], ['eval_pixel_perturb', *flags],
@@ -82,7 +76,7 @@ def test_results_of_several_processes_are_those_of_one_to_the_byte(by_number, co
     kinds = {name.split('_ToyBirds')[0] for name in files_below(by_number[3] / 'save/CALM_EM')}
     assert kinds >= {'accuracy', 'wsol', 'cue_location', 'pixel_perturb', 'interventions'}
     manifest = json.loads((by_number[count] / 'maps/manifest.json').read_text())
-    assert len(manifest['images']) == 7
+    assert len(manifest['images']) == 5
 
 
 @pytest.mark.parametrize('count', [2, 3])
@@ -133,39 +127,3 @@ def test_a_process_that_fails_ends_the_others_and_one_line_says_why(birds, forks
     assert 'Traceback' not in first[2] + second[2]
     assert torch.load(tmp_path / 'save/plain' / weights.FILE, weights_only=True)['epoch'] == 1
     assert not list((tmp_path / 'save/plain').glob('.*'))  # neither a lock nor a temporary file
-
-
-def test_scripts_that_start_others_want_one_process(monkeypatch):
-    for name, value in (('RANK', '0'), ('WORLD_SIZE', '2'), ('MASTER_ADDR', '127.0.0.1')):
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match='without torchrun'):
-        processes.call(['main.py'])
-
-
-def test_the_child_of_a_script_that_is_killed_ends(tmp_path, monkeypatch):
-    """As main.py, which research.demo and others start."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('PYTHONPATH', str(ROOT))
-    Path('child.py').write_text('import os, time\nfrom pathlib import Path\nfrom runtime import screen\n\n\ndef main():\n'
-                                '    Path("new").write_text(str(os.getpid()))\n    os.rename("new", "pid")\n'
-                                '    time.sleep(600)\n\n\nscreen.run(main)\n')
-    parent = several.fork('out', 'err', lambda: processes.call(['child.py']))
-    wait_for(Path('pid').exists)
-    os.kill(parent, signal.SIGKILL)
-    several.code_of(parent)
-    wait_for(lambda: has_ended(int(Path('pid').read_text())))
-
-
-def wait_for(is_so):
-    """Return as soon as is_so()."""
-    end = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < end, Path('err').read_text()
-        time.sleep(0.05)
-
-
-def has_ended(pid):
-    try:
-        return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] == 'Z'  # nobody may ask for an orphan's end
-    except OSError:
-        return True
