@@ -114,14 +114,9 @@ def open_images(args, data):
     transforms = dict.fromkeys(registry.SPLITS, eval_transform(args.crop_size, statistics))
     if not args.freeze:
         transforms['train'] = train_transform(args.resize_size, args.crop_size, statistics)
-    images = {split: data.open_split(split, transform, args.proxy_training_set and split == 'train')
-              for split, transform in transforms.items()}
-    if args.skip_broken:
-        images = {split: opened.without_broken(split) for split, opened in images.items()}
-    if args.cache:
-        folder = Path(args.save_root) / 'cache'
-        images = {split: opened.cached(folder, f'{data.label}_{split}') for split, opened in images.items()}
-    return images
+    cache = Path(args.save_root) / 'cache' if args.cache else None
+    return {split: data.open_split(split, transform, args.proxy_training_set and split == 'train', args.skip_broken,
+                                   cache) for split, transform in transforms.items()}
 
 
 def initial_network(args, data, before, folder, device):
@@ -175,11 +170,9 @@ def make_training(args, model, images, device, folder, stop):
 
 def accuracies(model, loader_of, device, precision, what):
     """{'val_accuracy', 'test_accuracy'} in percent, which are also shown. loader_of: split -> loader."""
-    found = {f'{split}_accuracy': top1_accuracy(model, loader_of(split), device, precision, split)
-             for split in ('val', 'test')}
-    screen.say(f'{what}: accuracy ' + ', '.join(f'{value:.1f} % on {name.split("_")[0]}'
-                                                for name, value in found.items()))
-    return found
+    found = {split: top1_accuracy(model, loader_of(split), device, precision, split) for split in ('val', 'test')}
+    screen.say(f'{what}: accuracy ' + ', '.join(f'{value:.1f} % on {split}' for split, value in found.items()))
+    return {f'{split}_accuracy': value for split, value in found.items()}
 
 
 def test_checkpoint(args):

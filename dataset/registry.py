@@ -104,11 +104,14 @@ class DataSet:
                             f'{self.prepare[split]}')
         return lists.read_labels(folder, self.num_classes, proxy)
 
-    def open_split(self, split, transform, proxy=False):
-        """The ImageDataset of a split. transform: a Transform. proxy: only what image_ids_proxy.txt lists."""
+    def open_split(self, split, transform, proxy=False, skip_broken=False, cache=None):
+        """The ImageDataset of a split. transform: a Transform. proxy: only what image_ids_proxy.txt lists. skip_broken:
+        without images that do not open. cache: the folder in which the resized images are kept."""
         image_ids, labels = self.list_images(split, proxy)
         names = self.class_names or names_of_folders(image_ids, labels, self.num_classes)
-        return ImageDataset(image_ids, labels, self.image_folders[split], transform, names)
+        images = ImageDataset(image_ids, labels, self.image_folders[split], transform, names)
+        images = images.without_broken(split) if skip_broken else images
+        return images if cache is None else images.cached(cache, f'{self.label}_{split}')
 
     def boxes(self, split, image_ids):
         """The lists.Boxes of images."""

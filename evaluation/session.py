@@ -47,11 +47,8 @@ class Network:
 
     def open_split(self, data, split):
         """The ImageDataset of a split, as evaluations see it."""
-        images = data.open_split(split, self.transform())
-        images = images.without_broken(split) if self.args.skip_broken else images
-        if self.args.cache:
-            images = images.cached(Path(self.args.save_root) / 'cache', f'{data.label}_{split}')
-        return images
+        cache = Path(self.args.save_root) / 'cache' if self.args.cache else None
+        return data.open_split(split, self.transform(), skip_broken=self.args.skip_broken, cache=cache)
 
     def loader(self, images, folder=None):
         """Batches of images, in order. Raises UserError, before the first, where the results' folder is not writable.

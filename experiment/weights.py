@@ -121,16 +121,12 @@ def trained_classifier(architecture, source):
     classes = model.conv_last.out_channels
     usual = {name: flag.default for name, flag in config.ALL_FLAGS.items() if flag.network}
     network = usual | {'architecture': architecture, 'attribution_method': 'CAM', 'num_classes': classes}
+    names = import_torchvision().models.get_model_weights('resnet50').DEFAULT.meta['categories']  # ImageNet's
     content = {'model': network, 'state_dict': model.state_dict(), 'normalisation': normalisation(architecture),
-               'class_names': imagenet_names() if classes == DATASETS['ILSVRC'].num_classes else None,
+               'class_names': names if classes == len(names) else None,
                'args': {'dataset': 'ILSVRC'} if source is True else {}}
     path = Path(f'{architecture} with ImageNet weights' if source is True else source)
     return Checkpoint(path, content, model=model)
-
-
-def imagenet_names():
-    """The names of ImageNet's classes, in the order of its labels."""
-    return import_torchvision().models.get_model_weights('resnet50').DEFAULT.meta['categories']
 
 
 def weights_sha256(state):

@@ -300,26 +300,35 @@ def same_training(first, second):
 
 
 @pytest.fixture
-def pets(script, tmp_path):
-    """The flags of a training on a folder of 12 training images in batches of 5, so in 3 steps."""
+def resnet_pets(script, tmp_path, monkeypatch):
+    """The flags of a training of resnet18 on a folder of 12 training images in batches of 5, so in 3 steps. Its curves are
+    not drawn, which would take a third of the time."""
+    monkeypatch.setattr('main.draw_curves', lambda log, path: None)
     folder = paint_folder(tmp_path / 'pets', counts=(4, 2, 2))
     return [*without(OWN_FLAGS, 'epochs', 'batch_size'), '--batch_size=5', f'--dataset={folder}']
+
+
+@pytest.fixture
+def pets(resnet_pets, tiny_random_network):
+    """The same of a tiny network, whose training draws at random."""
+    return resnet_pets
 
 
 @pytest.fixture
 def tiny_random_network(monkeypatch):
     """resnet18 stands for a tiny network whose training draws at random: dropout, and blocks that are left out."""
     from torch import nn
-    from torchvision.ops import StochasticDepth
 
     from wsol import networks
+    from wsol.backbones._torchvision import import_torchvision
 
     class Block(nn.Sequential):
         def forward(self, features):
             return features + super().forward(features)
 
     def build(weights=None, **options):
-        block = Block(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), StochasticDepth(0.3, 'row'))
+        drop = import_torchvision().ops.StochasticDepth(0.3, 'row')
+        block = Block(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), drop)
         stages = nn.Sequential()
         stages.add_module('conv1', nn.Conv2d(3, 8, 3, 4))
         stages.add_module('layer1', block)

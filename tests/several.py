@@ -68,7 +68,7 @@ def fork(out, err, work):
     try:
         for path, stream in ((out, 1), (err, 2)):
             os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream)
-        signal.alarm(LIMIT)
+        signal.alarm(600)  # nothing waits for ever
         screen.run(work)
         code = 0
     except SystemExit as end:

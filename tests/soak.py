@@ -72,39 +72,21 @@ class Bench:
                       '--batch_size=5', f'--dataset={paint_folder(folder / "pets", counts=(4, 2, 2))}', '--epochs=3',
                       '--checkpoint_minutes=0']
         start = time.monotonic()
-        assert self.wait(self.start('straight')) == 0, self.said('straight')
+        assert several.code_of(self.start('straight')) == 0, self.said('straight')
         self.seconds = time.monotonic() - start
         self.straight = content_of(folder / 'save/straight')
 
     def start(self, name, *more, first=lambda: None):
         """Begin, or go on with, an experiment in a process of its own; first: what that does before. Returns its id."""
-        number = os.fork()
-        if number:
-            return number
-        with open(self.folder / f'{name}.{os.getpid()}.log', 'w') as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        os.chdir(self.folder)
-        code = 1
-        try:
+        def train():
+            os.chdir(self.folder)
             first()
-            screen.run(lambda: run_main('main', *self.flags, *more, f'--experiment_name={name}'))
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-
-    @staticmethod
-    def wait(number):
-        """The exit code of a process; -9 of one that was killed."""
-        return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+            run_main('main', *self.flags, *more, f'--experiment_name={name}')
+        return several.fork(self.folder / f'{name}.out', self.folder / f'{name}.err', train)
 
     def said(self, name):
         """All that the processes of an experiment have printed."""
-        return ''.join(path.read_text(errors='replace') for path in self.folder.glob(f'{name}.*.log'))
+        return ''.join((self.folder / f'{name}.{kind}').read_text(errors='replace') for kind in ('out', 'err'))
 
     def is_as_undisturbed(self, name):
         """Whether an experiment ended as the one that nothing has disturbed, and no process printed a traceback."""
@@ -122,7 +104,7 @@ class Bench:
                 if tried + killed < count:
                     time.sleep(random.uniform(0, self.seconds))
                     os.kill(number, signal.SIGKILL)
-                code = self.wait(number)
+                code = several.code_of(number)
                 killed += code == -signal.SIGKILL
                 if code not in (0, -signal.SIGKILL):
                     break
@@ -141,8 +123,8 @@ class Bench:
 
             def fail(step=step, kind=kind):
                 training.Training.take_step = several.fail_at(step, kind)
-            code = self.wait(self.start(name, first=fail))
-            again = self.wait(self.start(name))
+            code = several.code_of(self.start(name, first=fail))
+            again = several.code_of(self.start(name))
             if code != 128 + several.SIGNALS[kind] or again or not self.is_as_undisturbed(name):
                 lost += 1
                 print(self.said(name))
@@ -164,9 +146,9 @@ class Bench:
 
             def patch(fill=fill):
                 training.Training.take_step = fill
-            code = self.wait(self.start(name, first=patch))
+            code = several.code_of(self.start(name, first=patch))
             is_whole = content_of(self.folder / 'save' / name)['step'] == (step - 1) % 3
-            if code != 2 or not is_whole or self.wait(self.start(name)) or not self.is_as_undisturbed(name):
+            if code != 2 or not is_whole or several.code_of(self.start(name)) or not self.is_as_undisturbed(name):
                 lost += 1
                 print(self.said(name))
         return lost
@@ -179,7 +161,7 @@ class Bench:
             both = [self.start(name)]
             time.sleep(random.uniform(0, 0.05))
             both.append(self.start(name))
-            codes = sorted(map(self.wait, both))
+            codes = sorted(map(several.code_of, both))
             if codes != [0, 2] or not self.is_as_undisturbed(name):
                 lost += 1
                 print(codes, self.said(name))
@@ -202,7 +184,7 @@ class Bench:
                     print(f'{first / 1e6:.1f} MB, {last / 1e6:.1f} MB', flush=True)
                     assert last <= 1.01 * first
             training.Training.finish_epoch = look
-        code = self.wait(self.start('long', f'--epochs={epochs}', '--checkpoint_minutes=10', first=watch))
+        code = several.code_of(self.start('long', f'--epochs={epochs}', '--checkpoint_minutes=10', first=watch))
         print(self.said('long')[-300:] if code else '', end='')
         return epochs if code else 0
 

@@ -84,7 +84,7 @@ def test_a_training_follows_its_schedule_step_by_step(script, pets, rates, tmp_p
 # --- the optimiser ------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('method', ['CAM', 'CALM_EM', 'CALM_ML'])
-def test_an_epoch_is_nesterovs_momentum_by_hand(script, pets, tmp_path, monkeypatch, method):
+def test_an_epoch_is_nesterovs_momentum_by_hand(script, resnet_pets, tmp_path, monkeypatch, method):
     """The network after an epoch is that of ten lines of arithmetic on the same batches, from the same start."""
     start, batches = [], []
     loss_class = networks.HEADS[method]
@@ -97,7 +97,7 @@ def test_an_epoch_is_nesterovs_momentum_by_hand(script, pets, tmp_path, monkeypa
         return loss_of(model, images, labels)
     monkeypatch.setattr(loss_class, 'loss', record)
     lr, ratio, momentum, decay = 0.05, 10, 0.8, 0.1
-    code, _, err = script('main', *pets, '--epochs=1', f'--attribution_method={method}', f'--lr={lr}',
+    code, _, err = script('main', *resnet_pets, '--epochs=1', f'--attribution_method={method}', f'--lr={lr}',
                           f'--momentum={momentum}', f'--weight_decay={decay}')
     assert code == 0, err
     assert [len(labels) for _, labels in batches] == [5, 5, 2]
@@ -233,23 +233,22 @@ def test_training_can_start_from_another_experiments_weights(script, tiny_birds,
     assert all(torch.equal(source[name], target[name]) for name in learned)
 
 
-def test_options_of_no_effect_are_refused_before_a_training_and_not_after_it(tiny_birds, script, monkeypatch):
+def test_options_of_no_effect_are_refused_before_a_training_and_not_after_it(resnet_pets, script, monkeypatch):
     """An earlier version trained such networks, and they are as good as any."""
-    flags = [*tiny_birds, '--architecture=resnet18', '--pretrained=False', '--last_stage=layer2', '--epochs=1',
-             '--large_feature_map']
+    flags = [*without(resnet_pets, 'last_stage'), '--last_stage=layer2', '--epochs=1', '--large_feature_map']
     refused(script('main', *flags), 'large_feature_map', 'last_stage=layer2')
     with monkeypatch.context() as earlier:
         earlier.setattr(main, 'check_effect', lambda *_: None)
         assert script('main', *flags)[0] == 0
-    for name, own in (('main', flags), ('eval_pixel_perturb', tiny_birds)):
-        code, _, err = script(name, *own)
+    for name, given in (('main', flags), ('eval_pixel_perturb', resnet_pets[-1:])):
+        code, _, err = script(name, *given)
         assert code == 0, err
 
 
-def test_fine_tuning_on_another_label_set_keeps_all_but_the_classifier(script, pets, save, tmp_path):
+def test_fine_tuning_on_another_label_set_keeps_all_but_the_classifier(script, resnet_pets, save, tmp_path):
     flags = ['--epochs=1', '--lr=0', '--load_checkpoint=CALM_ML', '--attribution_method=CALM_ML', '--experiment_name=tuned']
-    refused(script('main', *pets, *flags), 'tells 18 classes apart, the data set has 3', '--is_different_checkpoint')
-    code, _, err = script('main', *pets, *flags, '--is_different_checkpoint')
+    refused(script('main', *resnet_pets, *flags), 'tells 18 classes apart, the data set has 3', '--is_different_checkpoint')
+    code, _, err = script('main', *resnet_pets, *flags, '--is_different_checkpoint')
     assert code == 0, err
     source, target = (content_of(save / name)['state_dict'] for name in ('CALM_ML', 'tuned'))
     learned = [name for name in source if not any(word in name for word in ('running', 'num_batches', 'conv_last'))]
@@ -273,10 +272,10 @@ def dtypes(monkeypatch):
     return seen
 
 
-def test_bfloat16_trains_nearly_the_same_network(script, pets, tmp_path, dtypes):
+def test_bfloat16_trains_nearly_the_same_network(script, resnet_pets, tmp_path, dtypes):
     for precision in ('float32', 'bfloat16'):
         dtypes.clear()
-        code, _, err = script('main', *pets, '--epochs=1', f'--precision={precision}', f'--experiment_name={precision}')
+        code, _, err = script('main', *resnet_pets, '--epochs=1', f'--precision={precision}', f'--experiment_name={precision}')
         assert code == 0, err
         assert dtypes == {getattr(torch, precision)}
         assert json.loads((tmp_path / f'save/{precision}/results.json').read_text())['settings']['precision'] == precision
@@ -287,10 +286,10 @@ def test_bfloat16_trains_nearly_the_same_network(script, pets, tmp_path, dtypes)
 
 
 @pytest.mark.parametrize('computes', [True, False])
-def test_auto_trains_in_bfloat16_where_the_hardware_computes_in_it_and_goes_on_in_it(script, pets, tmp_path, dtypes, monkeypatch,
-                                                                                    computes):
+def test_auto_trains_in_bfloat16_where_the_hardware_computes_in_it(script, resnet_pets, tmp_path, dtypes, monkeypatch,
+                                                                   computes):
     monkeypatch.setattr(util, 'computes_in_bfloat16', lambda device: computes)
-    flags, chosen = without(pets, 'precision'), 'bfloat16' if computes else 'float32'
+    flags, chosen = without(resnet_pets, 'precision'), 'bfloat16' if computes else 'float32'
     code, out, err = script('main', *flags, '--epochs=1')
     assert code == 0 and f'trains in {chosen} on cpu, evaluates in float32' in out, err
     assert dtypes == ({torch.bfloat16, torch.float32} if computes else {torch.float32})
@@ -358,7 +357,7 @@ def test_the_proxy_training_set_is_what_is_trained_on(script, tiny_birds, tmp_pa
 def test_a_training_from_the_cache_is_the_same_training(script, pets, tmp_path):
     seen = []
     for name, flags in (('plain', []), ('cached', ['--cache'])):
-        code, out, err = script('main', *pets, f'--experiment_name={name}', *flags)
+        code, out, err = script('main', *pets, f'--experiment_name={name}', '--epochs=2', *flags)
         assert code == 0 and out.count('pixels will take') == 3 * bool(flags), err
         lines = [json.loads(line) for line in (tmp_path / 'save' / name / 'log.jsonl').read_text().splitlines()]
         for line in lines:
