@@ -226,7 +226,7 @@ class Training:
             self.add_unseen()
             self.keeper.save(self.state(processes.gather(self.sums)))
         if self.stop.number:
-            processes.gather(None)  # nobody leaves before the first has saved: torchrun would end it
+            processes.part()  # nobody ends before the first has saved: torchrun would end it
             raise processes.Stopped(self.stop.number)
 
     def finish_epoch(self, epoch, all_sums, accuracy):

@@ -8,7 +8,8 @@ Rank 0, the first, prints and writes. The others are silent, except for the firs
 import os
 import signal
 import sys
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
@@ -105,6 +106,18 @@ def is_end_of_another(error):
                            or any(word in str(error).lower() for word in words))
 
 
+def part():
+    """Wait, before an end, until all processes are here or one has ended. gather alone is not enough: a process that
+    ends right after it closes the connections of those that have its answer but are not awake yet, and they fail."""
+    if size() > 1:
+        with suppress(RuntimeError):  # another has ended; or the store has, with the first process, which saw all here
+            gather(None)
+            here = _store.add('parted', 1)
+            while here < size() and not another_has_failed():
+                time.sleep(0.02)
+                here = _store.add('parted', 0)
+
+
 def leave(code):
     """End this process with an exit code. One of several that fails ends at once: its threads would wait for others."""
     if size() > 1 and code:
@@ -112,6 +125,7 @@ def leave(code):
         sys.stderr.flush()
         os._exit(code)
     if dist.is_initialized():
+        part()
         dist.destroy_process_group()
     if code:
         sys.exit(code)
