@@ -109,13 +109,18 @@ def is_end_of_another(error):
 def part():
     """Wait, before an end, until all processes are here or one has ended. gather alone is not enough: a process that
     ends right after it closes the connections of those that have its answer but are not awake yet, and they fail."""
+    def wait_for_all(key):
+        while _store.add(key, 0) < size() and not another_has_failed():
+            time.sleep(0.02)
+
     if size() > 1:
-        with suppress(RuntimeError):  # another has ended; or the store has, with the first process, which saw all here
+        with suppress(RuntimeError):  # another process has ended
             gather(None)
-            here = _store.add('parted', 1)
-            while here < size() and not another_has_failed():
-                time.sleep(0.02)
-                here = _store.add('parted', 0)
+            _store.add('arrived', 1)
+            wait_for_all('arrived')
+            _store.add('left', 1)
+            if is_first():  # which may hold the store
+                wait_for_all('left')
 
 
 def leave(code):
