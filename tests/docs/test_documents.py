@@ -21,8 +21,7 @@ TEXTS = {path.relative_to(ROOT): path.read_text() for path in (ROOT / 'README.md
 README, DATA, TROUBLE = (TEXTS[Path(name)] for name in (
     'README.md', 'docs/data.md', 'docs/troubleshooting.md'))
 EVERYTHING = '\n'.join(TEXTS.values())
-# scripts whose flags are not in config's table -> the module that has their make_parser
-OWN_PARSERS = ('search', 'compare', 'reproduce', 'abstention', 'demo', 'ablation', 'localise', 'bench', 'precision')
+STUDIES = tuple(path.stem for path in sorted((ROOT / 'research').glob('*.py')) if 'def make_parser' in path.read_text())
 
 
 def test_the_front_page_is_short():
@@ -30,20 +29,16 @@ def test_the_front_page_is_short():
 
 
 def parsers():
-    """{script: its parser}, of those that are there."""
-    found = {name: importlib.import_module(name).make_parser() for name in SCRIPTS}
-    for name in OWN_PARSERS:
-        module = importlib.import_module(name) if (ROOT / f'{name}.py').is_file() else None
-        if hasattr(module, 'make_parser'):
-            found[name] = module.make_parser()
-    return found
+    """{script: its parser}; of a study the name without research."""
+    modules = {name: name for name in SCRIPTS} | {'compare': 'compare'} | {name: f'research.{name}' for name in STUDIES}
+    return {name: importlib.import_module(module).make_parser() for name, module in modules.items()}
 
 
 def test_every_flag_exists():
     """A flag that a page names is one of the table, of a script's own, or of a tool; a value that it gives parses."""
     own = {action.dest for parser in parsers().values() for action in parser._actions}
     tools = {'archive', 'nproc_per_node', 'nnodes', 'rdzv_endpoint', 'rdzv_backend', 'node_rank', 'data_root',
-             'metadata_root', 'logdir'}
+             'metadata_root', 'logdir', 'logger_type', 'smoothing_ksize'}
     named = set(re.findall(r'--([a-z]\w+)', re.sub(r'^    (?:#SBATCH|srun).*$', '', EVERYTHING, flags=re.M)))
     assert len(named) > 40
     assert named - tools <= own
@@ -87,12 +82,12 @@ def test_commands_parse(page):
     """The published commands and all others: each parses, and states nothing that its script does not read."""
     text = TEXTS[page].replace('\\\n', ' ')
     every = parsers()
-    for script, command in re.findall(r'^    (?:torchrun .*?|python )([\w/]+)\.py(.*)$', text, re.M):
+    for script, command in re.findall(r'^    (?:torchrun .*? (?=\w+\.py)|python )(?:-m research\.)?([\w/]+?)(?:\.py)?( .*|)$', text, re.M):
         words = shlex.split(command, comments=True)
         if script == 'dataset/prepare':
             assert words[0] in [*RECIPES, 'all', 'check', 'NAME'], command
             continue
-        assert (ROOT / f'{script}.py').is_file() and script in every, script
+        assert script in every, script
         if script not in SCRIPTS:
             _, rest = every[script].parse_known_args(words)
             config.parse(every['main'], rest)  # what a script of experiments hands on
