@@ -41,18 +41,23 @@ def jointll(query):
     return heads.joint(query.rows(logits) - logits.logsumexp(1, keepdim=True), prior)
 
 
+def _joints(query):
+    """p(y,z|x) of all classes: (B,C,h,w)."""
+    _, logits, prior = query.activations
+    return heads.joint(logits.log_softmax(1), prior)
+
+
 @probabilities('jointll-superclass', needs_superclasses=True, label='p(superclass of {c}, z | x)')
 def jointll_superclass(query):
     """Aggregated CALM: p(y in the superclass, z|x); it sums to the superclass's probability (Kim et al. 2021)."""
-    _, logits, prior = query.activations
-    return query.superclass_sums(heads.joint(logits.log_softmax(1), prior))
+    return query.superclass_sums(_joints(query))
 
 
 @probabilities('jointll-superclass-mean', needs_superclasses=True,
                label='mean of p(y, z | x) over the superclass of {c}')
 def jointll_superclass_mean(query):
     """The mean of the joint over the superclass's classes (Kim et al. 2021)."""
-    return jointll_superclass(query) / query.superclass_sizes()
+    return query.superclass_means(_joints(query))
 
 
 @probabilities('gtcond', label='p(z | x, {c})', total='1', difference='posterior-difference')
@@ -65,15 +70,14 @@ def gtcond(query):
                label='sum of p(z | x, y) over the superclass of {c}')
 def gtcond_superclass(query):
     """The sum of the posteriors p(z|x, y) of the superclass's classes (published code)."""
-    _, logits, prior = query.activations
-    return query.superclass_sums(heads.posterior(heads.joint(logits.log_softmax(1), prior)))
+    return query.superclass_sums(heads.posterior(_joints(query)))
 
 
 @probabilities('gtcond-superclass-mean', needs_superclasses=True,
                label='mean of p(z | x, y) over the superclass of {c}')
 def gtcond_superclass_mean(query):
     """The mean of the posteriors p(z|x, y) of the superclass's classes (published code)."""
-    return gtcond_superclass(query) / query.superclass_sizes()
+    return query.superclass_means(heads.posterior(_joints(query)))
 
 
 @probabilities('saliency', per_class=False, label='p(z | x)', total='1')
@@ -86,5 +90,5 @@ def saliency(query):
 def random_map(query):
     """Uniform noise on the grid: the control that shows what chance gives."""
     grid = query.activations.logits.shape[2:]
-    maps = [torch.rand(grid, generator=torch.Generator().manual_seed(seed)) for seed in query.seeds.tolist()]
+    maps = [torch.rand(grid, generator=torch.Generator().manual_seed(seed)) for seed in query.seeds]
     return torch.stack(maps).to(query.images.device)

@@ -34,7 +34,7 @@ def pose(model, images, labels, contrast, seeds, superclasses, settings, activat
     labels, contrast = (chosen[:, None] if chosen is not None and chosen.ndim == 1 else chosen
                         for chosen in (labels, contrast))  # (B,K)
     labels, contrast = (chosen if chosen is None else chosen.to(images.device) for chosen in (labels, contrast))
-    seeds = torch.arange(len(images)) if seeds is None else seeds
+    seeds = list(range(len(images))) if seeds is None else seeds.tolist()
     query = Query(model, images, labels, seeds, superclasses, settings or SamplingSettings(), contrast)
     if activations is not None:
         query.activations = activations

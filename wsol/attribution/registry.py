@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property, wraps
 
 import torch
-from torch import nn
 
 from wsol.contexts import full_precision
 from wsol.errors import UserError
@@ -111,10 +110,10 @@ def find_method(name, head, table=METHODS, kind='attribution'):
 @dataclass
 class Query:
     """What an attribution method is asked."""
-    model: nn.Module
+    model: CAM                              # or a CALM
     images: torch.Tensor                    # (B,3,H,W)
     classes: torch.Tensor | None            # (B,K) int64; None: all
-    seeds: torch.Tensor | list              # (B,) int64, one per image, for methods that draw at random
+    seeds: list                             # of B integers, for methods that draw at random
     superclasses: torch.Tensor | None       # (C,C) bool: row c holds the classes of c's superclass
     settings: SamplingSettings
     contrast: torch.Tensor | None = None    # (B,K) int64: explain the scores of classes minus those of these
@@ -142,12 +141,13 @@ class Query:
     def single(self, index):
         """The same question about one image."""
         return replace(self, images=self.images[index:index + 1], classes=self.asked[index:index + 1],
-                       seeds=self.seeds.tolist()[index:index + 1],
+                       seeds=self.seeds[index:index + 1],
                        contrast=None if self.contrast is None else self.contrast[index:index + 1])
 
     def both(self):
         """The question about the classes (B,K) and, behind them, about those of the contrast: (B,2K)."""
-        query = replace(self, classes=torch.cat([self.asked, self.contrast], 1), contrast=None)
+        classes = [chosen for chosen in (self.asked, self.contrast) if chosen is not None]
+        query = replace(self, classes=torch.cat(classes, 1), contrast=None)
         if 'activations' in vars(self):  # computed already
             query.activations = self.activations
         return query
@@ -158,17 +158,20 @@ class Query:
             return maps
         return maps.gather(1, self.classes[..., None, None].expand(-1, -1, *maps.shape[2:]))
 
-    def superclass_sums(self, maps):
-        """The maps summed over the superclass of each asked class: (B,C,h,w) -> (B,K,h,w)."""
+    def superclass_members(self):
+        """(B,K,C), 1 for the classes of each asked class's superclass and 0 for others. Raises UserError."""
         if self.superclasses is None:
             raise UserError('superclass maps need superclasses=, which says which classes belong together')
-        members = self.superclasses.to(maps)[self.asked]  # (B,K,C)
-        with full_precision(maps):
-            return torch.einsum('bkc,bchw->bkhw', members, maps)
+        return self.superclasses.to(self.images)[self.asked]
 
-    def superclass_sizes(self):
-        """(B,K,1,1): how many classes the superclass of each asked class has."""
-        return self.superclasses.sum(1).to(self.images)[self.asked][..., None, None]
+    def superclass_sums(self, maps):
+        """The maps summed over the superclass of each asked class: (B,C,h,w) -> (B,K,h,w)."""
+        with full_precision(maps):
+            return torch.einsum('bkc,bchw->bkhw', self.superclass_members().to(maps), maps)
+
+    def superclass_means(self, maps):
+        """The maps' means over the superclass of each asked class: (B,C,h,w) -> (B,K,h,w)."""
+        return self.superclass_sums(maps) / self.superclass_members().sum(2)[..., None, None]
 
 
 def image_by_image(function):
