@@ -1,8 +1,7 @@
-"""Result files: what a result knows of itself, the file it goes to, and how it is found again.
+"""Result files: what a result says of itself, the file it goes to, and how it is found again.
 
-A result knows what it was measured on: the data set, split and images, the checkpoint, its epoch and the SHA-256 of its
-weights, the settings and the versions. Its file's name tells apart results of other weights, of other images, and of
-settings that are not the usual ones.
+A result says what it was measured on: data set, split, images, checkpoint, epoch, SHA-256 of the weights, settings and
+versions. The name of its file differs for other weights, other images, and settings other than the usual ones.
 """
 import hashlib
 import json
@@ -23,19 +22,19 @@ from wsol.attribution.contrast import CONTRASTS, default_scale
 from wsol.attribution.registry import METHODS, SamplingSettings
 from wsol.errors import UserError
 
+# settings that are written out in a file's name
 NAMED = ('score_map_process', 'contrast_method', 'drop_lowest', 'norm_type', 'threshold_type', 'scoremap_root')
-# metric -> version of its results' layout, where it is not the first: an evaluation replaces results of another one
-FORMATS = {'cue_location': 2}
+FORMATS = {'cue_location': 2}  # metric -> version of its results' layout (default: 1); other versions are not read
 
 
 def contrast_name(contrast):
-    """How results call a contrast method. One of an attribution method's name is that method of the log-odds, which is
-    not the difference of its maps of the two classes."""
+    """The name of a contrast method in results. An attribution method's name stands for that method applied to the
+    log-odds, which is not the difference of its two maps."""
     return f'{contrast}-of-log-odds' if contrast in METHODS else contrast
 
 
 def identity(metric, data, split, images, checkpoint, settings):
-    """What a result says of itself: what was measured, on which images, of which network, how."""
+    """What a result says of itself: metric, images, network and settings."""
     return {'metric': metric, 'format': FORMATS.get(metric, 1), 'dataset': data.label, 'split': split,
             'images': len(images), 'images_sha256': images.fingerprint(), **checkpoint_identity(checkpoint),
             'settings': settings}
@@ -49,20 +48,15 @@ def checkpoint_identity(checkpoint):
 
 
 def key(about, **usual):
-    """8 hexadecimal digits that tell results of one name apart: by images, weights, and the settings that are not as
-    they usually are. about: an identity. usual: usual settings of this network, beside those of config."""
-    usual, settings = config.usual_settings() | usual, as_compared(about['settings'])
-    unusual = {name: settings[name] for name, value in as_compared(usual).items()
-               if name in settings and not _is_named(name, settings[name]) and settings[name] != value}
+    """8 hexadecimal digits that differ for other images, weights and unusual settings. about: an identity. usual: usual
+    settings of this network, beside those of config."""
+    usual, settings = as_compared(config.usual_settings() | usual), as_compared(about['settings'])
+    named = {name for name in NAMED if not isinstance(settings.get(name), list)}  # no name holds a list
+    unusual = {name: settings[name] for name in usual.keys() & settings.keys() - named if settings[name] != usual[name]}
     text = f'{about["images_sha256"]} {about["weights_sha256"]}'
     if unusual:
         text += f' {json.dumps(unusual, sort_keys=True)}'
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _is_named(name, value):
-    """Whether the name of a result's file says a setting; a list of methods is in no name."""
-    return name in NAMED and not isinstance(value, list)
 
 
 def versions():
@@ -73,7 +67,7 @@ def versions():
 
 @lru_cache
 def commit():
-    """The git commit of this code, with -dirty where files differ from it; None where there is none."""
+    """The git commit of this code, with -dirty if files differ from it; None outside a git repository."""
     describe = ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
     try:
         return subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True,
@@ -83,7 +77,7 @@ def commit():
 
 
 def machine(device):
-    """What computed. The number of threads can move the last digits: sums are taken in another order."""
+    """The device and the number of threads, which can change the last digits: it changes the order of sums."""
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else _processor()
     return {'device': f'{device.type}: {name}', 'threads': torch.get_num_threads()}
 
@@ -108,20 +102,20 @@ class ResultFile:
         return self.path.with_suffix('.png')
 
     def unfinished(self):
-        """The path of what is measured so far."""
+        """The path of a result that is not complete yet."""
         return self.path.with_name(f'{self.path.name}.unfinished')
 
     def write_unfinished(self, measured):
-        """Keep what is measured so far, for whoever interrupts the rest. An earlier result of this name stays."""
+        """Keep what is measured so far, in case the rest is interrupted. An earlier result of this name stays."""
         whole_files.write_json(self.unfinished(), self._content(measured))
 
     def write(self, measured):
-        """Write what was measured with what it was measured on. An earlier result of this name is of the same weights
-        and images: what differs in its settings, such as the folder of the images, is said."""
+        """Write the figures and what they were measured on. An earlier result of this name has the same weights and
+        images; this prints which of its settings differ, such as the folder of the images."""
         content = self._content(measured)
         before = read_result(self.path)['settings']
         now = json.loads(json.dumps(self.identity['settings']))  # as a file has them: lists, no tuples
-        earlier = {name: flag.default for name, flag in config.ALL_FLAGS.items()} | before  # it may know fewer flags
+        earlier = {name: flag.default for name, flag in config.ALL_FLAGS.items()} | before  # for flags that are newer
         changed = [f'{name} was {earlier.get(name)}, is {value}' for name, value in now.items()
                    if before and earlier.get(name) != value]
         whole_files.write_json(self.path, content)
@@ -140,7 +134,7 @@ def command_line():
 
 
 def digits(outcomes):
-    """(N,) bool -> '0110...': how a result holds an outcome of every image, in their order."""
+    """(N,) bool -> '0110...': the outcome of every image, in order."""
     return ''.join(map(str, np.asarray(outcomes, int)))
 
 
@@ -150,7 +144,7 @@ def from_digits(text):
 
 
 def as_text(numbers, decimals):
-    """'0.5 1.5 ...': how a result holds a row of many numbers."""
+    """(N,) float -> '0.5 1.5 ...'."""
     return ' '.join(f'{number:.{decimals}f}' for number in numbers)
 
 
@@ -160,7 +154,7 @@ def from_text(text):
 
 
 def read_result(path):
-    """A result's content, with its settings; both {} where there is nothing that can be read."""
+    """A result's content, with its settings; both {} if the file cannot be read."""
     content = whole_files.read_json(path)
     content = content if isinstance(content, dict) else {}
     settings = content.get('settings')
@@ -168,10 +162,11 @@ def read_result(path):
 
 
 def find_result(folder, metric, method, weights_sha256, images_sha256=None, **settings):
-    """The latest result of a metric and an attribution method for these weights, in an experiment's folder. method:
-    None where contrast_method is among the settings. images_sha256: of the images; None takes any. settings: those that
-    a command line states; all others are as they are where it is silent, so that a result of another threshold step,
-    say, does not count. Raises UserError."""
+    """The content of the latest result in an experiment's folder of a metric, an attribution method and these weights.
+
+    method: None if contrast_method is among the settings. images_sha256: None takes any images. settings: those that a
+    command line states; all others must have their usual values. Raises UserError.
+    """
     usual = config.usual_settings() | usual_scale(metric, method, settings.get('contrast_method'))
     expected = as_compared(usual | {'score_map_process': method} | settings)
     for path in sorted(Path(folder).glob(f'{metric}_*.json'), key=lambda path: -path.stat().st_mtime_ns):
@@ -188,7 +183,7 @@ def find_result(folder, metric, method, weights_sha256, images_sha256=None, **se
 
 
 def as_compared(settings):
-    """Settings as a file has them, in one form where two mean the same, without those that the maps do not hang on."""
+    """Settings as a file has them, in one form where two forms mean the same, without those that the maps ignore."""
     settings = json.loads(json.dumps(settings))
     if settings.get('contrast_method') == 'difference':
         settings['contrast_method'] = None
