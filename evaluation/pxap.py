@@ -21,32 +21,31 @@ SEED, DRAWS = 0, 1000
 LARGEST = 4_000_000  # numbers in the histograms: 40 times those of a hundred pairs at the usual thresholds
 
 
-def pxap_counts(counts):
-    """The PxAP of every class pair in percent, {name of COUNTS: (P,)}. counts: (P,2,bins)."""
-    histograms = np.cumsum(counts, axis=0), np.cumsum(counts, axis=0), counts, counts
-    return {name: metrics.pixel_average_precision(histogram, underflow=name not in DROPPING)
-            for name, histogram in zip(COUNTS, histograms, strict=True)}
-
-
 def summarise(counts, pairs, evaluations):
-    """The four counts of PxAP. counts: (P,2,bins).
+    """The four counts of PxAP in percent. counts: (P,2,bins). evaluations: (P,), 0 for pairs that are left out.
 
-    Returns {name of COUNTS: {key of KEYS: PxAP in percent, 'pairs': the number of pairs that have a value}}, and the
-    values of each pair, {name of COUNTS: (P,)}. A pair whose true pixels all lie under the lowest threshold has none.
+    Returns {name of COUNTS: {key of KEYS: PxAP, 'pairs': how many pairs have a value}}, and the values of each pair,
+    {name of COUNTS: (P,)}. A pair whose true pixels all lie under the lowest threshold has none.
     """
-    number = np.array([len(pair.parts) for pair in pairs])
-    summary, values = {}, pxap_counts(counts)
-    for name, value in values.items():
-        usable = (evaluations > 0) & np.isfinite(value)
-        groups = {str(k): usable & (number == k) for k in (1, 2, 3)} | {'mean': usable}
-        summary[name] = {key: float(value[group].mean()) if group.any() else None for key, group in groups.items()}
-        summary[name]['pairs'] = int(usable.sum())
+    running, summary, values = np.cumsum(counts, axis=0), {}, {}
+    groups = _groups(np.array([len(pair.parts) for pair in pairs]))
+    for name in COUNTS:
+        histograms = running if name.startswith('published') else counts
+        values[name] = metrics.pixel_average_precision(histograms, underflow=name not in DROPPING)  # (P,)
+        usable = (evaluations > 0) & np.isfinite(values[name])
+        summary[name] = {key: float(values[name][usable & group].mean()) if (usable & group).any() else None
+                         for key, group in groups.items()} | {'pairs': int(usable.sum())}
     return summary, values
 
 
+def _groups(number):
+    """{key of KEYS: bool array}: which pairs it is about. number: how many parts of each pair differ."""
+    return {key: number > 0 if key == 'mean' else number == int(key) for key in KEYS}
+
+
 def dropped_shares(counts):
-    """{'true', 'false', 'all'}: the percent of true, of false and of all pixels under the lowest threshold. counts:
-    (P,2,bins)."""
+    """{'true', 'false', 'all'}: how many percent of the true, the false and all pixels lie under the lowest threshold.
+    counts: (P,2,bins)."""
     below, total = counts[..., 0].sum(0), counts.sum((0, 2))
     shares = {name: 100 * float(below[side] / total[side]) if total[side] else None
               for name, side in (('true', 1), ('false', 0))}
@@ -54,28 +53,26 @@ def dropped_shares(counts):
 
 
 def draw_pairs_again(counts, pairs, evaluations):
-    """The published PxAP over class pairs drawn again. counts: (P,2,bins); pairs: P of the annotations; evaluations:
-    (P,), those of 0 are not measured.
+    """The published PxAP over class pairs drawn again. The arguments are those of summarise.
 
-    Returns {'pairs_sha256': of what was drawn, 'published' and 'published, all pixels': {key of KEYS: DRAWS numbers in
-    percent as text, nan for a draw without such a pair}}; None where the many thresholds asked for would take too long.
+    Returns {'pairs_sha256': SHA-256 of the draws, 'published' and 'published, all pixels': {key of KEYS: DRAWS numbers
+    in percent as text, nan for a draw without such a pair}}; None where so many thresholds would take too long.
     """
-    measured = np.flatnonzero(evaluations)
-    counts = counts[measured]
+    evaluated = np.flatnonzero(evaluations)
+    counts = counts[evaluated]
     if counts.size > LARGEST:
         return None
-    draws = np.sort(np.random.default_rng(SEED).integers(len(measured), size=(DRAWS, len(measured))), axis=1)
+    draws = np.sort(np.random.default_rng(SEED).integers(len(evaluated), size=(DRAWS, len(evaluated))), axis=1)
     running = metrics.running_pxaps(counts, draws)
     values = np.stack(list(screen.progress(running, 'class pairs drawn again', 'draw', total=DRAWS, leave=False)), 1)
-    number = np.array([len(pairs[index].parts) for index in measured])[draws]  # (D,K)
-    groups = {key: number == int(key) if key != 'mean' else number > 0 for key in KEYS}
+    groups = _groups(np.array([len(pairs[index].parts) for index in evaluated])[draws])  # (D,K) each
     return {'pairs_sha256': hashlib.sha256(draws.astype('<i8').tobytes()).hexdigest()} | {
-        name: {key: as_text(_means(own, group), 2) for key, group in groups.items()}
-        for name, own in zip(COUNTS[:2], values, strict=True)}
+        name: {key: as_text(_means(of_draws, group), 2) for key, group in groups.items()}
+        for name, of_draws in zip(COUNTS[:2], values, strict=True)}
 
 
 def _means(values, group):
-    """The mean of each draw's values that are in a group and are numbers. Both: (D,K) -> (D,)."""
+    """The mean of each draw's finite values in a group. Both: (D,K) -> (D,)."""
     usable = group & np.isfinite(values)
     with np.errstate(invalid='ignore'):
         return np.where(usable, values, 0).sum(1) / usable.sum(1)

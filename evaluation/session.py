@@ -41,31 +41,31 @@ class Network:
     model: nn.Module | None
 
     def transform(self):
-        """PIL image -> (3,S,S), as the network takes it."""
+        """The Transform of evaluation images: PIL image -> (3,S,S)."""
         normalisation = {'normalisation': self.checkpoint.normalisation} if self.checkpoint else {}
         return eval_transform(self.args.crop_size, **normalisation)
 
     def open_split(self, data, split):
-        """The ImageDataset of a split, as evaluations see it."""
+        """The ImageDataset of a split, as --skip_broken and --cache ask for it."""
         cache = Path(self.args.save_root) / 'cache' if self.args.cache else None
         return data.open_split(split, self.transform(), skip_broken=self.args.skip_broken, cache=cache)
 
     def loader(self, images, folder=None):
-        """Batches of images, in order. Raises UserError, before the first, where the results' folder is not writable.
+        """Batches of images, in order. Raises UserError at once if the folder of the results is not writable.
         folder: of the results (default: results_folder)."""
         if processes.is_first():
             whole_files.check_writable(folder or self.results_folder())
         return make_loader(images, self.args.batch_size, self.args.workers, self.device)
 
     def speed_up(self, maps=None):
-        """Make forwards on images of one size faster: for an evaluation of these Maps, or of the classes alone."""
+        """Make forwards on images of one size faster. maps: the Maps that are evaluated; None: the classes alone."""
         util.try_algorithms(self.device)
         if self.model is not None and (maps is None or maps.one_forward):
             fold_batchnorm(self.model, self.args.crop_size)
 
     def results_folder(self):
-        """The folder of --experiment_name. Where the flag is silent: the checkpoint's experiment, or a folder named
-        like the published weight."""
+        """The folder of --experiment_name; without this flag that of the checkpoint's experiment, or a folder named
+        after the published weight."""
         args, checkpoint = self.args, self.checkpoint
         if checkpoint is not None and 'experiment_name' not in args.given:
             if checkpoint.name:
@@ -76,22 +76,23 @@ class Network:
         return weights.experiment_folder(args.save_root, args.experiment_name)
 
     def result_file(self, metric, data, images, *names, args=None):
-        """The ResultFile of a metric on images. names: further parts of its name. args: the flags, if others."""
+        """The ResultFile of a metric on test images. names: further parts of its name. args: the flags (default: the
+        network's)."""
         settings = config.recorded_settings(args or self.args)
         about = result_files.identity(metric, data, 'test', images, self.checkpoint, settings)
         known = self.checkpoint.known if self.checkpoint else {}
         usual = {'crop_size': known.get('crop_size', config.ALL_FLAGS['crop_size'].default)}
-        if self.checkpoint and not self.checkpoint.network:  # of weights alone the flags make different networks
+        if self.checkpoint and not self.checkpoint.network:  # flags make different networks of weights alone
             usual |= {name: config.ALL_FLAGS[name].default for name in config.NETWORK}
         name = '_'.join([metric, data.label, *names]) + f'.{result_files.key(about, **usual)}.json'
         return result_files.ResultFile(self.results_folder() / name, about, self.device)
 
 
 def open_network(args, needed=True, or_classifier=False):
-    """The Network that the flags name. Raises UserError, before any work, where there is none or it does not fit.
+    """The Network that the flags name. Raises UserError if there is none, or if its weights do not fit the flags.
 
-    needed: False where maps made elsewhere are evaluated, which need a network only if --load_checkpoint names one.
-    or_classifier: --architecture alone names a trained classifier of torchvision or timm.
+    needed: False for maps made elsewhere, which take a network only if --load_checkpoint names one.
+    or_classifier: accept --architecture alone as a trained classifier of torchvision or timm.
     """
     args, device, checkpoint, model = Munch(args), util.pick_device(args.device), None, None
     processes.join(device)
@@ -101,7 +102,7 @@ def open_network(args, needed=True, or_classifier=False):
         num_classes = checkpoint.num_classes or _named_data(find_dataset, args, checkpoint).num_classes
         model = checkpoint.build(config.network_settings(args), num_classes, device)
         check_image_size(model, args.crop_size)
-    if 'seed' in args:  # else no image goes through the network
+    if 'seed' in args:  # else the script sends no image through the network
         args.precision = util.pick_precision(args.precision, device)
         args.workers = util.pick_workers(args.workers, 'workers' in args.given)
         args.seed = args.seed or 0
@@ -133,10 +134,8 @@ def _named_data(find, args, checkpoint, mask_root=None):
 
 
 def open_data(network, mask_root=None):
-    """The DataSet that the flags name. Raises UserError where the network knows other classes.
-
-    mask_root: the folder above OpenImages' masks.
-    """
+    """The DataSet that the flags name. mask_root: the folder above OpenImages' masks. Raises UserError if the network
+    has another number of classes."""
     data = _named_data(open_dataset, network.args, network.checkpoint, mask_root)
     if network.model is not None and (classes := network.model.conv_last.out_channels) != data.num_classes:
         raise UserError(f'{network.checkpoint.path} tells {classes} classes apart, the data set has {data.num_classes}')
@@ -148,7 +147,7 @@ def open_data(network, mask_root=None):
 
 @dataclass(frozen=True)
 class Maps:
-    """Attribution maps of a network, or maps made elsewhere, and how a metric scales them."""
+    """Which maps a metric evaluates, a network's or maps made elsewhere, and how it scales them."""
     network: Network
     data: DataSet | None
     metric: str | None
@@ -162,12 +161,12 @@ class Maps:
 
     @property
     def method(self):
-        """What computes the maps, as results call it."""
+        """The name of the attribution method or contrast method in results."""
         return result_files.contrast_name(self.contrast) if self.contrast else self.args.score_map_process
 
     @property
     def one_forward(self):
-        """Whether no map needs a gradient or a forward of changed images."""
+        """Whether one plain forward is enough: no gradient, no forward of changed images."""
         entry = CONTRASTS[self.contrast] if self.contrast else METHODS.get(self.method)  # None: no network's maps
         return self.folder is not None or entry is None or entry.one_forward
 
@@ -179,11 +178,11 @@ class Maps:
         return f'{self.args.attribution_method}_{self.method}'
 
     def scale(self):
-        """The norm and the thresholds, where the metric has them."""
+        """[norm, thresholds], as far as the metric has them."""
         return [self.args[flag] for flag in result_files.SCALES.get(self.metric, ())]
 
     def describe(self):
-        """One line: which maps, and how they are made comparable."""
+        """One line for the screen."""
         words = [f'{word} {value}' for word, value in zip(('norm', 'thresholds'), self.scale(), strict=False)]
         return ', '.join([f'maps: {self.name}', *words, self.args.precision])
 
@@ -206,7 +205,7 @@ class Maps:
                            settings=sampling_settings(args), **options)
 
     def _superclasses(self, images):
-        """(C,C) bool, of the network's classes. Raises UserError where nothing says what classes these are."""
+        """(C,C) bool, of the network's classes. Raises UserError if nothing says which classes these are."""
         args, checkpoint, data = self.args, self.network.checkpoint, self.data
         if data is None and args.superclass_file is None and 'dataset' not in {*args.given, *checkpoint.known}:
             raise UserError(f'{checkpoint.path} does not say what its classes are, so that their superclasses are '
@@ -223,11 +222,11 @@ class Maps:
 
 
 def choose_maps(network, data, metric=None, contrast=None, **flags):
-    """The Maps that the flags ask for; where they are silent, the paper's. Raises UserError where the network or the
-    data has no such maps, or flags contradict each other.
+    """The Maps that the flags ask for; the paper's by default. Raises UserError if the network or the data has no such
+    maps, or if flags contradict each other.
 
-    data: None where photos belong to no data set. contrast: a contrast method in the place of an attribution method.
-    flags: replace the network's.
+    data: None for photos that belong to no data set. metric: a key of result_files.SCALES, or one without a scale.
+    contrast: a contrast method in the place of an attribution method. flags: these replace the network's.
     """
     args = Munch(network.args, **flags)
     gradients = args.score_map_method == 'backprop'  # how the published command line asks for them
