@@ -18,8 +18,6 @@ import time
 import traceback
 from pathlib import Path
 
-from runtime import screen
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import hostile  # noqa: E402
@@ -27,13 +25,10 @@ import several  # noqa: E402
 import torch  # noqa: E402
 from conftest import OWN_FLAGS, content_of, paint_folder, run_main, same, without  # noqa: E402
 
-from experiment import (
-    checkpoint_files,  # noqa: E402
-    training,  # noqa: E402
-)
-from runtime import command_line  # noqa: E402
+from experiment import checkpoint_files, training  # noqa: E402
+from runtime import command_line, screen  # noqa: E402
 from wsol import networks  # noqa: E402
-from wsol.errors import UserError
+from wsol.errors import UserError  # noqa: E402
 
 PICTURES, ARCHIVES = ('jpeg', 'png', 'tiff'), ('tar', 'tar_gz', 'zip_file')
 CHECKPOINTS = ('checkpoint', 'foreign_checkpoint', 'legacy_checkpoint', 'safetensors')
