@@ -96,6 +96,7 @@ def control_sources(run, source, masks):
     untrained = untrained.to(run.device).eval()
     controls = {'control: random': noise,
                 "control: the bird's mask": bird,
+                # by the contrasts that take one forward, and by the gradient
                 **{f'control: random weights, {name}': source(untrained, name) for name, contrast in CONTRASTS.items()
                    if (contrast.one_forward or name == 'backprop') and issubclass(type(untrained), contrast.head)}}
     if run.model.default_method == 'jointll':
