@@ -28,6 +28,7 @@ soak: setup-test
 lint: setup-test
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python tests/house.py
+	@$(BIN)/python -m pyright --pythonpath $(BIN)/python
 
 bench: setup-test
 	@TQDM_DISABLE=1 KINETO_LOG_LEVEL=9 $(BIN)/python -m research.bench --json=save/bench.json

@@ -127,8 +127,8 @@ def cam_of_classifier(network, backbone, name, image_size=IMAGE_SIZE):
         raise UserError(f'{name} {remedy}')
     weight, bias = linear[-1].weight, linear[-1].bias
     model = CAM(_as_stage(backbone), weight.shape[1], weight.shape[0]).eval()
-    model.conv_last.to(weight).weight.copy_(weight[:, :, None, None])
-    model.conv_last.bias.copy_(bias if bias is not None else torch.zeros(len(weight)))
+    bias = torch.zeros(len(weight)) if bias is None else bias
+    model.conv_last.to(weight).load_state_dict({'weight': weight[:, :, None, None], 'bias': bias})
     images = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     images = images.to(next(network.parameters()))
     try:

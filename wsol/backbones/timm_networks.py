@@ -48,9 +48,16 @@ def check_name(name):
 
 def normalisation(name):
     """(mean, deviation) per colour of the images that the network timm/NAME was trained on."""
+    settings = _settings(name)
+    return tuple(settings.mean), tuple(settings.std)
+
+
+def _settings(name):
+    """What timm records of the network timm/NAME and its weights. Raises UserError."""
     check_name(name)
     settings = _timm().get_pretrained_cfg(name.removeprefix(PREFIX))
-    return tuple(settings.mean), tuple(settings.std)
+    assert settings is not None  # timm has them for each of its networks
+    return settings
 
 
 class LastMap(nn.Module):
@@ -106,10 +113,8 @@ def _create(short, pretrained, **classes):
 
 def classifier(name, source):
     """The whole classifier timm/NAME and its backbone, a LastMap. source: True, or a file with its state dict."""
-    check_name(name)
-    classes = {}
+    last, classes = _settings(name).classifier, {}
     if source is not True:
-        last = _timm().get_pretrained_cfg(name.removeprefix(PREFIX)).classifier
         state = read_state_dict(source)
         if f'{last}.weight' not in state:
             raise UserError(f'{source} holds no classifier: no weight {last}.weight')
