@@ -179,8 +179,9 @@ FLAGS = {
                   'range divided by this'),
         _recorded('integrated_grad_nr_iter', 50, COUNT, 'points on the path of the integrated gradients'),
         _recorded('contrast_method', None, choice(lambda: ('difference', *CONTRASTS)), 'how to contrast class A '
-                  'with class B: difference subtracts their maps, as published; all others explain both at once: see '
-                  'docs/attribution.md', main=True, shared=False),
+                  'with class B. difference subtracts their maps, as published; the others explain both at once: see '
+                  'docs/attribution.md (default: difference; inference.py: that of the head; interventions: all)',
+                  main=True, shared=False),
         _recorded('slow_questions', 60, COUNT, 'how many questions, drawn by the seed, to ask of methods that need '
                   'some fifty forwards or more for a map; the others get all questions', shared=False),
         Flag('verbose', False, boolean, 'list the class pairs that are left out', shared=False),
@@ -251,6 +252,7 @@ def make_parser(description, *names, listed=()):
 
 
 def _help(flag, listed):
+    """The help text of a flag, with its default."""
     default = ','.join(map(str, flag.default)) if isinstance(flag.default, tuple) else flag.default
     default = '' if default is None else f' (default: {default})'
     return f'{flag.help}{"; several, separated by commas" * listed}{default}'.replace('%', '%%')
@@ -283,7 +285,7 @@ def parse(parser, argv=None):
 
 
 def problem_of(name, value):
-    """What is wrong with a setting that a checkpoint carries, by the flag's own parser; None if nothing is."""
+    """What is wrong with a setting that a checkpoint carries, according to the flag's parser; None if nothing is."""
     flag = ALL_FLAGS.get(name)
     if flag is None:
         return 'no flag has this name'
@@ -297,8 +299,8 @@ def problem_of(name, value):
 
 
 def network_settings(args):
-    """The arguments of build_model that the flags state; a checkpoint carries the same dict. What this network has no
-    use for, and the published command lines state all the same, has its default."""
+    """The arguments of build_model that the flags state; a checkpoint carries the same dict. Flags that this network
+    does not take, though published command lines state them, have their defaults."""
     unused = _without_use(args.architecture, args.attribution_method)
     return {name: flag.default if name in unused else args[name] for name, flag in ALL_FLAGS.items() if flag.network}
 
@@ -310,8 +312,8 @@ def _without_use(architecture, attribution_method):
 def adopt(args, source, known, network):
     """The flags, completed by what a checkpoint knows. Raises UserError where the command line contradicts it.
 
-    source: the checkpoint's path, for the message. known: {flag: value} of its data, taken over where the command line
-    is silent. network: its arguments of build_model; a flag that states another value is refused where it matters.
+    source: the checkpoint's path, for the message. known: {flag: value} of its data, for flags that the command line
+    does not state. network: its arguments of build_model; a stated flag with another value is refused if it matters.
     """
     unused = _without_use(*(network.get(name, args[name]) for name in ('architecture', 'attribution_method')))
     for name in (name for name, flag in ALL_FLAGS.items() if flag.network and name not in unused):
@@ -323,15 +325,15 @@ def adopt(args, source, known, network):
 
 
 def changed_settings(args, before):
-    """What a training that goes on may not change and yet does: ['lr was 0.1, is 0.2']. before: its own settings."""
+    """The changes of settings that a continued training must keep: ['lr was 0.1, is 0.2']. before: its settings."""
     now = args | network_settings(args)
     then = {name: before.get(name, flag.default) for name, flag in ALL_FLAGS.items() if flag.kept}  # some are newer
     return [f'{name} was {value}, is {now[name]}' for name, value in then.items() if value != now[name]]
 
 
 def usual_settings():
-    """{flag: value} of the settings by which two results of the same maps differ, where a command line is silent.
-    crop_size is not among them: a training knows its own."""
+    """{flag: value}: the usual values of the settings that distinguish results of the same maps. crop_size is not among
+    them: its usual value is the training's."""
     usual = {flag.name: flag.default for flag in FLAGS['maps and metrics'] if flag.recorded}
     return usual | {'seed': 0, 'precision': 'float32', 'skip_broken': False}
 

@@ -90,7 +90,7 @@ def test_checkpoints_of_another_network(script, birds, own, tmp_path):
 
 
 @pytest.mark.parametrize('file, line, words', [
-    ('train/class_labels.txt', '001.Toy_A1/x.jpg', ['class_labels.txt, line 3', 'path,integer']),
+    ('train/class_labels.txt', '001.Toy_A1/x.jpg', ['class_labels.txt, line 3', 'path,label']),
     ('train/class_labels.txt', '001.Toy_A1/x.jpg,18', ['class_labels.txt, line 3', 'label 18', '0 to 17']),
     ('val/image_ids.txt', '001.Toy_A1/unknown.jpg', ['image_ids.txt, line 3', 'unknown.jpg']),
 ])
