@@ -1,14 +1,14 @@
-"""Interventions: is a map's mass where the network's decision is, and is it worth what it says? ToyBirds only.
+"""Interventions: do the maps "why A and not B" show what the network's decision depends on? ToyBirds only.
 
-The painter repaints a test image with one part in another class's colours, or before another background, all else the
-same. So the true effect of every region on this network's log p(A|x) / p(B|x) is known: the log-odds of the image less
-those of the repainted one. Every contrast method, "why A and not B", is held against it, next to cue localization on
-exact part masks. Pictures without a part, and without a shape of the background, ask what FunnyBirds asks: single
-deletion and distractibility. Source: FunnyBirds is of Hesse et al., ICCV 2023; the network with random weights of
-Adebayo et al. 2018; cue localization of Kim et al., ICCV 2021.
-True effects are computed in float32, whatever the precision of the maps.
-Result: save/<experiment_name>/interventions_ToyBirds_<method>.<8 digits>.json, a row for each contrast; until
-all are measured, those that are stand in a file of that name with .unfinished at its end.
+The painter repaints a test image with one part in the colours of class B, or before another background, and changes
+nothing else. So the true effect of every region on the network's log p(A|x) / p(B|x) is known: the log-odds of the
+image minus those of the repainted one. Every contrast method is compared with these effects, and with the exact part
+masks (cue localization). Images without a part, and without a shape of the background, give single deletion and
+distractibility. Effects are computed in float32, whatever the precision of the maps.
+Sources: Hesse et al., ICCV 2023 (FunnyBirds: deletion, distractors); Adebayo et al. 2018 (random weights as a control);
+Kim et al., ICCV 2021 (cue localization).
+Result: save/<experiment_name>/interventions_ToyBirds_<method>.<8 digits>.json, a row for each contrast. While the
+script runs, the finished rows are in a file whose name ends in .unfinished.
 
     python -m research.interventions --experiment_name=calm_em
     python -m research.interventions --experiment_name=calm_em --scoremap_root=my_maps
@@ -38,8 +38,8 @@ NEGLIGIBLE = 0.1  # nats: a shape of the background that does less is a distract
 
 
 def contrast_sources(run, images, questions, annotations):
-    """{name: function (batch (B,3,S,S), indices, first, second) -> maps (B,h,w)}: of every contrast method that is
-    asked for, or of the maps made elsewhere, and of the controls. Raises UserError."""
+    """{name: function (batch (B,3,S,S), indices, first, second) -> maps (B,h,w)} for every contrast asked for, or for
+    --scoremap_root, and for the controls. Raises UserError."""
     settings, head = session.sampling_settings(run.args), type(run.model)
 
     def source(model, name):
@@ -49,15 +49,15 @@ def contrast_sources(run, images, questions, annotations):
     controls = control_sources(run, source, ObjectMasks(images, annotations))
     if run.args.scoremap_root is not None:
         if run.args.contrast_method:
-            raise UserError("--scoremap_root brings its own maps, and --contrast_method names the network's; leave one "
-                            'of them out')
+            raise UserError('--scoremap_root reads maps from files, and --contrast_method computes them; leave one of '
+                            'them out')
         return {session.folder_name(run.args.scoremap_root): folder_source(run, images, questions)} | controls
     defined = [name for name, entry in CONTRASTS.items() if issubclass(head, entry.head)]
     asked = run.args.contrast_method or defined
     unknown = [name for name in asked if name not in defined]
     if unknown:
         raise UserError(f'--contrast_method={unknown[0]} is not measured here for {head.__name__}; choose some of '
-                        f'{", ".join(defined)}, or leave the flag out to measure them all')
+                        f'{", ".join(defined)}, or leave the flag out to measure all of them')
     names = sorted(asked, key=is_slow)  # the cheap ones first
     return {name: source(run.model, name) for name in names} | controls
 
@@ -79,7 +79,7 @@ def folder_source(run, images, questions):
 
 
 def control_sources(run, source, masks):
-    """What explains nothing: noise, the prior, the whole bird, and the maps of a network with random weights.
+    """Maps that explain nothing: noise, the prior, the whole bird, and those of a network with random weights.
 
     source: a function (model, contrast) -> maps. masks: the ObjectMasks.
     """
@@ -90,7 +90,7 @@ def control_sources(run, source, masks):
     def bird(images, indices, *_):
         return torch.cat([masks.read(index, [0], images.shape[-1]) for index in indices.tolist()])  # whatever the class
 
-    # each network has a control of its own, which is not the start of a training with the same seed
+    # another seed for each network, so that no training started from these random weights
     torch.manual_seed(util.seed_of(run.args.seed, int(run.checkpoint.sha256[:16], 16)))
     untrained = build_model(**config.network_settings(run.args), num_classes=run.model.conv_last.out_channels)
     untrained = untrained.to(run.device).eval()
@@ -105,7 +105,7 @@ def control_sources(run, source, masks):
 
 
 def is_slow(name):
-    """Whether a contrast takes many forwards for a map: such are measured on --slow_questions of the questions."""
+    """Whether a contrast takes many forwards for a map: it answers --slow_questions of the questions only."""
     return name in CONTRASTS and CONTRASTS[name].slow
 
 
@@ -124,7 +124,7 @@ def rank_correlation(first, second):
 def held_against(signed, absolute, questions, effects, unit, present):
     """{figure: (numerators, denominators)} by question: each figure is the ratio of their sums.
 
-    signed, absolute: (Q,8) masses. effects: (Q,8), in the map's unit. present: (Q,8) bool, regions that are in sight.
+    signed, absolute: (Q,8) masses. effects: (Q,8), in the unit of the map. present: (Q,8) bool, visible regions.
     """
     true = np.zeros_like(present)
     for row, question in enumerate(questions):
@@ -141,7 +141,8 @@ def held_against(signed, absolute, questions, effects, unit, present):
 
 
 def held_against_deletions(signed, absolute, on_shapes, effects, present, areas):
-    """The same for FunnyBirds' two: single deletion, and mass on distractors as a multiple of their share of the area.
+    """The same for two measures of FunnyBirds: rank correlation with the effects of deletion, and mass on distractors
+    divided by their share of the area.
 
     on_shapes: (Q,18) absolute masses. effects: the Effects. areas: (Q,18) shares of the picture.
     """
@@ -156,9 +157,9 @@ def held_against_deletions(signed, absolute, on_shapes, effects, present, areas)
 
 @torch.no_grad()
 def measure(run, images, asked, source, name):
-    """One pass over the questions, of which each process takes some batches. Returns the masses by region, signed and
-    absolute (Q,8), the absolute ones on the background's shapes (Q,18), and the histograms (P,2,bins) of cue
-    localization."""
+    """One pass over the questions; several processes share the batches. Returns the signed and the absolute masses by
+    region (Q,8) (Q,8), the absolute masses on the background's shapes (Q,18), and the histograms of cue localization
+    (P,2,bins)."""
     edges, questions = metrics.bin_edges('even', run.args.cam_curve_interval), asked.questions
     pairs = 1 + max(question.pair for question in questions)
     signed, absolute = np.zeros((2, len(questions), len(REGIONS)))
@@ -172,22 +173,22 @@ def measure(run, images, asked, source, name):
         with util.autocast(run.args.precision, run.device):
             maps = source(batch, indices, first, second).float().cpu()
         if not maps.isfinite().all():
-            raise UserError(f'{name} gives maps with values that are infinite or no number')
-        own = asked.regions[indices.numpy()]
+            raise UserError(f'{name} gives maps with values that are infinite or NaN')
+        regions = asked.regions[indices.numpy()]
         rows = slice(start, start + len(part))
-        signed[rows], absolute[rows] = masses(maps, own, len(REGIONS))
+        signed[rows], absolute[rows] = masses(maps, regions, len(REGIONS))
         on_shapes[rows] = masses(maps, asked.clutter[indices.numpy()], SHAPES + 1)[1][:, 1:]
-        scores = normalise(resize(maps, own.shape[1:]).abs(), 'minmax')
+        scores = normalise(resize(maps, regions.shape[1:]).abs(), 'minmax')
         truth = torch.stack([torch.isin(torch.from_numpy(mask), torch.tensor(question.parts, dtype=torch.uint8))
-                             for mask, question in zip(own, part, strict=True)])
+                             for mask, question in zip(regions, part, strict=True)])
         binned, rows = metrics.bin_scores(scores, edges).flatten(1), torch.tensor([question.pair for question in part])
         counts = counts + metrics.count_scores(binned, truth.flatten(1), len(edges) + 1, rows, pairs)
-    return [sum(own) for own in zip(*processes.gather((signed, absolute, on_shapes, counts)), strict=True)]
+    return [sum(values) for values in zip(*processes.gather((signed, absolute, on_shapes, counts)), strict=True)]
 
 
 def summarise(figures, questions, pxap, seed):
-    """{figure: [value, low, high]}, 95 % by images drawn again; of PxAP's mean by class pairs. pxap: (P,), NaN where a
-    pair has none."""
+    """{figure: [value, low, high]} with 95 % bootstrap intervals over the images; for the mean PxAP over the class
+    pairs. pxap: (P,), NaN for a pair without a value."""
     images, pxap = np.array([question.index for question in questions]), pxap[np.isfinite(pxap)]
     summary = {'pxap': [float(pxap.mean()), *metrics.bootstrap_ratio(pxap, np.ones(len(pxap)), seed)]}
     for name, (above, below) in figures.items():
@@ -198,12 +199,12 @@ def summarise(figures, questions, pxap, seed):
 
 
 def network_facts(effects, asked, seed):
-    """Does the network use the cue at all? Of the images that it gets right, how many turn with the colours. And do the
-    background's shapes matter to it?"""
+    """What the network uses: how many right predictions turn into B when all differing parts take B's colours, and how
+    many of the background's shapes do not matter."""
     images = np.array([question.index for question in asked.questions])
     right, turns = (np.bincount(images, part.astype(float))
                     for part in (effects.is_right, effects.is_right & effects.turns))
-    share = turns.sum() / right.sum() if right.any() else None  # of nothing
+    share = turns.sum() / right.sum() if right.any() else None
     there = asked.areas(asked.clutter, SHAPES + 1)[:, 1:] > 0
     return {'accuracy': 100 * float(effects.is_right.mean()), 'turns': [
         None if value is None else 100 * float(value)
@@ -214,40 +215,37 @@ def network_facts(effects, asked, seed):
 
 
 def report(content, method):
-    """Say what was measured of the network, and of each contrast. content: of the result."""
+    """Print the facts of the network, and the table of contrasts. content: of the result."""
     facts = content['network']
     share, low, high = facts['turns']
     turns = '' if share is None else f'; of these {share:.1f} % [{low:.1f}, {high:.1f}] turn with all differing parts'
     screen.say(f'\n{method}, {content["questions"]} questions, {facts["accuracy"]:.1f} % on images that the network '
-               'gets '
-             f'right{turns}')
-    screen.say(f'{facts["shapes_that_distract"]:.1f} % of the shapes of the background are distractors: leaving '
-               'one out '
-             f'changes the log-odds by less than {NEGLIGIBLE}')
+               f'gets right{turns}')
+    screen.say(f'{facts["shapes_that_distract"]:.1f} % of the shapes of the background are distractors: without one '
+               f'the log-odds change by less than {NEGLIGIBLE}')
     table = []
-    for name, own in content['methods'].items():
-        values = [own.get(key, [None])[0] for key in COLUMNS]
-        table.append([name, *(None if value is None else f'{value:.2f}' for value in values), own['questions']])
+    for name, row in content['methods'].items():
+        values = [row.get(key, [None])[0] for key in COLUMNS]
+        table.append([name, *(None if value is None else f'{value:.2f}' for value in values), row['questions']])
     screen.say(screen.table(['why A and not B', *COLUMNS.values(), 'questions'], table))
 
 
 def measure_all(run, images, asked, sources, effects, result):
-    """Measure every contrast and control. Returns the result's content; what is finished of it is kept on the way."""
+    """Measure every contrast and control. Returns the content of the result, and keeps what is finished on the way."""
     seed, few = run.args.seed, np.random.default_rng(run.args.seed).permutation(len(asked.questions))
     content = {'questions': len(asked.questions), 'network': network_facts(effects, asked, seed), 'methods': {}}
     for name, source in sources.items():
         rows = np.sort(few[:run.args.slow_questions]) if is_slow(name) else np.arange(len(asked.questions))
-        own, of_rows = asked.chosen(rows), type(effects)(*(values[rows] for values in effects))
-        present = own.areas(own.regions, len(REGIONS)) > 0
-        signed, absolute, on_shapes, counts = measure(run, images, own, source, name)
+        part, caused = asked.chosen(rows), type(effects)(*(values[rows] for values in effects))
+        signed, absolute, on_shapes, counts = measure(run, images, part, source, name)
         unit = CONTRASTS[name].unit if name in CONTRASTS else ''
-        in_unit = of_rows.probability if unit == 'probability' else of_rows.log_odds
-        figures = held_against(signed, absolute, own.questions, in_unit, unit, present)
-        figures |= held_against_deletions(signed, absolute, on_shapes, of_rows, present,
-                                          own.areas(own.clutter, SHAPES + 1)[:, 1:])
-        value = metrics.pixel_average_precision(counts)
+        in_unit = caused.probability if unit == 'probability' else caused.log_odds
+        present, shapes = part.areas(part.regions, len(REGIONS)) > 0, part.areas(part.clutter, SHAPES + 1)[:, 1:]
+        figures = held_against(signed, absolute, part.questions, in_unit, unit, present)
+        figures |= held_against_deletions(signed, absolute, on_shapes, caused, present, shapes)
+        pxap = metrics.pixel_average_precision(counts)
         content['methods'][name] = {'questions': len(rows), 'unit': unit,
-                                    **summarise(figures, own.questions, value, seed)}
+                                    **summarise(figures, part.questions, pxap, seed)}
         if processes.is_first():
             result.write_unfinished(content)
     return content
@@ -266,7 +264,7 @@ def main():
         raise UserError(f'interventions need the painter: --dataset=ToyBirds, not {data.name}')
     images, annotations, repainter = run.open_split(data, 'test'), data.annotations(), Repainter(data.cub_root)
     asked = ask(images, annotations, repainter, run.args.crop_size)
-    # first of all: mistakes in the flags are found here, and a folder that cannot be written
+    # before the first image: this finds mistakes in the flags, and a folder that cannot be written
     sources = contrast_sources(run, images, asked.questions, annotations)
     if processes.is_first():
         whole_files.check_writable(run.results_folder())

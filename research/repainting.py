@@ -1,9 +1,8 @@
-"""What repainting does to a network's decision: the true effect of every region of a ToyBirds image.
+"""The true effect of every region of a ToyBirds image on a network's decision, by repainting the image.
 
-The painter paints a test image again: with a part in another class's colours, before another background, without a
-part, or without a shape of the background, and all else the same. The effect is the log-odds of the image less those of
-the picture.
-Source: leaving out single parts and single shapes of the background is that of FunnyBirds (Hesse et al., ICCV 2023).
+The painter changes one thing: a part takes the colours of another class, the background is another one, a part is left
+out, or a shape of the background is. The effect is the log-odds of the image minus those of the repainted one.
+Source: FunnyBirds (Hesse et al., ICCV 2023) leaves out single parts and single shapes of the background.
 """
 from typing import NamedTuple
 
@@ -30,40 +29,39 @@ class Question(NamedTuple):
     pair: int                 # of annotations.pairs
     first: int
     second: int
-    parts: tuple[int, ...]    # differing parts that the picture shows
+    parts: tuple[int, ...]    # differing parts that are visible
 
 
 class Asked(NamedTuple):
-    """The questions of a split, and where things are in its N images."""
+    """The questions about the N images of a split, and what every pixel shows."""
     questions: list
-    regions: np.ndarray       # (N,S,S) uint8, of REGIONS
-    clutter: np.ndarray       # (N,S,S) uint8: the shape of the background, from 1; 0 for none
+    regions: np.ndarray       # (N,S,S) uint8, places of REGIONS
+    clutter: np.ndarray       # (N,S,S) uint8: number of the background's shape, from 1; 0: none
 
     def chosen(self, rows):
-        """The same of some of the questions."""
+        """Restrict to the given questions."""
         return self._replace(questions=[self.questions[row] for row in rows])
 
     def areas(self, labels, count):
-        """(Q,count): the share of a question's picture that each label has. labels: regions or clutter."""
-        own = {question.index for question in self.questions}
-        areas = {index: np.bincount(labels[index].ravel(), minlength=count) / labels[index].size for index in own}
+        """(Q,count): the share of the image that each label covers. labels: regions or clutter."""
+        indices = {question.index for question in self.questions}
+        areas = {index: np.bincount(labels[index].ravel(), minlength=count) / labels[index].size for index in indices}
         return np.stack([areas[question.index] for question in self.questions])
 
 
 class Effects(NamedTuple):
-    """What the interventions did, question by question, to log p(A|x) / p(B|x) where nothing else is said. Effects:
-    before less after; zero for what is not in sight."""
-    log_odds: np.ndarray      # (Q,8), by region, in B's colours or another background; one that both share has none
-    probability: np.ndarray   # (Q,8), likewise, on p(A|x) - p(B|x)
-    all_parts: np.ndarray     # (Q,), of all differing parts at once
-    is_right: np.ndarray      # (Q,) bool: the image's class is predicted
-    turns: np.ndarray         # (Q,) bool: with all differing parts in B's colours, B is
-    deletion: np.ndarray      # (Q,7), of each part left out
-    shapes: np.ndarray        # (Q,18), of each shape of the background left out
+    """The effects of the interventions on log p(A|x) / p(B|x), before minus after; zero for what is not visible."""
+    log_odds: np.ndarray      # (Q,8): a region in B's colours; the background replaced
+    probability: np.ndarray   # (Q,8): the same on p(A|x) - p(B|x)
+    all_parts: np.ndarray     # (Q,): all differing parts in B's colours
+    is_right: np.ndarray      # (Q,) bool: A is predicted
+    turns: np.ndarray         # (Q,) bool: with all differing parts in B's colours, B is predicted
+    deletion: np.ndarray      # (Q,7): a part left out
+    shapes: np.ndarray        # (Q,18): a shape of the background left out
 
 
 def ask(images, annotations, repainter, size):
-    """What is Asked of a split, in pictures of size x size. Raises UserError without part masks."""
+    """The Asked of a split, with images of size x size. Raises UserError without part masks."""
     regions, clutter, questions = [], [], []
     for index, label in enumerate(screen.progress(images.labels.tolist(), 'background shapes', 'image', leave=False)):
         mask = annotations.true_parts(images.image_id(index), size)
@@ -83,9 +81,10 @@ def ask(images, annotations, repainter, size):
 
 
 def pictures_of(asked, index, numbers):
-    """The pictures of an image that its questions need: {(field of Effects, place in it, question or None for all of
-    them): arguments of Repainter.paint}. numbers: of these questions."""
-    colours, pictures = [own for _, own in class_colours()], {('log_odds', (BACKGROUND,), None): {'background': 1}}
+    """{(field of Effects, place in it, question or None for all): arguments of Repainter.paint} of the pictures that
+    the questions about an image need. numbers: of these questions."""
+    colours = [colours for _, colours in class_colours()]
+    pictures = {('log_odds', (BACKGROUND,), None): {'background': 1}}
     for number in numbers:
         _, _, _, second, parts = asked.questions[number]
         swaps = {part: {UNION_PARTS[part]: colours[second][UNION_PARTS[part]]} for part in parts}
@@ -99,7 +98,7 @@ def pictures_of(asked, index, numbers):
 
 @torch.no_grad()
 def true_effects(model, images, asked, repainter, device):
-    """The Effects, by repainting: one forward for each picture. Each process repaints some of the images."""
+    """The Effects: one forward for each repainted picture. Several processes share the images."""
     questions, by_image = asked.questions, {}
     for number, question in enumerate(questions):
         by_image.setdefault(question.index, []).append(number)
@@ -126,14 +125,14 @@ def true_effects(model, images, asked, repainter, device):
                     found['probability'][(number, *place)] = gap[0] - gap[row]
                 elif field == 'all_parts':
                     found['turns'][number] = scores[row].argmax() == second
-    of_each = processes.gather(found)  # zero where another has measured
-    return Effects(**{name: sum(own[name] for own in of_each).astype(values.dtype) for name, values in found.items()})
+    of_each = processes.gather(found)  # zero for the images of other processes
+    return Effects(**{name: sum(part[name] for part in of_each).astype(values.dtype) for name, values in found.items()})
 
 
 def masses(maps, labels, count):
-    """The sum of maps (E,h,w) over the places of each of `count` labels, and of their absolute values: two (E,count).
+    """Sums of maps (E,h,w), and of their absolute values, over the pixels of each label: (E,count), (E,count).
 
-    Enlarged to the labels' size (E,S,S); a map's whole mass stays the sum of its cells.
+    labels: (E,S,S), in 0..count-1. Maps are enlarged to S x S; the mass of a whole map stays the sum of its cells.
     """
     size = labels.shape[1:]
     values = resize(maps, size).flatten(1).double() * (maps[0].numel() / (size[0] * size[1]))

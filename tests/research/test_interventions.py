@@ -1,5 +1,6 @@
 """eval_interventions: effects against pictures painted by hand, figures of maps that are exactly right or wrong."""
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import flags_of, open_birds, refused
+from conftest import flags_of, open_birds, refused, run_main
 from munch import Munch
 from PIL import Image
 from torch import nn
@@ -55,6 +56,22 @@ def birds(tiny_birds):
 def asked(birds):
     _, images, annotations, painter = birds
     return repainting.ask(images, annotations, painter, SIZE)
+
+
+@pytest.fixture(scope='module')
+def measured(trained, tiny_birds, painted_once, tmp_path_factory):
+    """A save_root with the trained experiments, where CAM's log-odds have been measured. Tests copy it."""
+    root = tmp_path_factory.mktemp('measured') / 'save'
+    shutil.copytree(trained, root)
+    run_main('research.interventions', *tiny_birds, f'--save_root={root}', '--experiment_name=CAM', '--contrast_method=log-odds')
+    return root
+
+
+@pytest.fixture
+def save_measured(measured, script, tmp_path):
+    """The folder `save` of the test's own working folder, with a copy of `measured`."""
+    shutil.copytree(measured, tmp_path / 'save')
+    return tmp_path / 'save'
 
 
 def test_an_image_painted_again_is_its_file(birds):
@@ -271,8 +288,8 @@ def test_every_network_has_a_control_with_random_weights_of_its_own():
     args = flags_of('research.interventions', ['--architecture=resnet18', '--last_stage=layer1', '--seed=0'])
 
     def controls(sha256, args):
-        run = Munch(args=args, checkpoint=Munch(sha256=sha256), data=Munch(num_classes=18), device=torch.device('cpu'),
-                    model=Munch(default_method='vanilla'))
+        run = Munch(args=args, checkpoint=Munch(sha256=sha256), device=torch.device('cpu'),
+                    model=Munch(default_method='vanilla', conv_last=Munch(out_channels=18)))
         own = interventions.control_sources(run, lambda model, name: (model, name), None)
         return {name.partition(' weights, ')[2]: source for name, source in own.items() if 'random weights' in name}
 
@@ -289,11 +306,10 @@ def test_every_network_has_a_control_with_random_weights_of_its_own():
     assert all(source[1] == name for own in of_a_head.values() for name, source in own.items())
 
 
-def test_the_birds_mask_is_a_control(script, tiny_birds, save, birds, asked):
+def test_the_birds_mask_is_a_control(script, tiny_birds, save_measured, birds, asked):
     """It localises as cue localization says that the segmentation does, and its mass on the cue is a share of areas."""
-    own = [*tiny_birds, '--experiment_name=CAM']
-    assert script('research.interventions', *own, '--contrast_method=log-odds')[0] == 0
-    code, _, err = script('eval_cue_location', *own, '--score_map_process=object_mask', '--threshold_type=even')
+    save = save_measured
+    code, _, err = script('eval_cue_location', *tiny_birds, '--experiment_name=CAM', '--score_map_process=object_mask', '--threshold_type=even')
     assert code == 0, err
     contents = [json.loads(path.read_text()) for metric in ('interventions', 'cue_location')
                 for path in (save / 'CAM').glob(f'{metric}_*.json')]
@@ -329,10 +345,9 @@ def test_part_masks_that_are_gone_are_named(birds, tmp_path):
         repainting.ask(images, Munch(true_parts=lambda *_: None, root=tmp_path / 'nowhere', pairs=[]), birds[3], SIZE)
 
 
-def test_an_interrupted_measurement_leaves_the_earlier_result_and_says_what_it_is(script, tiny_birds, save, monkeypatch):
+def test_an_interrupted_measurement_leaves_the_earlier_result_and_says_what_it_is(script, tiny_birds, save_measured, monkeypatch):
     own = [*tiny_birds, '--experiment_name=CAM', '--contrast_method=log-odds']
-    assert script('research.interventions', *own)[0] == 0
-    path, = (save / 'CAM').glob('interventions_*.json')
+    path, = (save_measured / 'CAM').glob('interventions_*.json')
     before, measure = path.read_bytes(), interventions.measure
 
     def interrupted(*values):
@@ -348,53 +363,39 @@ def test_an_interrupted_measurement_leaves_the_earlier_result_and_says_what_it_i
     assert code == 0 and 'replaces an earlier result (batch_size was 64, is 7)' in out and not unfinished.exists()
 
 
-def test_interventions_of_several_contrasts_stand_in_the_table_of_experiments(script, tiny_birds, save):
-    code, _, err = script('research.interventions', *tiny_birds, '--experiment_name=CALM_EM', '--contrast_method=log-odds,evidence')
-    assert code == 0, err
-    code, out, err = script('compare', 'save/CALM_EM')
-    assert code == 0 and 'CALM_EM: evidence' in out, err
-
-
-def test_fewer_contrasts_leave_the_result_of_more_and_double_no_row(script, tiny_birds, save):
-    own = [*tiny_birds, '--experiment_name=CAM']
-    before = {}
-    for contrasts in ('log-odds,backprop', 'log-odds'):
-        code, out, err = script('research.interventions', *own, f'--contrast_method={contrasts}')
-        assert code == 0 and 'replaces an earlier result' not in out, err
-        assert all(path.read_bytes() == content for path, content in before.items())
-        before = {path: path.read_bytes() for path in (save / 'CAM').glob('interventions_*.json')}
-    assert len(before) == 2
-    rows = read_rows(save / 'CAM', 'CAM')
-    methods = [row.method for row in rows if 'PxAP exact' in row.estimates]
-    assert sorted(set(methods)) == sorted(methods) and {'log-odds', 'backprop', 'control: random'} <= set(methods)
-
-
-def test_slow_methods_are_measured_on_as_many_questions_as_asked(script, tiny_birds, save):
-    code, out, err = script('research.interventions', *tiny_birds, '--experiment_name=CAM',
-                            '--contrast_method=integrated_gradients,log-odds', '--integrated_grad_nr_iter=2', '--slow_questions=3')
-    assert code == 0, err
-    path, = (save / 'CAM').glob('interventions_*.json')
+def test_fewer_contrasts_leave_the_result_of_more_and_double_no_row(script, tiny_birds, save_measured):
+    """Slow methods answer as many questions as asked, after the cheap ones."""
+    save, before = save_measured, {path: path.read_bytes() for path in (save_measured / 'CAM').glob('interventions_*.json')}
+    code, out, err = script('research.interventions', *tiny_birds, '--experiment_name=CAM', '--integrated_grad_nr_iter=2',
+                            '--contrast_method=integrated_gradients,log-odds', '--slow_questions=3')
+    assert code == 0 and 'replaces an earlier result' not in out, err
+    path, = set((save / 'CAM').glob('interventions_*.json')) - before.keys()
+    assert len(before) == 1 and all(path.read_bytes() == content for path, content in before.items())
     content = json.loads(path.read_text())
-    asked = {name: own['questions'] for name, own in content['methods'].items()}
-    assert list(asked)[:2] == ['log-odds', 'integrated_gradients']  # the cheap ones first
+    asked = {name: row['questions'] for name, row in content['methods'].items()}
+    assert list(asked)[:2] == ['log-odds', 'integrated_gradients']
     assert asked['integrated_gradients'] == 3 < asked['log-odds'] == content['questions']
     assert content['settings']['slow_questions'] == 3
+    rows = read_rows(save / 'CAM', 'CAM')
+    methods = [row.method for row in rows if 'PxAP exact' in row.estimates]
+    assert sorted(set(methods)) == sorted(methods) and {'log-odds', 'integrated_gradients', 'control: random'} <= set(methods)
+    code, out, err = script('compare', 'save/CAM')
+    assert code == 0 and 'CAM: integrated_gradients' in out, err
 
 
-def test_maps_made_elsewhere_are_held_against_the_same_effects(script, tiny_birds, save, tmp_path):
+def test_maps_made_elsewhere_are_held_against_the_same_effects(script, tiny_birds, save_measured, tmp_path):
     """CAM's own maps of both classes, written to files, score as its contrast does; what is wrong is said before any work."""
     own = [*tiny_birds, '--experiment_name=CAM']
     images, _ = open_birds(tiny_birds)
-    model, _ = weights.load_model('CAM', save_root=save)
+    model, _ = weights.load_model('CAM', save_root=save_measured)
     for index in range(len(images)):
         for label, values in enumerate(model.activations(images[index][0][None]).logits[0].detach().numpy()):
             path = tmp_path / f'mine/test/{label}/{images.image_id(index)}.npy'
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, values)
-    for flag in ('--scoremap_root=mine', '--contrast_method=log-odds'):
-        code, _, err = script('research.interventions', *own, flag)
-        assert code == 0, err
-    results = [json.loads(path.read_text())['methods'] for path in (save / 'CAM').glob('interventions_*.json')]
+    code, _, err = script('research.interventions', *own, '--scoremap_root=mine')
+    assert code == 0, err
+    results = [json.loads(path.read_text())['methods'] for path in (save_measured / 'CAM').glob('interventions_*.json')]
     rows = {name: figures for methods in results for name, figures in methods.items() if not name.startswith('control')}
     assert len(results) == len(rows) == 2
     theirs = rows.pop('log-odds')
