@@ -13,7 +13,7 @@ from wsol.backbones.state_dicts import read_state_dict
 from wsol.contexts import evaluating
 from wsol.errors import UserError
 from wsol.heads import CAM
-from wsol.networks import make_head
+from wsol.networks import find_head
 
 TOLERANCE = 1e-4  # relative: by how much a classifier's scores may differ from those that its CAM gives
 IMAGE_SIZE = 224  # of the image that a network is tried on, unless the caller says otherwise
@@ -66,7 +66,7 @@ def from_module(module, layer, attribution_method='CALM_EM', num_classes=None, p
     if not isinstance(features, torch.Tensor) or features.ndim != 4:
         shape = tuple(getattr(features, 'shape', ())) or type(features).__name__
         raise UserError(f'the output of {layer} is no map (B,D,h,w) but {shape}; to_map= can make it one')
-    model = make_head(attribution_method, _as_stage(backbone), features.shape[1], num_classes, prior)
+    model = find_head(attribution_method, prior)(_as_stage(backbone), features.shape[1], num_classes, prior)
     for convolution in (model.conv_last, *([model.attention[0]] if hasattr(model, 'attention') else [])):
         convolution.to(features)  # the device and precision of the features
         nn.init.xavier_uniform_(convolution.weight)

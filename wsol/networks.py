@@ -79,19 +79,13 @@ def normalisation(architecture):
     return IMAGENET
 
 
-def find_head(name):
-    """The class of one of HEADS. Raises UserError."""
+def find_head(name, prior='relu'):
+    """The class of one of HEADS, to be built with this prior. Raises UserError."""
     if name not in HEADS:
         raise UserError(f'no method "{name}"; there are {", ".join(HEADS)}')
-    return HEADS[name]
-
-
-def make_head(attribution_method, backbone, num_features, num_classes, prior):
-    """A head, of HEADS, on a backbone (nn.Sequential). Raises UserError."""
-    head = find_head(attribution_method)
     if prior not in PRIORS:
         raise UserError(f'no prior "{prior}"; there are {", ".join(PRIORS)}')
-    return head(backbone, num_features, num_classes, prior)
+    return HEADS[name]
 
 
 def options_taken(architecture, attribution_method):
@@ -111,14 +105,13 @@ def build_model(architecture, attribution_method, num_classes, pretrained=False,
     at 'layer1', 'layer2' or 'layer3', for a smaller receptive field.
     Returns an nn.Module: model(images (B,3,H,W)) -> class scores (B,C). Raises UserError.
     """
-    recipe = find_architecture(architecture)
+    recipe, head = find_architecture(architecture), find_head(attribution_method, prior)
     asked = {'large_feature_map': large_feature_map, 'last_stage': last_stage, 'use_bn': use_bn}
     for name, usual in (('large_feature_map', False), ('last_stage', 'layer4')):
         if name not in recipe.options and asked[name] != usual:
             raise UserError(f'{name}={asked[name]} does not suit {architecture}')
-    find_head(attribution_method)  # before a backbone is built, or its weights are downloaded
     stages, num_features = recipe.build(pretrained or None, **{name: asked[name] for name in recipe.options})
-    model = make_head(attribution_method, stages, num_features, num_classes, prior)
+    model = head(stages, num_features, num_classes, prior)
     _initialise(model, recipe, bool(pretrained))
     return model
 
