@@ -2,7 +2,7 @@
 
 Runs the project's own commands and prints them. What is done is not run again; a network that was trained with other
 settings is refused. Both networks are a ResNet-18 up to layer2 and start from one CAM classifier, as the paper's
-networks start from an ImageNet classifier. --full trains on larger pictures for 2.5 times as many epochs.
+networks start from an ImageNet classifier. --full trains as long as the findings do.
 Result: table.txt, which is printed at the end, contact_sheet.png, and the experiments start, CAM and CALM_EM, in
 save/demo, with --full in save/demo_full.
 
@@ -27,8 +27,8 @@ from wsol.annotations.cub import UNION_PARTS
 from wsol.metrics import ERASE_RATIOS
 
 RECIPES = {  # folder -> flags of all trainings, of the start, and of the two that start from it
-    'save/demo': (['--crop_size=80', '--resize_size=92', '--batch_size=16'], ['--epochs=10', '--lr=0.02'],
-                  ['--is_different_checkpoint', '--epochs=6', '--lr=0.001']),
+    'save/demo': (['--crop_size=112', '--resize_size=128', '--batch_size=16'], ['--epochs=13', '--lr=0.02'],
+                  ['--is_different_checkpoint', '--epochs=10', '--lr=0.01']),
     'save/demo_full': (SIZES, FROM_RANDOM, FINE_TUNE)}
 METHODS = {  # experiment -> {attribution method: its row of the table}
     'CAM': {'vanilla': 'CAM', 'object_mask': "control: the bird's mask", 'random': 'control: random maps'},
@@ -115,7 +115,7 @@ def method_panels(name, model, image, labels, picture, cue):
 
 def make_parser():
     parser = command_line.plain_parser(__doc__)
-    parser.add_argument('--full', action='store_true', help='train as long as the findings do: 20 minutes on two cores')
+    parser.add_argument('--full', action='store_true', help='train as long as the findings do')
     return parser
 
 
