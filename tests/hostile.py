@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -69,93 +70,47 @@ def outcome(read):
     return None
 
 
-# --- lists ------------------------------------------------------------------------------------------------
+# --- lists and texts --------------------------------------------------------------------------------------
 
 
-def _write_lists(folder):
-    ids = [f'birds/{number}.jpg' for number in range(5)]
-    for name, rows in {'image_ids': ids, 'class_labels': [f'{own},{number % 3}' for number, own in enumerate(ids)],
-                       'image_sizes': [f'{own},40,30' for own in ids],
-                       'localization': [f'{own},1,2,{10 + number},20' for number, own in enumerate(ids)]}.items():
-        whole_files.write_lines(folder / f'{name}.txt', rows)
-    return np.array([own.encode() for own in ids])
+IDS = [f'birds/{number}.jpg' for number in range(5)]
+AS_BYTES = np.array([name.encode() for name in IDS])
+LISTS = {'image_ids.txt': IDS, 'class_labels.txt': [f'{name},{number % 3}' for number, name in enumerate(IDS)],
+         'image_sizes.txt': [f'{name},40,30' for name in IDS],
+         'localization.txt': [f'{name},1,2,{10 + number},20' for number, name in enumerate(IDS)]}
+WORDNET = {'wordnet.is_a.txt': ['n1 n2', 'n1 n3', 'n2 n4'],
+           'imagenet_class_index.json': ['{"0": ["n2", "x"], "1": ["n3", "x"], "2": ["n4", "x"]}']}
+TEXTS = {  # parser: (the files that it needs, the one that is damaged, what reads it in a folder)
+    'ids': (LISTS, 'image_ids.txt', lambda folder: lists.read_labels(folder, 3)),
+    'labels': (LISTS, 'class_labels.txt', lambda folder: lists.read_labels(folder, 3)),
+    'boxes': (LISTS, 'localization.txt', lambda folder: lists.read_boxes(folder, AS_BYTES)),
+    'sizes': (LISTS, 'image_sizes.txt', lambda folder: lists.read_boxes(folder, AS_BYTES)),
+    'masks': (LISTS | {'localization.txt': [f'{name},a/m.png,a/i.png' for name in IDS]}, 'localization.txt',
+              lambda folder: lists.read_mask_paths(folder, AS_BYTES)),
+    'checked_lists': (LISTS, 'localization.txt', lambda folder: list(lists.read_rows(folder / 'localization.txt', lists.BOXES, []))),
+    'superclass_file': ({'super.yaml': ['0: [1, 2]', '3: [4]', '5: 6']}, 'super.yaml',
+                        lambda folder: read_superclass_file(folder / 'super.yaml', 8)),
+    'wordnet_relation': (WORDNET, 'wordnet.is_a.txt', lambda folder: superclasses.wordnet(folder, 3)),
+    'wordnet_index': (WORDNET, 'imagenet_class_index.json', lambda folder: superclasses.wordnet(folder, 3)),
+    'cub_names': ({'images.txt': [f'{number} birds/{number}.jpg' for number in range(1, 6)]}, 'images.txt',
+                  lambda folder: cub.read_by_id(folder / 'images.txt')),
+    'cub_numbers': ({'part_locs.txt': [f'{number} 1 10.5 20.0 1' for number in range(1, 6)]}, 'part_locs.txt',
+                    lambda folder: cub._numbers(folder / 'part_locs.txt')),
+    'hashes': ({'lock.json': ['{"a.tar": {"size": 3, "sha256": "ab"}}']}, 'lock.json',
+               lambda folder: Lock(folder / 'lock.json').entries()),
+    'log_lines': ({'log.jsonl': ['{"epoch": 1, "val_accuracy": 2.5}', '{"epoch": 2, "val_accuracy": 5.0}']}, 'log.jsonl',
+                  lambda folder: whole_files.read_json_lines(folder / 'log.jsonl'))}
 
 
-@parser
-def ids(folder):
-    _write_lists(folder)
-    return folder / 'image_ids.txt', lambda: lists.read_labels(folder, 3)
+def _text(files, damaged, read):
+    def make(folder):
+        for name, rows in files.items():
+            whole_files.write_lines(folder / name, rows)
+        return folder / damaged, lambda: read(folder)
+    return make
 
 
-@parser
-def labels(folder):
-    _write_lists(folder)
-    return folder / 'class_labels.txt', lambda: lists.read_labels(folder, 3)
-
-
-@parser
-def boxes(folder):
-    own = _write_lists(folder)
-    return folder / 'localization.txt', lambda: lists.read_boxes(folder, own)
-
-
-@parser
-def sizes(folder):
-    own = _write_lists(folder)
-    return folder / 'image_sizes.txt', lambda: lists.read_boxes(folder, own)
-
-
-@parser
-def masks(folder):
-    own = _write_lists(folder)
-    whole_files.write_lines(folder / 'localization.txt', [f'{name.decode()},a/m.png,a/i.png' for name in own])
-    return folder / 'localization.txt', lambda: lists.read_mask_paths(folder, own)
-
-
-@parser
-def checked_lists(folder):
-    _write_lists(folder)
-    return folder / 'localization.txt', lambda: list(lists.read_rows(folder / 'localization.txt', lists.BOXES, []))
-
-
-# --- texts --------------------------------------------------------------------------------------------------
-
-
-@parser
-def superclass_file(folder):
-    whole_files.write_lines(folder / 'super.yaml', ['0: [1, 2]', '3: [4]', '5: 6'])
-    return folder / 'super.yaml', lambda: read_superclass_file(folder / 'super.yaml', 8)
-
-
-@parser
-def wordnet_relation(folder):
-    whole_files.write_lines(folder / 'wordnet.is_a.txt', ['n1 n2', 'n1 n3', 'n2 n4'])
-    whole_files.write_json(folder / 'imagenet_class_index.json', {str(row): [f'n{row + 2}', 'x'] for row in range(3)})
-    return folder / 'wordnet.is_a.txt', lambda: superclasses.wordnet(folder, 3)
-
-
-@parser
-def wordnet_index(folder):
-    wordnet_relation(folder)
-    return folder / 'imagenet_class_index.json', lambda: superclasses.wordnet(folder, 3)
-
-
-@parser
-def cub_names(folder):
-    whole_files.write_lines(folder / 'images.txt', [f'{number} birds/{number}.jpg' for number in range(1, 6)])
-    return folder / 'images.txt', lambda: cub.read_by_id(folder / 'images.txt')
-
-
-@parser
-def cub_numbers(folder):
-    whole_files.write_lines(folder / 'part_locs.txt', [f'{number} 1 10.5 20.0 1' for number in range(1, 6)])
-    return folder / 'part_locs.txt', lambda: cub._numbers(folder / 'part_locs.txt')
-
-
-@parser
-def hashes(folder):
-    whole_files.write_json(folder / 'lock.json', {'a.tar': {'size': 3, 'sha256': 'ab'}})
-    return folder / 'lock.json', Lock(folder / 'lock.json').entries
+PARSERS.update({name: _text(*parts) for name, parts in TEXTS.items()})
 
 
 @parser
@@ -165,12 +120,6 @@ def stamp(folder):
         whole_files.write_json(folder / half / 'ToyBirds' / toybirds.STAMP, toybirds._stamp({'train': 1, 'val': 1, 'test': 1}, 0))
     halves = folder / 'data/ToyBirds', folder / 'meta/ToyBirds'
     return halves[0] / toybirds.STAMP, lambda: toybirds._is_whole(halves) or toybirds.Repainter(halves[0])
-
-
-@parser
-def log_lines(folder):
-    whole_files.write_json_lines(folder / 'log.jsonl', [{'epoch': 1, 'val_accuracy': 2.5}, {'epoch': 2, 'val_accuracy': 5.0}])
-    return folder / 'log.jsonl', lambda: whole_files.read_json_lines(folder / 'log.jsonl')
 
 
 # --- maps, pictures, archives ----------------------------------------------------------------------------------
@@ -195,14 +144,7 @@ def jpeg(folder):
     return _picture(folder, 'photo.jpg', exif=turned)
 
 
-@parser
-def png(folder):
-    return _picture(folder, 'photo.png')
-
-
-@parser
-def tiff(folder):
-    return _picture(folder, 'photo.tif')
+PARSERS.update(png=lambda folder: _picture(folder, 'photo.png'), tiff=lambda folder: _picture(folder, 'photo.tif'))
 
 
 def _members():
@@ -226,14 +168,7 @@ def _tar(folder, mode, name):
     return _unpack(folder, folder / name)
 
 
-@parser
-def tar(folder):
-    return _tar(folder, 'w', 'x.tar')
-
-
-@parser
-def tar_gz(folder):
-    return _tar(folder, 'w:gz', 'x.tar.gz')
+PARSERS.update(tar=lambda folder: _tar(folder, 'w', 'x.tar'), tar_gz=lambda folder: _tar(folder, 'w:gz', 'x.tar.gz'))
 
 
 @parser
@@ -270,16 +205,12 @@ def checkpoint(folder):
     return folder / 'own.pth.tar', read
 
 
-@parser
-def foreign_checkpoint(folder):
-    torch.save(checkpoint_content(), folder / 'foreign.pth')
+def _foreign(folder, **options):
+    torch.save(checkpoint_content(), folder / 'foreign.pth', **options)
     return folder / 'foreign.pth', lambda: checkpoint_files.read(folder / 'foreign.pth')
 
 
-@parser
-def legacy_checkpoint(folder):
-    torch.save(checkpoint_content(), folder / 'legacy.pth', _use_new_zipfile_serialization=False)
-    return folder / 'legacy.pth', lambda: checkpoint_files.read(folder / 'legacy.pth')
+PARSERS.update(foreign_checkpoint=_foreign, legacy_checkpoint=partial(_foreign, _use_new_zipfile_serialization=False))
 
 
 @parser
