@@ -301,31 +301,26 @@ def test_auto_trains_in_bfloat16_where_the_hardware_computes_in_it(script, resne
     refused(script('main', *flags, '--epochs=2', '--precision=auto'), f'precision was {chosen}')
 
 
-def test_auto_evaluates_in_float32(script, tiny_birds, save, dtypes, monkeypatch):
+def test_auto_evaluates_in_float32_and_bfloat16_evaluates_nearly_the_same(script, tiny_birds, save, tmp_path, dtypes, unfolded,
+                                                                          monkeypatch):
     monkeypatch.setattr(util, 'computes_in_bfloat16', lambda device: True)
-    code, out, err = script('eval_wsol', *without(tiny_birds, 'precision'), '--experiment_name=CALM_EM')
-    assert code == 0 and 'norm minmax, float32' in out, err
-    assert dtypes == {torch.float32} and read_result(save / 'CALM_EM', 'wsol')['settings']['precision'] == 'float32'
-
-
-def test_bfloat16_evaluates_nearly_the_same(script, tiny_birds, save, tmp_path, dtypes, unfolded):
     photo = sorted((roots_of(tiny_birds)[0] / 'ToyBirds/images').rglob('*_test_*.jpg'))[5]
     results, maps = [], []
-    for precision in ('float32', 'bfloat16'):
+    for asked, precision in (('auto', 'float32'), ('bfloat16', 'bfloat16')):
         dtypes.clear()
-        flags = [*tiny_birds, '--experiment_name=CALM_EM', f'--precision={precision}']
-        code, _, err = script('eval_wsol', *flags)
-        assert code == 0, err
+        flags = [*without(tiny_birds, 'precision'), '--experiment_name=CALM_EM', f'--precision={asked}']
+        code, out, err = script('eval_wsol', *flags)
+        assert code == 0 and f'norm minmax, {precision}' in out, err
         assert dtypes == {getattr(torch, precision)}
-        own = [json.loads(path.read_text()) for path in result_paths(save / 'CALM_EM', 'wsol')]
-        results += [result for result in own if result['settings']['precision'] == precision]
+        found = [json.loads(path.read_text()) for path in result_paths(save / 'CALM_EM', 'wsol')]
+        results += [result['results'] for result in found if result['settings']['precision'] == precision]
         code, _, err = script('inference', photo, *flags, '--target=3', f'--output={precision}')
         assert code == 0, err
         maps.append(np.load(tmp_path / precision / f'{photo.stem}_jointll.npy'))
         assert maps[-1].dtype == np.float32
-    assert len(results) == 2
+    first, second = results
     for name in ('MaxBoxAccV2', 'MaxBoxAcc'):
-        assert results[0]['results'][name]['oracle'] == pytest.approx(results[1]['results'][name]['oracle'], abs=6)  # % of 36
+        assert first[name]['oracle'] == pytest.approx(second[name]['oracle'], abs=6)  # % of 36 images
     error = np.abs(maps[0] - maps[1]).max() / maps[0].max()
     assert 1e-5 < error < 0.1  # the rounding shows, and is no more than that
 
