@@ -83,7 +83,7 @@ def by_parts(folder, name, method):
     """(6,): PxAP for 1, 2 and 3 differing parts of the method's own maps, and of CALM's prior."""
     methods = ['vanilla'] if method == 'CAM' else ['jointll', 'saliency']
     results = commands.evaluate(folder, name, 'cue_location', methods, PRECISION)
-    values = [own['pxap']['exact'][COUNT][key] for own in results for key in '123']
+    values = [result['pxap']['exact'][COUNT][key] for result in results for key in '123']
     return values + [np.nan] * (6 - len(values))
 
 
@@ -92,7 +92,7 @@ def by_contrast(folder, name, method):
     methods = ['log-odds'] if method == 'CAM' else [*CONTRASTS, 'saliency']
     results = commands.evaluate(folder, name, 'cue_location', methods, PRECISION, '--norm_type=rank',
                                 '--threshold_type=even')
-    values = dict(zip(methods, (own['pxap']['exact'][COUNT]['mean'] for own in results), strict=True))
+    values = dict(zip(methods, (result['pxap']['exact'][COUNT]['mean'] for result in results), strict=True))
     return [values.get(column, np.nan) for column in (*CONTRASTS, 'saliency')]
 
 
@@ -119,7 +119,7 @@ def minus_cam(values, row):
 def report(values, columns):
     """The table as text; for contrasts also that of the differences from CAM. values: {row: (S,K)}."""
     header = ['', *COLUMNS[columns]]
-    rows = [[row, *map(table_files.mean_and_deviation, own.T)] for row, own in values.items()]
+    rows = [[row, *map(table_files.mean_and_deviation, array.T)] for row, array in values.items()]
     parts = [screen.table(header, rows)]
     compared = [row for row in values if row != 'CAM' and 'CAM' in values and columns == 'contrasts']
     if compared:

@@ -34,12 +34,12 @@ class Bench:
             self.precisions['auto'] = 'bfloat16'
         self.best = list(self.precisions)[-1]
 
-    def network(self, num_classes=200, folded=False, plain=False, other=None):
-        """In eval mode. plain: in torch's default memory layout, with its BatchNorms. other: another architecture, with
+    def network(self, num_classes=200, folded=False, plain=False, architecture=None):
+        """In eval mode. plain: in torch's default memory layout, with its BatchNorms. architecture: another network, with
         small maps."""
         torch.manual_seed(0)
-        large = {'large_feature_map': True} if not other and self.architecture.startswith('resnet') else {}
-        model = build_model(other or self.architecture, 'CALM_EM', num_classes, **large).to(self.device)
+        large = {'large_feature_map': True} if not architecture and self.architecture.startswith('resnet') else {}
+        model = build_model(architecture or self.architecture, 'CALM_EM', num_classes, **large).to(self.device)
         for module in model.modules():  # statistics that fit the weights: else numbers grow from layer to layer
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 1.0
@@ -77,7 +77,7 @@ class Bench:
 
 def ratio(above, below):
     """'2.00 (1.50 .. 2.50)': the median, the lowest and the highest of the rounds' ratios."""
-    values = [one / other for one, other in zip(above, below, strict=True)]
+    values = [one / another for one, another in zip(above, below, strict=True)]
     return f'{statistics.median(values):.2f} ({min(values):.2f} .. {max(values):.2f})'
 
 
@@ -111,7 +111,7 @@ def main():
     entries = (entry for name in args.only for entry in ITEMS[name](bench))
     for entry in screen.progress(entries, 'measuring', 'item'):
         measured[entry.name], compared[entry.name] = bench.measure(entry)
-    screen.say(screen.table(HEADER, [row(*own) for own in measured.items()]))
+    screen.say(screen.table(HEADER, [row(name, times) for name, times in measured.items()]))
     for name, said in compared.items():
         if said:
             screen.say(f'{name}: {said}')

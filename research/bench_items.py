@@ -82,19 +82,19 @@ def training(bench, count=8):
 
 
 @item
-def depthwise(bench, count=8, other='efficientnet_b0'):
+def depthwise(bench, count=8, architecture='efficientnet_b0'):
     """Trainings in bfloat16 on a CPU: the depthwise convolutions in bfloat16 too (plain), or in float32 (auto)."""
     if not bench.all:
         return
     if bench.device.type != 'cpu' or 'auto' not in bench.precisions:
         screen.say('depthwise: this device does not compute in bfloat16, or is no CPU: left out')
         return
-    models = {way: bench.network(other=other) for way in ('plain', 'float32', 'auto')}
+    models = {way: bench.network(architecture=architecture) for way in ('plain', 'float32', 'auto')}
     keep_in_float32(models['auto'])
     images, labels = bench.images(count), bench.labels(count)
     ways = {way: _step(bench, model, images, labels, lambda model, *batch: model.loss(*batch)[0],
                        'float32' if way == 'float32' else 'auto') for way, model in models.items()}
-    yield Item(f'training, batch of {count}, {other}, plain in bfloat16 alone', ways, count)
+    yield Item(f'training, batch of {count}, {architecture}, plain in bfloat16 alone', ways, count)
 
 
 # --- maps and the two protocols ------------------------------------------------------------------------------
@@ -125,9 +125,10 @@ def _eleven_times(model, images):
 def remove_and_classify(bench):
     known = SimpleNamespace(image_id=str)
     more = ((8, 10, SMALL), (8, 1000, SMALL)) if bench.all else ()
-    for count, num_classes, other in ((1, 200, None), (BATCH, 200, SMALL), *more):
-        plain, model = (bench.network(num_classes, other=other, **{kind: True}) for kind in ('plain', 'folded'))
-        size, labels = bench.size // 2 if other else bench.size, bench.labels(count, num_classes)
+    for count, num_classes, architecture in ((1, 200, None), (BATCH, 200, SMALL), *more):
+        plain = bench.network(num_classes, plain=True, architecture=architecture)
+        model = bench.network(num_classes, folded=True, architecture=architecture)
+        size, labels = bench.size // 2 if architecture else bench.size, bench.labels(count, num_classes)
         same, images = bench.images(count, True, size), bench.images(count, False, size)
         batch = [(images, labels, torch.arange(count))]
         ways = {'plain': partial(plain_ways.erasure, plain, same, labels)}
@@ -137,7 +138,7 @@ def remove_and_classify(bench):
                                 count)
         ways['floor'] = partial(_without_graph, bench, bench.best, _eleven_times, model, images)
         name = f'remove-and-classify, batch of {count}, {num_classes} classes'
-        yield Item(name + (f', {other} on half-size images' if other else ''), ways, count)
+        yield Item(name + (f', {architecture} on half-size images' if architecture else ''), ways, count)
 
 
 # --- cue localization ----------------------------------------------------------------------------------------
@@ -152,7 +153,7 @@ class MadeUp(CueAnnotations):
         rng = np.random.default_rng(0)
         self.made = np.concatenate([rng.random((count, 15, 2)) * PHOTO, rng.random((count, 15, 1)) > 0.1], 2)
         parts = rng.permuted(np.tile(np.arange(7), (num_pairs, 1)), axis=1)[:, :2].tolist()
-        self.pairs = [ClassPair(0, 1 + number, tuple(own)) for number, own in enumerate(parts)]
+        self.pairs = [ClassPair(0, 1 + number, tuple(pair)) for number, pair in enumerate(parts)]
 
     def points(self, image_id):
         return self.made[int(image_id)]

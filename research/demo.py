@@ -27,8 +27,8 @@ from wsol.annotations.cub import UNION_PARTS
 from wsol.metrics import ERASE_RATIOS
 
 RECIPES = {  # folder -> flags of all trainings, of the start, and of the two that start from it
-    'save/demo': (['--crop_size=112', '--resize_size=128', '--batch_size=16'], ['--epochs=13', '--lr=0.02'],
-                  ['--is_different_checkpoint', '--epochs=10', '--lr=0.01']),
+    'save/demo': (['--crop_size=112', '--resize_size=128', '--batch_size=16'], ['--epochs=16', '--lr=0.02'],
+                  ['--is_different_checkpoint', '--epochs=12', '--lr=0.01']),
     'save/demo_full': (SIZES, FROM_RANDOM, FINE_TUNE)}
 METHODS = {  # experiment -> {attribution method: its row of the table}
     'CAM': {'vanilla': 'CAM', 'object_mask': "control: the bird's mask", 'random': 'control: random maps'},

@@ -48,24 +48,24 @@ def verdict(found, reference, column=f'{COMPARED}: mean'):
 
 def cue_table(dataset, found):
     """The paper's table of cue localization, with ours."""
-    found = [own for own in found if f'{COMPARED}: mean' in own.estimates]
-    reference = next((own for own in found if own.method == ('CAM', 'vanilla')), None)
+    found = [row for row in found if f'{COMPARED}: mean' in row.estimates]
+    reference = next((row for row in found if row.method == ('CAM', 'vanilla')), None)
     header = ['PxAP, %', *(f'paper: {key}' for key in paper.KEYS), *(f'published: {key}' for key in paper.KEYS),
               'published, all pixels: mean', *(f'{COMPARED}: {key}' for key in paper.KEYS), 'over seeds ±',
               f'{columns.EXACT}: mean', 'dropped true', 'dropped false', 'verdict']
     rows = []
-    for own in found:
-        words = verdict(own, reference)
+    for row in found:
+        words = verdict(row, reference)
         if dataset == 'CUB':
-            away = np.mean([one.value for one in own.estimates['published: mean']]) - paper.PXAP[own.method][-1]
+            away = np.mean([one.value for one in row.estimates['published: mean']]) - paper.PXAP[row.method][-1]
             words = f'{away:+.1f} from the paper; {words}'
-        published, compared = ([own.cell(f'{count}: {key}') for key in paper.KEYS] for count in ('published', COMPARED))
-        rows.append([own.name(), *map(Cell, paper.PXAP[own.method]),
+        published, compared = ([row.cell(f'{count}: {key}') for key in paper.KEYS] for count in ('published', COMPARED))
+        rows.append([row.name(), *map(Cell, paper.PXAP[row.method]),
                      *(cell and Cell(cell.value) for cell in published[:3]), published[3],
-                     own.cell('published, all pixels: mean'),
+                     row.cell('published, all pixels: mean'),
                      *(cell and Cell(cell.value) for cell in compared[:3]), compared[3],
-                     own.deviation(f'{COMPARED}: mean'), own.cell(f'{columns.EXACT}: mean'),
-                     own.cell('dropped true'), own.cell('dropped false'), words])
+                     row.deviation(f'{COMPARED}: mean'), row.cell(f'{columns.EXACT}: mean'),
+                     row.cell('dropped true'), row.cell('dropped false'), words])
     note = '' if dataset == 'CUB' else '; the paper is of CUB: its order of the methods alone can be compared'
     return Table(f'Cue localization on {dataset}, by differing parts{note}', header, rows)
 
@@ -74,29 +74,29 @@ def ratio_table(dataset, found):
     """R_k of every method. The paper draws it and prints no numbers."""
     ratios = [f'R_{percent}' for percent in columns.PERCENTS]
     return Table(f'Remove-and-classify on {dataset}, R_k, lower is better; the paper has curves without numbers',
-                 ['', *ratios], [[own.name(), *map(own.cell, ratios)] for own in found])
+                 ['', *ratios], [[row.name(), *map(row.cell, ratios)] for row in found])
 
 
 def accuracy_table(dataset, found):
     """Accuracies beside the published ones."""
     rows = []
-    for own in (own for own in found if own.method[1] in ('vanilla', 'jointll')):
-        published, ours = paper.ACCURACY.get((own.method[0], dataset)), own.cell('accuracy')
+    for row in (row for row in found if row.method[1] in ('vanilla', 'jointll')):
+        published, ours = paper.ACCURACY.get((row.method[0], dataset)), row.cell('accuracy')
         verdict = 'not published'
         if published is not None and ours is not None:
             inside = ours.low is not None and ours.low <= published <= ours.high
             verdict = 'as published, within the interval' if inside else f'{ours.value - published:+.1f}'
-        rows.append([own.method[0], Cell(published), ours, own.deviation('accuracy'), verdict])
+        rows.append([row.method[0], Cell(published), ours, row.deviation('accuracy'), verdict])
     return Table(f'Accuracy on {dataset}, %', ['', 'paper', 'ours', 'over seeds ±', 'verdict'], rows)
 
 
 def draw_ratios(dataset, found, path):
     """The remove-and-classify figure of all methods."""
     curves = {}
-    for own in found:
-        cells = [own.cell(f'R_{percent}') for percent in columns.PERCENTS]
+    for row in found:
+        cells = [row.cell(f'R_{percent}') for percent in columns.PERCENTS]
         if None not in cells:
-            curves[own.name()] = [
+            curves[row.name()] = [
                 {'erased_percent': int(percent), 'R': cell.value, 'R_low': cell.low, 'R_high': cell.high}
                 for percent, cell in zip(columns.PERCENTS, cells, strict=True)]
     figures.save(figures.ratio_curve(f'Remove-and-classify, {dataset}', curves), path)

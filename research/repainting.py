@@ -75,8 +75,8 @@ def ask(images, annotations, repainter, size):
         for number, pair in enumerate(annotations.pairs):
             parts = tuple(part for part in pair.parts if part in shown)
             if label in pair[:2] and parts:
-                other = pair.second if label == pair.first else pair.first
-                questions.append(Question(index, number, label, other, parts))
+                second = pair.second if label == pair.first else pair.first
+                questions.append(Question(index, number, label, second, parts))
     return Asked(questions, np.stack(regions), np.stack(clutter))
 
 

@@ -170,12 +170,12 @@ def print_plan(steps_by_dataset, args):
         for step in steps:
             rows.setdefault(step.title(), []).append(step)
         lines = []
-        for title, own in rows.items():
-            done, needs = sum(step.is_done() for step in own), lacks(own[0], args) if not own[0].is_done() else []
+        for title, alike in rows.items():
+            done, needs = sum(step.is_done() for step in alike), [] if alike[0].is_done() else lacks(alike[0], args)
             for what, command in needs:
                 missing.setdefault(command, {})[what] = None
-            state = f'missing: {", ".join(dict(needs))}' if needs and not done else f'{done} of {len(own)} done'
-            lines.append([title, len(own), state])
+            state = f'missing: {", ".join(dict(needs))}' if needs and not done else f'{done} of {len(alike)} done'
+            lines.append([title, len(alike), state])
         screen.say('\n' + table_files.as_text([Table(f'The plan: {dataset}', ['step', 'networks', 'state'], lines)]))
     for command, what in missing.items():
         screen.say(f'missing: {", ".join(what)}. To get it: {command}')
@@ -261,14 +261,14 @@ def main():
     root = Path(args.save_root) / 'reproduce'
     networks = {dataset: networks_of(dataset, args.seeds or (3 if dataset == 'ToyBirds' else 1), root, args.train,
                                      tuple(flags)) for dataset in datasets}
-    steps = {dataset: steps_of(own) for dataset, own in networks.items()}
+    steps = {dataset: steps_of(found) for dataset, found in networks.items()}
     refuse_other_settings(sum(steps.values(), []))
     print_plan(steps, more)
     if args.plan:
         return
     waiting, failed = run_all(sum(steps.values(), []), more)
-    for dataset, own in networks.items():
-        report(dataset, own, root)
+    for dataset, found in networks.items():
+        report(dataset, found, root)
     if waiting:
         screen.say(f'\n{len(waiting)} steps wait for what is missing; the same command runs them later')
     if failed:
