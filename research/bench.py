@@ -35,8 +35,8 @@ class Bench:
         self.best = list(self.precisions)[-1]
 
     def network(self, num_classes=200, folded=False, plain=False, architecture=None):
-        """In eval mode. plain: in torch's default memory layout, with its BatchNorms. architecture: another network, with
-        small maps."""
+        """In eval mode. plain: in torch's default memory layout, with its BatchNorms. architecture: another one,
+        with small maps."""
         torch.manual_seed(0)
         large = {'large_feature_map': True} if not architecture and self.architecture.startswith('resnet') else {}
         model = build_model(architecture or self.architecture, 'CALM_EM', num_classes, **large).to(self.device)
