@@ -32,7 +32,7 @@ settings.register_profile('no deadline', deadline=None)  # a busy machine is no 
 settings.load_profile('no deadline')
 
 # what takes longest begins first, so that no worker of pytest-xdist is left with it at the end while the others wait
-LONGEST = ('test_processes', 'test_demo', 'test_localise', 'test_scripts', 'test_bench', 'test_interventions', 'test_inference')
+LONGEST = ('test_processes', 'test_demo', 'test_ablation', 'test_reproduce', 'test_scripts', 'test_bench', 'test_interventions', 'test_inference')
 
 
 def pytest_collection_modifyitems(items):
