@@ -130,7 +130,7 @@ def signed_maps(source, images, indices, cues, activations):
     Grad-CAM and its like have no negative part, so the absolute value of the opposite question would differ.
     """
     pairs = [cues.class_pairs(index) for index in indices.tolist()]
-    if source.per_pair:
+    if source.takes_pairs:
         labels = cues.images.labels[indices.numpy()]
         asked = [[pair[:2] if pair.first == label else pair[1::-1] for pair in of_image]
                  for label, of_image in zip(labels, pairs, strict=True)]
@@ -225,14 +225,14 @@ def over_all(counts, evaluations):
 # --- results --------------------------------------------------------------------------------------------
 
 
-def pair_records(pairs, evaluations, per_pair, counts):
-    """What the result file says of each evaluated pair. per_pair: {truth: {count: (P,)}}, PxAP. counts: (P,2,bins),
+def pair_records(pairs, evaluations, pxaps, counts):
+    """What the result file says of each evaluated pair. pxaps: {truth: {name of COUNTS: (P,)}}. counts: (P,2,bins),
     for precision by recall."""
     records, precision = [], metrics.precision_at_recall(counts)
     for index in np.flatnonzero(evaluations):
         pair = pairs[index]
         values = {truth: {name: float(pxap[index]) if np.isfinite(pxap[index]) else None for name, pxap in by.items()}
-                  for truth, by in per_pair.items()}
+                  for truth, by in pxaps.items()}
         records.append({'classes': [pair.first + 1, pair.second + 1], 'images': int(evaluations[index]),
                         'parts': [UNION_PARTS[part] for part in pair.parts], 'pxap': values,
                         'precision': as_text(100 * precision[index], 1)})
@@ -258,9 +258,9 @@ def finish(maps, is_control, counts, evaluations, images, cues):
     """Print and write the result of one evaluation. counts: {truth: (P,2,bins)}."""
     args, pairs = maps.args, cues.annotations.pairs
     number = np.array([len(pair.parts) for pair in pairs])
-    summaries, per_pair = {}, {}
+    summaries, pxaps = {}, {}
     for truth, histogram in counts.items():
-        summaries[truth], per_pair[truth] = summarise(histogram, pairs, evaluations)
+        summaries[truth], pxaps[truth] = summarise(histogram, pairs, evaluations)
     dropped = {truth: dropped_shares(histogram) for truth, histogram in counts.items()}
 
     by_number = ', '.join(f'{(evaluations[number == k] > 0).sum()} with {k}' for k in (1, 2, 3))
@@ -277,7 +277,7 @@ def finish(maps, is_control, counts, evaluations, images, cues):
     result.write({'evaluated_images': len(cues), 'evaluations': int(evaluations.sum()), 'is_control': is_control,
                   'pxap': summaries, 'published_draws': draw_pairs_again(counts['parts'], pairs, evaluations),
                   'dropped': dropped, 'recalls': as_text(100 * np.array(metrics.RECALLS), 0),
-                  'pairs': pair_records(pairs, evaluations, per_pair, histogram)})
+                  'pairs': pair_records(pairs, evaluations, pxaps, histogram)})
     figures.save(figures.precision_recall_curves(maps.title(), curves), result.figure())
 
 

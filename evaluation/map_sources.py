@@ -29,7 +29,7 @@ class MapSource:
     images: the ImageDataset of the batches. model: the network that gives the probabilities, or None.
     """
     per_class = True  # whether the maps of two classes can differ
-    per_pair = False  # whether it answers for two classes with one signed map
+    takes_pairs = False  # whether it answers for two classes with one signed map
 
     def __init__(self, images, model=None, precision='float32'):
         self.images, self.model, self.precision = images, model, precision
@@ -102,7 +102,7 @@ class NetworkMaps(MapSource):
 class ContrastMaps(MapSource):
     """A network's maps by a contrast method, a key of CONTRASTS: why the first of two classes and not the second.
     classes (B,2) -> maps (B,1,h,w)."""
-    per_pair = True
+    takes_pairs = True
 
     def __init__(self, images, model, method, precision='float32', seed=0, settings=None):
         super().__init__(images, model, precision)

@@ -63,6 +63,7 @@ def test_cue_location_agrees_with_a_naive_loop(script, tiny_birds, save, method,
     assert path.name.startswith(f'cue_location_ToyBirds_{method}_{process}_{norm}_{thresholds}.')
     assert path.with_suffix('.png').stat().st_size > 1000
     result = json.loads(path.read_text())
+    assert not result['is_control'] and 'control: ' not in out
 
     model, _ = weights.load_model(save / method)
     images, data = open_birds(tiny_birds)
@@ -106,10 +107,13 @@ def test_every_image_goes_through_the_network_once(script, tiny_birds, save, for
 
 def test_the_control_of_the_object_mask_scores_the_share_of_the_cue(script, tiny_birds, save):
     """A map that is 1 on the bird and 0 off it finds the cue at the precision of its share of the bird."""
-    code, _, err = script('eval_cue_location', *tiny_birds, '--experiment_name=CAM', '--score_map_process=object_mask',
+    code, out, err = script('eval_cue_location', *tiny_birds, '--experiment_name=CAM', '--score_map_process=object_mask',
                           '--norm_type=clipping')
     assert code == 0, err
+    rows = [line for line in out.splitlines() if 'published' in line]
+    assert len(rows) == 4 and all(row.startswith('control: ') for row in rows)
     result = read_result(save / 'CAM', 'cue_location')
+    assert result['is_control']
     images, data = open_birds(tiny_birds)
     annotations, shares = data.annotations(), []
     for number, pair in enumerate(annotations.pairs):
