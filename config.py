@@ -186,12 +186,12 @@ FLAGS = {
                   'some fifty forwards or more for a map; the others get all questions', shared=False),
         Flag('verbose', False, boolean, 'list the class pairs that are left out', shared=False),
         _recorded('drop_lowest', 0.0, number(float, 0, True, 100), 'percentage of the lowest pixels of each map that '
-                  'get the score 0, so that log thresholds count them nowhere', shared=False),
+                  'get the score 0: the published count of log thresholds leaves them out', shared=False),
         _recorded('norm_type', None, choice(tuple(NORM_TYPES)), 'clipping: values as they are, cut to 0..1; rank: the '
-                  'share of pixels that are lower (default: clipping for probabilities but in eval_wsol.py, minmax for '
-                  'all others)', main=True),
+                  'share of pixels that are lower (default: clipping for probabilities, minmax for all other maps and '
+                  'in eval_wsol.py)', main=True),
         _recorded('threshold_type', None, choice(tuple(THRESHOLD_TYPES)), 'even: 0, .001, ...; log: 1e-7 ... 1 '
-                  '(default: log for probabilities, even for all others)', main=True),
+                  '(default: log for probabilities, even for all other maps)', main=True),
         _recorded('iou_thresholds', (30, 50, 70), percentages, 'overlaps in percent that count as found', main=True),
         _recorded('scoremap_root', None, FOLDER, 'score maps made elsewhere: FOLDER/<split>/<image_id>.npy; for cue '
                   'localization FOLDER/<split>/<label>/<image_id>.npy', main=True),
