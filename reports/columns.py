@@ -21,7 +21,7 @@ TABLES = {  # title -> {column: its name within the table}
     'Pixels that the published protocol drops, %': {'dropped true': 'true', 'dropped false': 'false'},
     'Remove-and-classify: R_k, lower is better': {f'R_{percent}': f'R_{percent}' for percent in PERCENTS},
     'Localization (WSOL), %': {name: name for name in WSOL},
-    'Interventions': {name: name for name in (*INTERVENTIONS, 'turns', 'distractors', 'questions')},
+    'Interventions': {name: name for name in (*INTERVENTIONS, 'turns', 'shapes that distract', 'questions')},
 }
 DECIMALS = dict.fromkeys([*(f'R_{percent}' for percent in PERCENTS), 'rank corr.', 'slope', 'error', 'deletion corr.',
                           'on distractors'], 2) | {'questions': 0}  # of the other columns: 1
@@ -44,7 +44,7 @@ def read_interventions(result):
         return Estimate(value, bounds=(low, high))
     network = {'turns': stated(*result['network']['turns'])}  # the same for every contrast
     if 'shapes_that_distract' in result['network']:
-        network['distractors'] = stated(result['network']['shapes_that_distract'])
+        network['shapes that distract'] = stated(result['network']['shapes_that_distract'])
     return {name: {column: stated(*figures[key]) for column, key in INTERVENTIONS.items() if key in figures}
             | network | {'questions': stated(figures['questions'])} for name, figures in result['methods'].items()}
 

@@ -194,7 +194,7 @@ def test_interventions_and_experiments_of_one_name(script):
     assert {key: cell['value'] for key, cell in cells.items()} == {
         ('a/x: CAM', 'accuracy'): '50.0', ('b/x: CAM', 'accuracy'): '75.0', ('b/x: CAM − a/x: CAM', 'accuracy'): '25.0',
         ('a/x: log-odds', 'rank corr.'): '0.5', ('a/x: log-odds', 'mass on cue'): '10',
-        ('a/x: log-odds', 'turns'): '80', ('a/x: log-odds', 'distractors'): '60', ('a/x: log-odds', 'questions'): '40',
+        ('a/x: log-odds', 'turns'): '80', ('a/x: log-odds', 'shapes that distract'): '60', ('a/x: log-odds', 'questions'): '40',
         ('x: CAM', 'networks'): '2', ('x: CAM', 'accuracy'): '62.5 ± 17.7'}
     assert [cells['a/x: log-odds', 'rank corr.'][side] for side in ('low', 'high')] == ['0.4', '0.6']
     assert [cells['a/x: log-odds', 'turns'][side] for side in ('low', 'high')] == ['70', '90']
