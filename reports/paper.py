@@ -1,4 +1,4 @@
-"""What the paper reports: every published figure that this project sets its own beside, in one place.
+"""The published figures that the code compares ours with. README.md and docs/protocols.md repeat some of them.
 
 Source: Kim, Choe, Akata, Oh, *Keep CALM and Improve Visual Feature Attribution*, ICCV 2021 (arXiv 2106.07861): table 2,
 cue localization on CUB with ResNet-50; the accuracies are those of the published code's weights, ResNet-50 with 28x28

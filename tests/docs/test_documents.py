@@ -64,6 +64,15 @@ def test_every_linked_file_is_there(page):
                 assert anchor in {re.sub(r'[^\w -]', '', title.lower()).replace(' ', '-') for title in titles}, link
 
 
+@pytest.mark.parametrize('page', TEXTS, ids=str)
+def test_python_files_that_are_named_exist(page):
+    """Findings may also name a file of an earlier commit, with that commit."""
+    for name in re.findall(r'(?<![\w/.-])((?:\w+/)*\w+\.py)\b', TEXTS[page]):
+        is_retired = page.name.startswith('findings') and re.search(
+            rf'{re.escape(name)}[^`]*`\s+of\s+commit\s+[0-9a-f]{{7,}}', TEXTS[page])
+        assert 'NAME' in name or is_retired or (ROOT / name).is_file(), name
+
+
 def test_every_page_is_in_the_contents():
     """And the contents name no other."""
     contents = yaml.safe_load((ROOT / 'mkdocs.yml').read_text().replace('!!python', 'python'))['nav']
