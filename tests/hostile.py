@@ -154,7 +154,7 @@ def _members():
 def _unpack(folder, path):
     def read():
         archives.unpack(path, folder / 'out' / 'below', 'top/(.*)', limit=1 << 20)
-        outside = [own for own in folder.rglob('*') if own.is_file() and own != path and folder / 'out/below' not in own.parents]
+        outside = [file for file in folder.rglob('*') if file.is_file() and file != path and folder / 'out/below' not in file.parents]
         assert not outside
     return path, read
 
@@ -197,12 +197,12 @@ def checkpoint_content():
 @parser
 def checkpoint(folder):
     """A sealed one: whatever changes, it is refused, or it reads as it was."""
-    checkpoint_files.write(folder / 'own.pth.tar', checkpoint_content())
-    whole = json.dumps(checkpoint_files.read(folder / 'own.pth.tar'), default=torch.Tensor.tolist)
+    checkpoint_files.write(folder / 'whole.pth.tar', checkpoint_content())
+    whole = json.dumps(checkpoint_files.read(folder / 'whole.pth.tar'), default=torch.Tensor.tolist)
 
     def read():
-        assert json.dumps(checkpoint_files.read(folder / 'own.pth.tar'), default=torch.Tensor.tolist) == whole
-    return folder / 'own.pth.tar', read
+        assert json.dumps(checkpoint_files.read(folder / 'whole.pth.tar'), default=torch.Tensor.tolist) == whole
+    return folder / 'whole.pth.tar', read
 
 
 def _foreign(folder, **options):
@@ -216,8 +216,8 @@ PARSERS.update(foreign_checkpoint=_foreign, legacy_checkpoint=partial(_foreign, 
 @parser
 def safetensors(folder):
     from safetensors.torch import save_file
-    save_file(checkpoint_content()['state_dict'], folder / 'own.safetensors')
-    return folder / 'own.safetensors', lambda: read_state_dict(folder / 'own.safetensors')
+    save_file(checkpoint_content()['state_dict'], folder / 'whole.safetensors')
+    return folder / 'whole.safetensors', lambda: read_state_dict(folder / 'whole.safetensors')
 
 
 def setting_up(name, folder):

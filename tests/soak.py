@@ -170,8 +170,8 @@ class Bench:
         def watch():
             finish = training.Training.finish_epoch
 
-            def look(own, epoch, *more):
-                finish(own, epoch, *more)
+            def look(trained, epoch, *more):
+                finish(trained, epoch, *more)
                 if epoch + 1 in (20, epochs - 1):
                     taken[epoch + 1] = int(Path('/proc/self/statm').read_text().split()[1]) * PAGE
                 if epoch + 1 == epochs - 1:

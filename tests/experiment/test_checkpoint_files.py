@@ -17,8 +17,8 @@ from wsol.errors import UserError
 @pytest.fixture
 def whole(tmp_path):
     """A checkpoint's path."""
-    checkpoint_files.write(tmp_path / 'own.pth.tar', hostile.checkpoint_content())
-    return tmp_path / 'own.pth.tar'
+    checkpoint_files.write(tmp_path / 'whole.pth.tar', hostile.checkpoint_content())
+    return tmp_path / 'whole.pth.tar'
 
 
 def test_torch_reads_a_sealed_file_like_any_other(whole):
@@ -35,7 +35,7 @@ def test_a_changed_bit_anywhere_is_refused(whole):
         changed = bytearray(before)
         changed[bit // 8] ^= 1 << bit % 8
         whole.write_bytes(changed)
-        with pytest.raises(UserError, match=r'own\.pth\.tar cannot be read as weights \(.*damaged'):
+        with pytest.raises(UserError, match=r'whole\.pth\.tar cannot be read as weights \(.*damaged'):
             checkpoint_files.read(whole)
     turn()
     for bit in range(8 * (len(before) - 110), 8 * len(before)):  # every bit of the seal, and of the zip's end before it
@@ -69,9 +69,9 @@ def test_content_that_cannot_be_is_refused_in_one_line(tmp_path, change, words):
     content = hostile.checkpoint_content()
     for key, value in change.items():
         content[key] = content[key] | value if key in ('model', 'args', 'state_dict') and value else value
-    torch.save(content, tmp_path / 'own.pth')
+    torch.save(content, tmp_path / 'whole.pth')
     with pytest.raises(UserError) as caught:
-        checkpoint_files.read(tmp_path / 'own.pth')
+        checkpoint_files.read(tmp_path / 'whole.pth')
     assert words in str(caught.value) and '\n' not in str(caught.value)
 
 
@@ -81,12 +81,12 @@ def test_settings_of_earlier_versions_are_refused_where_they_were_in_use(tmp_pat
     content = hostile.checkpoint_content()
     unused = content['model'] | {'no_cue': False, 'pointwise_from': None}
     torch.save(content | {'model': unused, 'args': content['args'] | {'compile': True, 'no_cue': False, 'prior_training': None}},
-               tmp_path / 'own.pth')
-    assert weights.read_checkpoint(tmp_path / 'own.pth').content['model'] == content['model']
-    torch.save(content | {part: content[part] | used}, tmp_path / 'own.pth')
+               tmp_path / 'whole.pth')
+    assert weights.read_checkpoint(tmp_path / 'whole.pth').content['model'] == content['model']
+    torch.save(content | {part: content[part] | used}, tmp_path / 'whole.pth')
     name, = used
     with pytest.raises(UserError, match=f'was trained with {name}=.*commit 8897cf4'):
-        checkpoint_files.read(tmp_path / 'own.pth')
+        checkpoint_files.read(tmp_path / 'whole.pth')
 
 
 def test_a_disk_that_gives_back_something_else_leaves_the_old_file(whole, monkeypatch):

@@ -39,8 +39,8 @@ def test_the_backbone_stays_and_the_head_learns_what_a_plain_loop_learns(tiny_bi
     for epoch in range(2):
         batches.epoch = epoch
         for batch in batches:
-            own = torch.stack([images[index][0].flip(2) if seed % 2 else images[index][0] for index, seed in batch])
-            loss, _ = plain.loss(own, torch.tensor([int(images.labels[index]) for index, _ in batch]))
+            batch_images = torch.stack([images[index][0].flip(2) if seed % 2 else images[index][0] for index, seed in batch])
+            loss, _ = plain.loss(batch_images, torch.tensor([int(images.labels[index]) for index, _ in batch]))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -107,10 +107,10 @@ def test_features_of_an_image_and_its_mirror_image(tiny_birds, tmp_path, kept, c
     for index in (0, 10, 35):
         for seed in (4, 5):
             image = images['train'][index][0]
-            own, label, row = found['train'][index, seed]
+            features, label, row = found['train'][index, seed]
             expected = model.extract_features(image.flip(2)[None] if seed % 2 else image[None])[0].detach()
             assert (label, row) == (int(images['train'].labels[index]), index)
-            np.testing.assert_allclose(own.numpy(), expected.numpy(), rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(features.numpy(), expected.numpy(), rtol=1e-3, atol=1e-4)
     assert not list(tmp_path.glob('*.npy')) and len(files()) == 2 * kept  # else the file has no name
     if kept:
         before = files()

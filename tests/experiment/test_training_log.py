@@ -65,7 +65,7 @@ def test_tensorboard_that_is_missing_is_refused_before_the_first_epoch(script, t
 
 def test_the_figure_holds_the_log():
     axes = figures.training_curves('birds', LOG).axes
-    drawn = {(own.get_ylabel(), line.get_label()): line.get_ydata().tolist() for own in axes for line in own.get_lines()}
+    drawn = {(axis.get_ylabel(), line.get_label()): line.get_ydata().tolist() for axis in axes for line in axis.get_lines()}
     assert drawn == {('loss', 'train'): [2, 1, 2 / 3], ('accuracy, %', 'train'): [10, 20, 30], ('accuracy, %', 'val'): [9, 18, 27],
                      ('learning rate', 'at the start of the epoch'): [0.1, 0.05, 0.1 / 3]}
 
