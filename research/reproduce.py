@@ -233,7 +233,7 @@ def run_all(steps, args):
             continue
         try:
             step.run()
-        except UserError as error:
+        except (UserError, OSError, MemoryError, RuntimeError) as error:  # torch's errors are RuntimeErrors
             failed.append(f'{step.title()} ({error})')
             screen.warn(failed[-1])
     return waiting, failed
