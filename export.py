@@ -19,7 +19,7 @@ import config
 from evaluation import session
 from runtime import screen, whole_files
 from wsol.errors import UserError
-from wsol.heads import joint
+from wsol.heads import joint, log_conditional
 
 SUFFIXES = ('.onnx', '.pt2')
 
@@ -37,7 +37,7 @@ class SelfExplaining(nn.Module):
         activations = self.model.activations((images - self.mean) / self.deviation)
         probabilities = self.model.class_scores(activations).softmax(1)
         _, logits, prior = activations
-        return probabilities, logits if prior is None else joint(logits.log_softmax(1), prior)
+        return probabilities, logits if prior is None else joint(log_conditional(logits), prior)
 
 
 def describe(network):

@@ -2,7 +2,7 @@
 
 Source: Kim, Choe, Akata, Oh, "Keep CALM and Improve Visual Feature Attribution", ICCV 2021
 (arXiv 2106.07861), section 3; CAM: Zhou et al., CVPR 2016. y is a class, z a location of the h x w grid.
-Everything that CALM says is a marginal of one tensor,
+Everything that CALM gives is a marginal of one tensor,
 
     p(y,z|x) = p(y|x,z) p(z|x)                                             (B,C,h,w)
 
@@ -21,6 +21,11 @@ from wsol.contexts import full_precision
 # --- the equations -----------------------------------------------------------------------
 
 
+def log_conditional(logits):
+    """log p(y|x,z), the class at each location: the softmax of the logits over the classes. Both (B,C,h,w)."""
+    return logits.log_softmax(1)
+
+
 def spatial_prior(attention, detach_normaliser=True):
     """p(z|x), where the cue is: the attention divided by its sum over the grid.
 
@@ -36,21 +41,21 @@ def spatial_prior(attention, detach_normaliser=True):
     return torch.where(dead, uniform, attention / total.masked_fill(dead, 1))
 
 
-def log_marginal(log_conditional, prior):
+def log_marginal(log_probs, prior):
     """log p(y|x) = log sum_z p(y|x,z) p(z|x), safe where p(y|x,z) is below the smallest float.
 
-    log_conditional: (B,C,h,w), log p(y|x,z); C may be the row of one class. prior: (B,h,w). Returns (B,C).
+    log_probs: (B,C,h,w), log p(y|x,z), of all classes or of some. prior: (B,h,w). Returns (B,C).
     """
-    reachable = log_conditional.detach().masked_fill(prior[:, None] == 0, -torch.inf)
+    reachable = log_probs.detach().masked_fill(prior[:, None] == 0, -torch.inf)
     shift = reachable.amax((2, 3), keepdim=True)  # (B,C,1,1)
     # the clamp changes only locations without prior, whose exp could overflow before it is multiplied by 0
-    conditional = (log_conditional - shift).clamp(max=0).exp()
+    conditional = (log_probs - shift).clamp(max=0).exp()
     return (conditional * prior[:, None]).sum((2, 3)).log() + shift[..., 0, 0]
 
 
-def joint(log_conditional, prior):
-    """p(y,z|x). log_conditional: (B,C,h,w); prior: (B,h,w). Returns (B,C,h,w)."""
-    return log_conditional.exp() * prior[:, None]
+def joint(log_probs, prior):
+    """p(y,z|x) = p(y|x,z) p(z|x). log_probs: (B,C,h,w), log p(y|x,z); prior: (B,h,w). Returns (B,C,h,w)."""
+    return log_probs.exp() * prior[:, None]
 
 
 def posterior(joint_map, epsilon=1e-10):
@@ -64,12 +69,12 @@ def calm_ml_loss(log_row, prior):
 
 
 def calm_em_loss(log_row, prior):
-    """-sum_z q(z) log p(y*,z|x), the mean over the batch; q, the E step, is held constant.
+    """-sum_z q(z) log p(y*,z|x), the mean over the batch. The posterior q, the E step, is held constant.
 
-    log_row: (B,h,w), log p(y*|x,z) of the true class; prior: (B,h,w). As published, a prior
-    under 1e-8 is raised by 1e-8 in the logarithm.
+    log_row: (B,h,w), log p(y*|x,z) of the true class; prior: (B,h,w). As published, 1e-8 is added to a prior below 1e-8
+    before its logarithm is taken.
     """
-    q = posterior(log_row.detach().exp() * prior.detach())  # (B,h,w)
+    q = posterior(joint(log_row.detach()[:, None], prior.detach()))[:, 0]  # (B,h,w), p(z|x,y*)
     log_prior = torch.where(prior < 1e-8, prior + 1e-8, prior).log()
     return -(q * (log_row + log_prior)).sum((1, 2)).mean()
 
@@ -100,10 +105,10 @@ class Activations(NamedTuple):
 class CAM(nn.Module):
     """Class activation mapping: the mean of the logits over the grid, then softmax.
 
-    backbone: an nn.Sequential of named stages (wsol.backbones). The stages become this module's own children, so that
-    state-dict names are the published ones (`layer1...`, `conv_last...`). prior: ignored, CALM's alone.
+    backbone: an nn.Sequential of named stages (wsol.backbones). The stages become children of this module, so that
+    state-dict names are the published ones (`layer1...`, `conv_last...`). prior: ignored; only CALM has one.
     """
-    default_method = 'vanilla'     # the attribution method that the head stands for
+    default_method = 'vanilla'     # the attribution method that the paper shows for this head
     default_contrast = 'log-odds'  # its contrast method
 
     def __init__(self, backbone, num_features, num_classes, prior=None):
@@ -120,7 +125,7 @@ class CAM(nn.Module):
         return images
 
     def head(self, features):
-        """(B,D,h,w) -> Activations, in the weights' precision whatever autocast made of the backbone's."""
+        """(B,D,h,w) -> Activations, in the precision of the weights, whatever autocast made of the features."""
         features = features.to(self.conv_last.weight.dtype)
         return Activations(features, pointwise(features, self.conv_last))
 
@@ -138,7 +143,7 @@ class CAM(nn.Module):
 
     def loss(self, images, labels):
         """Training loss () and class scores (B,C) of a batch. labels: (B,) int64."""
-        # as Zhou et al. train: features are pooled, then classified. The scores are the same, without a (B,C,h,w) map
+        # Pool the features, then classify, as Zhou et al. do: the same scores without a (B,C,h,w) map.
         pooled = self.extract_features(images).to(self.conv_last.weight.dtype).mean((2, 3), keepdim=True)  # (B,D,1,1)
         scores = pointwise(pooled, self.conv_last)[..., 0, 0]  # (B,C)
         return F.cross_entropy(scores, labels), scores.detach()
@@ -147,8 +152,8 @@ class CAM(nn.Module):
 class CALM(CAM):
     """Class activation latent mapping: p(y|x) = sum_z p(y|x,z) p(z|x).
 
-    prior: 'relu' (released code: attention by ReLU, its sum detached) or 'softplus' (as the paper's text has it:
-    softplus and L1 normalisation with its gradient).
+    prior: 'relu' (the released code: attention by ReLU, its sum detached) or 'softplus' (the paper's text: softplus,
+    then L1 normalisation, whose gradient is kept).
     """
     default_method = 'jointll'
     default_contrast = 'prior-log-odds'
@@ -166,23 +171,23 @@ class CALM(CAM):
 
     def head(self, features):
         features, logits, _ = super().head(features)
-        # to hold the sum constant is part of the published training; in eval mode gradients explain p(y|x) itself
+        # The sum is held constant in training, as published; in eval mode gradients explain p(y|x) itself.
         prior = spatial_prior(self.attend(features), self.detach_normaliser and self.training)
         return Activations(features, logits, prior)
 
     def class_scores(self, activations):
-        return log_marginal(activations.logits.log_softmax(1), activations.prior)
+        return log_marginal(log_conditional(activations.logits), activations.prior)
 
     def loss(self, images, labels):
         features, logits, prior = self.activations(images)
-        log_conditional = logits.log_softmax(1)  # (B,C,h,w), log p(y|x,z)
+        log_probs = log_conditional(logits)  # (B,C,h,w), log p(y|x,z)
         grid = labels[:, None, None, None].expand(-1, 1, *logits.shape[2:])  # (B,1,h,w)
-        log_row = log_conditional.gather(1, grid)[:, 0]  # (B,h,w), log p(y*|x,z)
+        log_row = log_probs.gather(1, grid)[:, 0]  # (B,h,w), log p(y*|x,z)
         loss = self.criterion(log_row, prior)
         if self.prior_training is not None and self.training:
             loss = loss + self.prior_training(self.attend(features))
         with torch.no_grad():
-            return loss, log_marginal(log_conditional, prior)
+            return loss, log_marginal(log_probs, prior)
 
 
 class CALM_EM(CALM):

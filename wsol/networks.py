@@ -80,29 +80,32 @@ def normalisation(architecture):
 
 
 def find_head(name, prior='relu'):
-    """The class of one of HEADS, to be built with this prior. Raises UserError."""
+    """The class of a head by its name, a key of HEADS. Raises UserError for an unknown head or prior."""
     if name not in HEADS:
-        raise UserError(f'no method "{name}"; there are {", ".join(HEADS)}')
+        raise UserError(f'no head "{name}"; there are {", ".join(HEADS)}')
     if prior not in PRIORS:
         raise UserError(f'no prior "{prior}"; there are {", ".join(PRIORS)}')
     return HEADS[name]
 
 
 def options_taken(architecture, attribution_method):
-    """The arguments of build_model that change this network: use_bn does not change a ResNet, prior does not CAM."""
+    """The names of build_model's arguments that change this network. For example, use_bn does not change a ResNet, and
+    prior does not change CAM."""
     of_head = ('prior',) if issubclass(find_head(attribution_method), CALM) else ()
     return (*find_architecture(architecture).options, *of_head)
 
 
 def build_model(architecture, attribution_method, num_classes, pretrained=False, large_feature_map=False,
                 use_bn=False, prior='relu', last_stage='layer4'):
-    """The network of an attribution method on a backbone.
+    """A network: a backbone and a head.
 
-    architecture: one of architecture_names(), or timm/NAME. attribution_method: a key of HEADS. pretrained: True starts
-    from ImageNet weights (downloaded once, verified by checksum), a file from the state dict in it. large_feature_map:
-    28x28 instead of 14x14 maps of a 224x224 image. use_bn: VGG-16 with BatchNorm, and BatchNorm in the layers that are
-    added to VGG and Inception (a ResNet has it anyway). prior: CALM's, 'relu' or 'softplus'. last_stage: end a ResNet
-    at 'layer1', 'layer2' or 'layer3', for a smaller receptive field.
+    architecture: one of architecture_names(), or timm/NAME.
+    attribution_method: the head, a key of HEADS.
+    pretrained: True starts from ImageNet weights (downloaded once, verified by checksum), a file from its state dict.
+    large_feature_map: 28x28 instead of 14x14 maps of a 224x224 image.
+    use_bn: VGG-16 with BatchNorm, and BatchNorm in the layers that are added to VGG and Inception.
+    prior: CALM's, 'relu' or 'softplus'.
+    last_stage: end a ResNet at 'layer1', 'layer2' or 'layer3', for a smaller receptive field.
     Returns an nn.Module: model(images (B,3,H,W)) -> class scores (B,C). Raises UserError.
     """
     recipe, head = find_architecture(architecture), find_head(attribution_method, prior)

@@ -351,7 +351,7 @@ def test_a_head_is_computed_in_as_its_network_is(dtype):
 
 @pytest.mark.parametrize('layer, options, words', [
     ('layer9', {}, 'no submodule; the outermost ones are conv1'), ('fc', {'num_classes': 3}, r'no map \(B,D,h,w\)'),
-    ('layer4', {'attribution_method': 'CALM_EM'}, 'say num_classes'), ('layer4', {'attribution_method': 'X', 'num_classes': 3}, 'no method')])
+    ('layer4', {'attribution_method': 'CALM_EM'}, 'say num_classes'), ('layer4', {'attribution_method': 'X', 'num_classes': 3}, 'no head')])
 def test_what_a_module_cannot_be_asked(layer, options, words):
     with pytest.raises(UserError, match=words):
         from_module(torchvision.models.resnet18(num_classes=4), layer, **options)

@@ -91,10 +91,10 @@ def test_joint_posterior_and_prior_are_marginals_of_one_tensor():
 
 
 def test_log_marginal_survives_underflow():
-    log_conditional = torch.full((1, 1, 2, 2), -500.0)
-    log_conditional[0, 0, 0, 0] = 0  # likely there, but no prior: it must not count
+    log_probs = torch.full((1, 1, 2, 2), -500.0)
+    log_probs[0, 0, 0, 0] = 0  # likely there, but no prior: it must not count
     prior = torch.tensor([[[0.0, 0.5], [0.25, 0.25]]])
-    assert heads.log_marginal(log_conditional, prior).item() == pytest.approx(-500)
+    assert heads.log_marginal(log_probs, prior).item() == pytest.approx(-500)
 
 
 @pytest.mark.parametrize('detach', [True, False])

@@ -44,7 +44,7 @@ def jointll(query):
 def _joints(query):
     """p(y,z|x) of all classes: (B,C,h,w)."""
     _, logits, prior = query.activations
-    return heads.joint(logits.log_softmax(1), prior)
+    return heads.joint(heads.log_conditional(logits), prior)
 
 
 @probabilities('jointll-superclass', needs_superclasses=True, label='p(superclass of {c}, z | x)')
