@@ -1,4 +1,4 @@
-"""One table of all that was measured of several experiments, with the differences from the first of them.
+"""One table with all results of several experiments, and the differences from the first of them.
 
 Reads the JSON files that the evaluations leave in an experiment's folder. Intervals are 95 % bootstraps over the test
 images (accuracy, R_k) or the class pairs (PxAP). Differences are paired, and given where both rows were measured on the
@@ -22,7 +22,7 @@ from wsol.errors import UserError
 COMPARED = f'{columns.COMPARED}: mean'
 SUMMARY = ('accuracy', 'published: mean', 'published, all pixels: mean', 'dropped true', 'dropped false',
            'per pair: mean', *(f'{columns.COMPARED}: {key}' for key in columns.KEYS))
-MOST_CURVES = len(figures.COLOURS) * len(figures.LINES)  # more look alike
+MOST_CURVES = len(figures.COLOURS) * len(figures.LINES)  # of more curves some would look alike
 
 
 def make_parser():
@@ -116,7 +116,7 @@ def make_tables(rows, published=()):
     groups = networks_of_one_name(rows)
     several = [group for group in groups if len(group[1]) > 1]
     reference = groups[0] if groups[0] in several else None
-    return [Table('All that was measured', ['', *everything], lines), *topic_tables(single, single[0]),
+    return [Table('All results', ['', *everything], lines), *topic_tables(single, single[0]),
             *topic_tables(several, reference, '; mean ± standard deviation')]
 
 
@@ -141,7 +141,7 @@ def topic_tables(groups, reference, more=''):
 
 def networks_of_one_name(rows):
     """The groups of networks of one name, as trained with several seeds, and measured on the same images; that of the
-    first row comes first. Of an experiment's several checkpoints the first counts."""
+    first row comes first. If an experiment has several checkpoints, its first row counts."""
     by_key = {}
     for row in rows:
         key = f'{Path(row.experiment).name}: {row.method}', row.about.get('dataset'), row.about.get('images_sha256')

@@ -27,8 +27,8 @@ class SeededBatches(Sampler):
     """Shuffled batches of (index, seed) pairs that depend only on the seed, the epoch and the step.
 
     So a run is the same with any number of workers, and a resumed run goes on at any step as if uninterrupted. Several
-    processes share each batch. A process without a share gets the batch's first image, which is to have no weight: it
-    must take part in the step.
+    processes share each batch. A process without a share gets the batch's first image, to which the training gives the
+    weight 0, because every process must take part in the step.
     """
 
     def __init__(self, length, batch_size, seed):
@@ -55,7 +55,7 @@ class SeededBatches(Sampler):
 
 
 class Bytes(Dataset):
-    """Images as their workers hand them over: in bytes, not normalised."""
+    """The Dataset that the workers read: images in bytes, not normalised."""
 
     def __init__(self, images):
         self.images = images
@@ -76,7 +76,7 @@ class Loader(DataLoader):
 
     def __iter__(self):
         for values, *more in super().__iter__():
-            if isinstance(self.dataset, Bytes):  # before the change to the networks' memory order, which is slower
+            if isinstance(self.dataset, Bytes):  # normalise before to_device() changes the memory order: this is faster
                 values = values.to(self.device, non_blocking=values.is_pinned())
                 values = self.images.transform.normalise(values)
             yield to_device(values, self.device), *more

@@ -88,7 +88,7 @@ def make_parser():
 
 
 def read_flags():
-    """The flags. Raises UserError for those that mean something else here than the user may think."""
+    """The flags. Raises UserError for combinations that have no meaning here."""
     args = config.parse(make_parser())
     methods = args.score_map_process or ()
     if 'contrast_method' in args.given and args.contrast is None:
@@ -184,7 +184,7 @@ def describe_run(network, methods):
 
 
 def report(entries, album, contrast):
-    """Write the page; say which classes were found, where the results are, and what differs from what was asked for.
+    """Write the page; print the predicted classes, where the results are, and where the run differs from the request.
     entries: of the photos. contrast: of chosen_classes."""
     for entry in entries[:20]:
         where = f', {album.folder / entry["picture"]}' if 'picture' in entry else ''

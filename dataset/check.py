@@ -1,4 +1,5 @@
-"""Find bad data before training does: images that do not open, files and lists that disagree, boxes that lie."""
+"""Find bad data before training does: images that do not open, files and lists that disagree, boxes outside
+their image."""
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from wsol.errors import UserError
 
 SHOWN = 5
 KINDS = ('broken images', 'missing images', 'unlabelled images', 'surplus images', 'bad boxes', 'missing masks',
-         'broken masks', 'images without a place')
+         'broken masks', 'images without box or mask')
 
 
 def listed_images(data):
@@ -50,7 +51,7 @@ def check_dataset(data):
         path = data.list_folders[split] / 'localization.txt'
         if path.is_file() and path.stat().st_size:
             if data.has_masks:
-                masks |= check_masks(path, ids, data.mask_folder, problems['images without a place'])
+                masks |= check_masks(path, ids, data.mask_folder, problems['images without box or mask'])
             else:
                 _check_boxes(path, ids, problems)
     for folder, (ids, missing, surplus) in compare(data, listed).items():
@@ -86,7 +87,7 @@ def _check_boxes(path, ids, problems):
             bad.append(f'{path}, line {number}: {name} has no size in {sizes_path}')
         elif not (0 <= x0 <= x1 < width and 0 <= y0 <= y1 < height):
             bad.append(f'{path}, line {number}: {name} is {width} x {height}, its box {[x0, y0, x1, y1]}')
-    problems['images without a place'] += [f'{name} has no line in {path}' for name in sorted(unplaced)]
+    problems['images without box or mask'] += [f'{name} has no line in {path}' for name in sorted(unplaced)]
 
 
 def check_masks(path, ids, folder, problems):

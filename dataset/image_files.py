@@ -149,9 +149,9 @@ def opening_images(paths, name):
 
     name: what the warning calls the images. Several processes share the work.
     """
-    mine = range(len(paths))[processes.rank()::processes.size()]
-    problems = broken_images([paths[index] for index in mine], 'replace it')
-    shares = processes.gather({mine[place]: problem for place, problem in problems.items()})
+    indices = range(len(paths))[processes.rank()::processes.size()]  # of this process
+    problems = broken_images([paths[index] for index in indices], 'replace it')
+    shares = processes.gather({indices[place]: problem for place, problem in problems.items()})
     broken = dict(sorted(chain.from_iterable(share.items() for share in shares)))
     if broken and len(broken) == len(paths):
         raise UserError(f'none of the {len(paths)} images of {name} opens; the first: {broken[0]}')

@@ -94,7 +94,7 @@ class ImageDataset(Images):
                 file.write(pixels.numpy().tobytes())
 
     def fingerprint(self, with_times=False):
-        """SHA-256 of the ids, the labels and the files' sizes: it tells which images these are.
+        """SHA-256 of the ids, the labels and the files' sizes: the identity of these images.
 
         with_times: also of the time when each file was last written. A cache needs it, to see that a file was replaced
         by one of the same size. A result does not, so that copies of a data set have one fingerprint.
@@ -102,9 +102,9 @@ class ImageDataset(Images):
         digest = hashlib.sha256()
         for index, label in enumerate(progress(self.labels, 'looking at the files', 'image', leave=False)):
             path = self.path(index)
-            facts = path.stat() if path.is_file() else None
-            time = f',{facts.st_mtime_ns}' if with_times and facts else ''
-            digest.update(f'{self.image_id(index)},{label},{facts and facts.st_size}{time}\n'.encode())
+            status = path.stat() if path.is_file() else None
+            time = f',{status.st_mtime_ns}' if with_times and status else ''
+            digest.update(f'{self.image_id(index)},{label},{status and status.st_size}{time}\n'.encode())
         return digest.hexdigest()
 
     def without_broken(self, name):

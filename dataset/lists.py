@@ -158,15 +158,15 @@ def read_boxes(folder, ids):
 def read_mask_paths(folder, ids):
     """[(mask paths, ignore path)] of the images `ids` (N,) from a split's folder. Raises UserError naming the line."""
     path = folder / 'localization.txt'
-    found = {image_id: ([], []) for image_id in ids.tolist()}
+    by_image = {image_id: ([], []) for image_id in ids.tolist()}  # -> (masks, ignore masks)
     for _, image_id, mask, ignore in read_rows(path, MASKS):
-        if image_id in found:
-            found[image_id][0].append(mask.decode())
-            found[image_id][1].extend([ignore.decode()] if ignore else [])
-    for image_id, files in found.items():
+        if image_id in by_image:
+            by_image[image_id][0].append(mask.decode())
+            by_image[image_id][1].extend([ignore.decode()] if ignore else [])
+    for image_id, files in by_image.items():
         if not all(files):
             raise UserError(f'{path} names no {"ignore mask" if files[0] else "mask"} of {image_id.decode()}')
-    return [(masks, ignores[0]) for masks, ignores in found.values()]
+    return [(masks, ignores[0]) for masks, ignores in by_image.values()]
 
 
 def write_split(folder, rows):

@@ -39,7 +39,7 @@ class Entry:
     num_classes: int
     images: tuple[int, int, int]    # train, val, test
     image_folders: dict[str, str]   # split -> folder below data_root, what its image ids are relative to
-    recipes: dict[str, str]         # split -> the recipe of dataset/prepare.py that makes it
+    recipes: dict[str, str]         # split -> the recipe of dataset/prepare.py that prepares it
     cub_folder: str | None = None   # below data_root: parts, attributes and segmentations in CUB's layout
     cues: Cues | None = None
     has_masks: bool = False         # localization.txt names masks, not boxes
@@ -91,7 +91,7 @@ class DataSet:
 
     @property
     def label(self):
-        """The name by which files of results tell data sets apart."""
+        """The data set's name in the names of result files."""
         return self.name
 
     def list_images(self, split, proxy=False):
@@ -175,9 +175,9 @@ class OwnFolder(DataSet):
         loose = [image_id for image_id in ids if '/' not in image_id]
         if loose:
             raise UserError(f'{root / loose[0]} lies in no class folder ({len(loose)} such images)')
-        strangers = sorted({image_id.split('/')[0] for image_id in ids} - set(names))
-        if strangers:
-            raise UserError(f'{root / strangers[0]} is no class of the training set (its classes: '
+        unknown = sorted({image_id.split('/')[0] for image_id in ids} - set(names))
+        if unknown:
+            raise UserError(f'{root / unknown[0]} is no class of the training set (its classes: '
                             f'{", ".join(names[:8])}{", ..." if len(names) > 8 else ""})')
         if not ids:
             raise UserError(f'{root} holds no images (looked for {", ".join(sorted(SUFFIXES))} in its class folders)')

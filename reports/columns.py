@@ -93,10 +93,10 @@ def _wsol(result):
     columns = {column: Estimate(result['results'][name]['test']) for column, name in WSOL.items()
                if name in result['results']}
     outcomes = {name: from_digits(text) for name, text in result.get('outcomes', {}).items()}
-    by_metric = {'MaxBoxAccV2': [found for name, found in outcomes.items() if '@' in name],  # one for each overlap
-                 'MaxBoxAcc': [found for name, found in outcomes.items() if '@' not in name]}
-    for column, found in by_metric.items():
-        if found:
-            terms = mean_terms(100 * np.mean(found, 0))
+    by_metric = {'MaxBoxAccV2': [hits for name, hits in outcomes.items() if '@' in name],  # one for each overlap
+                 'MaxBoxAcc': [hits for name, hits in outcomes.items() if '@' not in name]}
+    for column, hits in by_metric.items():
+        if hits:
+            terms = mean_terms(100 * np.mean(hits, 0))
             columns[column] = columns[column]._replace(units=(result['images_sha256'],), terms=terms)
     return columns

@@ -40,7 +40,7 @@ def find_images(inputs, output):
     The names begin the names of the results. A name is that of the file without its suffix; for an image below a given
     folder, with the folders in between.
     """
-    found, output = {}, Path(output).resolve()  # resolved path -> (path as given, folder's name, path inside it)
+    photos, output = {}, Path(output).resolve()  # resolved path -> (path as given, folder's name, path inside it)
     for given in map(Path, inputs):
         if given.is_dir():
             inside = [Path(name) for name in images_below(given)]
@@ -50,13 +50,13 @@ def find_images(inputs, output):
             if not wanted:
                 raise UserError(f'{given} holds no images (looked for {", ".join(sorted(SUFFIXES))})')
             for name in wanted:
-                found.setdefault((given / name).resolve(), (given / name, given.resolve().name, name))
+                photos.setdefault((given / name).resolve(), (given / name, given.resolve().name, name))
         elif given.is_file():
-            found.setdefault(given.resolve(), (given, given.resolve().parent.name, Path(given.name)))
+            photos.setdefault(given.resolve(), (given, given.resolve().parent.name, Path(given.name)))
         else:
             raise UserError(f'{given}: no such image or folder')
-    names = unique_names([(folder, name) for _, folder, name in found.values()])
-    return dict(zip(names, (path for path, *_ in found.values()), strict=True))
+    names = unique_names([(folder, name) for _, folder, name in photos.values()])
+    return dict(zip(names, (path for path, *_ in photos.values()), strict=True))
 
 
 def unique_names(files):

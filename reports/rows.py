@@ -1,4 +1,4 @@
-"""The rows of a comparison: a network's maps by one attribution method, with all that was measured of them.
+"""The rows of a comparison: a network's maps by one attribution method, with all their results.
 
 Read from the JSON files that the evaluations leave in an experiment's folder.
 """
@@ -12,12 +12,12 @@ from reports.intervals import Estimate
 from wsol.attribution.contrast import CONTRASTS
 from wsol.errors import UserError
 
-ABOUT = ('dataset', 'images_sha256', 'weights_sha256', 'images', 'epoch')  # what the results of a row have in common
+ABOUT = ('dataset', 'images_sha256', 'weights_sha256', 'images', 'epoch')  # what all results of a row share
 NAMED_BY = {'norm_type': 'norm', 'threshold_type': 'thresholds', 'cam_curve_interval': 'step', 'seed': 'seed',
             'smooth_grad_nr_iter': 'copies', 'smooth_grad_sigma': 'noise', 'integrated_grad_nr_iter': 'points',
             'precision': 'precision', 'crop_size': 'size', 'superclass_file': 'superclasses of',
             'iou_thresholds': 'IoU', 'slow_questions': 'slow methods asked', 'prior': 'prior',
-            'large_feature_map': 'large map'}  # setting -> how the name of a row calls it
+            'large_feature_map': 'large map'}  # setting -> its word in the name of a row
 
 
 @dataclass
@@ -91,8 +91,8 @@ def _add(rows, new):
 
 
 def _settings_words(result, earlier=None):
-    """', norm minmax': the settings that are not as the method's maps are usually scaled, or not those of an earlier
-    result of the same network, images and method."""
+    """', norm minmax': the settings that differ from the method's defaults, or from an earlier result of the same
+    network, images and method."""
     settings, earlier = result['settings'], earlier or {}
     usual = {flag: settings.get(flag) for flag in NAMED_BY} | usual_scale(result)
     return ''.join(f', {word} {settings[flag]}' for flag, word in NAMED_BY.items() if settings.get(flag) is not None
@@ -100,8 +100,7 @@ def _settings_words(result, earlier=None):
 
 
 def usual_scale(result):
-    """{flag: value}: how the maps of a result's method are normalised and binned unless a command line says otherwise;
-    {} for a metric without a scale."""
+    """{flag: value} of the default norm, thresholds and step for a result's method; {} for a metric without a scale."""
     settings = result['settings']
     scale = result_files.usual_scale(result['metric'], settings.get('score_map_process'),
                                      settings.get('contrast_method'))
@@ -109,8 +108,8 @@ def usual_scale(result):
 
 
 def read_results(folder):
-    """The results in an experiment's folder: those of their method's usual scale first, each kind from the latest.
-    Raises UserError where there are none."""
+    """The results in an experiment's folder: first those with the default scale, then the others; the newest come first
+    in both. Raises UserError if there are none."""
     if not folder.is_dir():
         raise UserError(f'{folder} is no folder; name the folders of experiments, such as save/calm_em')
     results = []

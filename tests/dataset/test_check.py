@@ -34,10 +34,10 @@ def test_check_finds_what_is_wrong(script, tiny_birds, tmp_path):
     assert code == 1
     # the line without four integers is no place of name[3]
     assert found == {'broken images': 1, 'missing images': 1, 'unlabelled images': 2, 'surplus images': 1, 'bad boxes': 4,
-                     'missing masks': 1, 'broken masks': 1, 'images without a place': 2}
+                     'missing masks': 1, 'broken masks': 1, 'images without box or mask': 2}
     whole = json.loads((tmp_path / 'data/check_ToyBirds.json').read_text())
     assert whole['missing images'] == [str(images[1])] and f"['{name[4]}" not in whole['bad boxes']
-    assert whole['images without a place'][1].startswith(f'{name[4]} has no line')
+    assert whole['images without box or mask'][1].startswith(f'{name[4]} has no line')
 
 
 def test_check_of_the_users_own_folder(tmp_path):
@@ -59,7 +59,7 @@ def test_check_of_the_users_own_folder(tmp_path):
     shutil.copy(pets / 'test/cat/1.png', pets / 'i.png')
     found = check.check_dataset(registry.find_dataset(f'{pets}/'))
     assert found['missing masks'] == [str(pets / 'gone.png')] and str(pets / 'm.png') in found['broken masks'][0]
-    assert found['images without a place'] == [
+    assert found['images without box or mask'] == [
         *(f'{lists / "localization.txt"} names no mask of {name}' for name in ('cow/0.jpg', 'dog/1.png')),
         f'{lists / "localization.txt"} names no ignore mask of dog/0.jpg']
 

@@ -18,7 +18,7 @@ from reports.intervals import Estimate, mean_terms
 from reports.rows import Row
 from wsol.errors import UserError
 
-ALL = 'All that was measured'
+ALL = 'All results'
 
 
 def lines_of(folder='comparison'):

@@ -2,8 +2,8 @@
 
 A difference of two attribution maps is one way to contrast two classes. The others explain one score, the log-odds
 log p(A|x) / p(B|x) = s_A - s_B, s the class scores. Source: Kim et al., ICCV 2021, for the difference of maps;
-Finer-CAM, Zhang et al., CVPR 2025, for Grad-CAM of a difference of scores (here with the whole of the other class taken
-off, its alpha = 1).
+Finer-CAM, Zhang et al., CVPR 2025, for Grad-CAM of a difference of scores (here with alpha = 1: the whole score of the
+other class is subtracted).
 
     maps = contrast_maps(model, images, first, second, 'evidence')      # (B,h,w), in nats
 """
@@ -76,21 +76,21 @@ def evidence(query):
 
 
 def _of_log_odds(method):
-    """The contrast method that an attribution method is when it explains the difference of two scores."""
+    """Make a contrast method: the attribution method applied to s_A - s_B."""
     return replace(method, compute=lambda query: method.maps(query)[:, 0], label=method.label_of(
         'A rather than B', LOG_ODDS), per='', unit='nats' if method.total else '', bounded=False,
         total=method.total.format(score=LOG_ODDS))
 
 
 def _difference(method):
-    """The published contrast of any attribution method: its map of the first class less its map of the second."""
+    """Make the published contrast of an attribution method: its map of the first class minus its map of the second."""
     return replace(method, name=f'{method.name}-difference', signed=True, label=method.difference_label(), per='',
                    total='', compute=lambda query: difference_of_maps(method, query)[:, 0])
 
 
 class _Contrasts(Mapping):
-    """The contrast methods by name: those above, then those that are derived from the attribution methods. These are
-    derived anew each time, so that a method that is registered later has its contrasts, too."""
+    """The contrast methods by name: those above, then those derived from the attribution methods. These are derived
+    anew each time, so that a method that is registered later has its contrasts too."""
 
     def _table(self):
         table = dict(REGISTERED)
@@ -116,8 +116,8 @@ find_contrast = partial(find_method, table=CONTRASTS, kind='contrast')  # (name,
 
 
 def default_scale(method, contrast=None, by_range=False):
-    """(norm type, threshold type) of maps where nothing else is asked: those of an attribution method, or of a contrast
-    method in its place. Maps of no registered method, such as masks, are scaled to 0..1 with even thresholds.
+    """The default (norm type, threshold type) for the maps of an attribution method, or of a contrast method in its
+    place. Maps of no registered method, such as masks, are scaled to 0..1 with even thresholds.
     by_range: the thresholds are shares of each map's range, as for boxes, so that all maps are scaled to 0..1."""
     known = CONTRASTS.get(contrast) if contrast else METHODS.get(method)
     norm_type, threshold_type = known.scale if known else ('minmax', 'even')
@@ -131,9 +131,9 @@ def contrast_maps(model, images, labels, contrast, method=None, seeds=None, sett
     prior-log-odds for CALM, log-odds for CAM (docs/findings_painted_birds.md gives the reasons). The other arguments
     are those of attribution_maps. Raises UserError.
     """
-    found = find_contrast(method or model.default_contrast, type(model))
+    method = find_contrast(method or model.default_contrast, type(model))
     if getattr(labels, 'ndim', 1) != 1:
         raise UserError(f'labels= has the shape {tuple(labels.shape)}: a contrast takes one class for each image')
     query = pose(model, images, labels, contrast, seeds, None, settings, activations)
     with evaluating(model):
-        return found.compute(query)
+        return method.compute(query)

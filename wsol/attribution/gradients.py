@@ -12,7 +12,7 @@ import torch
 from wsol.attribution.registry import image_by_image, register, versions_at_a_time
 
 VERSIONS_AT_A_TIME = 8  # noisy copies of an image, or points on a path, per forward and backward (CUDA takes more)
-NUMBERS_KEPT = 1000     # that the graph of a ResNet-50 with 28x28 maps holds, for each pixel of such a version
+NUMBERS_KEPT = 1000     # per pixel of such a version, in the graph of ResNet-50 with 28x28 maps
 
 gradient_method = partial(register, explains_score=True, cost=(1, 1))
 
@@ -74,8 +74,8 @@ def _noisy_magnitudes(query):
     """Vanilla gradient maps (K,H,W) of noisy copies of one image.
 
     As published, the standard deviation of the noise is the image's range / smooth_grad_sigma. The noise depends on the
-    image's seed and not on the batch. CUDA draws it itself, and other noise than the CPU from the same seed: so no copy
-    has to be carried there.
+    image's seed and not on the batch. A GPU draws its noise itself, so that none is copied there; from the same seed it
+    draws other noise than a CPU.
     """
     seed, = query.seeds
     image = query.images[0]
@@ -160,8 +160,8 @@ def grad_cam_pp(query):
     """Grad-CAM++: relu(Σ_d w_d A_d), w_d = Σ_z α relu(∂s/∂A_d) (Chattopadhyay et al. 2018, eq. 19 for α)."""
     def reduce(features, gradient):
         square = gradient.square()
-        below = 2 * square + (features * gradient ** 3).sum((2, 3), keepdim=True)
-        alpha = square / torch.where(below == 0, torch.ones_like(below), below)
+        denominator = 2 * square + (features * gradient ** 3).sum((2, 3), keepdim=True)
+        alpha = square / torch.where(denominator == 0, torch.ones_like(denominator), denominator)
         weight = (alpha * gradient.relu()).sum((2, 3), keepdim=True)
         return (weight * features).sum(1).relu()
     return _last_map_maps(query, reduce)

@@ -10,7 +10,7 @@ from wsol.errors import UserError
 
 
 def check_classes(model, images, labels, contrast):
-    """Raise UserError unless these are classes for a batch: else maps could come out that are not those asked."""
+    """Raise UserError unless labels and contrast are valid classes for this batch."""
     if contrast is not None and labels is None:
         raise UserError('contrast= asks "why this class and not that one": say which one in labels=')
     batch, num_classes = len(images), model.conv_last.out_channels
@@ -64,8 +64,8 @@ def attribution_maps(model, images, labels=None, method=None, contrast=None, see
     Maps have the grid's size, or the image's for gradients by pixels and for occlusion. Methods that are not per_class
     give one map, repeated. Raises UserError for a method that the head does not define, and for wrong labels.
     """
-    found = find_method(method or model.default_method, type(model))
+    method = find_method(method or model.default_method, type(model))
     query = pose(model, images, labels, contrast, seeds, superclasses, settings, activations)
     with evaluating(model):
-        maps = found.maps(query) if contrast is None else difference_of_maps(found, query)  # (B,K,h,w)
+        maps = method.maps(query) if contrast is None else difference_of_maps(method, query)  # (B,K,h,w)
     return maps[:, 0] if labels is not None and labels.ndim == 1 else maps

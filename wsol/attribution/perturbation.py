@@ -10,7 +10,7 @@ from wsol.maps import normalise, resize
 
 OCCLUSION_SIDE, OCCLUSION_STRIDE = 1 / 7, 1 / 14  # of the image's side
 MASKS_AT_A_TIME = 32  # masked images per forward (CUDA takes more)
-NUMBERS_KEPT = 120    # that a ResNet-50 with 28x28 maps holds at once for each pixel of a masked image, without a graph
+NUMBERS_KEPT = 120    # per pixel of a masked image, in a forward of ResNet-50 with 28x28 maps, without gradients
 
 
 def _scores_of_masked(query, masks):

@@ -1,7 +1,7 @@
 """The registry of attribution methods (METHODS): what each one is, and what it is asked (Query).
 
-All that the project knows of a method stands in its registration: flags, default scales, labels of colour bars, costs
-and the table in docs/attribution.md are read from here.
+Flags, default scales, labels of colour bars, costs and the table in docs/attribution.md are read from a method's
+registration.
 Letters: B images, K asked classes, C classes, D features, h x w the grid.
 """
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from wsol.heads import CAM
 
 METHODS = {}      # name -> Method; one method may have two names
 MANY = 10         # forwards for a map: a method that takes more is slow
-GPU_SHARE = 0.25  # share of a GPU's free memory that the versions of an image may take which it computes together
+GPU_SHARE = 0.25  # largest share of free GPU memory for image copies in one forward
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Query:
 
 
 def image_by_image(function):
-    """Make a method of one image (query, i) -> (K,h,w) a method of a batch: memory does not grow with it."""
+    """Make a method of one image (query, i) -> (K,h,w) a method of a batch, whose size does not change the memory."""
     @wraps(function)
     def batch(query):
         return torch.stack([function(query.single(index)) for index in range(len(query.images))])
@@ -183,10 +183,10 @@ def image_by_image(function):
 
 
 def versions_at_a_time(query, usual, numbers_kept):
-    """How many versions of an image (noisy copies, masked ones) go through the network together; no map depends on it.
+    """How many versions of an image (noisy copies, masked ones) share a forward. The maps do not depend on this number.
 
-    On a CPU it is `usual`: more gain hardly anything. On CUDA it is a power of two, since cuDNN tries its algorithms
-    anew for each size: as many as fit into GPU_SHARE of the free memory, from usual to 16 times as many.
+    On a CPU it is `usual`, because larger batches hardly save time. On CUDA it is what fits into GPU_SHARE of the free
+    memory, from `usual` to 16 times as many, and a power of two, since cuDNN tries its algorithms anew for each size.
     numbers_kept: how many numbers each pixel of a version takes, beside the maps of the asked classes.
     """
     images = query.images
