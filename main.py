@@ -1,9 +1,10 @@
 """Train a classifier with CAM or CALM, and test its accuracy.
 
 Source: Kim et al., ICCV 2021, and its published training code.
-Result: save/<experiment_name>/ with last_checkpoint.pth.tar (network, optimiser, settings; an interrupted training goes
-on from it), previous_checkpoint.pth.tar, best_checkpoint.pth.tar (by accuracy on val), log.jsonl (a line per epoch),
-training.png (its curves) and results.json.
+Result: save/<experiment_name>/ with last_checkpoint.pth.tar (network, optimiser, settings; an interrupted training
+resumes from it), previous_checkpoint.pth.tar, best_checkpoint.pth.tar (by accuracy on val), log.jsonl (a line per
+epoch), training.png (the curves) and results.json (the accuracies). --is_train=False tests a checkpoint and writes
+accuracy_<dataset>_<head>.<8 digits>.json instead.
 
     python main.py --experiment_name=calm_em --architecture=resnet50 --attribution_method=CALM_EM \\
         --dataset=CUB --use_bn=True --large_feature_map=True
@@ -21,7 +22,7 @@ from dataset import open_dataset, registry
 from dataset.image_files import eval_transform, train_transform
 from evaluation import session
 from experiment import checkpoint_files, frozen, result_files, weights
-from experiment.training import Keeper, Training, lr_factor, noting_divergence, shared_loss, top1_accuracy
+from experiment.training import Keeper, Training, lr_factor, shared_loss, top1_accuracy
 from experiment.training_log import TrainingLog
 from reports import figures
 from runtime import locks, processes, screen, whole_files
@@ -39,25 +40,25 @@ def starts_from_checkpoint(args):
 
 
 def check_flags(args, is_new):
-    """Raise UserError for flags that contradict one another. is_new: the training does not go on from a checkpoint."""
-    if is_new:  # an earlier version trained networks with flags of no effect, and these trainings go on
+    """Raise UserError for flags that contradict one another. is_new: the training does not resume from a checkpoint."""
+    if is_new:  # an earlier version accepted flags without effect, and its trainings can be resumed
         check_effect(args.large_feature_map, args.last_stage)
     if args.freeze:
         frozen.check_freezable(args.architecture)
     if args.is_different_checkpoint and not starts_from_checkpoint(args):
         raise UserError('--is_different_checkpoint fine-tunes from a checkpoint: name it with --load_checkpoint')
     if args.prior_training and not issubclass(HEADS[args.attribution_method], CALM):
-        raise UserError(f'--prior_training is for p(z|x), which {args.attribution_method} has not: leave it out, or '
-                        'choose --attribution_method=CALM_EM')
+        raise UserError(f'{args.attribution_method} has no p(z|x), so --prior_training cannot be used: leave it out, '
+                        'or choose --attribution_method=CALM_EM')
 
 
 # --- the training that the experiment already holds -----------------------------------------------------
 
 
-def checkpoint_to_go_on_from(folder, args):
-    """The Checkpoint of the training in an experiment's folder; None for a training that starts afresh.
+def checkpoint_to_resume(folder, args):
+    """The Checkpoint of the training in an experiment's folder; None if the training starts afresh.
 
-    A command with --override_cache starts afresh once: if a scheduler repeats it before its end, it goes on.
+    A command with --override_cache starts afresh once: if it is interrupted and repeated, it resumes.
     """
     path = checkpoint_files.latest(folder)
     if path is None:
@@ -66,15 +67,15 @@ def checkpoint_to_go_on_from(folder, args):
         return weights.read_checkpoint(path)
     try:
         before = weights.read_checkpoint(path)
-    except UserError:  # it is about to be replaced
+    except UserError:  # a damaged checkpoint, which is about to be replaced
         return None
-    is_ours = before.content.get('command') == result_files.command_line()
-    return before if is_ours and not (folder / 'results.json').is_file() else None
+    same_command = before.content.get('command') == result_files.command_line()
+    return before if same_command and not (folder / 'results.json').is_file() else None
 
 
 def common_start(folder, args):
-    """checkpoint_to_go_on_from. Raises UserError unless all processes find the same."""
-    before = checkpoint_to_go_on_from(folder, args)
+    """checkpoint_to_resume. Raises UserError unless all processes find the same."""
+    before = checkpoint_to_resume(folder, args)
     if len(set(processes.gather(before and (before.epoch, before.step)))) > 1:
         raise UserError(f'the processes find different checkpoints in {folder}: --save_root should be a folder that '
                         'all machines share')
@@ -82,9 +83,9 @@ def common_start(folder, args):
 
 
 def check_resumable(before, args):
-    """Raise UserError unless a training with these flags can go on from this experiment's own checkpoint."""
+    """Raise UserError unless a training with these flags can resume from this experiment's checkpoint."""
     if not {'optimizer', 'epoch', 'args', 'model'} <= before.content.keys():
-        raise UserError(f'{before.path} holds weights but no training to go on with; choose another --experiment_name '
+        raise UserError(f'{before.path} holds weights but no training to resume; choose another --experiment_name '
                         'and start from it with --load_checkpoint, or start afresh with --override_cache')
     earlier = before.content['args']
     changed = config.changed_settings(args, earlier | before.network)
@@ -98,7 +99,7 @@ def check_resumable(before, args):
 
 
 def open_settings(args, before, device):
-    """{'seed', 'precision'}, which the flags may leave open: the checkpoint's, else new ones, by the first process."""
+    """{'seed', 'precision'}: as the flags say, else as in the checkpoint, else chosen by the first process."""
     earlier = before.content.get('args', {}) if before else {'seed': util.draw_seed()}
     seed = args.seed if 'seed' in args.given else earlier.get('seed')
     precision = args.precision if 'precision' in args.given else earlier.get('precision', args.precision)
@@ -109,7 +110,7 @@ def open_settings(args, before, device):
 
 
 def open_images(args, data):
-    """{split: ImageDataset} of all splits, opened before the first epoch: an error in the test images shows at once."""
+    """{split: ImageDataset} of all splits. They are opened before training, so that bad test images show at once."""
     statistics = normalisation(args.architecture)
     transforms = dict.fromkeys(registry.SPLITS, eval_transform(args.crop_size, statistics))
     if not args.freeze:
@@ -120,22 +121,22 @@ def open_images(args, data):
 
 
 def initial_network(args, data, before, folder, device):
-    """The network on the device, with the weights of the training that goes on, of --load_checkpoint, of ImageNet, or
-    random ones. Raises UserError if weights, flags and class folders do not fit one another."""
+    """The network on the device, with the weights of the training to resume, of --load_checkpoint, of ImageNet, or
+    random weights. Raises UserError if weights, flags and class folders do not fit one another."""
     settings, source, new_classifier = config.network_settings(args), before, False
     if before is None and starts_from_checkpoint(args):
         source = weights.read_checkpoint(weights.find_checkpoint(args.load_checkpoint, args.save_root, folder))
         new_classifier = args.is_different_checkpoint
     if before is not None and data.class_names and list(data.class_names) != before.content.get('class_names'):
-        raise UserError(f'{before.path} was trained on other class folders than {args.dataset} has now, so that labels '
-                        'would mean other classes; name them as before, or choose another --experiment_name')
+        raise UserError(f'{before.path} was trained when {args.dataset} had other class folders, so its labels mean '
+                        'other classes; name the folders as before, or choose another --experiment_name')
     if source is None:
         model = build_model(**settings, num_classes=data.num_classes, pretrained=args.pretrained)
         model = model.to(device, memory_format=util.memory_format(device))
     else:
         model = source.build(settings, data.num_classes, device, new_classifier)
     check_image_size(model, args.crop_size)
-    if args.precision == 'bfloat16' and device.type == 'cpu' and not args.freeze:  # their gradients are slow
+    if args.precision == 'bfloat16' and device.type == 'cpu' and not args.freeze:
         keep_in_float32(model)
     return model
 
@@ -158,21 +159,21 @@ def make_training(args, model, images, device, folder, stop):
     record = {'architecture': args.architecture, 'model': network, 'args': dict(args),
               'class_names': list(images['train'].class_names), 'normalisation': normalisation(args.architecture),
               'command': result_files.command_line()}
-    shown = TrainingLog(folder, args.epochs, draw_curves, args.tensorboard)
-    # timm's networks have layers beyond their last map
+    display = TrainingLog(folder, args.epochs, draw_curves, args.tensorboard)
+    # timm's networks have layers after the last map, which the loss does not use
     loss = shared_loss(model, device, some_unused=args.architecture.startswith('timm/'))
     return Training(model, loss, optimiser, factor_at, args.epochs, args.seed, device, args.precision, args.accumulate,
-                    Keeper(folder, args.checkpoint_minutes, record, shown), stop)
+                    Keeper(folder, args.checkpoint_minutes, record, display), stop)
 
 
 # --- what main() does -----------------------------------------------------------------------------------
 
 
-def accuracies(model, loader_of, device, precision, what):
-    """{'val_accuracy', 'test_accuracy'} in percent, which are also shown. loader_of: split -> loader."""
-    found = {split: top1_accuracy(model, loader_of(split), device, precision, split) for split in ('val', 'test')}
-    screen.say(f'{what}: accuracy ' + ', '.join(f'{value:.1f} % on {split}' for split, value in found.items()))
-    return {f'{split}_accuracy': value for split, value in found.items()}
+def show_accuracies(model, loader_of, device, precision, title):
+    """Show and return {'val_accuracy', 'test_accuracy'}, in percent. loader_of: split -> loader."""
+    percent = {split: top1_accuracy(model, loader_of(split), device, precision, split) for split in ('val', 'test')}
+    screen.say(f'{title}: accuracy ' + ', '.join(f'{value:.1f} % on {split}' for split, value in percent.items()))
+    return {f'{split}_accuracy': value for split, value in percent.items()}
 
 
 def test_checkpoint(args):
@@ -181,19 +182,19 @@ def test_checkpoint(args):
     data = session.open_data(network)
     network.speed_up()
     images = {split: network.open_split(data, split) for split in ('val', 'test')}
-    found = accuracies(network.model, lambda split: network.loader(images[split]), network.device,
-                       network.args.precision, title(network.args))
+    accuracies = show_accuracies(network.model, lambda split: network.loader(images[split]), network.device,
+                                 network.args.precision, title_of(network.args))
     if processes.is_first():
-        network.result_file('accuracy', data, images['test'], network.args.attribution_method).write(found)
+        network.result_file('accuracy', data, images['test'], network.args.attribution_method).write(accuracies)
 
 
-def title(args):
-    """What the accuracies are of."""
+def title_of(args):
+    """The head, the architecture and the data set, to show before the accuracies."""
     return f'{args.attribution_method}, {args.architecture}, {args.dataset}'
 
 
 def train(args, folder, device, stop):
-    """Train as the flags ask, going on where the experiment left off, and test the accuracy of the network."""
+    """Train as the flags say, resume if the experiment has a checkpoint, and test the accuracy of the network."""
     before = common_start(folder, args)
     check_flags(args, before is None)
     evaluates_in = util.pick_precision(args.precision, device)
@@ -211,20 +212,20 @@ def train(args, folder, device, stop):
     training = make_training(args, frozen.head_of(model) if args.freeze else model, images, device, folder, stop)
     if processes.is_first():
         whole_files.check_writable(folder, training.bytes_of_checkpoint())
-    seen, workers = images, args.workers
-    if args.freeze and (before is None or before.epoch < args.epochs):  # else nothing is left to learn
-        seen, workers = frozen.extract_all(model, images, folder, args, device), 0
+    inputs, workers = images, args.workers
+    if args.freeze and (before is None or before.epoch < args.epochs):  # else no epoch is left to train
+        inputs, workers = frozen.extract_all(model, images, folder, args, device), 0
     training.begin(before)
     sampler = SeededBatches(len(images['train']), args.batch_size, args.seed)
-    training.run({'train': make_loader(seen['train'], args.batch_size, workers, device, sampler),
-                  'val': make_loader(seen['val'], args.batch_size, workers, device)})
-    found = accuracies(model, lambda split: make_loader(images[split], args.batch_size, args.workers, device), device,
-                       evaluates_in, title(args))
+    training.run({'train': make_loader(inputs['train'], args.batch_size, workers, device, sampler),
+                  'val': make_loader(inputs['val'], args.batch_size, workers, device)})
+    accuracies = show_accuracies(model, lambda split: make_loader(images[split], args.batch_size, args.workers, device),
+                                 device, evaluates_in, title_of(args))
     if processes.is_first():
         trained = weights.Checkpoint(folder / weights.FILE, {'state_dict': model.state_dict(), 'epoch': training.done})
         identity = result_files.identity('accuracy', data, 'test', images['test'], trained, dict(args))
         result_files.ResultFile(folder / 'results.json', identity, device).write(
-            found | {'processes': processes.size()})
+            accuracies | {'processes': processes.size()})
 
 
 def make_parser():
@@ -247,9 +248,8 @@ def main():
         with locks.hold(folder / 'training', f'{folder} is being trained') if processes.is_first() else nullcontext():
             if processes.is_first():
                 checkpoint_files.remove_abandoned(folder)
-            processes.gather(None)  # the others look at the folder after the first has locked it
-            with noting_divergence(folder):
-                train(args, folder, device, stop)
+            processes.gather(None)  # the others read the folder after the first has locked it
+            train(args, folder, device, stop)
     return None
 
 

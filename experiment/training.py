@@ -1,4 +1,4 @@
-"""A training: its steps, in one process or several, what it saves, and how it goes on from there, bit for bit.
+"""A training: its steps, in one process or several, its checkpoints, and how it resumes from one, bit for bit.
 
 Source: Kim et al., ICCV 2021, and its published training code. Each of several processes takes a share of every batch.
 Their gradients are summed, so that the update is that of the whole batch.
@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,27 +22,8 @@ from runtime import processes, screen, whole_files
 from wsol.errors import UserError
 
 CHECK_EVERY = 20  # steps from one look at the losses to the next
-NO_SUMS = (0.0, 0, 0, 0.0)  # of one process over an epoch: losses, correct images, images, seconds
-DIVERGED = 'diverged.txt'  # in the folder of an experiment: says that its training has diverged
+NO_SUMS = (0.0, 0, 0, 0.0)  # the sums of an epoch in one process: losses, correct images, images, seconds
 ADVICE = 'Lower --lr or --lr_classifier_ratio, or try --precision=float32'
-
-
-class Diverged(UserError):
-    """A loss or a score is not finite: the training has diverged."""
-
-
-@contextmanager
-def noting_divergence(folder):
-    """A context in which a training that diverges leaves the file DIVERGED."""
-    path = Path(folder) / DIVERGED
-    if processes.is_first():
-        path.unlink(missing_ok=True)
-    try:
-        yield
-    except Diverged as error:
-        if processes.is_first():
-            whole_files.write_lines(path, [str(error)])
-        raise
 
 
 def lr_factor(epoch, schedule, epochs, decay_frequency):
@@ -69,11 +50,11 @@ class Loss(nn.Module):
 
 
 def shared_loss(model, device, some_unused=False):
-    """The Loss of a network, which sums the gradients of all processes. some_unused: some parameters have no part in
-    the loss."""
+    """The Loss of a network; its gradients are summed over all processes. some_unused: the loss does not depend on some
+    parameters."""
     if processes.size() == 1:
         return Loss(model)
-    # torch warns of 1x1 convolutions, whose layout in memory has two names
+    # torch warns about 1x1 convolutions, whose memory layout can be described in two ways
     warnings.filterwarnings('ignore', 'Grad strides do not match bucket view strides')
     return DistributedDataParallel(Loss(model), [device] if device.type == 'cuda' else None,
                                    find_unused_parameters=some_unused)
@@ -85,8 +66,8 @@ class Keeper:
     folder: Path
     minutes: float         # between two saves within an epoch
     record: dict           # what a checkpoint holds beside the state of the training
-    shown: TrainingLog
-    goes_on: bool = False  # with the training in the folder; else the first save replaces that training
+    display: TrainingLog
+    goes_on: bool = False  # resume the training in the folder; else the first save replaces it
     saved: tuple = (0, 0)  # (epochs, steps) at the last save
     saved_at: float = field(default_factory=time.monotonic)
 
@@ -103,14 +84,14 @@ class Keeper:
         self.goes_on, self.saved, self.saved_at = True, (state['epoch'], state['step']), time.monotonic()
 
     def write_log(self, lines):
-        """Write the log anew, whatever has become of the file."""
+        """Write the whole log again, in case its file was changed."""
         if processes.is_first():
             whole_files.write_json_lines(self.folder / 'log.jsonl', lines)
 
 
 @dataclass
 class Training:
-    """A network being trained, and all that is needed to go on with it."""
+    """A network in training, and everything that is needed to resume it."""
     model: nn.Module
     loss: nn.Module         # shared_loss of the model
     optimiser: torch.optim.Optimizer
@@ -124,14 +105,14 @@ class Training:
     stop: processes.Stop
     done: int = 0           # finished epochs
     step: int = 0           # finished steps of the next epoch
-    sums: tuple = NO_SUMS   # of this process over those steps
-    unseen: list = field(default_factory=list)  # the results of take_step since the last look, on the device
+    sums: tuple = NO_SUMS   # of this process over these steps
+    unread: list = field(default_factory=list)  # results of take_step that are still on the device
     log: list = field(default_factory=list)     # a line for each finished epoch
 
     def run(self, loaders):
-        """Train to the last epoch. Each leaves a checkpoint and a line of the log. loaders: {'train', 'val'}.
+        """Train to the last epoch. Each epoch leaves a checkpoint and a line in the log. loaders: {'train', 'val'}.
 
-        A signal to stop is heeded between two steps, by all processes at the same one: no finished step is lost.
+        After a signal all processes stop before the same step, so that no finished step is lost.
         """
         all_sums = None
         try:
@@ -142,7 +123,7 @@ class Training:
                 with self.stop.deferred():
                     self.finish_epoch(epoch, all_sums, accuracy)
         except processes.Stopped as stop:
-            if self.keeper.saved != (self.done, self.step):  # it came while the accuracy was computed
+            if self.keeper.saved != (self.done, self.step):  # the signal came while the accuracy was computed
                 self.keeper.save(self.state(all_sums))
             if self.keeper.goes_on:
                 stop.message = (f'stopped by {stop.name} after {self.done} epochs and {self.step} steps, which are '
@@ -150,10 +131,10 @@ class Training:
             raise
 
     def train_epoch(self, loader, epoch):
-        """Go on with an epoch (0-based) to its end. Returns the sums of every process over it.
+        """Train to the end of an epoch (0-based). Returns the sums of every process over it.
 
-        Losses stay on the device for CHECK_EVERY steps, or until a checkpoint is written: reading one makes the host
-        wait for the device.
+        Losses stay on the device for CHECK_EVERY steps, or until a checkpoint is written, because to read one the host
+        waits for the device.
         """
         self.model.train()
         batches, clock = loader.batch_sampler, time.perf_counter()
@@ -162,15 +143,15 @@ class Training:
                            initial=min(self.step * batches.batch_size, len(loader.dataset))) as bar:
             for images, labels, _ in loader:
                 share, total = batches.counts(self.step)
-                # dropout and stochastic depth draw from torch's state: the same numbers in a step that is resumed
+                # dropout and stochastic depth draw from torch's generator: a resumed training draws the same numbers
                 util.seed_everything(util.seed_of(self.seed, epoch, self.step, processes.rank()))
                 result = self.take_step(images, labels, epoch + self.step / len(batches),
                                         share * processes.size() / total)
-                self.unseen.append(result if share else torch.zeros_like(result))
+                self.unread.append(result if share else torch.zeros_like(result))
                 self.step += 1
                 is_read = self.step % CHECK_EVERY == 0 or self.step == len(batches)
                 if is_read:
-                    self.add_unseen()
+                    self.add_unread()
                 clock, before = time.perf_counter(), clock
                 losses, correct, seen, seconds = self.sums
                 seen += share
@@ -183,8 +164,7 @@ class Training:
         return processes.gather(self.sums)
 
     def take_step(self, images, labels, time_in_epochs, weight):
-        """One update. Returns (2,) on the device, for which it does not wait: sum of the losses, number of correct
-        images.
+        """One update. Returns the sum of the losses and the number of correct images: (2,), on the device.
 
         weight: of this process's mean loss in the mean over all processes.
         """
@@ -195,7 +175,7 @@ class Training:
         sums = torch.zeros(2, device=self.device)
         for number, (part, classes) in enumerate(parts, 1):
             part, classes = util.to_device(part, self.device), util.to_device(classes, self.device)
-            # the processes sum their gradients once, with the last part
+            # the processes sum their gradients once, after the last part
             waits = number < len(parts) and processes.size() > 1
             with self.loss.no_sync() if waits else nullcontext():
                 with util.autocast(self.precision, self.device):
@@ -205,28 +185,28 @@ class Training:
         self.optimiser.step()
         return sums
 
-    def add_unseen(self):
-        """Add the results of the last steps to the sums, one by one: the same sums whenever this is called.
+    def add_unread(self):
+        """Add the results on the device to the sums. One by one, so that the sums do not depend on when this is called.
 
-        Raises Diverged.
+        Raises UserError if it has diverged.
         """
         losses, correct, *more = self.sums
-        values = read(torch.stack(self.unseen)) if self.unseen else []
+        values = read_from_device(torch.stack(self.unread)) if self.unread else []
         for step, (loss, right) in enumerate(values, self.step - len(values) + 1):
             if not math.isfinite(loss):
-                raise Diverged(f'the loss is {loss} at epoch {self.done + 1}, step {step}: training stops, the last '
-                               f'checkpoint stays. {ADVICE}')
+                raise UserError(f'the loss is {loss} at epoch {self.done + 1}, step {step}: training stops, the last '
+                                f'checkpoint stays. {ADVICE}')
             losses, correct = losses + loss, correct + int(right)
-        self.sums, self.unseen = (losses, correct, *more), []
+        self.sums, self.unread = (losses, correct, *more), []
 
     def save_or_stop(self):
-        """Between two steps: save if it is time to, stop if a signal has come; all processes alike."""
+        """Between two steps: save if it is time, stop if a signal has come; all processes do the same."""
         self.stop.number, is_due = processes.agree([self.stop.number, int(self.keeper.is_due())])
         if self.stop.number or is_due:
-            self.add_unseen()
+            self.add_unread()
             self.keeper.save(self.state(processes.gather(self.sums)))
         if self.stop.number:
-            processes.part()  # nobody ends before the first has saved: torchrun would end it
+            processes.wait_for_all()  # if one ended before the first has saved, torchrun would kill the first
             raise processes.Stopped(self.stop.number)
 
     def finish_epoch(self, epoch, all_sums, accuracy):
@@ -240,7 +220,7 @@ class Training:
         self.done, self.step, self.sums = epoch + 1, 0, NO_SUMS
         self.keeper.save(self.state([NO_SUMS] * processes.size()), is_best=accuracy > best)
         if processes.is_first():
-            self.keeper.shown.show(self.log)
+            self.keeper.display.show(self.log)
 
     def state(self, all_sums):
         """What a checkpoint holds of the training. all_sums: of every process."""
@@ -252,9 +232,9 @@ class Training:
         is None. Raises UserError."""
         if before:
             self._resume(before)
-        elif checkpoint_files.latest(self.keeper.folder) is None:  # else its results go with the first save
+        elif checkpoint_files.latest(self.keeper.folder) is None:  # else the first save removes the old results
             (self.keeper.folder / 'results.json').unlink(missing_ok=True)
-            self.keeper.write_log([])  # from here on the folder says that a training has begun
+            self.keeper.write_log([])  # the folder now shows that a training has begun
 
     def bytes_of_checkpoint(self):
         """About the size of a checkpoint: every weight, and its momentum."""
@@ -268,7 +248,7 @@ class Training:
         kept = whole_files.read_json_lines(self.keeper.folder / 'log.jsonl')
         self.log = before.content.get('log', kept)[:before.epoch]
         rows = before.content.get('sums', [NO_SUMS])
-        if len(rows) != processes.size():  # it ran on another number of processes: the total stays the same
+        if len(rows) != processes.size():  # the number of processes has changed: only the total stays the same
             rows = [tuple(map(sum, zip(*rows, strict=True))), *[NO_SUMS] * (processes.size() - 1)]
         self.sums = tuple(rows[processes.rank()])
         self.keeper.write_log(self.log)
@@ -285,26 +265,26 @@ def momenta(before, parameters):
             and momentum.dtype == parameters[number].dtype and bool(momentum.isfinite().all())))
 
     if not isinstance(state, dict) or not all(fits(number, entry) for number, entry in state.items()):
-        raise UserError(f'{before.path} holds an optimiser that is not of this network, or that has diverged; start '
-                        'from its weights by --load_checkpoint in another experiment')
+        raise UserError(f'{before.path} holds the optimiser of another network, or one that has diverged; start '
+                        'another experiment from its weights by --load_checkpoint')
     return {number: {'momentum_buffer': (entry or {}).get('momentum_buffer')} for number, entry in state.items()}
 
 
-def read(tensor):
-    """A tensor's values as Python numbers: the one place where a training waits for the device."""
+def read_from_device(tensor):
+    """A tensor's values as Python numbers. Only here does a training wait for the device."""
     return tensor.tolist()
 
 
 @torch.inference_mode()
 def top1_accuracy(model, loader, device, precision, split):
-    """Top-1 accuracy in percent over a loader, which all processes share. Raises Diverged."""
+    """Top-1 accuracy in percent over a loader, which all processes share. Raises UserError if it has diverged."""
     model.eval()
     correct = 0
     for images, labels, _ in screen.progress(loader, f'accuracy on {split}', 'batch', leave=False):
         with util.autocast(precision, device):
             scores = model(util.to_device(images, device))
         if scores.isnan().any():
-            raise Diverged(f'the network gives scores that are no numbers on {split}: it has diverged, and is not '
-                           f'saved. {ADVICE}')
+            raise UserError(f'the network has diverged: its scores on {split} are not numbers; it is not saved. '
+                            f'{ADVICE}')
         correct += (scores.argmax(1).cpu() == labels).sum().item()
     return 100 * sum(processes.gather(correct)) / len(loader.dataset)

@@ -1,7 +1,7 @@
-"""One process or several: what torchrun starts, what the processes tell one another, and how they end.
+"""One process or several: how torchrun's processes find one another, exchange values, and end.
 
 A process that was started alone never touches torch.distributed. Processes that torchrun starts have a rank each.
-Rank 0, the first, prints and writes. The others are silent, except for the first that fails: it says why.
+Rank 0, the first, prints and writes. The others print nothing, except that the first process to fail says why.
 
     torchrun --nproc_per_node=4 main.py --experiment_name=calm_em --attribution_method=CALM_EM
 """
@@ -15,8 +15,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-PATIENCE = timedelta(days=1)  # for a slow process; one that has ended closes its connection, which is noticed at once
-_store = None  # a key-value store that all processes of a run read and write, from the start of each
+PATIENCE = timedelta(days=1)  # for a slow process; the end of a process is noticed at once, as its connection closes
+_store = None  # a key-value store that all processes of a run read and write
 
 
 def size():
@@ -40,14 +40,14 @@ def is_first():
 
 
 def meet():
-    """Find the other processes. From here on only the first that fails says why."""
+    """Find the other processes. From here on, only the first process that fails says why."""
     global _store
     if size() > 1 and _store is None:
         _store, *_ = next(dist.rendezvous('env://', timeout=PATIENCE))
 
 
 def join(device):
-    """Make the group that sums gradients and gathers results, if it is not there yet. device: this process's."""
+    """Make the group of processes that sums gradients and gathers results, once. device: this process's."""
     if size() == 1 or dist.is_initialized():
         return
     meet()
@@ -66,7 +66,7 @@ def gather(value):
 
 
 def agree(numbers):
-    """The largest of every number over all processes. numbers: integers."""
+    """For each number, the largest over all processes. numbers: integers."""
     if size() == 1:
         return numbers
     largest = torch.tensor(numbers, dtype=torch.int64)
@@ -75,19 +75,19 @@ def agree(numbers):
 
 
 def share_buffers(model):
-    """Give all processes the running means of the first: each has seen other images."""
+    """Give all processes the running means of the first: each process has seen other images."""
     if size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
 
 def is_first_to_fail():
-    """Whether this process, which fails, is the first of the run to fail, and so has to say why."""
+    """Whether this process, which fails, is the first of the run to fail. Then it says why."""
     if size() == 1:
         return True
     try:
         return _store.add('failed', 1) == 1
-    except (RuntimeError, AttributeError):  # the store has ended with another process, or was never found
+    except (RuntimeError, AttributeError):  # the process with the store has ended, or there was no store yet
         return is_first()
 
 
@@ -106,10 +106,13 @@ def is_end_of_another(error):
                            or any(word in str(error).lower() for word in words))
 
 
-def part():
-    """Wait, before an end, until all processes are here or one has ended. gather alone is not enough: a process that
-    ends right after it closes the connections of those that have its answer but are not awake yet, and they fail."""
-    def wait_for_all(key):
+def wait_for_all():
+    """Wait, before this process ends, until all processes are here or one has ended.
+
+    gather alone is not enough: a process that ends right after it closes its connections to processes that have not yet
+    finished it, and they fail.
+    """
+    def wait_until_all_add(key):
         while _store.add(key, 0) < size() and not another_has_failed():
             time.sleep(0.02)
 
@@ -117,27 +120,28 @@ def part():
         with suppress(RuntimeError):  # another process has ended
             gather(None)
             _store.add('arrived', 1)
-            wait_for_all('arrived')
+            wait_until_all_add('arrived')
             _store.add('left', 1)
-            if is_first():  # which may hold the store
-                wait_for_all('left')
+            if is_first():  # it may hold the store
+                wait_until_all_add('left')
 
 
 def leave(code):
-    """End this process with an exit code. One of several that fails ends at once: its threads would wait for others."""
+    """End this process with an exit code. If it fails and is one of several, it ends at once: its threads would wait
+    for the others."""
     if size() > 1 and code:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     if dist.is_initialized():
-        part()
+        wait_for_all()
         dist.destroy_process_group()
     if code:
         sys.exit(code)
 
 
 class Stopped(BaseException):
-    """A signal has asked for the end. message: how to go on."""
+    """A signal has asked this process to end. message: how to resume."""
 
     def __init__(self, number):
         super().__init__(number)
@@ -146,8 +150,10 @@ class Stopped(BaseException):
 
 
 class Stop:
-    """A context that turns the signals by which schedulers announce the end into Stopped, raised at once or at the end
-    of `deferred`. number: the signal that has come, else 0."""
+    """A context in which a scheduler's signal to end raises Stopped: at once, or inside `deferred` at its end.
+
+    number: the signal that has come, else 0.
+    """
 
     def __init__(self):
         self.number, self._is_deferred = 0, False

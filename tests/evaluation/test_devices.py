@@ -214,7 +214,7 @@ def test_a_training_step_never_waits_for_the_device(far_away, monkeypatch, metho
     """Seven steps, looked at every three of them and at the end."""
     looks = []
     monkeypatch.setattr(training, 'CHECK_EVERY', 3)
-    monkeypatch.setattr(training, 'read', lambda unseen: looks.append(len(unseen)) or [[2.0, 1.0]] * len(unseen))
+    monkeypatch.setattr(training, 'read_from_device', lambda unread: looks.append(len(unread)) or [[2.0, 1.0]] * len(unread))
     model = small_network(method, prior)
     optimiser = torch.optim.SGD([{'params': model.parameters(), 'initial_lr': 0.1}], lr=0.1, momentum=0.9, nesterov=True)
     keeper = SimpleNamespace(is_due=lambda: False)

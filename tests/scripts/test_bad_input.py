@@ -163,7 +163,7 @@ def test_checkpoints_of_odd_structure(script, birds, own):
         refused(script('eval_pixel_perturb', *data_flags(flags)), words)
     torch.save(content, own)
     change_checkpoint(own, lambda content: {key: value for key, value in content.items() if key != 'optimizer'})
-    refused(script('main', *flags), 'no training to go on with')
+    refused(script('main', *flags), 'no training to resume')
 
 
 def test_calm_weights_without_a_record_are_not_silently_cam(script, birds):

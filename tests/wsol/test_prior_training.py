@@ -73,7 +73,7 @@ def test_what_is_no_term_is_refused_in_one_line(script, text):
 
 
 def test_it_is_calms_alone(script):
-    refused(script('main', '--prior_training=entropy:1'), '--prior_training is for p(z|x), which CAM has not',
+    refused(script('main', '--prior_training=entropy:1'), 'CAM has no p(z|x), so --prior_training cannot be used',
             '--attribution_method=CALM_EM')
 
 
