@@ -30,10 +30,10 @@ def test_check_finds_what_is_wrong(script, tiny_birds, tmp_path):
     segmentations[0].write_bytes(b'x')
     segmentations[1].unlink()
     code, out, _ = script('dataset.prepare', 'check', 'ToyBirds', *roots)
-    found = {what: entry and entry['count'] for what, entry in json.loads(out).items()}
+    counts = {what: entry and entry['count'] for what, entry in json.loads(out).items()}
     assert code == 1
     # the line without four integers is no place of name[3]
-    assert found == {'broken images': 1, 'missing images': 1, 'unlabelled images': 2, 'surplus images': 1, 'bad boxes': 4,
+    assert counts == {'broken images': 1, 'missing images': 1, 'unlabelled images': 2, 'surplus images': 1, 'bad boxes': 4,
                      'missing masks': 1, 'broken masks': 1, 'images without box or mask': 2}
     whole = json.loads((tmp_path / 'data/check_ToyBirds.json').read_text())
     assert whole['missing images'] == [str(images[1])] and f"['{name[4]}" not in whole['bad boxes']
@@ -48,18 +48,18 @@ def test_check_of_the_users_own_folder(tmp_path):
     (pets / 'test' / 'cow').mkdir()
     shutil.copy(pets / 'test/cat/0.jpg', pets / 'test/cow/0.jpg')
     (pets / 'test' / 'dog' / '0.jpg').write_bytes(b'x')
-    found = check.check_dataset(registry.find_dataset(f'{pets}/'))
-    assert found.pop('unlabelled images') == [str(pets / 'test/cow/0.jpg')]
-    assert len(found['broken images']) == 1 and str(pets / 'test/dog/0.jpg') in found.pop('broken images')[0]
-    assert not any(found.values())
+    problems = check.check_dataset(registry.find_dataset(f'{pets}/'))
+    assert problems.pop('unlabelled images') == [str(pets / 'test/cow/0.jpg')]
+    assert len(problems['broken images']) == 1 and str(pets / 'test/dog/0.jpg') in problems.pop('broken images')[0]
+    assert not any(problems.values())
     lists = pets / 'metadata' / 'test'
     lists.mkdir(parents=True)
     (lists / 'localization.txt').write_text('cat/0.jpg,m.png,i.png\ncat/1.png,m.png,gone.png\ndog/0.jpg,m.png,\n')
     (pets / 'm.png').write_bytes(b'x')
     shutil.copy(pets / 'test/cat/1.png', pets / 'i.png')
-    found = check.check_dataset(registry.find_dataset(f'{pets}/'))
-    assert found['missing masks'] == [str(pets / 'gone.png')] and str(pets / 'm.png') in found['broken masks'][0]
-    assert found['images without box or mask'] == [
+    problems = check.check_dataset(registry.find_dataset(f'{pets}/'))
+    assert problems['missing masks'] == [str(pets / 'gone.png')] and str(pets / 'm.png') in problems['broken masks'][0]
+    assert problems['images without box or mask'] == [
         *(f'{lists / "localization.txt"} names no mask of {name}' for name in ('cow/0.jpg', 'dog/1.png')),
         f'{lists / "localization.txt"} names no ignore mask of dog/0.jpg']
 

@@ -51,8 +51,8 @@ def test_eval_transform_is_the_resized_image_normalised():
     transform = image_files.eval_transform(24)
     expected = normalised(transform.resize(noise()).permute(1, 2, 0).numpy())
     np.testing.assert_allclose(transform(noise()), expected, rtol=1e-5, atol=1e-6)
-    other = image_files.eval_transform(24, [[0.5] * 3, [0.25] * 3])(noise())
-    np.testing.assert_allclose(other, expected * [[[0.229 * 4]], [[0.224 * 4]], [[0.225 * 4]]]
+    centred = image_files.eval_transform(24, [[0.5] * 3, [0.25] * 3])(noise())
+    np.testing.assert_allclose(centred, expected * [[[0.229 * 4]], [[0.224 * 4]], [[0.225 * 4]]]
                                + [[[-0.06]], [[-0.176]], [[-0.376]]], rtol=1e-5, atol=1e-6)
 
 
@@ -131,8 +131,8 @@ def test_training_images_depend_on_seed_and_epoch_but_not_on_the_workers(tmp_pat
     again, same_order = drawn(dataset, 3, 1, 2)
     assert torch.equal(order, same_order) and torch.equal(images, again)
     assert sorted(order.tolist()) == list(range(10))
-    for other in (drawn(dataset, 4, 1, 0), drawn(dataset, 3, 2, 0)):
-        assert not torch.equal(other[0], images) and not torch.equal(other[1], order)
+    for drawn_otherwise in (drawn(dataset, 4, 1, 0), drawn(dataset, 3, 2, 0)):
+        assert not torch.equal(drawn_otherwise[0], images) and not torch.equal(drawn_otherwise[1], order)
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -177,9 +177,9 @@ def test_a_cache_is_of_its_images_their_order_and_their_size(tmp_path):
             assert torch.equal(dataset.resized(index), dataset.transform.resize(image_files.open_image(
                 tmp_path / dataset.image_id(index))))
     whole = noise_dataset(tmp_path)
-    other = image_files.train_transform(20, 12)
+    smaller = image_files.train_transform(20, 12)
     for dataset in (whole, ImageDataset(whole.image_ids[::-1], whole.labels[::-1], tmp_path, whole.transform),
-                    ImageDataset(whole.image_ids, whole.labels, tmp_path, other)):
+                    ImageDataset(whole.image_ids, whole.labels, tmp_path, smaller)):
         add(dataset)
     Image.new('RGB', (30, 30), 'blue').save(tmp_path / '2.png')
     add(ImageDataset(whole.image_ids, whole.labels, tmp_path, whole.transform))

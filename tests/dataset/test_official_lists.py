@@ -38,13 +38,13 @@ def lists_of_five(tmp_path, **changed):
     for file, lines in (FIVE | {f'{name}.txt': lines for name, lines in changed.items()}).items():
         (data.cub_root / file).write_text('\n'.join(lines) + '\n')
     official_lists.write_cub_lists(data, lambda paths: [(100, 100)] * len(paths))
-    found = {}
+    by_split = {}
     for split in ('train', 'test'):
         ids, labels = read_labels(data.list_folders[split], 200)
         boxes = read_boxes(data.list_folders[split], ids)
-        found[split] = {image_id.decode(): (label, boxes.of(index).tolist()) for index, (image_id, label)
+        by_split[split] = {image_id.decode(): (label, boxes.of(index).tolist()) for index, (image_id, label)
                         in enumerate(zip(ids, labels.tolist(), strict=True))}
-    return found
+    return by_split
 
 
 @pytest.mark.parametrize('file', FIVE)

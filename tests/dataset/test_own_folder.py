@@ -111,9 +111,9 @@ def test_boxes_or_masks_enable_wsol(script, folder, tmp_path):
     assert not any(found_in(folder).values())
     (folder / 'val_mask.png').write_bytes(b'x')
     (folder / 'test_ignore.png').unlink()
-    found = found_in(folder)
-    assert len(found['broken masks']) == 1 and 'val_mask.png' in found['broken masks'][0]
-    assert found['missing masks'] == [str(folder / 'test_ignore.png')]
+    problems = found_in(folder)
+    assert len(problems['broken masks']) == 1 and 'val_mask.png' in problems['broken masks'][0]
+    assert problems['missing masks'] == [str(folder / 'test_ignore.png')]
 
 
 def test_a_class_that_training_did_not_have_is_named(script, folder, tmp_path):

@@ -207,9 +207,9 @@ def imagenetv2(site):
 def test_imagenetv2_gets_its_old_names_back_by_the_published_mapping(site, workspace, imagenetv2):
     site.lists('ILSVRC', 'val', {'mapping.txt': [f'{old[5:]}, {NEW[old][5:]}' for old in OLD]}, prepare.MAPPING_COMMIT)
     follow('imagenetv2', workspace)
-    found = tree(workspace.data_root / 'ImageNetV2')
-    assert sorted(found) == sorted(OLD)
-    assert all(found[name] == jpeg(OLD[name][0], index) for index, name in enumerate(OLD))
+    unpacked = tree(workspace.data_root / 'ImageNetV2')
+    assert sorted(unpacked) == sorted(OLD)
+    assert all(unpacked[name] == jpeg(OLD[name][0], index) for index, name in enumerate(OLD))
 
 
 def test_without_the_mapping_nothing_is_unpacked_and_the_error_says_what_to_do(site, workspace, imagenetv2):

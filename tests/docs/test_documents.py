@@ -35,13 +35,13 @@ def parsers():
 
 
 def test_every_flag_exists():
-    """A flag that a page names is one of the table, of a script's own, or of a tool; a value that it gives parses."""
-    own = {action.dest for parser in parsers().values() for action in parser._actions}
+    """A flag that a page names is one of the table, of one script, or of a tool; a value that it gives parses."""
+    known = {action.dest for parser in parsers().values() for action in parser._actions}
     tools = {'archive', 'nproc_per_node', 'nnodes', 'rdzv_endpoint', 'rdzv_backend', 'node_rank', 'data_root',
              'metadata_root', 'logdir', 'logger_type', 'smoothing_ksize'}
     named = set(re.findall(r'--([a-z]\w+)', re.sub(r'^    (?:#SBATCH|srun).*$', '', EVERYTHING, flags=re.M)))
     assert len(named) > 40
-    assert named - tools <= own
+    assert named - tools <= known
     for name, value in re.findall(r'`--(\w+)=([\w./-]+)`', EVERYTHING):
         if name in config.ALL_FLAGS and value not in ('NAME', 'FILE', 'MODE', 'N', 'Q', 'K', 'M'):
             config.ALL_FLAGS[name].parse(value.replace('timm/NAME', 'resnet18'))
@@ -90,20 +90,20 @@ def test_make_targets_exist():
 def test_commands_parse(page):
     """The published commands and all others: each parses, and states nothing that its script does not read."""
     text = TEXTS[page].replace('\\\n', ' ')
-    every = parsers()
+    parser_of = parsers()
     for script, command in re.findall(r'^    (?:torchrun .*? (?=\w+\.py)|python )(?:-m research\.)?([\w/]+?)(?:\.py)?( .*|)$', text, re.M):
         words = shlex.split(command, comments=True)
         if script == 'dataset/prepare':
             assert words[0] in [*RECIPES, 'all', 'check', 'NAME'], command
             continue
-        assert script in every, script
+        assert script in parser_of, script
         if script not in SCRIPTS:
-            _, rest = every[script].parse_known_args(words)
-            config.parse(every['main'], rest)  # what a script of experiments hands on
+            _, rest = parser_of[script].parse_known_args(words)
+            config.parse(parser_of['main'], rest)  # what a script of experiments hands on
             continue
-        args = config.parse(every[script], words)
+        args = config.parse(parser_of[script], words)
         published = 'experiment_name/' in command
-        unread = [name for name in args.given if name != 'images' and name not in every[script].reads]
+        unread = [name for name in args.given if name != 'images' and name not in parser_of[script].reads]
         assert not unread or published and set(unread) <= {'use_load_checkpoint', 'norm_type'}, (script, unread)
 
 

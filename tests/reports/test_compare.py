@@ -113,8 +113,8 @@ def test_the_summary_has_the_figures_of_the_other_tables(script, evaluated):
     for name in ('CALM_EM', 'CAM'):
         for column in compare.SUMMARY:
             assert cells[title, f'{name}: {name}', column]['value'] == f'{float(cells[ALL, name, column]["value"]):.1f}'
-    own, other = cells[title, 'CAM: CAM', 'difference'], cells[table_with(f'{COMPARED}: mean'), 'CAM − CALM_EM', 'mean']
-    assert [own[key] for key in ('value', 'low', 'high')] == [other[key] for key in ('value', 'low', 'high')]
+    summed, in_means = cells[title, 'CAM: CAM', 'difference'], cells[table_with(f'{COMPARED}: mean'), 'CAM − CALM_EM', 'mean']
+    assert [summed[key] for key in ('value', 'low', 'high')] == [in_means[key] for key in ('value', 'low', 'high')]
     assert (title, 'CALM_EM: CALM_EM', 'difference') not in cells and (title, 'CAM: CAM', 'other trainings too') not in cells
 
 
@@ -210,14 +210,14 @@ def test_interventions_with_other_draws_are_told_apart_and_equal_controls_stand_
 
 
 def test_any_row_of_the_first_folder_can_be_the_reference():
-    own = [Row('a', 'CALM_EM', {}), Row('a', 'CALM_EM, saliency', {}), Row('b', 'CALM_EM, saliency', {})]
-    assert rows.put_first(own, 'saliency') == [own[1], own[0], own[2]]
-    assert rows.put_first(own, 'CALM_EM, saliency')[0] is own[1] and rows.put_first(own, 'CALM_EM') == own
+    compared = [Row('a', 'CALM_EM', {}), Row('a', 'CALM_EM, saliency', {}), Row('b', 'CALM_EM, saliency', {})]
+    assert rows.put_first(compared, 'saliency') == [compared[1], compared[0], compared[2]]
+    assert rows.put_first(compared, 'CALM_EM, saliency')[0] is compared[1] and rows.put_first(compared, 'CALM_EM') == compared
     controls = [Row('a', 'control: random weights, log-odds', {}), Row('a', 'log-odds', {})]
     for one in controls:  # the row of that name comes before one that ends in it
         assert rows.put_first(controls, one.method)[0] is one
     with pytest.raises(UserError, match='--reference=evidence: a has no such row; it has CALM_EM; CALM_EM, saliency'):
-        rows.put_first(own, 'evidence')
+        rows.put_first(compared, 'evidence')
 
 
 def test_a_cue_that_no_mask_shows_has_no_figure_and_no_curve(script):
@@ -252,25 +252,25 @@ def row(experiment, method='x', about=None, **estimates):
         column: value if isinstance(value, Estimate) else Estimate(value) for column, value in estimates.items()})
 
 
-def means(own):
+def means(compared):
     """The tables of means over networks of one name."""
-    for one in own:
+    for one in compared:
         one.name = f'{one.experiment} {one.method} {one.about}'
-    return [table for table in compare.make_tables(own) if 'deviation' in table.title]
+    return [table for table in compare.make_tables(compared) if 'deviation' in table.title]
 
 
 def test_networks_of_one_name_have_a_mean_and_a_deviation():
-    own = [row('save/seed0/CAM', 'CAM', accuracy=90.0), row('save/seed1/CAM', 'CAM', accuracy=94.0),
+    compared = [row('save/seed0/CAM', 'CAM', accuracy=90.0), row('save/seed1/CAM', 'CAM', accuracy=94.0),
            row('save/seed0/EM', 'CALM_EM', accuracy=50.0), row('save/seed1/EM', 'CALM_EM', accuracy=51.0, R_10=0.5),
            row('save/seed0/alone', 'CAM', accuracy=1.0)]
-    table, = means(own)
+    table, = means(compared)
     deviations = [np.std([90, 94], ddof=1), np.std([50, 51], ddof=1)]
     assert table.header == ['', 'networks', 'accuracy']  # R_10 is that of one network alone
     assert table.rows[:2] == [['CAM: CAM', 2, f'92.0 ± {deviations[0]:.1f}'], ['EM: CALM_EM', 2, f'50.5 ± {deviations[1]:.1f}']]
     assert [(line[0], line[2].value) for line in table.rows[2:]] == [
         ('EM: CALM_EM − CAM: CAM', -41.5), ('EM: CALM_EM − CAM: CAM, other trainings too', -41.5)]
     assert table.rows[2][2].low is None and table.rows[3][2].low < -41.5 < table.rows[3][2].high
-    assert means(own[::2]) == []
+    assert means(compared[::2]) == []
 
 
 @pytest.mark.parametrize('kind', ['pairs', 'draws'])
@@ -282,14 +282,14 @@ def test_the_means_of_two_names_differ_by_a_paired_interval(kind):
         value, about = float(values.mean() + offset), {'units': tuple('abcdef')}
         about |= {'terms': mean_terms(values + offset)} if kind == 'pairs' else {'draws': values + offset, 'number': 6}
         return row(experiment, **{f'{EXACT}: mean': Estimate(value, **about)})
-    own = [one(f'seed{seed}/{name}', offset + seed) for seed in (0, 1) for name, offset in (('A', 0), ('B', 10))]
-    table, = means(own)
-    assert compare.summary(own) == []  # of cue localization by part points alone
+    compared = [one(f'seed{seed}/{name}', offset + seed) for seed in (0, 1) for name, offset in (('A', 0), ('B', 10))]
+    table, = means(compared)
+    assert compare.summary(compared) == []  # of cue localization by part points alone
     assert [line[0] for line in table.rows] == ['A: x', 'B: x', 'B: x − A: x', 'B: x − A: x, other trainings too']
     width = 4.303 * 0.5**0.5  # two networks each, of variance 1/2: the mean's standard error is sqrt(1/4 + 1/4), by Welch with 2 degrees
     assert [str(line[-1]) for line in table.rows[2:]] == ['+10.0 [+10.0, +10.0]', f'+10.0 [{10 - width:+.1f}, {10 + width:+.1f}]']
-    own[3].estimates[f'{EXACT}: mean'] = Estimate(13.5)  # a result without its draws: trainings alone are left
-    table, = means(own)
+    compared[3].estimates[f'{EXACT}: mean'] = Estimate(13.5)  # a result without its draws: trainings alone are left
+    table, = means(compared)
     assert table.rows[2][-1].low is None and table.rows[3][-1].low is not None
 
 
@@ -298,10 +298,10 @@ def test_the_summary_of_several_networks_is_that_of_their_means():
     values = np.array([10.0, 30.0, 20.0, 50.0])
 
     def one(experiment, offset):
-        own = values + offset * np.arange(4)
-        return row(experiment, **{f'{COMPARED}: mean': Estimate(own.mean(), tuple('abcd'), mean_terms(own))})
-    own = [one('s0/A', 0), one('s1/A', 1), one('s0/C', 2), one('s0/B', 3), one('s1/B', 4)]
-    (table,), (summary,) = means(own), compare.summary(own)
+        moved = values + offset * np.arange(4)
+        return row(experiment, **{f'{COMPARED}: mean': Estimate(moved.mean(), tuple('abcd'), mean_terms(moved))})
+    compared = [one('s0/A', 0), one('s1/A', 1), one('s0/C', 2), one('s0/B', 3), one('s1/B', 4)]
+    (table,), (summary,) = means(compared), compare.summary(compared)
     lines = {line[0]: dict(zip(summary.header, line, strict=True)) for line in summary.rows}
     assert list(lines) == ['A: x', 'C: x', 'B: x'] and [line['networks'] for line in lines.values()] == [2, 1, 2]
     assert [lines[name][f'{COMPARED}: mean'] for name in ('A: x', 'B: x')] == [line[-1] for line in table.rows[:2]]
@@ -312,9 +312,9 @@ def test_the_summary_of_several_networks_is_that_of_their_means():
 
 def test_a_mean_of_which_one_figure_is_missing_is_none():
     """R_90 has none where no image survives the random erasure."""
-    own = [row(f's{seed}/{name}', R_90=0.5, accuracy=1.0) for name in 'AB' for seed in (0, 1)]
-    own[3].estimates['R_90'] = Estimate(None)
-    table = next(table for table in means(own) if 'R_90' in table.header)
+    compared = [row(f's{seed}/{name}', R_90=0.5, accuracy=1.0) for name in 'AB' for seed in (0, 1)]
+    compared[3].estimates['R_90'] = Estimate(None)
+    table = next(table for table in means(compared) if 'R_90' in table.header)
     assert [line[0] for line in table.rows] == ['A: x']
 
 
@@ -322,13 +322,13 @@ def test_networks_are_counted_once_and_only_with_others_on_the_same_images():
     """Two checkpoints of one experiment are one network here, and what was measured on other images is apart."""
     def one(experiment, images, accuracy, weights='w'):
         return row(experiment, 'CAM', {'dataset': 'CUB', 'images_sha256': images, 'weights_sha256': weights}, accuracy=accuracy)
-    own = [one('seed0/x', 'aaaaaaaaa', 90.0), one('seed0/x', 'aaaaaaaaa', 10.0, 'older'), one('seed1/x', 'aaaaaaaaa', 92.0)]
-    table, = means(own)
+    compared = [one('seed0/x', 'aaaaaaaaa', 90.0), one('seed0/x', 'aaaaaaaaa', 10.0, 'older'), one('seed1/x', 'aaaaaaaaa', 92.0)]
+    table, = means(compared)
     assert table.rows == [['x: CAM', 2, '91.0 ± 1.4']]
-    own += [one('seed0/x', 'b', 50.0), one('seed1/x', 'b', 52.0), one('seed2/x', 'c', 0.0)]
-    table, = means(own)
+    compared += [one('seed0/x', 'b', 50.0), one('seed1/x', 'b', 52.0), one('seed2/x', 'c', 0.0)]
+    table, = means(compared)
     assert table.rows == [['x: CAM, CUB, images aaaaaaaa', 2, '91.0 ± 1.4'], ['x: CAM, CUB, images b', 2, '51.0 ± 1.4']]
-    assert means(own[:2]) == []
+    assert means(compared[:2]) == []
 
 
 def test_every_column_and_flag_has_a_sentence():

@@ -147,13 +147,13 @@ def test_every_image_gets_a_picture_a_map_and_an_entry(explain, folder, tmp_path
     assert manifest['methods'] == {'jointll': 'p(A, z | x) per cell'}
     assert manifest['versions']['torch'] == torch.__version__ and manifest['weights_sha256']
     for entry in manifest['images']:
-        other = entry['contrast']
+        contrast_entry = entry['contrast']
         assert entry['class_name'].startswith('0') and entry['class'] == entry['predicted']
-        assert other['class'] != entry['class'] and other['probability'] <= entry['probability']
-        (name,), (other_name,) = entry['maps'].values(), other['maps'].values()
+        assert contrast_entry['class'] != entry['class'] and contrast_entry['probability'] <= entry['probability']
+        (name,), (other_name,) = entry['maps'].values(), contrast_entry['maps'].values()
         values, contrast = (np.load(tmp_path / 'out' / file) for file in (name, other_name))
         assert values.sum() == pytest.approx(entry['probability'], rel=1e-5)  # probability units
-        assert contrast.sum() == pytest.approx(entry['probability'] - other['probability'], rel=1e-4, abs=1e-6)
+        assert contrast.sum() == pytest.approx(entry['probability'] - contrast_entry['probability'], rel=1e-4, abs=1e-6)
         with Image.open(tmp_path / 'out' / entry['picture']) as picture:
             assert picture.format == 'PNG' and min(picture.size) > 50
     assert set(manifest['files']) == files_below(tmp_path / 'out').keys()
@@ -183,8 +183,8 @@ def test_a_contrast_method_is_the_librarys(explain, checkpoint, folder, tmp_path
     assert ('the contrast is prior-log-odds' in out) == (method is None)
     assert manifest['settings']['contrast_method'] == (method or 'prior-log-odds')
     entry, = manifest['images']
-    model, found = weights.load_model(checkpoint)
-    image = eval_transform(found.known['crop_size'])(open_upright(folder / 'wide.jpg'))[None]
+    model, trained = weights.load_model(checkpoint)
+    image = eval_transform(trained.known['crop_size'])(open_upright(folder / 'wide.jpg'))[None]
     classes = torch.tensor([entry['class']]), torch.tensor([entry['contrast']['class']])
     expected = contrast_maps(model, image, *classes, method or 'prior-log-odds')[0].detach().numpy()
     values = np.load(tmp_path / 'out' / entry['contrast']['maps'][f'{method or "prior-log-odds"}_contrast'])

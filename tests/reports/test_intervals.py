@@ -82,7 +82,7 @@ def test_an_interval_over_trainings_covers_about_as_often_as_it_says(networks, s
     rng, outside = np.random.default_rng(0), np.zeros(2)
 
     def measured(pairs, spread):
-        return [mean_of(own) for own in pairs + rng.normal(0, spread, (networks, 1)) + rng.normal(0, 1, (networks, len(pairs)))]
+        return [mean_of(values) for values in pairs + rng.normal(0, spread, (networks, 1)) + rng.normal(0, 1, (networks, len(pairs)))]
     for _ in range(150):
         pairs = rng.normal(0, 5, 25)
         estimates, others = (measured(pairs + rng.normal(0, 1.5, 25), spread) for spread in spreads)

@@ -18,7 +18,7 @@ def test_tables_keep_their_cells_in_every_format():
     assert not re.search(r'(?<!\\)[%#_]', body)
     lines = table_files.as_markdown(TABLES).splitlines()
     cells = [[cell.strip().replace('\\|', '|') for cell in re.split(r'(?<!\\)\|', line)[1:-1]] for line in lines[2:]]
-    assert [own for own in cells if not set(own[0]) & {'-'}] == latex
+    assert [line_cells for line_cells in cells if not set(line_cells[0]) & {'-'}] == latex
     csv_rows = list(csv.DictReader(table_files.as_csv(TABLES).splitlines()))
-    assert [(own['row'], own['column'], own['value'], own['low']) for own in csv_rows] == [
+    assert [(line['row'], line['column'], line['value'], line['low']) for line in csv_rows] == [
         ('a_1: 50 %', 'R_10', '0.251', '0.1'), ('a_1: 50 %', 'x', 'words', ''), ('b|c', 'R_10', '-1.26', '')]

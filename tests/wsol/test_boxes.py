@@ -53,11 +53,11 @@ def test_scaled_boxes_are_the_wsol_evaluations(box, size, new, expected):
 def test_boxes_and_sizes_of_the_metadata_are_the_wsol_evaluations(name, split, boxes, sizes):
     folder = shared('metadata', name, split)
     ids = np.array([line.encode() for line in (folder / 'image_ids.txt').read_text().splitlines()])
-    found = read_boxes(folder, ids)
-    assert [[tuple(box) for box in found.of(index).tolist()] for index in range(3)] == boxes
-    assert [tuple(size) for size in found.sizes[:3].tolist()] == sizes
-    owner = np.repeat(np.arange(len(ids)), np.diff(found.starts))
-    assert (found.corners >= 0).all() and (found.corners[:, 2:] < found.sizes[owner]).all()
+    known = read_boxes(folder, ids)
+    assert [[tuple(box) for box in known.of(index).tolist()] for index in range(3)] == boxes
+    assert [tuple(size) for size in known.sizes[:3].tolist()] == sizes
+    owner = np.repeat(np.arange(len(ids)), np.diff(known.starts))
+    assert (known.corners >= 0).all() and (known.corners[:, 2:] < known.sizes[owner]).all()
 
 
 # --- a slow reference: components by scipy, their outlines by walking around them ----------------------------

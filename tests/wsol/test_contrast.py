@@ -42,9 +42,9 @@ CASES = [(head, name) for head in ('CAM', 'CALM_EM') for name, contrast in CONTR
 
 @pytest.mark.parametrize('head, name', CASES)
 def test_a_contrast_is_one_finite_map_per_image_which_changes_sign_with_the_classes_if_signed(networks, images, head, name):
-    one, other = (contrast_maps(networks[head], images, *pair, name, settings=FEW) for pair in ((FIRST, SECOND), (SECOND, FIRST)))
+    one, opposite = (contrast_maps(networks[head], images, *pair, name, settings=FEW) for pair in ((FIRST, SECOND), (SECOND, FIRST)))
     assert one.ndim == 3 and len(one) == 2 and torch.isfinite(one).all() and one.abs().max() > 0
-    assert torch.allclose(one, -other, rtol=1e-6, atol=1e-9) == CONTRASTS[name].signed
+    assert torch.allclose(one, -opposite, rtol=1e-6, atol=1e-9) == CONTRASTS[name].signed
     alone = contrast_maps(networks[head], images[1:], FIRST[1:], SECOND[1:], name, seeds=torch.tensor([1]), settings=FEW)
     torch.testing.assert_close(alone[0], one[1], rtol=1e-6, atol=1e-9)
 

@@ -203,16 +203,16 @@ def test_on_a_cpu_as_many_versions_go_together_as_ever(model, images):
 def test_on_cuda_the_versions_fit_into_their_share_of_the_free_memory(monkeypatch, usual, kept):
     """Of 1 GB to 141 GB; what torch holds in reserve is free, too."""
     images = SimpleNamespace(device=torch.device('cuda'), shape=(1, 3, 224, 224), element_size=lambda: 4)
-    asked, found = SimpleNamespace(images=images, asked=torch.zeros(1, 200)), []
+    asked, versions = SimpleNamespace(images=images, asked=torch.zeros(1, 200)), []
     for free in (1e9, 4e9, 8e9, 24e9, 80e9, 141e9):
         for reserved in (0, 0.5):
             monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda _, free=free, reserved=reserved: (free * (1 - reserved), 2e11))
             monkeypatch.setattr(torch.cuda, 'memory_reserved', lambda _, free=free, reserved=reserved: 1e9 + free * reserved)
             monkeypatch.setattr(torch.cuda, 'memory_allocated', lambda _: 1e9)
-            found.append(registry.versions_at_a_time(asked, usual, kept))
-        assert found[-1] == found[-2] and usual <= found[-1] <= 16 * usual and found[-1].bit_count() == 1
-        assert found[-1] == usual or found[-1] * 224**2 * (kept + 200) * 4 <= registry.GPU_SHARE * free
-    assert found == sorted(found) and found[0] == usual < found[-1]
+            versions.append(registry.versions_at_a_time(asked, usual, kept))
+        assert versions[-1] == versions[-2] and usual <= versions[-1] <= 16 * usual and versions[-1].bit_count() == 1
+        assert versions[-1] == usual or versions[-1] * 224**2 * (kept + 200) * 4 <= registry.GPU_SHARE * free
+    assert versions == sorted(versions) and versions[0] == usual < versions[-1]
 
 
 @pytest.mark.parametrize('sigma', [4.0, 10.0])

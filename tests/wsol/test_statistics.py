@@ -100,5 +100,5 @@ def test_the_intervals_memory_does_not_grow_with_the_images():
 
 def test_the_interval_is_the_seeds():
     hits, base = hits_and_base(np.random.default_rng(0), 200)
-    first, again, other = (metrics.bootstrap_ratio(hits, base, seed=seed, draws=50) for seed in (1, 1, 2))
-    assert first == again != other
+    first, again, by_seed_2 = (metrics.bootstrap_ratio(hits, base, seed=seed, draws=50) for seed in (1, 1, 2))
+    assert first == again != by_seed_2

@@ -38,7 +38,8 @@ def vanilla_superclass(query):
 def jointll(query):
     """CALM: the joint p(y=class, z|x); it sums to p(class|x) (Kim et al. 2021)."""
     _, logits, prior = query.activations
-    return heads.joint(query.rows(logits) - logits.logsumexp(1, keepdim=True), prior)
+    log_probs = query.rows(logits) - logits.logsumexp(1, keepdim=True)  # log_conditional, of the asked classes alone
+    return heads.joint(log_probs, prior)
 
 
 def _joints(query):
