@@ -2,6 +2,7 @@
 import importlib
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ import config
 from dataset.prepare import RECIPES
 from dataset.toybirds import class_colours
 from experiment import checkpoint_files, weights
-from wsol import build_model
+from wsol import attribution_maps, build_model
+from wsol.attribution.registry import METHODS
+from wsol.heads import CALM
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = {path.relative_to(ROOT): path.read_text() for path in (ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md')))}
@@ -112,11 +115,21 @@ def test_the_published_commands_are_on_the_front_page():
     assert commands == ['main', 'eval_pixel_perturb', 'eval_cue_location']
 
 
+def product_code():
+    return '\n'.join(path.read_text() for path in ROOT.rglob('*.py')
+                     if not {'.venv', 'tests', 'build'} & set(path.relative_to(ROOT).parts))
+
+
+def test_the_keys_of_result_files_are_in_the_code():
+    """docs/protocols.md, "What a result file holds"."""
+    section = TEXTS[Path('docs/protocols.md')].split('## What a result file holds')[1].split('\n## ')[0]
+    code, keys = product_code(), set(re.findall(r'`([a-z]\w+)(?:`|\[)', section))
+    assert len(keys) > 40 and not [key for key in keys if f"'{key}'" not in code]
+
+
 def test_what_troubleshooting_quotes_is_said_somewhere():
     """The words of every quoted message are in the code, in this order and close together."""
-    code = '\n'.join(path.read_text() for path in ROOT.rglob('*.py')
-                     if not {'.venv', 'tests', 'build'} & set(path.relative_to(ROOT).parts))
-    code = re.sub(r"""['"]\s*\n?\s*f?r?['"]""", '', code)  # one string, written in parts
+    code = re.sub(r"""['"]\s*\n?\s*f?r?['"]""", '', product_code())  # one string, written in parts
     rows = re.findall(r'^\| `(.*?)` \|', TROUBLE, re.M)
     assert len(rows) > 10
     for quoted in rows:
@@ -133,6 +146,16 @@ def test_python_stands_where_it_is_run(page):
 def test_the_library_block_runs():
     """docs/own.md, its first block."""
     exec(re.findall(r'```python\n(.*?)```', TEXTS[Path('docs/own.md')], re.S)[0], {})
+
+
+def test_the_example_of_a_method_runs(monkeypatch):
+    """docs/attribution.md, "Add a method"."""
+    block = re.search(r'\n(    from wsol\S+ import register\n(?:    .*\n|\n)*)', TEXTS[Path('docs/attribution.md')])[1]
+    monkeypatch.setitem(METHODS, 'cue', None)  # removed after the test
+    exec(textwrap.dedent(block), {})
+    model = build_model('resnet18', 'CALM_EM', 4, last_stage='layer1')
+    maps = attribution_maps(model, torch.randn(2, 3, 32, 32), torch.tensor([0, 3]), method='cue')
+    assert maps.shape == (2, 8, 8) and METHODS['cue'].head is CALM
 
 
 def test_the_checkpoint_block_runs(monkeypatch, tmp_path):
