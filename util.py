@@ -26,7 +26,7 @@ def seed_everything(seed):
 
 
 def seed_of(*numbers):
-    """A seed that depends on all of these numbers."""
+    """A seed that depends on all these numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -41,7 +41,7 @@ def image_seeds(seed, indices):
 def pick_device(name='auto'):
     """'auto' -> CUDA, else Apple's MPS, else the CPU. 'cuda:1' -> the second GPU. Raises UserError."""
     usable = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
-    name = next(kind for kind, there in usable.items() if there) if name == 'auto' else name
+    name = next(kind for kind in usable if usable[kind]) if name == 'auto' else name
     kind, _, number = name.partition(':')
     if not usable[kind]:
         raise UserError(f'--device={name}: this machine or this build of torch has none; use --device=auto')
@@ -59,13 +59,15 @@ def pick_device(name='auto'):
 
 
 def try_algorithms(device):
-    """Let cuDNN try its algorithms for each new size and keep the fastest: for images of one size. The choice can
-    differ from run to run, and with it the last digits."""
+    """Let cuDNN try its algorithms for each new image size and keep the fastest.
+
+    This pays when all images have one size. The choice, and with it the last digits, can differ from run to run.
+    """
     torch.backends.cudnn.benchmark = device.type == 'cuda'
 
 
 def computes_in_bfloat16(device):
-    """Whether a device multiplies in bfloat16. One that only emulates it is slower than in float32."""
+    """Whether a device multiplies in bfloat16. A device that only emulates it is slower than in float32."""
     if device.type == 'cuda':
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == 'cpu' and torch.backends.mkldnn.is_available():
@@ -77,9 +79,9 @@ def computes_in_bfloat16(device):
 
 
 def pick_precision(name, device, auto='float32'):
-    """'float32' or 'bfloat16'. auto: what 'auto' means where the device computes in bfloat16; elsewhere it is float32.
+    """'float32' or 'bfloat16'. auto: what 'auto' means on a device that computes in bfloat16; else it means float32.
 
-    For a GPU that does not compute in bfloat16, bfloat16 becomes float32, with a warning. A CPU emulates it.
+    On a GPU that does not compute in bfloat16, 'bfloat16' becomes float32, with a warning. A CPU emulates bfloat16.
     """
     if name == 'auto':
         return auto if computes_in_bfloat16(device) else 'float32'
@@ -102,25 +104,25 @@ def memory_format(device):
 
 
 def to_device(tensor, device):
-    """A tensor on the device; images (B,3,H,W) in the layout of its convolutions.
+    """A tensor on the device; images (B,3,H,W) in the layout in which its convolutions are fastest.
 
-    Only a copy from pinned memory to CUDA may run beside the next work: elsewhere torch neither waits for it nor keeps
-    the source (on MPS, silently wrong numbers: pytorch issue 189690).
+    Only a copy from pinned memory to CUDA runs in the background. Elsewhere torch neither waits for such a copy nor
+    keeps its source, which gives silently wrong numbers on MPS (pytorch issue 189690).
     """
     layout = memory_format(device) if tensor.ndim == 4 else torch.preserve_format
     return tensor.to(device, non_blocking=device.type == 'cuda' and tensor.is_pinned(), memory_format=layout)
 
 
 def usable_cores():
-    """The number of cores that this process may use. (torch.get_num_threads() obeys OMP_NUM_THREADS instead.)"""
+    """The number of cores that this process may use. torch.get_num_threads() would give OMP_NUM_THREADS instead."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-def pick_workers(asked, said):
-    """The number of loader processes: as many as asked for, at most one for each usable core.
+def pick_workers(asked, by_user):
+    """The number of loader processes: at most one for each usable core.
 
-    said: whether the user asked, and is told of fewer.
+    asked: the number wanted. by_user: the user has given it, so a smaller number is announced.
     """
-    if asked > usable_cores() and said:
+    if asked > usable_cores() and by_user:
         warn(f'--workers={asked}: this process may use {usable_cores()} cores, so {usable_cores()} workers are started')
     return min(asked, usable_cores())

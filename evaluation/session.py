@@ -122,7 +122,7 @@ def _find_network(args, or_classifier):
         if or_classifier and not names_checkpoint:
             raise UserError(f'{error}. Without any training: --architecture=resnet50') from error
         raise
-    return weights.open_network(path, args.architecture)
+    return weights.read_checkpoint_or_classifier(path, args.architecture)
 
 
 # --- its data -----------------------------------------------------------------------------------------

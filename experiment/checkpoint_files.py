@@ -1,7 +1,8 @@
-"""Checkpoint files: written whole, sealed and verified; read, and checked to be what they should be.
+"""Checkpoint files: written whole, verified, and checked when they are read.
 
 An experiment has the LAST checkpoint, the PREVIOUS one, and the BEST by accuracy on val. Each ends in the SHA-256 of
-its content (wsol.backbones.state_dicts), which shows a single changed bit; torch.load reads it like any other file.
+its content (wsol.backbones.state_dicts), so that a single changed bit is noticed. torch.load reads it like any other
+checkpoint.
 """
 import hashlib
 import io
@@ -20,22 +21,22 @@ from wsol.backbones import state_dicts
 from wsol.errors import UserError
 
 LAST, PREVIOUS, BEST = (f'{name}_checkpoint.pth.tar' for name in ('last', 'previous', 'best'))
-# an accuracy stored as a numpy number, by numpy 1 or 2, is as harmless as a float, but weights_only refuses it
+# weights_only refuses numpy's numbers, which older checkpoints hold and which are as harmless as floats
 NUMPY_SCALARS = [(np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'), np._core.multiarray.scalar, np.dtype,
                  *(type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8'))]
-COMMIT = '8897cf4'  # of this project, the last one that reads checkpoints with the settings in RETIRED
-RETIRED = {  # a setting of earlier versions -> whether a value of it asks for what this version no longer has
+COMMIT = '8897cf4'  # the last commit of this project that can read checkpoints with the settings in RETIRED
+RETIRED = {  # a setting of earlier versions -> whether its value needs what this version no longer has
     'no_cue': lambda value: value is True, 'pointwise_from': lambda value: value is not None,
     'last_stage': lambda value: ',' in str(value),  # the features of several stages
     'prior_training': lambda value: 'drop' in str(value) or 'top' in str(value)}
 
-# --- written --------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------------
 
 
-def write(path, content, before_it_counts=lambda partial: None):
+def write(path, content, before_rename=lambda partial: None):
     """Write a checkpoint, whole or not at all.
 
-    before_it_counts: called with the path of the verified file before it takes its name. Raises UserError.
+    before_rename: called with the temporary path of the verified file, before it gets its name. Raises UserError.
     """
     def write_and_verify(partial):
         buffer = io.BytesIO()  # torch's own writer does not say why it could not write
@@ -48,16 +49,16 @@ def write(path, content, before_it_counts=lambda partial: None):
             try:
                 state_dicts.check_whole(file)
             except ValueError as error:
-                raise UserError(f'{path} was written, and reads otherwise; the disk fails. What was there '
-                                'stays') from error
-        before_it_counts(partial)
+                raise UserError(f'{path} could not be verified after writing; the disk may be failing. The previous '
+                                'file is kept') from error
+        before_rename(partial)
     whole_files.write_atomically(path, write_and_verify, durable=True)
 
 
 def save(folder, content, is_best=False, is_first=False):
-    """Write an experiment's checkpoint; the one before it becomes PREVIOUS when this one is verified.
+    """Write an experiment's checkpoint. Once it is verified, the one before it becomes PREVIOUS.
 
-    is_best: it becomes BEST too. is_first: it begins a training that replaces another, whose files go.
+    is_best: it becomes BEST too. is_first: it begins a new training; the files of an earlier training are removed.
     """
     last, previous, best = (folder / name for name in (LAST, PREVIOUS, BEST))
 
@@ -68,27 +69,27 @@ def save(folder, content, is_best=False, is_first=False):
         elif last.is_file():
             spare = whole_files.temporary(previous)
             try:
-                os.link(last, spare)  # a second name, so that the file never has none
+                os.link(last, spare)  # a second name, so that the file always has one
             except OSError:  # a file system without links
                 spare = last
             spare.replace(previous)
         if is_best:
             whole_files.write_atomically(best, lambda copy: shutil.copyfile(partial, copy), durable=True)
-        (folder / 'results.json').unlink(missing_ok=True)  # of the network before
+        (folder / 'results.json').unlink(missing_ok=True)  # it belongs to the earlier network
     write(last, content, rotate)
 
 
 def remove_abandoned(folder):
-    """Remove the files that killed trainings of an experiment left half written. The caller holds its lock."""
+    """Remove the half-written files of killed trainings of an experiment. The caller holds its lock."""
     for name in (LAST, PREVIOUS, BEST, 'log.jsonl', 'results.json'):
         whole_files.remove_unfinished(folder / name)
 
 
-# --- read -----------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------------
 
 
 def latest(folder):
-    """The path of the checkpoint to go on from: LAST, or PREVIOUS if LAST was removed; None if there is neither."""
+    """The path of the checkpoint to resume from: LAST, or PREVIOUS if LAST was removed; None if there is neither."""
     return next((folder / name for name in (LAST, PREVIOUS) if (folder / name).is_file()), None)
 
 
@@ -116,7 +117,7 @@ def _read(path):
     if not isinstance(content, dict):
         raise UserError(f'{path} holds a {type(content).__name__}, not a checkpoint')
     problem = _problem_of_weights(content.get('state_dict', content))
-    if not problem and 'model' in content:  # else it says nothing of itself
+    if not problem and 'model' in content:  # else it holds weights only
         content = _without_retired_settings(path, content)
         problem = _problem_of_record(content)
     if problem:
@@ -128,17 +129,17 @@ def _without_retired_settings(path, content):
     """A checkpoint's content without the settings that this version no longer has. Raises UserError if one is used."""
     model, args = content['model'], content.get('args', {})
     if not isinstance(model, dict) or not isinstance(args, dict):
-        return content  # which is refused next
+        return content  # _problem_of_record refuses it
     for name, value in [*model.items(), *args.items()]:
         if name in RETIRED and RETIRED[name](value):
             raise UserError(f'{path} was trained with {name}={_short(value)}, which this version no longer has; the '
                             f'commit {COMMIT} of this project can read it')
-    gone = RETIRED.keys() - config.ALL_FLAGS.keys()
-    return content | {'model': {name: value for name, value in model.items() if name not in gone}}
+    removed = RETIRED.keys() - config.ALL_FLAGS.keys()
+    return content | {'model': {name: value for name, value in model.items() if name not in removed}}
 
 
 def _problem_of_weights(state):
-    """Why a value is no state dict, in words; None if it is one."""
+    """Why a value is not a state dict, in words; None if it is one."""
     if not isinstance(state, dict):
         return f'its state_dict is a {type(state).__name__}'
     for name, value in state.items():
@@ -150,14 +151,14 @@ def _problem_of_weights(state):
 
 
 def _is_plain(value):
-    """Whether a value is a tensor of real numbers that takes no more memory than the file stores of it."""
+    """Whether a value is a tensor of real numbers that needs no more memory than the file has stored for it."""
     return (isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == 'cpu'
             and not value.is_complex() and not value.is_quantized
             and value.numel() * value.element_size() <= value.untyped_storage().nbytes())
 
 
 def _short(value):
-    """A value, in an error's line."""
+    """A value as an error message shows it."""
     if isinstance(value, torch.Tensor):
         return f'a {value.dtype} tensor of shape {tuple(value.shape)}'
     text = repr(value)
@@ -169,7 +170,7 @@ def _is_natural(value):
 
 
 def _are(kind, values, count=None):
-    """Whether a value is a list or tuple of this kind of values, so many of them; numbers have to be finite."""
+    """Whether `values` is a list or tuple of `count` values of this kind; numbers must be finite."""
     return (isinstance(values, (list, tuple)) and count in (None, len(values))
             and all(isinstance(value, kind) and (kind is not REAL or math.isfinite(value)) for value in values))
 
@@ -183,7 +184,7 @@ def _is_log(lines):
 
 
 REAL = (int, float)
-RECORD = {  # what main.py records beside the weights -> whether a value can be that
+RECORD = {  # what main.py records beside the weights -> whether a value is valid
     'epoch': _is_natural, 'step': _is_natural, 'architecture': lambda value: isinstance(value, str),
     'class_names': lambda value: value is None or _are(str, value), 'command': lambda value: _are(str, value),
     'normalisation': lambda value: (_are(tuple, value, 2) and all(_are(REAL, row, 3) for row in value)
@@ -193,7 +194,7 @@ RECORD = {  # what main.py records beside the weights -> whether a value can be 
 
 
 def _problem_of_record(content):
-    """What is wrong with what a checkpoint says of itself, in words; None if nothing is."""
+    """What is wrong with the record beside the weights, in words; None if nothing is."""
     for key in ('model', 'args'):
         if not isinstance(content.get(key, {}), dict):
             return f'its {key} is {_short(content[key])}'
@@ -213,5 +214,5 @@ def _problem_of_record(content):
         return f'its {wrong} is {_short(content[wrong])}'
     names = content.get('class_names')
     if names is not None and classes is not None and len(names) != classes:
-        return f'it names {len(names)} classes, and tells {classes} apart'
+        return f'it names {len(names)} classes, and its network has {classes}'
     return None

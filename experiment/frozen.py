@@ -1,7 +1,8 @@
 """--freeze: every image goes through the backbone once, and the head trains on its features. Minutes on a laptop.
 
-The features of an image and of its mirror image are kept in half precision, in a file that goes when the training ends;
-with --cache it stays for the next training. Mirroring is the only augmentation. BatchNorm keeps its statistics.
+The features of an image and of its mirror image are stored in half precision, in a file that is removed when the
+training ends; with --cache it is kept for the next training. Mirroring is the only augmentation. BatchNorm keeps its
+statistics.
 """
 import copy
 import hashlib
@@ -17,7 +18,7 @@ from runtime import processes, screen, whole_files
 from wsol.errors import UserError
 from wsol.networks import find_architecture
 
-HEAD = ('conv_last.', 'attention.')  # the beginnings of the names of what is trained
+HEAD = ('conv_last.', 'attention.')  # how the names of the trained parameters begin
 
 
 class FeatureSet(Dataset):
@@ -46,14 +47,14 @@ def check_freezable(architecture):
     added = find_architecture(architecture).added
     if added:
         raise UserError(f'--freeze trains the head alone, and {architecture} has new layers below it '
-                        f'({", ".join(added)}), which would stay random; choose an architecture without, or leave '
-                        '--freeze out')
+                        f'({", ".join(added)}), which would stay random; choose an architecture without new layers, '
+                        'or leave --freeze out')
 
 
 def head_of(model):
-    """The head of a network as a model of features. It shares all modules; the backbone's parameters are frozen."""
+    """A network whose inputs are features: the head of this one. It shares all modules; the backbone is frozen."""
     head = copy.copy(model)
-    head.stages = ()  # so that its features are its input
+    head.stages = ()  # so that extract_features returns its input
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(HEAD))
     return head
@@ -62,7 +63,7 @@ def head_of(model):
 def extract_all(model, images, folder, args, device):
     """{split: FeatureSet} of 'train' and 'val'. folder: the experiment's. Raises UserError.
 
-    With --cache the features are in a file below save_root/cache/, for every training on the same images and backbone.
+    With --cache the features are kept in save_root/cache/, for every training on the same images and backbone.
     """
     model.eval()
     return {split: FeatureSet(_features(model, images[split], split, folder, args, device), images[split])
@@ -116,12 +117,14 @@ def extract(model, images, split, args, device):
             features = torch.stack([model.extract_features(view).float() for view in views], dim=1)  # (B,M,D,h,w)
         features = features.half()
         if not features.isfinite().all():
-            raise UserError(f'the backbone gives features beyond 65,504 or no numbers on {split}: leave --freeze out')
+            raise UserError(f'the backbone gives features on {split} that are beyond 65,504 or not numbers: leave '
+                            '--freeze out')
         yield rows.numpy(), features.cpu().numpy()
 
 
 def _new_file(path, shape, keeps_name):
-    """A float16 array in a file. Without its name the file goes when this process ends, even if it is killed."""
+    """A float16 array in a file. keeps_name: False removes the file's name at once, so that the system removes the file
+    when this process ends, even if it is killed."""
     try:
         array = np.lib.format.open_memmap(path, 'w+', np.float16, shape)
         with open(path, 'r+b') as file:

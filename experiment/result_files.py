@@ -1,7 +1,7 @@
-"""Result files: what a result says of itself, the file it goes to, and how it is found again.
+"""Result files: what they hold, how they are named, and how they are found again.
 
-A result says what it was measured on: data set, split, images, checkpoint, epoch, SHA-256 of the weights, settings and
-versions. The name of its file differs for other weights, other images, and settings other than the usual ones.
+A result records what it was measured on: data set, split, images, checkpoint, epoch, SHA-256 of the weights, settings
+and versions. The name of its file depends on the weights, the images, and the settings that differ from the usual ones.
 """
 import hashlib
 import json
@@ -22,7 +22,7 @@ from wsol.attribution.contrast import CONTRASTS, default_scale
 from wsol.attribution.registry import METHODS, SamplingSettings
 from wsol.errors import UserError
 
-# settings that are written out in a file's name
+# settings that are written in a file's name as they are
 NAMED = ('score_map_process', 'contrast_method', 'drop_lowest', 'norm_type', 'threshold_type', 'scoremap_root')
 FORMATS = {'cue_location': 2}  # metric -> version of its results' layout (default: 1); other versions are not read
 
@@ -34,24 +34,26 @@ def contrast_name(contrast):
 
 
 def identity(metric, data, split, images, checkpoint, settings):
-    """What a result says of itself: metric, images, network and settings."""
+    """What a result records about itself: metric, images, network and settings."""
     return {'metric': metric, 'format': FORMATS.get(metric, 1), 'dataset': data.label, 'split': split,
             'images': len(images), 'images_sha256': images.fingerprint(), **checkpoint_identity(checkpoint),
             'settings': settings}
 
 
 def checkpoint_identity(checkpoint):
-    """What a result says of its network."""
+    """What a result records about its network."""
     if checkpoint is None:
         return {'checkpoint': None, 'epoch': None, 'weights_sha256': None}
     return {'checkpoint': str(checkpoint.path), 'epoch': checkpoint.epoch, 'weights_sha256': checkpoint.sha256}
 
 
 def key(about, **usual):
-    """8 hexadecimal digits that differ for other images, weights and unusual settings. about: an identity. usual: usual
-    settings of this network, beside those of config."""
+    """8 hexadecimal digits that depend on the images, the weights and the unusual settings.
+
+    about: an identity. usual: the usual settings of this network, beside those of config.
+    """
     usual, settings = as_compared(config.usual_settings() | usual), as_compared(about['settings'])
-    named = {name for name in NAMED if not isinstance(settings.get(name), list)}  # no name holds a list
+    named = {name for name in NAMED if not isinstance(settings.get(name), list)}  # a file's name holds no list
     unusual = {name: settings[name] for name in usual.keys() & settings.keys() - named if settings[name] != usual[name]}
     text = f'{about["images_sha256"]} {about["weights_sha256"]}'
     if unusual:
@@ -67,7 +69,7 @@ def versions():
 
 @lru_cache
 def commit():
-    """The git commit of this code, with -dirty if files differ from it; None outside a git repository."""
+    """The git commit of this code, with -dirty if files were changed since; None outside a git repository."""
     describe = ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
     try:
         return subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True,
@@ -77,7 +79,7 @@ def commit():
 
 
 def machine(device):
-    """The device and the number of threads, which can change the last digits: it changes the order of sums."""
+    """The device and the number of threads. Both can change the last digits, as they change the order of sums."""
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else _processor()
     return {'device': f'{device.type}: {name}', 'threads': torch.get_num_threads()}
 
@@ -86,13 +88,13 @@ def _processor():
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
         return next(line.split(':')[1].strip() for line in lines if line.startswith('model name'))
-    except (OSError, StopIteration):  # macOS, and processors that give no name there
+    except (OSError, StopIteration):  # macOS, and processors without a name in that file
         return platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True)
 class ResultFile:
-    """One JSON file of results; figures go beside it under the same name."""
+    """One JSON file of results. Its figure is beside it under the same name."""
     path: Path
     identity: dict
     device: torch.device
@@ -106,16 +108,16 @@ class ResultFile:
         return self.path.with_name(f'{self.path.name}.unfinished')
 
     def write_unfinished(self, measured):
-        """Keep what is measured so far, in case the rest is interrupted. An earlier result of this name stays."""
+        """Write what is measured so far, in case the rest is interrupted. An earlier result of this name stays."""
         whole_files.write_json(self.unfinished(), self._content(measured))
 
     def write(self, measured):
-        """Write the figures and what they were measured on. An earlier result of this name has the same weights and
-        images; this prints which of its settings differ, such as the folder of the images."""
+        """Write the result. An earlier result of this name has the same weights and images; the settings in which it
+        differs, such as the folder of the images, are printed."""
         content = self._content(measured)
         before = read_result(self.path)['settings']
-        now = json.loads(json.dumps(self.identity['settings']))  # as a file has them: lists, no tuples
-        earlier = {name: flag.default for name, flag in config.ALL_FLAGS.items()} | before  # for flags that are newer
+        now = json.loads(json.dumps(self.identity['settings']))  # lists in place of tuples, as in a file
+        earlier = {name: flag.default for name, flag in config.ALL_FLAGS.items()} | before  # for newer flags
         changed = [f'{name} was {earlier.get(name)}, is {value}' for name, value in now.items()
                    if before and earlier.get(name) != value]
         whole_files.write_json(self.path, content)
@@ -162,20 +164,20 @@ def read_result(path):
 
 
 def find_result(folder, metric, method, weights_sha256, images_sha256=None, **settings):
-    """The content of the latest result in an experiment's folder of a metric, an attribution method and these weights.
+    """The content of the latest result in an experiment's folder with this metric, attribution method and weights.
 
-    method: None if contrast_method is among the settings. images_sha256: None takes any images. settings: those that a
-    command line states; all others must have their usual values. Raises UserError.
+    method: None if contrast_method is among the settings. images_sha256: None accepts any images. settings: those that
+    the command line gives; all others must have their usual values. Raises UserError.
     """
     usual = config.usual_settings() | usual_scale(metric, method, settings.get('contrast_method'))
     expected = as_compared(usual | {'score_map_process': method} | settings)
     for path in sorted(Path(folder).glob(f'{metric}_*.json'), key=lambda path: -path.stat().st_mtime_ns):
         content = read_result(path)
-        found = as_compared(usual | content['settings'])  # an earlier version knew fewer flags
+        actual = as_compared(usual | content['settings'])  # an earlier version had fewer flags
         is_of_these = (content.get('format', 1) == FORMATS.get(metric, 1)
                        and content.get('weights_sha256') == weights_sha256
                        and images_sha256 in (None, content.get('images_sha256')))
-        if is_of_these and all(found.get(name) == value for name, value in expected.items()):
+        if is_of_these and all(actual.get(name) == value for name, value in expected.items()):
             return content
     stated = ' '.join(f'--{name}={value}' for name, value in ({'score_map_process': method} | settings).items()
                       if value is not None)
@@ -183,7 +185,8 @@ def find_result(folder, metric, method, weights_sha256, images_sha256=None, **se
 
 
 def as_compared(settings):
-    """Settings as a file has them, in one form where two forms mean the same, without those that the maps ignore."""
+    """Settings in a form that can be compared: as a file has them, one form where two mean the same, and without those
+    that the attribution method ignores."""
     settings = json.loads(json.dumps(settings))
     if settings.get('contrast_method') == 'difference':
         settings['contrast_method'] = None
@@ -203,8 +206,10 @@ SCALES = {'cue_location': ('norm_type', 'threshold_type'), 'wsol': ('norm_type',
 
 
 def usual_scale(metric, method, contrast=None):
-    """{flag: value} of how a metric scales and bins the maps of an attribution method, or of a contrast method in its
-    place, where the flags are silent. In the WSOL evaluation the thresholds are shares of a map's range."""
+    """{flag: value}: the default of how a metric scales and bins the maps of an attribution or contrast method.
+
+    In the WSOL evaluation the thresholds are shares of a map's range.
+    """
     if metric not in SCALES:
         return {}
     contrast = contrast if contrast in CONTRASTS else None

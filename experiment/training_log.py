@@ -1,7 +1,7 @@
-"""Shows the lines of a training's log: a line on the screen, a figure, TensorBoard.
+"""Shows a training's log: on the screen, in a figure, and in TensorBoard.
 
-Result: save/<experiment_name>/training.png, drawn again at most every half minute and after the last epoch. With
---tensorboard (an optional dependency: pip install tensorboard) save/<experiment_name>/tensorboard/, which
+Result: save/<experiment_name>/training.png, drawn at most every half minute and after the last epoch. With
+--tensorboard (an optional dependency: pip install tensorboard) also save/<experiment_name>/tensorboard/, which
 `tensorboard --logdir=save` shows.
 """
 import time
@@ -25,7 +25,7 @@ class TrainingLog:
         self.board, self.drawn_at = None, time.monotonic()
 
     def show(self, log):
-        """Show the last line. log: all lines, also those from before an interruption."""
+        """Show the last line. log: all lines, including those from before an interruption."""
         line = log[-1]
         screen.say(f'epoch {line["epoch"]}/{self.epochs}: loss {line["train_loss"]:.3f}, accuracy '
                    f'{line["train_accuracy"]:.1f} % on train, {line["val_accuracy"]:.1f} % on val, rate '
@@ -34,7 +34,7 @@ class TrainingLog:
             self.draw(log, self.folder / 'training.png')
             self.drawn_at = time.monotonic()
         if self.open_board:
-            # an interrupted run may have shown this epoch and later ones already: they go
+            # an interrupted run may have shown this epoch and later ones already: they are removed
             self.board = self.board or self.open_board(self.folder / 'tensorboard', purge_step=line['epoch'])
             for name in line.keys() - {'epoch'}:
                 self.board.add_scalar(name, line[name], line['epoch'])

@@ -1,8 +1,8 @@
-"""Checkpoints: which one --load_checkpoint means, the network in it, and the authors' published weights by name.
+"""Checkpoints: how --load_checkpoint finds one, how its network is built, and the authors' published weights.
 
 Source of the published weights: the links of the published README (Google Drive), ResNet-50 with 28x28 maps. They are
-downloaded once to checkpoints/, or put there by hand as checkpoints/<name>.pth.tar. Size and SHA-256 are recorded in
-checkpoints/published.lock.json at the first use and verified at every later one.
+downloaded once to checkpoints/, or put there by hand as checkpoints/<name>.pth.tar. The first use records size and
+SHA-256 in checkpoints/published.lock.json; every later use verifies them.
 
     model, checkpoint = weights.load_model('CALM_EM-CUB')
 """
@@ -27,7 +27,7 @@ from wsol.errors import UserError
 from wsol.networks import normalisation
 
 FILE = checkpoint_files.LAST
-PLACEHOLDER = 'checkpoint_name'  # in the published commands: the experiment's own checkpoint
+PLACEHOLDER = 'checkpoint_name'  # in the published commands; it stands for the checkpoint of --experiment_name
 FOLDER = Path('checkpoints')
 PUBLISHED = {
     'CALM_EM-CUB': '1XfBEc1Lh24WqJZP1aLLrwGSlj_INMVef', 'CALM_EM-OpenImages': '11250uUiRNafuTbnx2h4kryiVI-7218mW',
@@ -38,15 +38,15 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network's weights, and what their file says of it."""
+    """A network's weights, and what their file records about the network."""
     path: Path
-    content: dict            # as saved; for a published file, completed by what is known of it
-    name: str | None = None  # of a published weight
+    content: dict            # as saved; for a published file, also what is known about it
+    name: str | None = None  # the key in PUBLISHED
     model: nn.Module | None = None  # the network, if it is built already
 
     @property
     def network(self):
-        """The arguments of build_model, without num_classes; {} if the file does not say them."""
+        """The arguments of build_model, without num_classes; {} if the file does not record them."""
         return {key: value for key, value in self.content.get('model', {}).items() if key != 'num_classes'}
 
     @property
@@ -55,7 +55,7 @@ class Checkpoint:
 
     @property
     def known(self):
-        """{flag: value} of the data set and the sizes of its images; {} if the file is not of this project."""
+        """{flag: value} of the data set and the sizes of its images; {} for a file from elsewhere."""
         args = self.content.get('args', {}) if self.network else {}
         return {key: args[key] for key in ('dataset', 'resize_size', 'crop_size') if key in args}
 
@@ -65,42 +65,43 @@ class Checkpoint:
 
     @property
     def epoch(self):
-        """The number of finished epochs; None if the file does not say it."""
+        """The number of finished epochs; None if the file does not record it."""
         epoch = self.content.get('epoch')
         return epoch if type(epoch) is int else None
 
     @property
     def step(self):
-        """The number of finished steps in the next epoch."""
+        """The number of finished steps of the epoch after that."""
         return self.content.get('step', 0)
 
     @property
     def normalisation(self):
-        """(mean, deviation) per colour of the images that the network takes."""
+        """(mean, deviation) per colour, by which the network's images are normalised."""
         return self.content.get('normalisation') or normalisation(self.network.get('architecture', ''))
 
     @cached_property
     def weights(self):
-        """{name: tensor}, without the prefix that DataParallel leaves."""
+        """{name: tensor}, without DataParallel's prefix."""
         state = self.content.get('state_dict', self.content)
         return {name.removeprefix('module.'): value for name, value in state.items()}
 
     @cached_property
     def sha256(self):
-        """The SHA-256 of the weights, whatever file they are in."""
+        """The SHA-256 of the weights, which does not depend on the rest of the file."""
         return weights_sha256(self.weights)
 
     def build(self, network, num_classes, device, but_classifier=False):
         """The network with these weights, in eval mode on the device. Raises UserError if they do not fit.
 
-        network: arguments of build_model. but_classifier: the classifier is new, for another label set.
+        network: arguments of build_model. but_classifier: make a new classifier, for another label set.
         """
         if self.num_classes not in (None, num_classes) and not but_classifier:
-            raise UserError(f'{self.path} tells {self.num_classes} classes apart, the data set has {num_classes}; '
-                            'main.py trains a new classifier for it with --is_different_checkpoint')
+            raise UserError(f'{self.path} has {self.num_classes} classes, the data set has {num_classes}; main.py '
+                            'trains a new classifier with --is_different_checkpoint')
         model = self.model
         if model is None:
-            # first without memory, which a file that lies about its network would take; few cannot be built so
+            # First check the shapes without memory: a wrong record could ask for a huge network. Some networks cannot
+            # be built in this way; they are checked below.
             with contextlib.suppress(NotImplementedError, RuntimeError), torch.device('meta'):
                 fitting_weights(build_model(**network, num_classes=num_classes), self, but_classifier)
             model = build_model(**network, num_classes=num_classes)
@@ -109,7 +110,7 @@ class Checkpoint:
 
 
 def trained_classifier(architecture, source):
-    """The Checkpoint of a classifier of torchvision's or timm's, as it is: plain CAM.
+    """The Checkpoint of a trained classifier of torchvision or timm, as CAM.
 
     source: True for ImageNet's weights, or a file with a state dict. Raises UserError unless the classifier ends in
     average pooling and a linear layer.
@@ -150,9 +151,10 @@ def experiment_folder(save_root, name):
 
 
 def find_checkpoint(name, save_root, folder):
-    """The path of the checkpoint that a name means: a file, a folder, an experiment, a published weight.
+    """The path of a checkpoint. Raises UserError.
 
-    folder: of the experiment whose checkpoint is meant if the name is None or PLACEHOLDER. Raises UserError.
+    name: a file, a folder, an experiment or a key of PUBLISHED. folder: the experiment's; its checkpoint is taken if
+    the name is None or PLACEHOLDER.
     """
     default = Path(folder) / FILE
     places = [default] if name is None else [Path(name), Path(name) / FILE, Path(save_root) / name / FILE]
@@ -178,19 +180,18 @@ def read_checkpoint(path):
     return Checkpoint(path, content)
 
 
-def open_network(path, architecture):
-    """The Checkpoint in a file; for the plain state dict of a whole classifier, trained_classifier of the
-    architecture."""
+def read_checkpoint_or_classifier(path, architecture):
+    """The Checkpoint in a file. The file may also be the state dict of a trained classifier of this architecture."""
     checkpoint = read_checkpoint(path)
     is_plain = not checkpoint.network and 'conv_last.weight' not in checkpoint.weights
     return trained_classifier(architecture, path) if is_plain else checkpoint
 
 
 def fitting_weights(model, checkpoint, but_classifier=False):
-    """The whole state dict for a model from a Checkpoint. Raises UserError if it does not fit.
+    """The complete state dict for a model from a Checkpoint. Raises UserError if it does not fit.
 
-    but_classifier: keep the model's conv_last (fine-tuning on another label set), and its attention if one of the two
-    is a CAM network.
+    but_classifier: keep the model's conv_last (to fine-tune on another label set), and its attention if only one of the
+    two networks has one.
     """
     def has_attention(names):
         return any(name.startswith('attention.') for name in names)
@@ -200,11 +201,11 @@ def fitting_weights(model, checkpoint, but_classifier=False):
         is_same_kind = has_attention(weights) == has_attention(expected)
         left_out = ('conv_last.',) if is_same_kind else ('conv_last.', 'attention.')
     elif not checkpoint.network and not has_attention(expected):
-        left_out = ('attention.',)  # which the published CAM networks carry and CAM never uses
+        left_out = ('attention.',)  # the published CAM networks have it, but CAM does not use it
     weights = {name: value for name, value in weights.items() if not name.startswith(left_out)}
     weights |= {name: value for name, value in expected.items() if name.startswith(left_out)}
     problems = [f'{name} is missing' for name in expected if name not in weights]
-    problems += [f'{name} is not part of this network' for name in weights if name not in expected]
+    problems += [f'{name} is not a part of the network' for name in weights if name not in expected]
     problems += [f'{name} is {tuple(weights[name].shape)}, the network has {tuple(value.shape)}'
                  for name, value in expected.items()
                  if name in weights and weights[name].shape != value.shape]
@@ -220,7 +221,7 @@ def load_weights(model, checkpoint, but_classifier=False):
     """Put a Checkpoint's weights into the model, all or none. but_classifier: see fitting_weights. Raises UserError."""
     weights = fitting_weights(model, checkpoint, but_classifier)
     if not checkpoint.network and weights.keys() < checkpoint.weights.keys():
-        warn(f'{checkpoint.path} has an attention layer, which CAM leaves out; if CALM trained it, say '
+        warn(f'{checkpoint.path} has an attention layer, which CAM does not use; if it was trained with CALM, say '
              '--attribution_method=CALM_EM or CALM_ML')
     types = {name: value.dtype for name, value in model.state_dict().items()}
     broken = [name for name, value in weights.items() if not value.to(types[name]).isfinite().all()]
@@ -230,13 +231,13 @@ def load_weights(model, checkpoint, but_classifier=False):
 
 
 def load_model(name, device='cpu', save_root='save'):
-    """(network in eval mode, Checkpoint) of main.py, or published. Raises UserError.
+    """(network in eval mode, Checkpoint). Raises UserError.
 
-    name: a file, a folder, an experiment below save_root, or a published weight.
+    name: a file, a folder, an experiment below save_root, or a key of PUBLISHED.
     """
     checkpoint = read_checkpoint(find_checkpoint(name, save_root, save_root))
     if not checkpoint.network:
-        raise UserError(f'{checkpoint.path} holds weights alone: build the network with wsol.build_model, then call '
+        raise UserError(f'{checkpoint.path} holds only weights: build the network with wsol.build_model, then call '
                         'weights.load_weights')
     return checkpoint.build(checkpoint.network, checkpoint.num_classes, torch.device(device)), checkpoint
 
@@ -245,29 +246,29 @@ def load_model(name, device='cpu', save_root='save'):
 
 
 def published_name(name):
-    """CALM-EM-CUB, CALM_EM-ILSVRC, ... -> a key of PUBLISHED; None if it is no published name."""
+    """CALM-EM-CUB, CALM_EM-ILSVRC, ... -> a key of PUBLISHED; None for any other name."""
     name = str(name).rstrip('/').replace('CALM-', 'CALM_').replace('ILSVRC', 'ImageNet')
     return name if name in PUBLISHED else None
 
 
 def published_file(name):
-    """The path of the weights of a published name, whether or not they are there."""
+    """The path of published weights, whether or not they are downloaded."""
     return FOLDER / f'{name}.pth.tar'
 
 
 def fetch_published(name):
-    """The path of a published name's weights, downloaded and verified. Raises UserError."""
+    """The path of published weights, which are downloaded and verified. Raises UserError."""
     path, lock = published_file(name), download.Lock(FOLDER / 'published.lock.json')
     by_hand = f'https://drive.google.com/file/d/{PUBLISHED[name]}/view'
     download.fetch(download.drive_url(PUBLISHED[name]), path, by_hand=by_hand, **lock.expected(name))
     if name not in lock.entries():
-        read_checkpoint(path)  # only a checkpoint is recorded as the right file
+        read_checkpoint(path)  # record only a valid checkpoint
         lock.record(name, path)
     return path
 
 
 def _published_record(name):
-    """What a checkpoint of ours says of itself, for a published file, which says nothing."""
+    """The record that main.py would have written into a published file, which has none."""
     method, dataset = name.split('-')
     dataset = ALIASES.get(dataset, dataset)
     return {'args': {'dataset': dataset, 'resize_size': 256, 'crop_size': 224},

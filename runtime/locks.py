@@ -1,8 +1,8 @@
-"""One process at a time on a machine: locks, which the system itself releases when their holder ends or is killed.
+"""Locks that let one process at a time work on a path. The system releases them when their holder ends or is killed.
 
-A lock is the file `.<name>.lock` beside the thing that it protects, held by filelock. The file says who holds it.
-Neither its age nor any clock matters. Processes on several machines do not see one another's locks unless they share
-a file system that passes locks on, as NFS does.
+A lock is the file `.<name>.lock` beside the path that it protects, held by filelock. The file names its holder. Neither
+its age nor any clock matters. Processes on several machines see one another's locks only if they share a file system
+that shares locks, as NFS does.
 
     with locks.hold(folder / 'training', f'{folder} is being trained'):
         ...
@@ -18,15 +18,15 @@ import filelock
 from runtime import screen, whole_files
 from wsol.errors import UserError
 
-WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # the answers of file systems that know no locks
+WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # the errors of file systems without locks
 
 
 @contextmanager
 def hold(place, what, wait=False):
-    """Hold the lock of a path while the context lasts.
+    """A context in which this process holds the lock of a path.
 
-    what: what the holder does; a process that finds the lock taken says so. wait: whether it then waits, or raises
-    UserError.
+    what: what the holder does, for the message of a process that finds the lock taken. wait: such a process waits;
+    without it, it raises UserError.
     """
     path = place.with_name(f'.{place.name}.lock')
     with whole_files.folder_at_hand(path.parent):
@@ -35,10 +35,10 @@ def hold(place, what, wait=False):
             try:
                 lock.acquire(timeout=0)
             except filelock.Timeout:
-                said = f'{what} by {_holder(path)}'
+                message = f'{what} by {_holder(path)}'
                 if not wait:
-                    raise UserError(f'{said}. Wait for its end, or choose another --experiment_name') from None
-                screen.say(f'{said}: waiting for it')
+                    raise UserError(f'{message}. Wait for its end, or choose another --experiment_name') from None
+                screen.say(f'{message}: waiting for it')
                 lock.acquire(poll_interval=0.2)
             now = f'{datetime.now():%Y-%m-%d %H:%M:%S}'
             path.write_text(f'process {os.getpid()} on {socket.gethostname()}, since {now}')
@@ -50,7 +50,7 @@ def hold(place, what, wait=False):
         try:
             yield
         finally:
-            with suppress(OSError):  # before the release: who has opened this file sees that it is gone
+            with suppress(OSError):  # before the release, so that a process that waits sees that the file is gone
                 path.unlink()
             lock.release()
 

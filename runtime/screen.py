@@ -1,4 +1,4 @@
-"""The screen of a script: what it prints, how it ends, and a screen that may be closed or full."""
+"""What a script prints and how it ends. The screen may be closed, and the file that it is sent to may be full."""
 import os
 import re
 import sys
@@ -11,7 +11,7 @@ from runtime import processes
 from wsol.errors import UserError
 
 MEMORY = 'lower --workers, whose processes each hold batches, or --batch_size'
-EXPLAINED = (  # torch's words -> what they mean, and the remedy
+EXPLAINED = (  # (pattern of torch's message, what it means and the remedy)
     (r'killed by signal: Bus error|shared memory|/torch_\S+.*(No space|Cannot allocate)|/shm', 'the shared memory '
      'through which loader processes hand images over is full: give it more (docker run --shm-size=1g), or say '
      '--workers=0'),
@@ -22,7 +22,7 @@ EXPLAINED = (  # torch's words -> what they mean, and the remedy
 
 
 def run(main):
-    """Run a script's main(). An error that the user can mend becomes one line on stderr and exit code 2."""
+    """Run a script's main(). An error that the user can correct becomes one line on stderr and exit code 2."""
     open_streams()
     code = 0
     try:
@@ -43,10 +43,10 @@ def run(main):
 
 
 def _explain(error):
-    """Say in one line what went wrong. Returns the exit code. Raises an error that no user can mend again."""
+    """Say in one line what went wrong and return the exit code. Raises any other error again."""
     text = str(error) or type(error).__name__
     if isinstance(error, UserError):
-        # a loader process hands its error on wrapped in a traceback, whose last line is ours
+        # an error of a loader process comes with a traceback, whose last line is our message
         return _last_words('error: ' + ' '.join(text.rsplit('UserError: ', 1)[-1].strip().splitlines()), 2)
     reason = text.strip().splitlines()[-1 if 'Traceback' in text else 0][:300]
     advice = next((advice for pattern, advice in EXPLAINED if re.search(pattern, text)), None)
@@ -67,8 +67,10 @@ def _last_words(message, code):
 
 
 def open_streams():
-    """Make sure that stdin, stdout and stderr are open: else the next file that is opened would take the number of one
-    of them, and what a library prints would land in it."""
+    """Make sure that stdin, stdout and stderr are open.
+
+    Otherwise the next opened file would get the number of one of them, and a library would print into it.
+    """
     for number in range(3):
         try:
             os.fstat(number)
@@ -78,13 +80,13 @@ def open_streams():
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, 'w'))  # noqa: SIM115  until the end
         with suppress(AttributeError):  # a test's stream
-            getattr(sys, name).reconfigure(errors='backslashreplace')  # names of files need not be text
+            getattr(sys, name).reconfigure(errors='backslashreplace')  # file names may hold bytes that are not text
 
 
 def _print(text, stream, end='\n'):
     try:
         print(text, end=end if text else '', file=stream, flush=True)
-    except (OSError, ValueError):  # from here on nothing is printed: neither the next line nor Python's end fails
+    except (OSError, ValueError):  # print nothing more, so that neither the next line nor Python's end fails
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
@@ -117,7 +119,7 @@ class _Stderr:
 
 
 def progress(iterable, description, unit, **options):
-    """A tqdm bar, in the first process of the run. In a log: a line now and then, and none for bars that vanish."""
+    """A tqdm bar, in the first process of the run. A log gets a line every 15 s, and none of bars that vanish."""
     terminal = sys.stderr.isatty()
     hidden = not processes.is_first() or (not terminal and not options.get('leave', True))
     return tqdm(iterable, description, unit=unit, dynamic_ncols=True, mininterval=0.2 if terminal else 15,
@@ -125,8 +127,10 @@ def progress(iterable, description, unit, **options):
 
 
 def table(header, rows, style='simple'):
-    """A table as text: the first column flush left, the others flush right; floats with one decimal, None as a dash.
-    style: one of tabulate's."""
+    """A table as text: the first column aligned left, the others right; floats with one decimal, None as a dash.
+
+    style: one of tabulate's.
+    """
     def show(cell):
         return '-' if cell is None else f'{cell:.1f}' if isinstance(cell, float) else str(cell)
     return tabulate([[show(cell) for cell in row] for row in rows], header, tablefmt=style, disable_numparse=True,

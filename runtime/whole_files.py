@@ -23,20 +23,20 @@ def make_folder(path):
 
 @contextmanager
 def folder_at_hand(path):
-    """A context in which a folder exists. A folder that it had to make, and that is still empty at its end, goes."""
+    """A context in which a folder exists. Folders that it made, and that are empty at its end, are removed."""
     path = Path(path)
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     make_folder(path)
     try:
         yield path
     finally:
-        with suppress(OSError):  # it holds something by now
+        with suppress(OSError):  # it is not empty
             for folder in made:
                 folder.rmdir()
 
 
 def check_writable(folder, size=1 << 20):
-    """Raise UserError unless a file of so many bytes can be written in the folder."""
+    """Raise UserError unless a file of `size` bytes can be written in the folder."""
     with folder_at_hand(folder) as path:
         probe = temporary(path / 'space')
         try:
@@ -50,8 +50,10 @@ def check_writable(folder, size=1 << 20):
 
 
 def reserve(file, size):
-    """Reserve so many bytes on the disk for an open file, where the file system can: else writing to a mapped file on a
-    full disk kills the process without a word. Raises OSError, for quotas and limits too."""
+    """Reserve `size` bytes on the disk for an open file, if the file system can. Raises OSError, also for quotas.
+
+    Without this, writing to a memory-mapped file on a full disk kills the process without a message.
+    """
     try:
         if hasattr(os, 'posix_fallocate'):
             os.posix_fallocate(file.fileno(), 0, size)
@@ -67,18 +69,18 @@ def temporary(path, token=None):
 
 
 def remove_unfinished(path, before=math.inf):
-    """Remove the temporary files of `path` that killed writers left, if they were last changed before a time."""
+    """Remove the temporary files of `path` that killed writers left, if they were last changed before this time."""
     form = re.compile(re.escape(temporary(path, '\0').name).replace('\0', '[0-9a-f]{12}'))
     for left in path.parent.iterdir():
-        with suppress(OSError):  # a folder, or another process removes it too
+        with suppress(OSError):  # it is a folder, or another process has removed it
             if form.fullmatch(left.name) and left.stat().st_mtime < before:
                 left.unlink()
 
 
 def write_atomically(path, write, durable=False):
-    """write(temporary path), then give the file its name: an interrupted write leaves the old file.
+    """Call write(temporary path), then rename that file to `path`: an interrupted write leaves the old file.
 
-    durable: the content is on the disk before it takes the name, so that it outlives a power cut. Raises UserError.
+    durable: flush the content to the disk before the renaming, so that it survives a power cut. Raises UserError.
     """
     path = Path(path)
     partial = temporary(path)
@@ -87,7 +89,7 @@ def write_atomically(path, write, durable=False):
         try:
             write(partial)
             if durable:
-                # an hour by the clock that gave the new file its time, which may be a server's
+                # an hour by the clock of the file system, which may be that of a server
                 remove_unfinished(path, partial.stat().st_mtime - 3600)
                 flush_to_disk(partial)
             partial.replace(path)
@@ -100,7 +102,7 @@ def write_atomically(path, write, durable=False):
 
 
 def flush_to_disk(path):
-    """Wait until a file or a folder is on the disk, not only in the system's memory."""
+    """Wait until a file or a folder is on the disk, not only in the system's cache."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -109,7 +111,7 @@ def flush_to_disk(path):
 
 
 def save_array(path, values):
-    """np.save to exactly this path: np.save itself adds .npy to a temporary name."""
+    """np.save to exactly this path. np.save itself would add .npy to a temporary name."""
     with open(path, 'wb') as file:
         np.save(file, values)
 
@@ -127,7 +129,7 @@ def write_json_lines(path, lines):
 
 
 def read_json_lines(path):
-    """The dicts in a file of JSON lines, up to the first line that holds none; [] if there is no file."""
+    """The dicts in a file of JSON lines, up to the first line that is not one; [] if there is no file."""
     lines = []
     with suppress(OSError, ValueError, RecursionError):
         for text in Path(path).read_text(errors='replace').splitlines():

@@ -58,7 +58,7 @@ NAN, HUGE = torch.full((3, 8, 1, 1), float('nan')), torch.zeros(1).expand(1 << 4
     ({'model': {'prior': []}}, 'prior'), ({'model': {'num_classes': 2**70}}, 'num_classes'), ({'model': {'num_classes': 4}}, 'num_classes'),
     ({'model': {'depth': 3}}, 'depth: no flag has this name'), ({'args': {'lr': float('nan')}}, 'setting lr'),
     ({'args': {'crop_size': 10**9}}, 'setting crop_size'), ({'args': {'crop_size': '56'}}, 'setting crop_size'),
-    ({'args': {'iou_thresholds': ('x',)}}, 'iou_thresholds'), ({'class_names': ['a']}, 'names 1 classes, and tells 3 apart'),
+    ({'args': {'iou_thresholds': ('x',)}}, 'iou_thresholds'), ({'class_names': ['a']}, 'names 1 classes, and its network has 3'),
     ({'class_names': [1, 2, 3]}, 'class_names'), ({'normalisation': ((0, 0, 0), (0, 1, 1))}, 'normalisation'),
     ({'normalisation': ((0, 0), (1, 1))}, 'normalisation'), ({'command': 'main.py'}, 'command'), ({'log': [{'epoch': 1}]}, 'log'),
     ({'sums': [(float('nan'), 1, 1, 1)]}, 'sums'), ({'sums': []}, 'sums'), ({'optimizer': [1]}, 'optimizer'),
@@ -97,7 +97,7 @@ def test_a_disk_that_gives_back_something_else_leaves_the_old_file(whole, monkey
             raise ValueError('it is damaged')
         check(file)
     monkeypatch.setattr(pretrained, 'check_whole', fail)
-    with pytest.raises(UserError, match='reads otherwise; the disk fails'):
+    with pytest.raises(UserError, match='could not be verified after writing; the disk may be failing'):
         checkpoint_files.write(whole, {'epoch': 3})
     assert whole.read_bytes() == before and list(whole.parent.iterdir()) == [whole]
 

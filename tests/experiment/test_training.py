@@ -247,7 +247,7 @@ def test_options_of_no_effect_are_refused_before_a_training_and_not_after_it(res
 
 def test_fine_tuning_on_another_label_set_keeps_all_but_the_classifier(script, resnet_pets, save, tmp_path):
     flags = ['--epochs=1', '--lr=0', '--load_checkpoint=CALM_ML', '--attribution_method=CALM_ML', '--experiment_name=tuned']
-    refused(script('main', *resnet_pets, *flags), 'tells 18 classes apart, the data set has 3', '--is_different_checkpoint')
+    refused(script('main', *resnet_pets, *flags), 'has 18 classes, the data set has 3', '--is_different_checkpoint')
     code, _, err = script('main', *resnet_pets, *flags, '--is_different_checkpoint')
     assert code == 0, err
     source, target = (content_of(save / name)['state_dict'] for name in ('CALM_ML', 'tuned'))

@@ -1,8 +1,8 @@
-"""Weights from files: read without executing anything in them, and put into a network whose classifier may differ.
+"""Weights from files: read without executing anything, and loaded into a network whose classifier may differ.
 
 A file of torch.save is checked before it is read. A zip is refused if it would unpack to more bytes than it has, or if
-its content does not match its checksums. A file that ends in SEAL and the SHA-256 of everything before it, as this
-project's checkpoints do, is refused if a single bit has changed.
+its content does not match its checksums. This project's checkpoints end in SEAL and the SHA-256 of everything before
+it; they are refused if a single bit has changed.
 """
 import hashlib
 import zipfile
@@ -12,7 +12,7 @@ import torch
 
 from wsol.errors import UserError
 
-SEAL = b'sha256 of the above: '  # then 64 hexadecimal digits; readers of zips ignore what follows a zip's end
+SEAL = b'sha256 of the above: '  # 64 hexadecimal digits follow; readers of zips ignore what is after the zip's end
 CHUNK = 1 << 20  # bytes
 
 
@@ -27,8 +27,10 @@ def digest(file, size):
 
 
 def check_whole(file):
-    """Raise ValueError unless an open file of torch.save is as it was written. Legacy files, which are no zip, hold
-    nothing to check."""
+    """Raise ValueError if an open file of torch.save has changed since it was written.
+
+    Legacy files, which are not zips, cannot be checked.
+    """
     size, sealed = file.seek(0, 2), len(SEAL) + 64
     file.seek(max(0, size - sealed))
     seal = file.read()
@@ -38,7 +40,7 @@ def check_whole(file):
         return
     file.seek(0)
     if file.read(2) == b'PK':
-        if seal[-22:-18] != b'PK\5\6':  # the mark of a zip's end: without it, a seal has been damaged
+        if seal[-22:-18] != b'PK\5\6':  # the mark of a zip's end; if it is missing, a seal was damaged
             raise ValueError('it is damaged: its end is not the end of a zip')
         with zipfile.ZipFile(file) as archive:
             if sum(info.file_size for info in archive.infolist()) > size:
@@ -76,8 +78,8 @@ def _load_safetensors(path):
 def read_state_dict(path):
     """The state dict in a file of torch.save or of safetensors, tensors on the CPU. Raises UserError.
 
-    A dict with `state_dict` or `model` inside is what most training scripts write; that part of it is taken. The prefix
-    `module.` of DataParallel is removed.
+    Most training scripts write a dict that has the state dict under `state_dict` or `model`. DataParallel's prefix
+    `module.` is removed.
     """
     content = _load_safetensors(path) if Path(path).suffix == '.safetensors' else load(path)
     for key in ('state_dict', 'model'):
@@ -85,24 +87,24 @@ def read_state_dict(path):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(name, str) and isinstance(value, torch.Tensor)
                                                 for name, value in content.items()):
-        raise UserError(f'{path} holds no state dict: names and tensors')
+        raise UserError(f'{path} holds no state dict, that is, names and tensors')
     return {name.removeprefix('module.'): value for name, value in content.items()}
 
 
 def load_backbone(network, path, classifiers):
-    """Put the state dict of a file into a network. All weights have to fit, except those of its classifiers.
+    """Load the state dict of a file into a network. All weights must fit, except those of the classifiers.
 
-    classifiers: the modules that depend on the number of classes, by the beginnings of their names. Raises UserError.
+    classifiers: how the names of the modules begin that depend on the number of classes. Raises UserError.
     """
     classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
     state, expected = read_state_dict(path), network.state_dict()
     fitting = {name for name in expected if name in state and state[name].shape == expected[name].shape}
-    problems = (('lacks', [name for name in expected if name not in state]),
-                ('has, and the network has not,', [name for name in state if name not in expected]),
-                ('has another shape of', [name for name in expected if name in state and name not in fitting]))
+    problems = (('is missing', [name for name in expected if name not in state]),
+                ('is not a part of the network', [name for name in state if name not in expected]),
+                ('has another shape', [name for name in expected if name in state and name not in fitting]))
     for problem, names in problems:
         names = [name for name in names if not (classifiers and name.startswith(classifiers))]
         if names:
-            raise UserError(f'{path} does not fit the network: it {problem} {names[0]} ({len(names)} such weights)')
-    expected.update((name, state[name]) for name in fitting)  # the network's own dict knows its modules' versions
+            raise UserError(f'{path} does not fit the network: {names[0]} {problem} ({len(names)} such weights)')
+    expected.update((name, state[name]) for name in fitting)  # this dict has the versions of the network's modules
     network.load_state_dict(expected)
