@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from dataset import image_files
 from wsol import metrics
-from wsol.annotations.cub import POINT_NAMES, SEEDS, UNION_PARTS
+from wsol.annotations.cub import CENTRES, POINT_NAMES, UNION_PARTS
 from wsol.heads import joint
 
 AT_A_TIME = 8  # images of a pair through the network, with their graph
@@ -42,7 +42,7 @@ def cue_mask(points, photo_size, size, parts, object_mask):
     """The pixels (S,S) that show one of the parts: every pixel's distance to every part point, anew for each pair.
     points: (15,3) x, y, visible, in a photo of photo_size."""
     scaled, centres, owners = points[:, :2] * size / photo_size, [], []
-    for part, names in SEEDS:
+    for part, names in CENTRES:
         rows = [row for row in map(POINT_NAMES.index, names) if points[row, 2]]
         if rows:
             centres.append(scaled[rows].mean(0))

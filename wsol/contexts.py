@@ -1,4 +1,4 @@
-"""Contexts in which a network runs: in eval mode, for shapes alone, without autocast."""
+"""Contexts in which a network runs: in eval mode, for shapes only, without autocast."""
 import logging
 from contextlib import contextmanager
 
@@ -7,7 +7,7 @@ import torch
 
 @contextmanager
 def evaluating(model):
-    """Put a model in eval mode, and give each of its modules its earlier mode back afterwards."""
+    """A model is in eval mode; afterwards each of its modules gets its earlier mode back."""
     before = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -19,10 +19,10 @@ def evaluating(model):
 
 @contextmanager
 def shapes_only():
-    """Tensors have shapes but no values: no arithmetic and next to no memory, on whichever device the network is."""
+    """Tensors have shapes but no values, on any device: nothing is computed, and hardly any memory is used."""
     from torch._subclasses import FakeTensorMode
     log = logging.getLogger('torch._subclasses.fake_tensor')
-    before, log.disabled = log.disabled, True  # it would print a traceback for every size that does not fit
+    before, log.disabled = log.disabled, True  # it would print a traceback for each image size that fails
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             yield
@@ -31,5 +31,5 @@ def shapes_only():
 
 
 def full_precision(tensor):
-    """Autocast, which is meant for the backbone, is off: heads and sums of maps are computed in the tensor's type."""
+    """Autocast is off: it is meant for the backbone. Heads and sums of maps are computed in the tensor's type."""
     return torch.autocast(tensor.device.type, enabled=False)

@@ -1,4 +1,4 @@
-"""Networks made elsewhere: a head on a layer of any module, and trained classifiers explained as they are.
+"""Networks made elsewhere: a head on a layer of any module, and CAM of classifiers that are already trained.
 
     model = wsol.from_module(network, layer='encoder.layer4', attribution_method='CALM_EM', num_classes=10)
     model = wsol.from_classifier('resnet50')            # torchvision's ImageNet weights, no training, plain CAM
@@ -15,14 +15,14 @@ from wsol.errors import UserError
 from wsol.heads import CAM
 from wsol.networks import find_head
 
-TOLERANCE = 1e-4  # relative: by how much a classifier's scores may differ from those that its CAM gives
-IMAGE_SIZE = 224  # of the image that a network is tried on, unless the caller says otherwise
+TOLERANCE = 1e-4  # relative: by how much the scores of CAM may differ from the classifier's
+IMAGE_SIZE = 224  # the size of the image on which a network is tried, if the caller gives none
 
 
 class LayerOutput(nn.Module):
-    """(B,3,H,W) -> (B,D,h,w): the output of a module's layer, seen by a hook. The module runs to its end.
+    """(B,3,H,W) -> (B,D,h,w): the output of a layer of a module, read by a hook. The whole module runs.
 
-    to_map: a function that makes a map (B,D,h,w) of the layer's output, where that is something else.
+    to_map: a function from the layer's output to a map (B,D,h,w), if the output is not a map.
     """
 
     def __init__(self, module, layer, to_map=None):
@@ -37,7 +37,7 @@ class LayerOutput(nn.Module):
         finally:
             hook.remove()
         if not outputs:
-            raise UserError(f'the layer {self.layer} does not run when the module does')
+            raise UserError(f'the module does not use its layer {self.layer}')
         return outputs[-1] if self.to_map is None else self.to_map(outputs[-1])
 
 
@@ -45,10 +45,13 @@ def from_module(module, layer, attribution_method='CALM_EM', num_classes=None, p
                 image_size=IMAGE_SIZE):
     """A head on the output of a layer of any module, to be trained; or CAM of a classifier that is already trained.
 
-    module: takes images (B,3,H,W), normalised as it was trained. layer: the dotted name of a submodule whose output is
-    a map (B,D,h,w), or from which to_map makes one (tokens (B,N,D) -> (B,D,h,w), say). attribution_method: a key of
-    HEADS. num_classes: of the new head; None takes the module's own classifier, for 'CAM' only: the module must end in
-    average pooling and one linear layer. image_size: of the blank image on which the layer is tried.
+    module: takes images (B,3,H,W), normalised as in its training.
+    layer: the dotted name of a submodule. Its output is a map (B,D,h,w), or to_map makes a map of it, for example of
+    tokens (B,N,D).
+    attribution_method: the head, a key of HEADS.
+    num_classes: of the new head. None, for 'CAM' only, takes the module's classifier: the module must then end in
+    average pooling and one linear layer.
+    image_size: of the blank image on which the layer is tried.
     Returns an nn.Module as build_model does. Raises UserError.
     """
     if layer not in dict(module.named_modules()):
@@ -60,7 +63,7 @@ def from_module(module, layer, attribution_method='CALM_EM', num_classes=None, p
         if attribution_method != 'CAM':
             raise UserError(f'{attribution_method} has to be trained: say num_classes=')
         return cam_of_classifier(module, backbone, f'this module, up to {layer},', image_size)
-    with torch.no_grad(), evaluating(backbone):  # with real values: a foreign module may branch on them
+    with torch.no_grad(), evaluating(backbone):  # not shapes_only: a foreign module may branch on values
         like = next(module.parameters(), torch.zeros(()))
         features = backbone(like.new_zeros(1, 3, image_size, image_size))
     if not isinstance(features, torch.Tensor) or features.ndim != 4:
@@ -78,7 +81,7 @@ def _trace(module, layer):
     """The part of a module up to a layer, by torch.fx; None where it cannot be traced."""
     try:
         return torchvision_networks.LastMap(module, layer)
-    except Exception:  # tracing fails in as many ways as there are programs; then the hook is used
+    except Exception:  # tracing can fail in many ways; then the hook is used
         return None
 
 
@@ -90,7 +93,7 @@ def from_classifier(architecture, source=True):
     """CAM of a trained classifier, without training: its linear layer becomes conv_last, its strides stay.
 
     architecture: of torchvision, or timm/NAME. source: True for ImageNet's weights, downloaded once, or a file with the
-    state dict of a whole classifier, of any number of classes. The scores are checked to equal the classifier's.
+    state dict of a classifier of any number of classes. The scores of CAM are compared with the classifier's.
     Raises UserError for a network that does not end in average pooling and one linear layer (VGG, ConvNeXt, ViT).
     """
     size = IMAGE_SIZE
@@ -108,7 +111,7 @@ def from_classifier(architecture, source=True):
 
 
 def _count_classes(path):
-    """The number of classes of a classifier's state dict: the rows of the last weight of a classifier module."""
+    """The number of classes of a classifier's state dict: the rows of the last weight of its classifier."""
     names = torchvision_networks.CLASSIFIERS
     last = [value for name, value in read_state_dict(path).items()
             if name.startswith(names) and not name.startswith(('aux', 'AuxLogits')) and value.ndim > 1]
@@ -119,7 +122,7 @@ def _count_classes(path):
 
 @torch.no_grad()
 def cam_of_classifier(network, backbone, name, image_size=IMAGE_SIZE):
-    """CAM of a backbone with the last linear layer of the network that it is a part of. name: for the error."""
+    """CAM of a network: its backbone and its last linear layer. name: for the error message. Raises UserError."""
     linear = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
     remedy = ('does not end in average pooling and one linear layer, so its linear layer gives no map; train a CAM or '
               'CALM head on it, or use gradient methods on a network that does')
@@ -139,7 +142,7 @@ def cam_of_classifier(network, backbone, name, image_size=IMAGE_SIZE):
                         'from_module tries another size by image_size=') from error
     try:
         scores = model(images)
-        tolerance = max(TOLERANCE, 2 * torch.finfo(expected.dtype).eps)  # the second: in half precision
+        tolerance = max(TOLERANCE, 2 * torch.finfo(expected.dtype).eps)  # the second is for half precision
         equal = scores.shape == expected.shape and (scores - expected).abs().max() <= tolerance * expected.abs().max()
     except (RuntimeError, AssertionError):  # the features are no map, or do not suit the linear layer
         equal = False

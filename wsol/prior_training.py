@@ -1,6 +1,6 @@
-"""A term that may be added to CALM's loss, to make it look at fewer or more locations: the entropy of p(z|x).
+"""An optional term in CALM's loss, the entropy of p(z|x): it makes CALM look at fewer or more locations.
 
-It acts in training only. The network is the same: its weights load anywhere.
+It acts in training only. The network does not change, so its weights load anywhere.
 
     model.prior_training = parse('entropy:-1')      # model.loss adds it in training mode
 """
@@ -16,8 +16,8 @@ from wsol.heads import spatial_prior
 def entropy(attention, weight):
     """weight times -sum_z p(z|x) log p(z|x), in nats, the mean over the images: attention (B,h,w) -> ().
 
-    A weight above 0 sharpens p(z|x), below 0 spreads it. The gradient includes that of the attention's sum, even
-    where the loss holds it constant.
+    A weight above 0 sharpens p(z|x), a weight below 0 spreads it. The gradient includes that of the attention's sum,
+    even if the loss holds this sum constant.
     """
     prior = spatial_prior(attention, detach_normaliser=False)
     log_prior = torch.where(prior > 0, prior, 1).log()  # 0 log 0 is 0, and so is its gradient

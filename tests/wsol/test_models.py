@@ -352,7 +352,7 @@ def test_published_cam_weights_load_though_they_carry_an_attention(capsys):
     load_weights(target, checkpoint({'state_dict': source.state_dict()}))
     assert 'attention' in capsys.readouterr().err
     assert torch.equal(target.conv_last.weight, source.conv_last.weight)
-    with pytest.raises(UserError, match='attention.0.weight is not part'):  # of our own checkpoints it is a mistake
+    with pytest.raises(UserError, match='attention.0.weight is not a part'):  # of our own checkpoints it is a mistake
         load_weights(target, checkpoint({'state_dict': source.state_dict(), 'model': {'attribution_method': 'CALM_EM'}}))
 
 

@@ -1,9 +1,8 @@
-"""CUB's annotations as a test of attribution maps: which parts tell two classes apart, and where they are.
+"""CUB's annotations as a test of attribution maps: in which parts two classes differ, and where these parts are.
 
 Source: cue localization, Kim et al., ICCV 2021, section 5 and its published code; the annotations of CUB-200-2011
 (Wah et al. 2011), or of any data set in the same layout.
-Result: class pairs by the number of differing parts, and the mask of the pixels that show a differing part, for an
-image and a pair.
+Result: the class pairs by the number of differing parts; for an image, the part that each pixel shows.
 """
 import warnings
 from pathlib import Path
@@ -17,14 +16,14 @@ from wsol.errors import UserError
 # CUB's part points in the order of parts.txt, ids 1..15
 POINT_NAMES = ('back', 'beak', 'belly', 'breast', 'crown', 'forehead', 'left eye', 'left leg', 'left wing',
                'nape', 'right eye', 'right leg', 'right wing', 'tail', 'throat')
-# the parts that attributes describe: unions of part points, in the published order
+# the parts that attributes describe, in the published order; each is the union of some part points
 UNION_PARTS = ('head', 'back', 'belly', 'breast', 'tail', 'leg', 'wing')
 HEAD_WORDS = ('bill', 'crown', 'eye', 'forehead', 'head', 'nape', 'throat')
 HEAD_POINTS = ('beak', 'crown', 'forehead', 'left eye', 'nape', 'right eye', 'throat')
-# the seeds of the partition: (union part, part points whose mean is the seed). Of equally near seeds the first counts.
-SEEDS = (('head', HEAD_POINTS), ('back', ('back',)), ('belly', ('belly',)), ('breast', ('breast',)),
-         ('tail', ('tail',)), ('leg', ('left leg',)), ('leg', ('right leg',)), ('wing', ('left wing',)),
-         ('wing', ('right wing',)))
+# (union part, the part points whose mean is a centre of it). If two centres are equally near, the first counts.
+CENTRES = (('head', HEAD_POINTS), ('back', ('back',)), ('belly', ('belly',)), ('breast', ('breast',)),
+           ('tail', ('tail',)), ('leg', ('left leg',)), ('leg', ('right leg',)), ('wing', ('left wing',)),
+           ('wing', ('right wing',)))
 NO_PART = 255
 LAYOUT = 'The folder should hold CUB_200_2011 or data in its layout.'
 
@@ -44,9 +43,9 @@ def attribute_parts(name):
 
 
 def class_pairs(attribute_names, class_attributes, counts=(1, 2, 3)):
-    """The pairs of classes that differ in 1, 2 or 3 union parts, or other numbers of them (counts).
+    """The pairs of classes that differ in 1, 2 or 3 union parts. counts: these numbers.
 
-    attribute_names: A strings. class_attributes: (C,A) percentages; from 50 on an attribute is present.
+    attribute_names: A strings. class_attributes: (C,A) percentages; an attribute is present from 50 % on.
     Returns [ClassPair], sorted by number of parts, then by classes: the order of the published running metric.
     """
     present = np.asarray(class_attributes) >= 50  # (C,A)
@@ -67,29 +66,30 @@ def nearest_part(points, width, height, size):
 
     points: (15,3) x, y, visible, in pixels of a photo of width x height. Returns (size,size) uint8, indices into
     UNION_PARTS (NO_PART everywhere if no point is visible).
-    As published, the mean of the visible head points is one point; coordinates are scaled, then truncated to integers;
-    distances are Euclidean.
+    As published: the mean of the visible head points is one point. Coordinates are scaled, then truncated to integers.
+    Distances are Euclidean.
     """
     visible = points[:, 2] > 0
     scaled = points[:, :2] * (size / np.array([width, height], np.float64))
-    parts, seeds = [], []
-    for part, names in SEEDS:
+    parts, centres = [], []
+    for part, names in CENTRES:
         chosen = [POINT_NAMES.index(name) for name in names if visible[POINT_NAMES.index(name)]]
         if chosen:
             parts.append(UNION_PARTS.index(part))
-            seeds.append(scaled[chosen].mean(0).astype(np.int64))
-    if not seeds:
+            centres.append(scaled[chosen].mean(0).astype(np.int64))
+    if not centres:
         return np.full((size, size), NO_PART, np.uint8)
-    seeds = np.array(seeds)  # (P,2)
+    centres = np.array(centres)  # (P,2)
     axis = np.arange(size)
-    squared = ((axis - seeds[:, 1, None]) ** 2)[:, :, None] + ((axis - seeds[:, 0, None]) ** 2)[:, None, :]  # (P,S,S)
+    x, y = ((axis - centres[:, column, None]) ** 2 for column in (0, 1))  # (P,S)
+    squared = y[:, :, None] + x[:, None, :]  # (P,S,S)
     return np.array(parts, np.uint8)[squared.argmin(0)]
 
 
 def visible_parts(points):
     """Indices of the union parts with a visible part point. points: (15,3) x, y, visible."""
     seen = {name for name, visible in zip(POINT_NAMES, points[:, 2] > 0, strict=True) if visible}
-    return {UNION_PARTS.index(part) for part, names in SEEDS if seen.intersection(names)}
+    return {UNION_PARTS.index(part) for part, names in CENTRES if seen.intersection(names)}
 
 
 class CueAnnotations:
@@ -110,23 +110,23 @@ class CueAnnotations:
         self._points = self._part_points(np.array(list(images)))
 
     def _attributes(self):
-        file = 'attributes.txt'
-        places = [self.root / 'attributes' / file, self.root / file, self.root.parent / file]
-        found = next((path for path in places if path.is_file()), None)
-        if found is None:
+        folders = (self.root / 'attributes', self.root, self.root.parent)
+        places = [folder / 'attributes.txt' for folder in folders]
+        file = next((path for path in places if path.is_file()), None)
+        if file is None:
             raise UserError(f'no attributes.txt: looked for {", ".join(map(str, places))}. '
                             'It comes with CUB_200_2011.tgz; cue localization needs it.')
-        by_id = read_by_id(found)
+        by_id = read_by_id(file)
         names = [by_id[key] for key in sorted(by_id)]
         path = self.root / 'attributes' / 'class_attribute_labels_continuous.txt'
         values = _numbers(path)
         if values.ndim != 2 or values.shape[1] != len(names):
-            raise UserError(f'{path}: expected {len(names)} numbers a line, one per attribute of {found}, '
+            raise UserError(f'{path}: expected {len(names)} numbers a line, one per attribute of {file}, '
                             f'found the shape {values.shape}')
         return names, values
 
     def _part_points(self, image_ids):
-        """The part points (N,15,3) of the images of images.txt, in its order. image_ids: (N,), their ids."""
+        """The part points (N,15,3) of all images, in the order of images.txt. image_ids: (N,), its ids."""
         path = self.root / 'parts' / 'part_locs.txt'
         rows = _numbers(path)  # image id, part id, x, y, visible; ids from 1
         if rows.ndim != 2 or rows.shape[1] != 5:
@@ -160,7 +160,7 @@ class CueAnnotations:
         return dropped
 
     def evaluated(self, image_id, label):
-        """Indices into `pairs` of those that an image tests: they have its class, and a differing part is visible."""
+        """Indices into `pairs` of those that an image tests: they contain its label, a differing part is visible."""
         seen = visible_parts(self.points(image_id))
         return [index for index, pair in enumerate(self.pairs)
                 if label in (pair.first, pair.second) and seen.intersection(pair.parts)]
@@ -179,8 +179,10 @@ class CueAnnotations:
         return _read_picture(path, lambda image: np.asarray(image.convert('L').resize((size, size)))) > 0
 
     def true_parts(self, image_id, size):
-        """(size,size) uint8: the part that each pixel shows (index into UNION_PARTS, NO_PART off the bird); None for a
-        data set without exact part masks (`part_masks/`, which ToyBirds has)."""
+        """(size,size) uint8: the part that each pixel shows, an index into UNION_PARTS, or NO_PART off the bird.
+
+        None for a data set without exact part masks; ToyBirds has them, in the folder `part_masks/`.
+        """
         folder = self.root / 'part_masks'
         if not folder.is_dir():
             return None
@@ -193,7 +195,7 @@ def _read_picture(path, read):
     """read(PIL image) of a file."""
     try:
         if path.exists() and not path.is_file():
-            raise OSError('no regular file')  # a pipe would be waited for
+            raise OSError('no regular file')  # to open a pipe would wait for ever
         with Image.open(path) as image:
             return read(image)
     except Exception as error:  # damaged pictures make PIL raise many kinds
@@ -203,8 +205,8 @@ def _read_picture(path, read):
 def read_by_id(path, known=None):
     """CUB's `id value` lines -> {id: value}, in the order of the file.
 
-    known: the ids that the file should have, those of images.txt. Raises UserError with file and line for a line of
-    another form, an id that is listed twice or unknown, and for missing ids.
+    known: the ids that the file should have, those of images.txt. Raises UserError, with file and line, for a line in
+    another form, for an id that is listed twice or unknown, and for missing ids.
     """
     try:
         lines = path.read_text().splitlines()
@@ -230,7 +232,7 @@ def _numbers(path):
     """A file of finite numbers, equally many on every line -> array."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # numpy warns of an empty file, which is refused below
+            warnings.simplefilter('ignore')  # numpy warns about an empty file, which is refused below
             values = np.loadtxt(path, ndmin=2)
     except OSError as error:
         raise UserError(f'{path}: not found. {LAYOUT}') from error

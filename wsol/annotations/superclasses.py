@@ -1,7 +1,7 @@
-"""Superclasses: which classes share a group, for aggregated maps.
+"""Superclasses: groups of classes, for aggregated maps.
 
 Source: the aggregated attribution of Kim et al., ICCV 2021; WordNet's is-a relation for ImageNet.
-Result: a (C,C) bool tensor whose row c holds the classes of c's superclass, c among them.
+Result: a (C,C) bool tensor whose row c marks the classes in the superclass of c, c included.
 """
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from wsol.errors import UserError
 
 
 def membership(groups, num_classes):
-    """groups: {class: classes of its superclass}; a class without one is alone. Returns (C,C) bool."""
+    """groups: {class: classes of its superclass}; a class without a group stands alone. Returns (C,C) bool."""
     members = torch.eye(num_classes, dtype=torch.bool)
     for label, group in groups.items():
         members[label, list(group)] = True
@@ -20,18 +20,18 @@ def membership(groups, num_classes):
 
 
 def by_prefix(class_names):
-    """Classes whose names agree up to a number at the end: ToyBirds' families. Returns (C,C) bool."""
+    """Classes whose names differ only in a number at the end, such as ToyBirds' families. Returns (C,C) bool."""
     if not class_names:
         raise UserError('superclasses by name need class names, and this checkpoint has none; list the superclasses in '
                         'a superclass_file')
     stems = [name.split('.')[-1].rstrip('0123456789') for name in class_names]
-    return torch.tensor([[stem == other for other in stems] for stem in stems])
+    return torch.tensor([[first == second for second in stems] for first in stems])
 
 
 def wordnet(folder, num_classes=1000):
-    """ImageNet's classes under the nearest WordNet ancestor that has another class below it.
+    """For each ImageNet class, the classes under its nearest WordNet ancestor that has at least two.
 
-    Not a partition: where c's nearest ancestor stands above d's, d is in c's superclass and c not in d's.
+    This is not a partition: if that ancestor of c is above that of d, then d is in c's superclass, but c is not in d's.
 
     folder: with wordnet.is_a.txt (lines "parent child", synset ids) and imagenet_class_index.json
     ({"0": ["n01440764", "tench"], ...}). Returns (C,C) bool.
