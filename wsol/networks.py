@@ -23,15 +23,15 @@ class Architecture:
     """A backbone: how it is built, initialised and trained.
 
     build(source, **options) -> (nn.Sequential of named stages, number of features). source: None for random weights,
-    True for ImageNet's, or a file. options: the arguments of build_model that it takes. slow: parameters whose names
-    contain one of these learn at lr, all others at lr * ratio. backbone: the same when fine-tuning on another label set
-    (published).
+    True for ImageNet's, or a file. options: the arguments of build_model that `build` takes.
+    slow: parameters whose names contain one of these learn at lr, all others at lr * ratio. backbone: used in place of
+    `slow` to fine-tune on another label set (published).
     """
     build: Callable
     slow: tuple[str, ...]
     backbone: tuple[str, ...]
     options: tuple[str, ...] = ()
-    initialise: Callable | None = nn.init.xavier_uniform_  # of convolutions; None: torchvision's own
+    initialise: Callable | None = nn.init.xavier_uniform_  # of convolutions; None: torchvision's initialisation
     added: tuple[str, ...] = ()  # stages that ImageNet weights do not cover
 
 
@@ -50,11 +50,11 @@ ARCHITECTURES = {
     **{name: Architecture(partial(resnet, name), **_RESNET)
        for name in ('resnet18', 'resnet34', 'resnet101', 'resnet152')},
 }
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of its colours, in 0..1
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of each colour, in 0..1
 
 
 def architecture_names():
-    """ARCHITECTURES, then torchvision's other classifiers, which keep their map size. timm/NAME names any of timm's."""
+    """ARCHITECTURES, then torchvision's other classifiers, whose maps keep their size. (timm/NAME are not listed.)"""
     return (*ARCHITECTURES, *(name for name in torchvision_networks.names() if name not in ARCHITECTURES))
 
 
@@ -73,7 +73,7 @@ def find_architecture(name):
 
 
 def normalisation(architecture):
-    """(mean, deviation) per colour, in 0..1, of the images that a network takes."""
+    """(mean, deviation) per colour, in 0..1, by which a network's images are normalised."""
     if architecture.startswith(timm_networks.PREFIX):
         return timm_networks.normalisation(architecture)
     return IMAGENET
@@ -120,9 +120,9 @@ def build_model(architecture, attribution_method, num_classes, pretrained=False,
 
 
 def check_image_size(model, size):
-    """Raise UserError unless the network takes images of size x size and leaves a map of them.
+    """Raise UserError unless the network takes images of size x size, and its map has at least two cells.
 
-    Only shapes are computed, so that a failure is about the size, not about the memory or the device.
+    Only shapes are computed, so that a failure is caused by the size, not by the memory or the device.
     """
     try:
         with shapes_only(), evaluating(model):
@@ -136,7 +136,7 @@ def check_image_size(model, size):
 
 
 def _initialise(model, recipe, pretrained):
-    """Random weights for what ImageNet's do not cover: as published, biases 0."""
+    """Random weights and biases of 0, as published, for the convolutions without ImageNet weights."""
     fresh = (*recipe.added, 'conv_last', 'attention')
     for name, module in model.named_modules():
         if not isinstance(module, nn.Conv2d):
@@ -150,7 +150,7 @@ def _initialise(model, recipe, pretrained):
 def parameter_groups(model, architecture, lr, lr_classifier_ratio=10.0, is_different_checkpoint=False):
     """The two parameter groups of the published optimiser: the backbone at lr, the rest faster.
 
-    By substring, as published: ResNet's layer4 is fast but for its conv1, and the stem's bn1 is fast.
+    Names are matched by substring, as published: ResNet's layer4 is fast except its conv1, and so is the stem's bn1.
     is_different_checkpoint: the whole backbone is slow. Returns a list of dicts for torch.optim.
     """
     recipe = find_architecture(architecture)

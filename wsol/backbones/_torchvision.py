@@ -1,9 +1,9 @@
-"""torchvision, imported when a network is built, also where its compiled operators do not load.
+"""Import torchvision even if its compiled operators do not load.
 
-torchvision's wheel is built against CUDA's torch. Beside a CPU build of torch its operators stay unregistered, and
-`import torchvision` stops with "operator torchvision::nms does not exist". It is enough to name the two operators that
-the import looks for: models, transforms and data sets need none of them. (nms and torchvision.io's decoders stay
-unusable; they are unused here.) Where the plain import works, nothing else is done.
+torchvision's wheel is built for CUDA's torch. With a CPU build of torch its operators are not registered, and
+`import torchvision` fails with "operator torchvision::nms does not exist". It is enough to declare the two operators
+that the import looks for: models, transforms and data sets use neither. (nms and torchvision.io's decoders do not work
+then; nothing here uses them.) Where the plain import works, nothing else is done.
 """
 import sys
 from functools import cache
@@ -13,7 +13,7 @@ import torch
 
 @cache
 def import_torchvision():
-    """The package torchvision. Other imports of it or of its modules come after this call."""
+    """The package torchvision. Call this before any other import of it or of its modules."""
     try:
         import torchvision
     except RuntimeError as error:
@@ -25,5 +25,5 @@ def import_torchvision():
         operators.define('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
         operators.define('qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
         import torchvision
-        torchvision.named_operators = operators  # which are defined as long as this object lives
+        torchvision.named_operators = operators  # they are declared as long as this object lives
     return torchvision

@@ -2,8 +2,8 @@
 
 Source: torchvision's inception_v3 (Szegedy et al., CVPR 2016) with the published changes: padding 1 in Conv2d_1a, stem
 poolings with padding 1 and rounding up, a third pooling before Mixed_6a unless the map is large, Mixed_6a without
-stride; then A3_1b and A3_2b (3x3, 768 -> 1024 -> 1024, BatchNorm with use_bn, ReLU). Inputs stay ImageNet-normalised.
-The published code computes Mixed_6e and does not use its result; this code uses it.
+stride; then A3_1b and A3_2b (3x3, 768 -> 1024 -> 1024, BatchNorm with use_bn, ReLU). Images are normalised as for
+ImageNet. The published code computes Mixed_6e without using its result; this code uses it.
 """
 from collections import OrderedDict
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from wsol.backbones.torchvision_networks import torchvision_network
 
-ADDED = ('A3_1b', 'A3_2b')  # what ImageNet weights do not cover
+ADDED = ('A3_1b', 'A3_2b')  # stages without ImageNet weights
 
 
 class UnstridedReduction(nn.Module):

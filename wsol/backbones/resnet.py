@@ -1,7 +1,7 @@
 """ResNet with the published strides: 14x14 maps of a 224x224 image, or 28x28.
 
-Source: torchvision's resnet (He et al., CVPR 2016). The stride of layer4 is 1, and for the large map that of layer3
-too, in the first block's 3x3 convolution and its downsample branch; no dilation. The stages keep torchvision's names.
+Source: torchvision's resnet (He et al., CVPR 2016) with the published changes: layer4 has stride 1, and for the large
+map layer3 too, in its first block's convolution and shortcut; no dilation. The stages keep torchvision's names.
 """
 from collections import OrderedDict
 
@@ -22,7 +22,7 @@ def _unstride(layer):
 
 
 def check_effect(large_feature_map, last_stage):
-    """Raise UserError for a large map of a ResNet that ends before the stages with other strides."""
+    """Raise UserError for a large map of a ResNet that ends before layer3, which has no stride to change."""
     if large_feature_map and last_stage < 'layer3':
         raise UserError(f'large_feature_map=True changes a ResNet from layer3 on, and this one ends at last_stage='
                         f'{last_stage}: leave one of the two out')
@@ -38,5 +38,5 @@ def resnet(name, source, large_feature_map, last_stage):
         _unstride(network.layer3)
     names = STAGES[:STAGES.index(last_stage) + 1]
     stages = nn.Sequential(OrderedDict((name, getattr(network, name)) for name in names))
-    block = stages[-1][-1]  # the last one
+    block = stages[-1][-1]  # the last block
     return stages, getattr(block, 'conv3', block.conv2).out_channels

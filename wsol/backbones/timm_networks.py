@@ -1,9 +1,9 @@
-"""Any of timm's networks as a backbone, under the name timm/NAME: convolutional maps, and the tokens of transformers.
+"""timm's networks as backbones, under the name timm/NAME: convolutional networks and transformers.
 
 Source: timm (Wightman, github.com/huggingface/pytorch-image-models), an optional dependency: pip install timm.
-Convolutional networks get the published strides, 14x14 maps of a 224x224 image or 28x28, where timm can change them.
-Networks that end in channels-last maps (Swin) or in tokens (ViT, DINOv2, DINOv3) are taken as they are, at any image
-size that they allow.
+Convolutional networks get the published strides if these can be changed: 14x14 maps of a 224x224 image, or 28x28.
+Networks that end in channels-last maps (Swin) or in tokens (ViT, DINOv2, DINOv3) are not changed; they take any image
+size that timm allows.
 """
 from collections import OrderedDict
 
@@ -17,8 +17,8 @@ from wsol.contexts import shapes_only
 from wsol.errors import UserError
 
 PREFIX = 'timm/'
-SIZE = 224        # the image size at which strides are looked at
-STRIDE = 16       # of the published networks; 8 with the large map
+SIZE = 224        # the image size for which strides are chosen
+STRIDE = 16       # image pixels per cell of the published networks' maps; 8 with the large map
 ANY_SIZE = ({'dynamic_img_size': True}, {'strict_img_size': False}, {})  # options by which transformers take any size
 
 
@@ -39,7 +39,7 @@ def check_name(name):
         raise UserError(f'timm {timm.__version__} has no network "{short}"' + (f'; it has {near}' if near else ''))
     try:
         timm.get_pretrained_cfg(short)
-    except RuntimeError as error:  # is_model looks only at what stands before the tag
+    except RuntimeError as error:  # is_model does not check the tag
         network, _, tag = short.partition('.')
         known = ', '.join(full.partition('.')[2] for full in timm.list_pretrained(f'{network}.*'))
         raise UserError(f'timm {timm.__version__} has no weights "{tag}" of the network {network}; '
@@ -47,13 +47,13 @@ def check_name(name):
 
 
 def normalisation(name):
-    """(mean, deviation) per colour of the images that the network timm/NAME was trained on."""
+    """(mean, deviation) per colour, by which the images of the network timm/NAME were normalised in its training."""
     settings = _settings(name)
     return tuple(settings.mean), tuple(settings.std)
 
 
 def _settings(name):
-    """What timm records of the network timm/NAME and its weights. Raises UserError."""
+    """timm's record of the network timm/NAME and its weights. Raises UserError."""
     check_name(name)
     settings = _timm().get_pretrained_cfg(name.removeprefix(PREFIX))
     assert settings is not None  # timm has them for each of its networks
@@ -68,7 +68,7 @@ class LastMap(nn.Module):
         self.network, self.layout = network, layout
 
     def forward(self, images):
-        if self.layout == 'tokens':  # class and register tokens are left out, the grid is put in order
+        if self.layout == 'tokens':  # the grid of tokens as a map, without class and register tokens
             return self.network.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[0]
         features = self.network.forward_features(images)
         return features.movedim(-1, 1) if self.layout == 'NHWC' else features
@@ -91,7 +91,7 @@ def timm_backbone(name, source, large_feature_map=False):
         if large_feature_map:
             raise UserError(f'large_feature_map=True does not suit {name}: its map cannot be made '
                             f'{2 * SIZE // STRIDE} cells wide by changing strides')
-        network = make()  # as it is
+        network = make()  # with its usual strides
     return nn.Sequential(OrderedDict(backbone=LastMap(network, layout))), network.num_features
 
 
@@ -100,7 +100,7 @@ def _create(short, pretrained, **classes):
     for options in ANY_SIZE:
         try:
             return _timm().create_model(short, pretrained=pretrained, **classes, **options)
-        except TypeError:  # it does not know the option
+        except TypeError:  # the network has no such option
             continue
         except (OSError, RuntimeError) as error:  # the hub's errors are OSErrors
             if not pretrained:
@@ -126,12 +126,12 @@ def classifier(name, source):
 
 
 def trained_size(network):
-    """The side of the images that a network of timm's was trained on; some take no others."""
+    """The side of the images on which a network of timm was trained; some networks take no other size."""
     return network.pretrained_cfg.get('input_size', (3, SIZE, SIZE))[-1]
 
 
 def _features(network, size):
-    """forward_features of a blank image, shapes only."""
+    """forward_features of a blank image; only its shape is computed."""
     with shapes_only():
         return network.eval().forward_features(torch.zeros(1, 3, size, size))
 
@@ -150,10 +150,10 @@ def _layout(network, name):
 
 
 def set_output_stride(network, stride):
-    """Set the strides of a convolutional network's last stages to 1, until one cell of its map is `stride` pixels.
+    """Set strides of a convolutional network's last stages to 1, so that one cell of its map is `stride` pixels.
 
-    As in the published networks: no dilation. Running the network shows which layers, shortcuts included, reduce the
-    map further than that. Returns whether its map then has the size that is wanted.
+    As in the published networks, without dilation. Hooks show which layers, shortcuts included, would reduce the map
+    further. Returns whether the map now has the wanted size.
     """
     wanted, reducers = SIZE // stride, []
 
@@ -170,18 +170,18 @@ def set_output_stride(network, stride):
         _unstride(layer)
     try:
         return _features(network, SIZE).shape[-1] == wanted
-    except RuntimeError:  # parts of it no longer fit together
+    except RuntimeError:  # parts of the network no longer fit together
         return False
 
 
 def _first(setting):
-    """A layer's stride or kernel size as one number: both axes are alike. 1 for what is none (a method, a list)."""
+    """A layer's stride or kernel size as one number, that of the first axis. 1 if the attribute is something else."""
     return setting[0] if isinstance(setting, tuple) else setting if isinstance(setting, int) else 1
 
 
 def _unstride(layer):
-    """Stride 1. A convolution with a kernel of even size would then lose a row: one is added at the end. Pooling of
-    even size is switched off."""
+    """Give a layer stride 1. With a kernel of even size the map would then lose a row: a convolution gets its input
+    padded at the end, and a pooling layer is switched off."""
     layer.stride = (1, 1) if isinstance(layer.stride, tuple) else 1
     if _first(getattr(layer, 'kernel_size', 1)) % 2:
         return

@@ -1,7 +1,7 @@
-"""torchvision's classifiers: with the weights that are asked for, and any of them with a last map as a backbone.
+"""torchvision's classifiers with the chosen weights, and each of them that has a last map as a backbone.
 
-Source: torchvision's graph tracing (models.feature_extraction). A network is traced without data;
-what it computes up to its last map before pooling is kept, under torchvision's names.
+Source: torchvision's graph tracing (models.feature_extraction). A network is traced without data; the part up to its
+last map before pooling is kept, under torchvision's names.
 """
 from collections import OrderedDict
 from functools import cache
@@ -15,9 +15,9 @@ from wsol.backbones.state_dicts import load_backbone
 from wsol.errors import UserError
 
 CLASSIFIERS = ('classifier', 'fc', 'head', 'aux', 'AuxLogits')  # modules that depend on the number of classes
-HEADS = (*CLASSIFIERS, 'avgpool')  # what comes after the backbone
+AFTER_BACKBONE = (*CLASSIFIERS, 'avgpool')
 # The first two options avoid auxiliary heads, slow initialisation and warnings. torchvision sets the third with its
-# ImageNet weights: a network that is built without them, to load a checkpoint, has to be the same.
+# ImageNet weights: a network that is built without them, to load a checkpoint, must compute the same.
 QUIET = dict.fromkeys(('googlenet', 'inception_v3'),
                       {'aux_logits': False, 'init_weights': False, 'transform_input': True})
 
@@ -37,7 +37,7 @@ class LastMap(nn.Module):
 
 @cache
 def names():
-    """The classifiers that torchvision knows (some, as vit_*, have no spatial last map)."""
+    """The names of torchvision's classifiers. Some, such as vit_*, have no spatial last map."""
     models = import_torchvision().models
     return tuple(models.list_models(module=models))
 
@@ -45,8 +45,9 @@ def names():
 def torchvision_network(name, source, weights='IMAGENET1K_V1', **options):
     """A classifier of torchvision. Raises UserError.
 
-    source: None for random weights; True for ImageNet's (weights says which), which are downloaded once and verified by
-    checksum; or a file with a state dict, which fits except for the classifier. options: of torchvision's constructor.
+    source: None for random weights; True for ImageNet's (`weights` is torchvision's name for them), downloaded once and
+    verified by checksum; or a file with a state dict, which must fit except for the classifier.
+    options: of torchvision's constructor.
     """
     models = import_torchvision().models
     if source is not True:
@@ -55,7 +56,7 @@ def torchvision_network(name, source, weights='IMAGENET1K_V1', **options):
             load_backbone(network, source, CLASSIFIERS)
         return network
     try:
-        return models.get_model(name, weights=weights)  # with auxiliary heads, on which torchvision insists here
+        return models.get_model(name, weights=weights)  # torchvision's weights require the auxiliary heads
     except (OSError, RuntimeError, EOFError, UnpicklingError) as error:  # urllib's errors are OSErrors
         reason = ' '.join(str(error).split())[:200]
         raise UserError(f'the ImageNet weights of {name} could not be loaded ({reason}); if a damaged file is below '
@@ -64,16 +65,16 @@ def torchvision_network(name, source, weights='IMAGENET1K_V1', **options):
 
 
 def last_map_node(name):
-    """The node whose output is the last map of size (B,D,h,w), h and w above 1, and its D."""
+    """(the node whose output is the last map (B,D,h,w) with h and w above 1, its D). Raises UserError."""
     models, options = import_torchvision().models, QUIET.get(name, {})
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
     try:
-        with torch.device('meta'):  # shapes only: no memory, no arithmetic
+        with torch.device('meta'):  # shapes only
             network = models.get_model(name, **options)
     except NotImplementedError:  # RegNet computes its widths with tensors
         network = models.get_model(name, **options).to('meta')
     _, nodes = get_graph_node_names(network.eval())
-    nodes = [node for node in nodes if not node.startswith(HEADS)]
+    nodes = [node for node in nodes if not node.startswith(AFTER_BACKBONE)]
     with torch.device('meta'), torch.no_grad():
         outputs = create_feature_extractor(network, nodes)(torch.empty(1, 3, 224, 224))
     maps = [node for node in nodes if isinstance(outputs[node], torch.Tensor) and outputs[node].ndim == 4

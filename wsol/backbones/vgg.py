@@ -1,8 +1,8 @@
 """VGG-16, plain or with BatchNorm, cut and re-strided: 14x14 maps of a 224x224 image, or 28x28.
 
-Source: torchvision's vgg16 and vgg16_bn (Simonyan and Zisserman, ICLR 2015); without the fifth
-max-pooling, and for the large map without the fourth; then conv6 (3x3, 512 -> 1024), BatchNorm
-with use_bn, ReLU, as published. Result: stages `features` (torchvision's indices), `conv6`, `bn6`, `relu`.
+Source: torchvision's vgg16 and vgg16_bn (Simonyan and Zisserman, ICLR 2015) with the published changes: without the
+fifth max-pooling, and for the large map without the fourth; then conv6 (3x3, 512 -> 1024), BatchNorm with use_bn, ReLU.
+Result: stages `features` (torchvision's indices), `conv6`, `bn6`, `relu`.
 """
 from collections import OrderedDict
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from wsol.backbones.torchvision_networks import torchvision_network
 
-ADDED = ('conv6', 'bn6')  # what ImageNet weights do not cover
+ADDED = ('conv6', 'bn6')  # stages without ImageNet weights
 
 
 def vgg16(source, large_feature_map, use_bn):

@@ -1,1 +1,1 @@
-"""Faster ways to compute the same."""
+"""Faster ways to compute the same numbers."""

@@ -1,7 +1,7 @@
-"""BatchNorm folded into the convolution before it: the same network for evaluation, with fewer passes over its maps.
+"""Fold BatchNorm into the convolution before it: the same network for evaluation, with fewer passes over its maps.
 
-In eval mode BatchNorm multiplies each channel by a number and adds another. A convolution can take both into its own
-weights (Jacob et al., CVPR 2018, section 3.2). Running the network shows which convolution a BatchNorm follows.
+In eval mode BatchNorm multiplies each channel by a number and adds another. The weights and biases of a convolution can
+include both (Jacob et al., CVPR 2018, section 3.2). Hooks show which convolution a BatchNorm follows.
 """
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ TOLERANCE = 1e-5  # relative to the largest value: by how much the folded networ
 def fold_batchnorm(model, image_size):
     """Fold a network's BatchNorms, in place, for evaluation only. Returns how many were folded.
 
-    model: of build_model, in eval mode. image_size: side of its images. If the features change, nothing is folded.
+    model: of build_model, in eval mode. image_size: side of its images. If the features would change, none is folded.
     """
     pairs = _pairs(model, image_size)
     if not pairs:
@@ -27,7 +27,7 @@ def fold_batchnorm(model, image_size):
         convolution.weight, convolution.bias = fuse_conv_bn_weights(
             convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
         _replace(model, name, nn.Identity())
-    # hooks do not see everything, for example a map that is also used before its BatchNorm; the features show it
+    # hooks do not see everything, for example a map that is also used before its BatchNorm; then the features change
     if (_some_features(model, image_size) - before).abs().max() <= TOLERANCE * before.abs().max():
         return len(pairs)
     for convolution, weight, bias, name, norm in undo:
@@ -51,7 +51,7 @@ def _some_features(model, image_size):
 
 
 def _pairs(model, image_size):
-    """[(convolution, name of a BatchNorm)]: the BatchNorm's input is the convolution's output, and each runs once."""
+    """[(convolution, name of a BatchNorm)] where the one's output is the other's input, and each runs once."""
     outputs, pairs, runs = {}, [], {}
 
     def note(module, inputs, output):
