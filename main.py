@@ -31,7 +31,7 @@ from wsol.backbones.resnet import check_effect
 from wsol.errors import UserError
 from wsol.heads import CALM
 from wsol.networks import check_image_size, normalisation
-from wsol.speed.depthwise import keep_in_float32
+from wsol.speed.depthwise import keep_depthwise_in_float32
 
 
 def starts_from_checkpoint(args):
@@ -66,41 +66,41 @@ def checkpoint_to_resume(folder, args):
     if not args.override_cache:
         return weights.read_checkpoint(path)
     try:
-        before = weights.read_checkpoint(path)
+        checkpoint = weights.read_checkpoint(path)
     except UserError:  # a damaged checkpoint, which is about to be replaced
         return None
-    same_command = before.content.get('command') == result_files.command_line()
-    return before if same_command and not (folder / 'results.json').is_file() else None
+    same_command = checkpoint.content.get('command') == result_files.command_line()
+    return checkpoint if same_command and not (folder / 'results.json').is_file() else None
 
 
-def common_start(folder, args):
+def common_checkpoint(folder, args):
     """checkpoint_to_resume. Raises UserError unless all processes find the same."""
-    before = checkpoint_to_resume(folder, args)
-    if len(set(processes.gather(before and (before.epoch, before.step)))) > 1:
+    checkpoint = checkpoint_to_resume(folder, args)
+    if len(set(processes.gather(checkpoint and (checkpoint.epoch, checkpoint.step)))) > 1:
         raise UserError(f'the processes find different checkpoints in {folder}: --save_root should be a folder that '
                         'all machines share')
-    return before
+    return checkpoint
 
 
-def check_resumable(before, args):
+def check_resumable(checkpoint, args):
     """Raise UserError unless a training with these flags can resume from this experiment's checkpoint."""
-    if not {'optimizer', 'epoch', 'args', 'model'} <= before.content.keys():
-        raise UserError(f'{before.path} holds weights but no training to resume; choose another --experiment_name '
+    if not {'optimizer', 'epoch', 'args', 'model'} <= checkpoint.content.keys():
+        raise UserError(f'{checkpoint.path} holds weights but no training to resume; choose another --experiment_name '
                         'and start from it with --load_checkpoint, or start afresh with --override_cache')
-    earlier = before.content['args']
-    changed = config.changed_settings(args, earlier | before.network)
+    earlier = checkpoint.content['args']
+    changed = config.changed_settings(args, earlier | checkpoint.network)
     if args.lr_schedule == 'one_cycle' and earlier.get('epochs') != args.epochs:
         changed.append(f'epochs was {earlier.get("epochs")}, is {args.epochs} (one_cycle plans all epochs ahead)')
-    if before.epoch + (before.step > 0) > args.epochs:
-        changed.append(f'{before.epoch} epochs are done, --epochs={args.epochs} asks for fewer')
+    if checkpoint.epoch + (checkpoint.step > 0) > args.epochs:
+        changed.append(f'{checkpoint.epoch} epochs are done, --epochs={args.epochs} asks for fewer')
     if changed:
-        raise UserError(f'{before.path} was trained with other settings ({"; ".join(changed)}). Choose another '
+        raise UserError(f'{checkpoint.path} was trained with other settings ({"; ".join(changed)}). Choose another '
                         '--experiment_name, or start afresh with --override_cache')
 
 
-def open_settings(args, before, device):
+def open_settings(args, checkpoint, device):
     """{'seed', 'precision'}: as the flags say, else as in the checkpoint, else chosen by the first process."""
-    earlier = before.content.get('args', {}) if before else {'seed': util.draw_seed()}
+    earlier = checkpoint.content.get('args', {}) if checkpoint else {'seed': util.draw_seed()}
     seed = args.seed if 'seed' in args.given else earlier.get('seed')
     precision = args.precision if 'precision' in args.given else earlier.get('precision', args.precision)
     return processes.gather({'seed': seed, 'precision': util.pick_precision(precision, device, auto='bfloat16')})[0]
@@ -120,16 +120,18 @@ def open_images(args, data):
                                    cache) for split, transform in transforms.items()}
 
 
-def initial_network(args, data, before, folder, device):
-    """The network on the device, with the weights of the training to resume, of --load_checkpoint, of ImageNet, or
-    random weights. Raises UserError if weights, flags and class folders do not fit one another."""
-    settings, source, new_classifier = config.network_settings(args), before, False
-    if before is None and starts_from_checkpoint(args):
+def initial_network(args, data, checkpoint, folder, device):
+    """The network on the device, with the weights of `checkpoint`, --load_checkpoint or ImageNet, or random weights.
+
+    checkpoint: of the training to resume, or None. Raises UserError if weights, flags and class folders do not fit.
+    """
+    settings, source, new_classifier = config.network_settings(args), checkpoint, False
+    if checkpoint is None and starts_from_checkpoint(args):
         source = weights.read_checkpoint(weights.find_checkpoint(args.load_checkpoint, args.save_root, folder))
         new_classifier = args.is_different_checkpoint
-    if before is not None and data.class_names and list(data.class_names) != before.content.get('class_names'):
-        raise UserError(f'{before.path} was trained when {args.dataset} had other class folders, so its labels mean '
-                        'other classes; name the folders as before, or choose another --experiment_name')
+    if checkpoint is not None and data.class_names and list(data.class_names) != checkpoint.content.get('class_names'):
+        raise UserError(f'{checkpoint.path} was trained when {args.dataset} had other class folders, so its labels '
+                        'mean other classes; name the folders as before, or choose another --experiment_name')
     if source is None:
         model = build_model(**settings, num_classes=data.num_classes, pretrained=args.pretrained)
         model = model.to(device, memory_format=util.memory_format(device))
@@ -137,7 +139,7 @@ def initial_network(args, data, before, folder, device):
         model = source.build(settings, data.num_classes, device, new_classifier)
     check_image_size(model, args.crop_size)
     if args.precision == 'bfloat16' and device.type == 'cpu' and not args.freeze:
-        keep_in_float32(model)
+        keep_depthwise_in_float32(model)
     return model
 
 
@@ -195,27 +197,27 @@ def title_of(args):
 
 def train(args, folder, device, stop):
     """Train as the flags say, resume if the experiment has a checkpoint, and test the accuracy of the network."""
-    before = common_start(folder, args)
-    check_flags(args, before is None)
+    checkpoint = common_checkpoint(folder, args)
+    check_flags(args, checkpoint is None)
     evaluates_in = util.pick_precision(args.precision, device)
-    args.update(open_settings(args, before, device))
+    args.update(open_settings(args, checkpoint, device))
     screen.say(f'trains in {args.precision} on {device.type}, evaluates in {evaluates_in}')
-    if before:
-        check_resumable(before, args)
-        screen.say(f'{before.path} has {before.epoch} finished epochs'
-                   + (f' and {before.step} steps' if before.step else '')
-                   + ('; --override_cache starts afresh' if before.epoch == args.epochs else ''))
+    if checkpoint:
+        check_resumable(checkpoint, args)
+        screen.say(f'{checkpoint.path} has {checkpoint.epoch} finished epochs'
+                   + (f' and {checkpoint.step} steps' if checkpoint.step else '')
+                   + ('; --override_cache starts afresh' if checkpoint.epoch == args.epochs else ''))
     data = open_dataset(args.dataset, args.data_root, args.metadata_root)
     images = open_images(args, data)
     util.seed_everything(args.seed)
-    model = initial_network(args, data, before, folder, device)
+    model = initial_network(args, data, checkpoint, folder, device)
     training = make_training(args, frozen.head_of(model) if args.freeze else model, images, device, folder, stop)
     if processes.is_first():
         whole_files.check_writable(folder, training.bytes_of_checkpoint())
     inputs, workers = images, args.workers
-    if args.freeze and (before is None or before.epoch < args.epochs):  # else no epoch is left to train
+    if args.freeze and (checkpoint is None or checkpoint.epoch < args.epochs):  # else no epoch is left to train
         inputs, workers = frozen.extract_all(model, images, folder, args, device), 0
-    training.begin(before)
+    training.begin(checkpoint)
     sampler = SeededBatches(len(images['train']), args.batch_size, args.seed)
     training.run({'train': make_loader(inputs['train'], args.batch_size, workers, device, sampler),
                   'val': make_loader(inputs['val'], args.batch_size, workers, device)})

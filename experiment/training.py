@@ -67,7 +67,7 @@ class Keeper:
     minutes: float         # between two saves within an epoch
     record: dict           # what a checkpoint holds beside the state of the training
     display: TrainingLog
-    goes_on: bool = False  # resume the training in the folder; else the first save replaces it
+    resumes: bool = False  # resume the training in the folder; else the first save replaces it
     saved: tuple = (0, 0)  # (epochs, steps) at the last save
     saved_at: float = field(default_factory=time.monotonic)
 
@@ -78,10 +78,10 @@ class Keeper:
     def save(self, state, is_best=False):
         """Write a checkpoint with the Training's state and, at the end of an epoch, the log."""
         if processes.is_first():
-            checkpoint_files.save(self.folder, state | self.record, is_best, is_first=not self.goes_on)
+            checkpoint_files.save(self.folder, state | self.record, is_best, is_first=not self.resumes)
             if not state['step']:
                 self.write_log(state['log'])
-        self.goes_on, self.saved, self.saved_at = True, (state['epoch'], state['step']), time.monotonic()
+        self.resumes, self.saved, self.saved_at = True, (state['epoch'], state['step']), time.monotonic()
 
     def write_log(self, lines):
         """Write the whole log again, in case its file was changed."""
@@ -125,7 +125,7 @@ class Training:
         except processes.Stopped as stop:
             if self.keeper.saved != (self.done, self.step):  # the signal came while the accuracy was computed
                 self.keeper.save(self.state(all_sums))
-            if self.keeper.goes_on:
+            if self.keeper.resumes:
                 stop.message = (f'stopped by {stop.name} after {self.done} epochs and {self.step} steps, which are '
                                 f'saved in {self.keeper.folder}; the same command goes on from there')
             raise
@@ -227,11 +227,11 @@ class Training:
         return {'epoch': self.done, 'step': self.step, 'sums': all_sums, 'log': self.log,
                 'state_dict': self.model.state_dict(), 'optimizer': self.optimiser.state_dict()}
 
-    def begin(self, before):
+    def begin(self, checkpoint):
         """Go on from this experiment's Checkpoint, whose weights the model already has, or begin a new training if it
         is None. Raises UserError."""
-        if before:
-            self._resume(before)
+        if checkpoint:
+            self._resume(checkpoint)
         elif checkpoint_files.latest(self.keeper.folder) is None:  # else the first save removes the old results
             (self.keeper.folder / 'results.json').unlink(missing_ok=True)
             self.keeper.write_log([])  # the folder now shows that a training has begun
@@ -240,23 +240,23 @@ class Training:
         """About the size of a checkpoint: every weight, and its momentum."""
         return (1 << 20) + 2 * sum(value.nbytes for value in self.model.state_dict().values())
 
-    def _resume(self, before):
+    def _resume(self, checkpoint):
         parameters = [parameter for group in self.optimiser.param_groups for parameter in group['params']]
-        self.optimiser.load_state_dict(self.optimiser.state_dict() | {'state': momenta(before, parameters)})
-        self.done, self.step = self.keeper.saved = before.epoch, before.step
-        self.keeper.goes_on = True
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | {'state': momenta(checkpoint, parameters)})
+        self.done, self.step = self.keeper.saved = checkpoint.epoch, checkpoint.step
+        self.keeper.resumes = True
         kept = whole_files.read_json_lines(self.keeper.folder / 'log.jsonl')
-        self.log = before.content.get('log', kept)[:before.epoch]
-        rows = before.content.get('sums', [NO_SUMS])
+        self.log = checkpoint.content.get('log', kept)[:checkpoint.epoch]
+        rows = checkpoint.content.get('sums', [NO_SUMS])
         if len(rows) != processes.size():  # the number of processes has changed: only the total stays the same
             rows = [tuple(map(sum, zip(*rows, strict=True))), *[NO_SUMS] * (processes.size() - 1)]
         self.sums = tuple(rows[processes.rank()])
         self.keeper.write_log(self.log)
 
 
-def momenta(before, parameters):
+def momenta(checkpoint, parameters):
     """The state of SGD in a Checkpoint, for these parameters. Raises UserError if it is not theirs."""
-    state = before.content['optimizer'].get('state')
+    state = checkpoint.content['optimizer'].get('state')
 
     def fits(number, entry):
         momentum = entry.get('momentum_buffer') if isinstance(entry, dict) else entry
@@ -265,7 +265,7 @@ def momenta(before, parameters):
             and momentum.dtype == parameters[number].dtype and bool(momentum.isfinite().all())))
 
     if not isinstance(state, dict) or not all(fits(number, entry) for number, entry in state.items()):
-        raise UserError(f'{before.path} holds the optimiser of another network, or one that has diverged; start '
+        raise UserError(f'{checkpoint.path} holds the optimiser of another network, or one that has diverged; start '
                         'another experiment from its weights by --load_checkpoint')
     return {number: {'momentum_buffer': (entry or {}).get('momentum_buffer')} for number, entry in state.items()}
 

@@ -24,7 +24,7 @@ from wsol import attribution_maps, metrics
 from wsol.annotations.cub import ClassPair, CueAnnotations
 from wsol.attribution.gradients import VERSIONS_AT_A_TIME
 from wsol.attribution.registry import SamplingSettings
-from wsol.speed.depthwise import keep_in_float32
+from wsol.speed.depthwise import keep_depthwise_in_float32
 
 ITEMS = {}
 COPIES = 8     # of an image, for SmoothGrad; as many points on the path of integrated gradients
@@ -90,7 +90,7 @@ def depthwise(bench, count=8, architecture='efficientnet_b0'):
         screen.say('depthwise: this device does not compute in bfloat16, or is no CPU: left out')
         return
     models = {way: bench.network(architecture=architecture) for way in ('plain', 'float32', 'auto')}
-    keep_in_float32(models['auto'])
+    keep_depthwise_in_float32(models['auto'])
     images, labels = bench.images(count), bench.labels(count)
     ways = {way: _step(bench, model, images, labels, lambda model, *batch: model.loss(*batch)[0],
                        'float32' if way == 'float32' else 'auto') for way, model in models.items()}

@@ -8,7 +8,7 @@ from torch import nn
 
 import main
 from wsol import build_model
-from wsol.speed.depthwise import is_depthwise, keep_in_float32
+from wsol.speed.depthwise import is_depthwise, keep_depthwise_in_float32
 
 
 def network():
@@ -30,7 +30,7 @@ def test_forward_and_gradient_are_those_of_float32(kernel, stride):
     layer = nn.Conv2d(8, 8, kernel, stride, kernel // 2, groups=8)
     images = torch.randn(2, 8, 9, 9, generator=torch.Generator().manual_seed(0)).bfloat16().float()
     plain, _ = in_bfloat16(layer, images)
-    assert keep_in_float32(layer) == 1
+    assert keep_depthwise_in_float32(layer) == 1
     output, gradient = in_bfloat16(layer, images)
     exact = layer(images)
     assert output.dtype == plain.dtype == torch.bfloat16 and torch.equal(output, exact.bfloat16())
@@ -43,7 +43,7 @@ def test_forward_and_gradient_are_those_of_float32(kernel, stride):
 def test_only_depthwise_layers_change_and_all_names_stay():
     model, plain = network(), network()
     layers = [layer for layer in plain.modules() if is_depthwise(layer)]
-    assert keep_in_float32(model) == len(layers) == 11 and all(layer.groups == layer.in_channels for layer in layers)
+    assert keep_depthwise_in_float32(model) == len(layers) == 11 and all(layer.groups == layer.in_channels for layer in layers)
     changed = [layer for layer in model.modules() if 'forward' in vars(layer)]
     assert len(changed) == 11 and all(is_depthwise(layer) for layer in changed)
     assert list(model.state_dict()) == list(plain.state_dict())
@@ -56,7 +56,7 @@ def test_only_depthwise_layers_change_and_all_names_stay():
 
 def test_a_copy_has_weights_of_its_own():
     model = network()
-    keep_in_float32(model)
+    keep_depthwise_in_float32(model)
     other = copy.deepcopy(model)
     own, copied = ([layer for layer in each.modules() if is_depthwise(layer)][0] for each in (model, other))
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_a_copy_has_weights_of_its_own():
 @pytest.mark.parametrize('precision, kept', [('bfloat16', [11]), ('float32', [])])
 def test_trainings_in_bfloat16_on_a_cpu_do_so(script, tiny_birds, monkeypatch, precision, kept):
     found = []
-    monkeypatch.setattr(main, 'keep_in_float32', lambda model: found.append(keep_in_float32(model)))
+    monkeypatch.setattr(main, 'keep_depthwise_in_float32', lambda model: found.append(keep_depthwise_in_float32(model)))
     code, _, err = script('main', *without(tiny_birds, 'precision'), '--architecture=mobilenet_v3_small', '--pretrained=False',
                           '--epochs=1', '--batch_size=50', f'--precision={precision}')
     assert code == 0, err

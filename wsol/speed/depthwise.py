@@ -14,7 +14,7 @@ def is_depthwise(layer):
     return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
 
 
-def keep_in_float32(model):
+def keep_depthwise_in_float32(model):
     """Change a network in place, so that its depthwise convolutions compute in float32 under autocast.
 
     Their outputs have the precision of their inputs, so the other layers see no difference. Without autocast nothing
