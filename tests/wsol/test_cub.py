@@ -1,5 +1,6 @@
 """wsol.annotations.cub: the published masks, CUB's real annotations, ToyBirds' known pairs."""
 import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -212,3 +213,18 @@ def test_points_of_unknown_images_or_parts_are_refused_by_row(tmp_path, line, wo
     with pytest.raises(UserError) as error:
         CueAnnotations(tmp_path)
     assert f'part_locs.txt, row 5: {words}' in str(error.value)
+
+
+def test_real_partitions_are_the_published_ones_to_the_pixel():
+    annotations, reference = CueAnnotations(shared('cub')), golden('partitions')
+    for image_id, size, checksum in zip(reference['ids'].tolist(), reference['sizes'].tolist(), reference['crc32'].tolist(), strict=True):
+        partition = nearest_part(annotations.points(image_id), *size, 224)
+        assert zlib.crc32(np.ascontiguousarray(partition)) == checksum, image_id
+
+
+def test_a_coordinate_is_divided_before_it_is_multiplied():
+    """x = 166 of 332 is pixel 112 of 224. Multiplied by 224 / 332 it is 111.99999999999999, and pixel 111."""
+    points = np.zeros((15, 3))
+    points[POINT_NAMES.index('beak')], points[POINT_NAMES.index('back')] = [0, 166, 1], [166, 166, 1]
+    partition = nearest_part(points, 332, 332, 224)
+    assert partition[112, 56] == UNION_PARTS.index('head')  # as far from 0 as from 112: a tie, which the head wins

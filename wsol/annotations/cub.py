@@ -70,7 +70,8 @@ def nearest_part(points, width, height, size):
     Distances are Euclidean.
     """
     visible = points[:, 2] > 0
-    scaled = points[:, :2] * (size / np.array([width, height], np.float64))
+    # divided first, as published: x * (size / width) falls just under some whole numbers, and truncates to one pixel less
+    scaled = points[:, :2] / np.array([width, height], np.float64) * size
     parts, centres = [], []
     for part, names in CENTRES:
         chosen = [POINT_NAMES.index(name) for name in names if visible[POINT_NAMES.index(name)]]
