@@ -23,6 +23,7 @@ from experiment import checkpoint_files
 from runtime.screen import warn
 from wsol import build_model, from_classifier
 from wsol.backbones._torchvision import import_torchvision
+from wsol.backbones.vgg import published_names
 from wsol.errors import UserError
 from wsol.networks import normalisation
 
@@ -196,7 +197,8 @@ def fitting_weights(model, checkpoint, but_classifier=False):
     def has_attention(names):
         return any(name.startswith('attention.') for name in names)
 
-    weights, expected, left_out = checkpoint.weights, model.state_dict(), ()
+    expected, left_out = model.state_dict(), ()
+    weights = published_names(checkpoint.weights, expected.keys())
     if but_classifier:
         is_same_kind = has_attention(weights) == has_attention(expected)
         left_out = ('conv_last.',) if is_same_kind else ('conv_last.', 'attention.')
@@ -220,7 +222,7 @@ def fitting_weights(model, checkpoint, but_classifier=False):
 def load_weights(model, checkpoint, but_classifier=False):
     """Put a Checkpoint's weights into the model, all or none. but_classifier: see fitting_weights. Raises UserError."""
     weights = fitting_weights(model, checkpoint, but_classifier)
-    if not checkpoint.network and weights.keys() < checkpoint.weights.keys():
+    if not checkpoint.network and len(weights) < len(checkpoint.weights):
         warn(f'{checkpoint.path} has an attention layer, which CAM does not use; if it was trained with CALM, say '
              '--attribution_method=CALM_EM or CALM_ML')
     types = {name: value.dtype for name, value in model.state_dict().items()}

@@ -70,7 +70,7 @@ def nearest_part(points, width, height, size):
     Distances are Euclidean.
     """
     visible = points[:, 2] > 0
-    # divided first, as published: x * (size / width) falls just under some whole numbers, and truncates to one pixel less
+    # divided first, as published: x * (size / width) can fall just under a whole number, and truncate to one pixel less
     scaled = points[:, :2] / np.array([width, height], np.float64) * size
     parts, centres = [], []
     for part, names in CENTRES:
