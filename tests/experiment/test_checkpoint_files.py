@@ -155,9 +155,9 @@ def test_what_killed_runs_left_is_removed_and_nothing_else(script, pets, tmp_pat
     folder = tmp_path / 'save/result'
     folder.mkdir(parents=True)
     left = [folder / f'.{name}.0123456789ab.partial' for name in (LAST, BEST, 'log.jsonl')]
-    others = [folder / name for name in ('.notes.partial', f'.{LAST}.mine.partial')]
-    for path in (*left, *others):
+    kept = [folder / name for name in ('.notes.partial', f'.{LAST}.mine.partial')]
+    for path in (*left, *kept):
         path.touch()
     assert script('main', *pets, '--epochs=1')[0] == 0
-    assert all(path.exists() for path in others) and not any(path.exists() for path in left)
+    assert all(path.exists() for path in kept) and not any(path.exists() for path in left)
     assert weights.read_checkpoint(folder / LAST).epoch == 1

@@ -103,11 +103,11 @@ def test_features_of_an_image_and_its_mirror_image(tiny_birds, tmp_path, kept, c
 
     def extract_all():
         return frozen.extract_all(model, images, tmp_path, args, torch.device('cpu'))
-    found = extract_all()
+    splits = extract_all()
     for index in (0, 10, 35):
         for seed in (4, 5):
             image = images['train'][index][0]
-            features, label, row = found['train'][index, seed]
+            features, label, row = splits['train'][index, seed]
             expected = model.extract_features(image.flip(2)[None] if seed % 2 else image[None])[0].detach()
             assert (label, row) == (int(images['train'].labels[index]), index)
             np.testing.assert_allclose(features.numpy(), expected.numpy(), rtol=1e-3, atol=1e-4)
@@ -115,7 +115,7 @@ def test_features_of_an_image_and_its_mirror_image(tiny_birds, tmp_path, kept, c
     if kept:
         before = files()
         images['val'].resized = None  # no image is read again
-        np.testing.assert_array_equal(extract_all()['val'].features, found['val'].features)
+        np.testing.assert_array_equal(extract_all()['val'].features, splits['val'].features)
         with torch.no_grad():
             model.conv_last.weight += 1  # the head has no part in the features
         extract_all()
@@ -125,7 +125,7 @@ def test_features_of_an_image_and_its_mirror_image(tiny_birds, tmp_path, kept, c
         path.unlink()
         path.write_bytes(cut)
         del images['val'].resized
-        np.testing.assert_array_equal(extract_all()['val'].features, found['val'].features)
+        np.testing.assert_array_equal(extract_all()['val'].features, splits['val'].features)
         assert files() == before and 'is damaged' in capsys.readouterr().err
         images['val'].resized = None
         del images['val'].resized

@@ -211,8 +211,8 @@ def test_two_checkpoints_evaluated_into_one_experiment_give_two_results(script, 
         paths = {name: write(evaluation, *tiny_birds, f'--load_checkpoint={name}', '--experiment_name=both') for name in sha256}
         assert len(set(paths.values())) == 2
         for name, path in paths.items():
-            found = result_files.find_result(save / 'both', metric, 'vanilla', sha256[name], seed=3)
-            assert found == json.loads(path.read_text()) and found['weights_sha256'] == sha256[name]
+            content = result_files.find_result(save / 'both', metric, 'vanilla', sha256[name], seed=3)
+            assert content == json.loads(path.read_text()) and content['weights_sha256'] == sha256[name]
 
 
 def test_a_result_of_other_settings_is_not_the_one_that_is_asked_for(script, tiny_birds, save):
@@ -264,37 +264,37 @@ def test_results_go_to_the_checkpoints_experiment_unless_one_is_named(script, ti
 
 def test_the_results_of_a_network_that_was_trained_over_are_not_taken_for_the_new_ones(script, tmp_path, monkeypatch):
     flags = [*without(OWN_FLAGS, 'seed'), f'--dataset={paint_folder(tmp_path / "pets", counts=(2, 1, 1))}']
-    own, there, save = tmp_path / 'save/result', [], checkpoint_files.save
+    folder, exists, save = tmp_path / 'save/result', [], checkpoint_files.save
 
     def trained():
-        return weights.read_checkpoint(own / weights.FILE).sha256
+        return weights.read_checkpoint(folder / weights.FILE).sha256
 
     def watch(*inputs, **options):
-        before = (own / 'results.json').exists()
+        before = (folder / 'results.json').exists()
         save(*inputs, **options)
-        there.append((before, (own / 'results.json').exists()))
+        exists.append((before, (folder / 'results.json').exists()))
     assert script('main', *flags, '--seed=0')[0] == 0
     write('eval_pixel_perturb')
     old = trained()
-    assert result_files.find_result(own, 'pixel_perturb', 'vanilla', old)['weights_sha256'] == old
-    assert result_files.read_result(own / 'results.json')['weights_sha256'] == old
+    assert result_files.find_result(folder, 'pixel_perturb', 'vanilla', old)['weights_sha256'] == old
+    assert result_files.read_result(folder / 'results.json')['weights_sha256'] == old
     refused(script('main', *flags, '--seed=1', '--override_cache', '--lr=1e30'), '--lr')
     assert trained() == old  # which nothing has replaced: the results go on being those of the network that is there
-    assert result_files.read_result(own / 'results.json')['weights_sha256'] == old
+    assert result_files.read_result(folder / 'results.json')['weights_sha256'] == old
 
     monkeypatch.setattr(checkpoint_files, 'save', watch)
     code, out, err = script('main', *flags, '--seed=1', '--override_cache')
     assert code == 0 and 'replaces' not in out, err
-    assert there == [(True, False)]  # results.json goes with the network that is replaced
+    assert exists == [(True, False)]  # results.json goes with the network that is replaced
     new = trained()
-    assert new != old and result_files.read_result(own / 'results.json')['weights_sha256'] == new
+    assert new != old and result_files.read_result(folder / 'results.json')['weights_sha256'] == new
     for metric, method in (('pixel_perturb', 'vanilla'), ('wsol', 'vanilla')):
         with pytest.raises(UserError, match=f'no result of {metric}'):
-            result_files.find_result(own, metric, method, new)
+            result_files.find_result(folder, metric, method, new)
     write('eval_pixel_perturb')
-    assert result_files.find_result(own, 'pixel_perturb', 'vanilla', new)['weights_sha256'] == new
+    assert result_files.find_result(folder, 'pixel_perturb', 'vanilla', new)['weights_sha256'] == new
     with pytest.raises(UserError, match='score_map_process=random'):
-        result_files.find_result(own, 'pixel_perturb', 'random', new)
+        result_files.find_result(folder, 'pixel_perturb', 'random', new)
 
 
 def test_weights_alone_with_another_prior_are_another_network(script, tiny_birds, save):

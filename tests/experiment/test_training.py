@@ -159,9 +159,9 @@ def test_the_same_seed_trains_the_same_network_and_another_another(script, pets,
     base = [*without(pets, 'seed'), '--attribution_method=CALM_ML', '--epochs=2']
     for name, seed in (('first', 1), ('again', 1), ('other', 2)):
         assert script('main', *base, f'--seed={seed}', f'--experiment_name={name}')[0] == 0
-    first, again, other = (tmp_path / 'save' / name for name in ('first', 'again', 'other'))
-    assert same_training(first, again) and not same_training(first, other)
-    assert not same(content_of(first)['state_dict'], content_of(other)['state_dict'])
+    first, again, different = (tmp_path / 'save' / name for name in ('first', 'again', 'other'))
+    assert same_training(first, again) and not same_training(first, different)
+    assert not same(content_of(first)['state_dict'], content_of(different)['state_dict'])
 
 
 def test_a_longer_training_goes_on_where_the_shorter_ended(script, pets, tmp_path):
@@ -312,8 +312,8 @@ def test_auto_evaluates_in_float32_and_bfloat16_evaluates_nearly_the_same(script
         code, out, err = script('eval_wsol', *flags)
         assert code == 0 and f'norm minmax, {precision}' in out, err
         assert dtypes == {getattr(torch, precision)}
-        found = [json.loads(path.read_text()) for path in result_paths(save / 'CALM_EM', 'wsol')]
-        results += [result['results'] for result in found if result['settings']['precision'] == precision]
+        contents = [json.loads(path.read_text()) for path in result_paths(save / 'CALM_EM', 'wsol')]
+        results += [result['results'] for result in contents if result['settings']['precision'] == precision]
         code, _, err = script('inference', photo, *flags, '--target=3', f'--output={precision}')
         assert code == 0, err
         maps.append(np.load(tmp_path / precision / f'{photo.stem}_jointll.npy'))
@@ -371,17 +371,17 @@ def test_the_softplus_prior_is_recorded_and_used(script, pets, tmp_path):
         assert script('main', *base, f'--prior={prior}', f'--experiment_name={prior}')[0] == 0
         assert content_of(tmp_path / 'save' / prior)['model']['prior'] == prior
     model, checkpoint = weights.load_model('softplus')
-    other = build_model(**checkpoint.network | {'prior': 'relu'}, num_classes=3)
-    other.load_state_dict(checkpoint.weights)
+    relu_model = build_model(**checkpoint.network | {'prior': 'relu'}, num_classes=3)
+    relu_model.load_state_dict(checkpoint.weights)
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         features = model.extract_features(images)
         attention = torch.nn.functional.softplus(model.attention[0](features)[:, 0])
         prior = model.activations(images).prior
         torch.testing.assert_close(prior, attention / attention.sum((1, 2), keepdim=True))
-        assert (prior > 0).all() and not torch.allclose(other.eval().activations(images).prior, prior)
+        assert (prior > 0).all() and not torch.allclose(relu_model.eval().activations(images).prior, prior)
     # the released prior holds its sum constant in training; softplus has its gradient
-    assert (model.detach_normaliser, other.detach_normaliser) == (False, True)
+    assert (model.detach_normaliser, relu_model.detach_normaliser) == (False, True)
     # an evaluation uses the network as it was trained, and contradicts another prior
     assert script('eval_pixel_perturb', '--experiment_name=softplus', '--workers=0')[0] == 0
     assert read_result(tmp_path / 'save/softplus', 'pixel_perturb')['settings']['prior'] == 'softplus'

@@ -43,8 +43,8 @@ def test_a_training_shows_the_lines_of_its_log(script, tiny_birds, tmp_path, boa
     assert code == 0, err
     folder = tmp_path / 'save/result'
     log = [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]
-    said = re.findall(r'^epoch (\d)/2: loss ([\d.]+), accuracy ([\d.]+) % on train, ([\d.]+) % on val, rate ([\d.e-]+),', out, re.M)
-    assert [tuple(map(float, words)) for words in said] == [
+    shown = re.findall(r'^epoch (\d)/2: loss ([\d.]+), accuracy ([\d.]+) % on train, ([\d.]+) % on val, rate ([\d.e-]+),', out, re.M)
+    assert [tuple(map(float, words)) for words in shown] == [
         (line['epoch'], round(line['train_loss'], 3), round(line['train_accuracy'], 1), round(line['val_accuracy'], 1),
          float(f'{line["lr"]:.2g}')) for line in log]
     assert (folder / 'training.png').stat().st_size > 5000

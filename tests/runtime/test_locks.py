@@ -123,8 +123,8 @@ def test_who_waits_says_so_once_and_goes_on_when_the_holder_is_gone(place, capsy
         with child(lambda _: (time.sleep(0.5), os.kill(number, signal.SIGKILL), time.sleep(600))), \
                 locks.hold(place, 'thing is being made', wait=True):
             pass
-    said = capsys.readouterr().out
-    assert said.count('\n') == 1 and f'thing is being made by process {number} on ' in said and 'waiting for it' in said
+    printed = capsys.readouterr().out
+    assert printed.count('\n') == 1 and f'thing is being made by process {number} on ' in printed and 'waiting for it' in printed
 
 
 def test_a_lock_that_cannot_be_opened_is_named(place):

@@ -71,10 +71,10 @@ def test_bfloat16_becomes_float32_on_a_gpu_that_does_not_compute_in_it(monkeypat
     monkeypatch.setattr(torch.cuda, 'is_bf16_supported',
                         lambda including_emulation=True: native or (emulated and including_emulation))
     assert util.pick_precision(asked, torch.device('cuda'), 'bfloat16') == expected
-    said = capsys.readouterr().err
-    assert (said == '') == (expected == 'bfloat16' or asked == 'auto')
-    if said:
-        assert said.startswith('warning: ') and 'bfloat16' in said and 'cuda' in said and 'float32' in said
+    warning = capsys.readouterr().err
+    assert (warning == '') == (expected == 'bfloat16' or asked == 'auto')
+    if warning:
+        assert warning.startswith('warning: ') and 'bfloat16' in warning and 'cuda' in warning and 'float32' in warning
 
 
 def test_float32_is_computed_in_everywhere_and_bfloat16_on_the_cpu(monkeypatch, capsys):
@@ -123,29 +123,29 @@ def test_autocast_follows_the_precision():
 def test_the_usable_cores_are_those_that_the_process_is_bound_to(monkeypatch):
     """Whatever OMP_NUM_THREADS says, which torch's number of threads obeys."""
     monkeypatch.setenv('OMP_NUM_THREADS', '77')
-    mine = os.sched_getaffinity(0)
+    usable = os.sched_getaffinity(0)
     try:
-        assert util.usable_cores() == len(mine)
-        os.sched_setaffinity(0, {min(mine)})
+        assert util.usable_cores() == len(usable)
+        os.sched_setaffinity(0, {min(usable)})
         assert util.usable_cores() == 1
     finally:
-        os.sched_setaffinity(0, mine)
+        os.sched_setaffinity(0, usable)
     monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {0, 2, 5, 7, 11})
     assert util.usable_cores() == 5
 
 
-@pytest.mark.parametrize('there, expected', [(6, 6), (None, 1)])
-def test_a_system_that_binds_no_processes_has_the_cores_it_has(monkeypatch, there, expected):
+@pytest.mark.parametrize('cores, expected', [(6, 6), (None, 1)])
+def test_a_system_that_binds_no_processes_has_the_cores_it_has(monkeypatch, cores, expected):
     monkeypatch.delattr(os, 'sched_getaffinity', raising=False)
-    monkeypatch.setattr(os, 'cpu_count', lambda: there)
+    monkeypatch.setattr(os, 'cpu_count', lambda: cores)
     assert util.usable_cores() == expected
 
 
-@pytest.mark.parametrize('asked, said, expected, is_told', [
+@pytest.mark.parametrize('asked, by_user, expected, is_told', [
     (8, True, 3, True), (8, False, 3, False), (3, True, 3, False), (2, True, 2, False), (0, True, 0, False)])
-def test_no_more_workers_than_cores_and_only_who_asked_is_told(monkeypatch, capsys, asked, said, expected, is_told):
+def test_no_more_workers_than_cores_and_only_who_asked_is_told(monkeypatch, capsys, asked, by_user, expected, is_told):
     monkeypatch.setattr(util, 'usable_cores', lambda: 3)
-    assert util.pick_workers(asked, said) == expected
+    assert util.pick_workers(asked, by_user) == expected
     error = capsys.readouterr().err
     assert bool(error) == is_told
     if is_told:

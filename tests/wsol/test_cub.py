@@ -181,8 +181,8 @@ def test_the_order_of_the_lines_changes_no_points_and_no_pairs(tmp_path, shuffle
     for index, image_id in enumerate(reference['files'].tolist()):
         points = ours.points(image_id)
         np.testing.assert_array_equal(points, expected.points(image_id))
-        own = reference['part_locs'][reference['part_locs'][:, 0] == index + 1]
-        np.testing.assert_array_equal(points[own[:, 1].astype(int) - 1], own[:, 2:])
+        rows = reference['part_locs'][reference['part_locs'][:, 0] == index + 1]
+        np.testing.assert_array_equal(points[rows[:, 1].astype(int) - 1], rows[:, 2:])
         assert ours.evaluated(image_id, index) == expected.evaluated(image_id, index)
 
 

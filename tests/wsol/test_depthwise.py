@@ -48,8 +48,8 @@ def test_only_depthwise_layers_change_and_all_names_stay():
     assert len(changed) == 11 and all(is_depthwise(layer) for layer in changed)
     assert list(model.state_dict()) == list(plain.state_dict())
     images, labels = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 4, 2])
-    for own in (model, plain):
-        own.loss(images, labels)[0].backward()
+    for each in (model, plain):
+        each.loss(images, labels)[0].backward()
     for (name, ours), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
         assert torch.equal(ours.grad, expected.grad), name  # without autocast it is the same network
 
@@ -57,19 +57,19 @@ def test_only_depthwise_layers_change_and_all_names_stay():
 def test_a_copy_has_weights_of_its_own():
     model = network()
     keep_depthwise_in_float32(model)
-    other = copy.deepcopy(model)
-    own, copied = ([layer for layer in each.modules() if is_depthwise(layer)][0] for each in (model, other))
+    copy_of_model = copy.deepcopy(model)
+    original, copied = ([layer for layer in each.modules() if is_depthwise(layer)][0] for each in (model, copy_of_model))
     with torch.no_grad():
         copied.weight.zero_()
-    images = torch.ones(1, own.in_channels, 5, 5)
-    assert not copied(images).any() and own(images).any()
+    images = torch.ones(1, original.in_channels, 5, 5)
+    assert not copied(images).any() and original(images).any()
 
 
 @pytest.mark.parametrize('precision, kept', [('bfloat16', [11]), ('float32', [])])
 def test_trainings_in_bfloat16_on_a_cpu_do_so(script, tiny_birds, monkeypatch, precision, kept):
-    found = []
-    monkeypatch.setattr(main, 'keep_depthwise_in_float32', lambda model: found.append(keep_depthwise_in_float32(model)))
+    counts = []
+    monkeypatch.setattr(main, 'keep_depthwise_in_float32', lambda model: counts.append(keep_depthwise_in_float32(model)))
     code, _, err = script('main', *without(tiny_birds, 'precision'), '--architecture=mobilenet_v3_small', '--pretrained=False',
                           '--epochs=1', '--batch_size=50', f'--precision={precision}')
     assert code == 0, err
-    assert found == kept
+    assert counts == kept

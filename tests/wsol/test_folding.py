@@ -41,10 +41,10 @@ def test_probabilities_and_maps_stay(name, options):
     assert count == total - len(norms(folded)) == total
     assert not folded.training and folded.conv_last.weight.equal(model.conv_last.weight)
     with torch.no_grad():
-        for own, before in ((folded(images).softmax(1), model(images).softmax(1)),
-                            *((attribution_maps(each, images, labels, process) for each in (folded, model))
-                              for process in ('vanilla', 'jointll', 'saliency'))):
-            assert own.isfinite().all() and (own - before).abs().max() <= 1e-5 * before.abs().max()
+        for after, before in ((folded(images).softmax(1), model(images).softmax(1)),
+                              *((attribution_maps(each, images, labels, process) for each in (folded, model))
+                                for process in ('vanilla', 'jointll', 'saliency'))):
+            assert after.isfinite().all() and (after - before).abs().max() <= 1e-5 * before.abs().max()
     assert folding.fold_batchnorm(folded, SIZE) == 0  # nothing is left to fold
 
 
@@ -60,14 +60,14 @@ class Stage(nn.Module):
 
 
 @pytest.mark.parametrize('forward, options, folds', [
-    (lambda own, x: own.norm(own.convolution(x)), {}, 1),
-    (lambda own, x: own.norm(own.convolution(x)), {'affine': False}, 1),
-    (lambda own, x: own.norm(own.convolution(x)), {'track_running_stats': False}, 0),  # normalises by the batch
-    (lambda own, x: own.norm(own.convolution(x) + 1), {}, 0),
-    (lambda own, x: own.convolution(own.norm(x)), {}, 0),
-    (lambda own, x: own.norm(own.convolution(own.convolution(x))), {}, 0),  # runs twice
-    (lambda own, x: own.norm(own.norm(own.convolution(x))), {}, 0),
-    (lambda own, x: own.norm(y := own.convolution(x)) + y, {}, 0),  # the map before it is used too: the features show it
+    (lambda stage, x: stage.norm(stage.convolution(x)), {}, 1),
+    (lambda stage, x: stage.norm(stage.convolution(x)), {'affine': False}, 1),
+    (lambda stage, x: stage.norm(stage.convolution(x)), {'track_running_stats': False}, 0),  # normalises by the batch
+    (lambda stage, x: stage.norm(stage.convolution(x) + 1), {}, 0),
+    (lambda stage, x: stage.convolution(stage.norm(x)), {}, 0),
+    (lambda stage, x: stage.norm(stage.convolution(stage.convolution(x))), {}, 0),  # runs twice
+    (lambda stage, x: stage.norm(stage.norm(stage.convolution(x))), {}, 0),
+    (lambda stage, x: stage.norm(y := stage.convolution(x)) + y, {}, 0),  # the map before it is used too: the features show it
 ])
 def test_what_cannot_be_folded_stays(forward, options, folds):
     torch.manual_seed(0)

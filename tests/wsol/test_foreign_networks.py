@@ -217,8 +217,8 @@ def test_a_backbone_starts_from_a_file(lite0):
     state = torch.load(lite0, weights_only=True)
     model = build_model('timm/tf_efficientnet_lite0', 'CALM_EM', 200, pretrained=str(lite0), large_feature_map=True)
     ours = {name.removeprefix('backbone.network.'): value for name, value in model.state_dict().items()}
-    own = {name for name in state if not name.startswith('classifier.')}
-    assert own <= ours.keys() and all(torch.equal(ours[name], state[name]) for name in own)
+    names = {name for name in state if not name.startswith('classifier.')}
+    assert names <= ours.keys() and all(torch.equal(ours[name], state[name]) for name in names)
 
 
 # --- weights from files, of any architecture ----------------------------------------------------------
@@ -313,8 +313,8 @@ def test_a_head_on_a_layer_of_any_module(method):
     network = torchvision.models.resnet18(num_classes=4).eval()
     model = from_module(network, 'layer3', method, num_classes=9).eval()
     with torch.no_grad():
-        own = network.layer3(network.layer2(network.layer1(network.maxpool(network.relu(network.bn1(network.conv1(images)))))))
-        torch.testing.assert_close(model.extract_features(images), own)
+        features = network.layer3(network.layer2(network.layer1(network.maxpool(network.relu(network.bn1(network.conv1(images)))))))
+        torch.testing.assert_close(model.extract_features(images), features)
     assert model(images).shape == (2, 9)
     odd = from_module(Untraceable(), 'norm', method, num_classes=3, to_map=lambda output: output.movedim(-1, 1))
     loss, _ = odd.loss(images, torch.tensor([0, 2]))

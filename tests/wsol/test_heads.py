@@ -211,8 +211,8 @@ def test_the_1x1_convolutions_gradients_are_the_convolutions(layout):
     inputs = (features, convolution.weight, convolution.bias)
     cotangent = torch.rand(3, 4, 9, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     ours = torch.autograd.grad(heads.pointwise(features, convolution), inputs, cotangent)
-    for own, reference in zip(ours, torch.autograd.grad(convolution(features), inputs, cotangent), strict=True):
-        torch.testing.assert_close(own, reference)
+    for gradient, reference in zip(ours, torch.autograd.grad(convolution(features), inputs, cotangent), strict=True):
+        torch.testing.assert_close(gradient, reference)
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
@@ -249,12 +249,12 @@ def test_autocast_changes_nothing_of_a_head(method, prior, layout):
         with Operations() as operations:
             rounded = model.conv_last(features)
     assert rounded.dtype == torch.bfloat16 and operations.seen  # autocast does round, but for the head
-    for own, reference in zip(inside, outside, strict=True):
-        assert own is reference is None or (own.dtype == torch.float32 and torch.equal(own, reference))
+    for value, reference in zip(inside, outside, strict=True):
+        assert value is reference is None or (value.dtype == torch.float32 and torch.equal(value, reference))
     assert scores.dtype == loss.dtype == of_loss.dtype == torch.float32 and torch.equal(scores, model.class_scores(outside))
     # features that come in bfloat16 are worked on in float32
-    for own, reference in zip(low, model.head(features.bfloat16().float()), strict=True):
-        assert own is reference is None or (own.dtype == torch.float32 and torch.equal(own, reference))
+    for value, reference in zip(low, model.head(features.bfloat16().float()), strict=True):
+        assert value is reference is None or (value.dtype == torch.float32 and torch.equal(value, reference))
 
 
 # --- the prior of the paper's text: softplus, then its share of the sum -------------------------------------
@@ -284,8 +284,8 @@ def test_the_softplus_prior_and_its_gradient_are_the_plain_formulas(training):
     cotangent = torch.randn(2, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     inputs = (features, weight, bias)
     gradients = torch.autograd.grad(ours, inputs, cotangent)
-    for own, expected in zip(gradients, torch.autograd.grad(reference, inputs, cotangent), strict=True):
-        torch.testing.assert_close(own, expected)
+    for gradient, expected in zip(gradients, torch.autograd.grad(reference, inputs, cotangent), strict=True):
+        torch.testing.assert_close(gradient, expected)
     assert torch.autograd.gradcheck(lambda features: model.head(features).prior, features)  # finite differences
     # what the published detached sum would give is another gradient
     attention = nn.functional.softplus(model.attention[0](features))[:, 0]

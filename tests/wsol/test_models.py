@@ -348,18 +348,18 @@ def test_weights_load_with_and_without_the_module_prefix_and_never_in_part():
 def test_fine_tuning_loads_all_but_the_classifier():
     source = build_model('resnet18', 'CALM_EM', 9, last_stage='layer1')
     target = build_model('resnet18', 'CALM_EM', 7, last_stage='layer1')
-    own = target.conv_last.weight.clone()
+    classifier = target.conv_last.weight.clone()
     load_weights(target, checkpoint({'state_dict': source.state_dict()}), but_classifier=True)
-    assert torch.equal(target.conv_last.weight, own)
+    assert torch.equal(target.conv_last.weight, classifier)
     assert torch.equal(target.attention[0].weight, source.attention[0].weight)
 
 
 def test_fine_tuning_crosses_from_cam_to_calm_and_back():
     cam, calm = (build_model('resnet18', method, 7, last_stage='layer1') for method in ('CAM', 'CALM_EM'))
-    own = calm.attention[0].weight.clone()
+    attention = calm.attention[0].weight.clone()
     ours = {'attribution_method': 'CAM'}  # what a checkpoint of our own says of its network
     load_weights(calm, checkpoint({'state_dict': cam.state_dict(), 'model': ours}), but_classifier=True)
-    assert torch.equal(calm.attention[0].weight, own) and torch.equal(calm.conv1.weight, cam.conv1.weight)
+    assert torch.equal(calm.attention[0].weight, attention) and torch.equal(calm.conv1.weight, cam.conv1.weight)
     calm.conv1.weight.data += 1
     ours = {'attribution_method': 'CALM_EM'}
     load_weights(cam, checkpoint({'state_dict': calm.state_dict(), 'model': ours}), but_classifier=True)

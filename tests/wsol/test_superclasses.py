@@ -41,7 +41,7 @@ def test_toybirds_families():
     names = [name for name, _ in class_colours()]
     matrix = superclasses.by_prefix(names)
     for label, name in enumerate(names):
-        assert [names[other][4:9] for other in members(matrix, label)] == [name[4:9]] * int(matrix[label].sum())
+        assert [names[index][4:9] for index in members(matrix, label)] == [name[4:9]] * int(matrix[label].sum())
     assert sorted(set(matrix.sum(1).tolist())) == [4, 5]  # two families of four classes, two of five
     with pytest.raises(UserError, match='class names'):
         superclasses.by_prefix(None)
@@ -58,16 +58,16 @@ def test_wordnet_gives_the_nearest_ancestor_with_another_class_below():
         parents.setdefault(child, set()).add(parent)
 
     def leaves(synset):
-        below, found = {synset}, set()
-        while below:
-            found |= below
-            below = set().union(*(children.get(one, set()) for one in below)) - found
-        return {label for label, name in enumerate(synsets) if name in found and name != synset}
+        level_below, descendants = {synset}, set()
+        while level_below:
+            descendants |= level_below
+            level_below = set().union(*(children.get(one, set()) for one in level_below)) - descendants
+        return {label for label, name in enumerate(synsets) if name in descendants and name != synset}
     for label in range(0, 1000, 199):
         level, candidates = {synsets[label]}, []
         while not candidates:  # a level of ancestors at a time; a level may have several with other classes
             level = set().union(*(parents[one] for one in level))
-            candidates = [found for found in map(leaves, level) if len(found) > 1]
+            candidates = [classes for classes in map(leaves, level) if len(classes) > 1]
         assert set(members(matrix, label)) in candidates
 
 
@@ -108,9 +108,9 @@ def test_superclass_maps_from_the_command_line(script, tiny_birds, save, tmp_pat
         code, _, err = script('eval_wsol', *base, f'--score_map_process={process}', *flags)
         assert code == 0, err
         paths = [path for path in result_paths(save / 'CALM_EM', 'wsol') if f'CALM_EM_{process}_max' in path.name]
-        found = [json.loads(path.read_text()) for path in paths]
-        own, = (result for result in found if result['settings']['superclass_file'] == ('all.yaml' if flags else None))
-        return own['results']
+        contents = [json.loads(path.read_text()) for path in paths]
+        content, = (result for result in contents if result['settings']['superclass_file'] == ('all.yaml' if flags else None))
+        return content['results']
 
     def on_test(results):
         return {key: value['test'] for key, value in results.items()}
