@@ -42,8 +42,8 @@ def test_probabilities_and_maps_stay(name, options):
     assert not folded.training and folded.conv_last.weight.equal(model.conv_last.weight)
     with torch.no_grad():
         for after, before in ((folded(images).softmax(1), model(images).softmax(1)),
-                              *((attribution_maps(each, images, labels, process) for each in (folded, model))
-                                for process in ('vanilla', 'jointll', 'saliency'))):
+                              *((attribution_maps(each, images, labels, method) for each in (folded, model))
+                                for method in ('vanilla', 'jointll', 'saliency'))):
             assert after.isfinite().all() and (after - before).abs().max() <= 1e-5 * before.abs().max()
     assert folding.fold_batchnorm(folded, SIZE) == 0  # nothing is left to fold
 
@@ -85,14 +85,14 @@ def test_what_cannot_be_folded_stays(forward, options, folds):
     assert (list(model.state_dict()) == names) != bool(folds)
 
 
-@pytest.mark.parametrize('process', ['jointll', 'smooth_grad', 'object_mask'])
-def test_evaluations_fold_where_forwards_alone_are_asked(script, tiny_birds, save, monkeypatch, process):
+@pytest.mark.parametrize('method', ['jointll', 'smooth_grad', 'object_mask'])
+def test_evaluations_fold_where_forwards_alone_are_asked(script, tiny_birds, save, monkeypatch, method):
     asked = []
     monkeypatch.setattr(session, 'fold_batchnorm', lambda model, size: asked.append(size))
-    code, _, err = script('eval_pixel_perturb', *tiny_birds, '--experiment_name=CALM_EM', f'--score_map_process={process}',
+    code, _, err = script('eval_pixel_perturb', *tiny_birds, '--experiment_name=CALM_EM', f'--score_map_process={method}',
                           '--smooth_grad_nr_iter=1', '--batch_size=36')
     assert code == 0, err
-    assert len(asked) == (process not in METHODS or METHODS[process].one_forward)
+    assert len(asked) == (method not in METHODS or METHODS[method].one_forward)
 
 
 @pytest.mark.parametrize('name', ['eval_pixel_perturb', 'eval_cue_location', 'main'])

@@ -104,10 +104,10 @@ def test_superclass_maps_from_the_command_line(script, tiny_birds, save, tmp_pat
     (tmp_path / 'all.yaml').write_text(''.join(f'{label}: {list(range(18))}\n' for label in range(18)))
     base = [*tiny_birds, '--experiment_name=CALM_EM', '--norm_type=max']
 
-    def accuracies(process, *flags):
-        code, _, err = script('eval_wsol', *base, f'--score_map_process={process}', *flags)
+    def accuracies(method, *flags):
+        code, _, err = script('eval_wsol', *base, f'--score_map_process={method}', *flags)
         assert code == 0, err
-        paths = [path for path in result_paths(save / 'CALM_EM', 'wsol') if f'CALM_EM_{process}_max' in path.name]
+        paths = [path for path in result_paths(save / 'CALM_EM', 'wsol') if f'CALM_EM_{method}_max' in path.name]
         contents = [json.loads(path.read_text()) for path in paths]
         content, = (result for result in contents if result['settings']['superclass_file'] == ('all.yaml' if flags else None))
         return content['results']
