@@ -1,12 +1,12 @@
 """CAM and CALM: the paper's equations, then the thin modules that apply them.
 
 Source: Kim, Choe, Akata, Oh, "Keep CALM and Improve Visual Feature Attribution", ICCV 2021
-(arXiv 2106.07861), section 3; CAM: Zhou et al., CVPR 2016. y is a class, z a location of the h x w grid.
+(arXiv 2106.07861), section 3; CAM: Zhou et al., CVPR 2016. y is a class, z a location on the h x w grid.
 Everything that CALM gives is a marginal of one tensor,
 
     p(y,z|x) = p(y|x,z) p(z|x)                                             (B,C,h,w)
 
-Summed over z it is the prediction p(y|x), summed over y the prior p(z|x), divided by p(y|x) the posterior p(z|x,y).
+Summed over z, it is the prediction p(y|x); summed over y, the prior p(z|x); divided by p(y|x), the posterior p(z|x,y).
 One letter per axis: B images, C classes, D features, h x w the grid.
 """
 from collections.abc import Callable
@@ -41,6 +41,11 @@ def spatial_prior(attention, detach_normaliser=True):
     return torch.where(dead, uniform, attention / total.masked_fill(dead, 1))
 
 
+def joint(log_probs, prior):
+    """p(y,z|x) = p(y|x,z) p(z|x). log_probs: (B,C,h,w), log p(y|x,z); prior: (B,h,w). Returns (B,C,h,w)."""
+    return log_probs.exp() * prior[:, None]
+
+
 def log_marginal(log_probs, prior):
     """log p(y|x) = log sum_z p(y|x,z) p(z|x), safe where p(y|x,z) is below the smallest float.
 
@@ -51,11 +56,6 @@ def log_marginal(log_probs, prior):
     # the clamp changes only locations without prior, whose exp could overflow before it is multiplied by 0
     conditional = (log_probs - shift).clamp(max=0).exp()
     return (conditional * prior[:, None]).sum((2, 3)).log() + shift[..., 0, 0]
-
-
-def joint(log_probs, prior):
-    """p(y,z|x) = p(y|x,z) p(z|x). log_probs: (B,C,h,w), log p(y|x,z); prior: (B,h,w). Returns (B,C,h,w)."""
-    return log_probs.exp() * prior[:, None]
 
 
 def posterior(joint_map, epsilon=1e-10):
