@@ -1,6 +1,6 @@
 """The command line: one table of flags, and what each means. Reads and writes no file.
 
-A script states the flags that it reads, and finds these and no others in its arguments:
+A script states the flags that it reads; its arguments hold these and no others:
 
     def make_parser():
         return config.make_parser(__doc__, *config.IMAGES, 'norm_type')
@@ -108,10 +108,10 @@ FLAGS = {
         Flag('workers', 4, NATURAL, 'loader processes, at most one for each core that this process may use'),
         _recorded('device', 'auto', device_name, 'auto: CUDA, else MPS, else the CPU; cuda:1 is the second GPU',
                   main=True),
-        _recorded('precision', 'auto', choice(('auto', 'float32', 'bfloat16')), "the backbone's. auto: a training "
-                  'computes in bfloat16 where the hardware does, evaluations in float32 (recent NVIDIA GPUs convolve '
-                  'in TF32). Heads, losses and maps are always float32', kept=True),
-        _recorded('batch_size', 64, COUNT, 'images a step, of all processes together', main=True, kept=True),
+        _recorded('precision', 'auto', choice(('auto', 'float32', 'bfloat16')), 'precision of the backbone. auto: '
+                  'bfloat16 for a training where the hardware computes in it, float32 for evaluations (recent NVIDIA '
+                  'GPUs convolve in TF32). Heads, losses and maps are always float32', kept=True),
+        _recorded('batch_size', 64, COUNT, 'images in a step, of all processes together', main=True, kept=True),
     ),
     'data': (
         _recorded('dataset', 'CUB', DATASET, f'{", ".join(DATASETS)} (ImageNet is ILSVRC), or your folder with '
@@ -128,7 +128,8 @@ FLAGS = {
     'network': (
         _network('architecture', 'resnet50', ARCHITECTURE, 'resnet50, vgg16, inception_v3, another classifier of '
                  'torchvision, or timm/NAME: see docs/own.md', main=True),
-        _network('attribution_method', 'CAM', choice(tuple(HEADS), HEAD_ALIASES), 'the head of the network', main=True),
+        _network('attribution_method', 'CAM', choice(tuple(HEADS), HEAD_ALIASES), 'the head of the network '
+                 '(--score_map_process is the attribution method)', main=True),
         _network('prior', 'relu', choice(tuple(PRIORS)), "CALM's prior p(z|x). relu: as in the released code; "
                  'softplus: with the gradient of its sum'),
         _network('large_feature_map', False, boolean, '28x28 maps instead of 14x14, of 224x224 images'),
@@ -145,11 +146,12 @@ FLAGS = {
         _kept('lr_classifier_ratio', 10.0, RATE, 'the learning rate of the other layers is this many times higher'),
         _kept('lr_schedule', 'step', choice(('step', 'one_cycle')), 'step: as published; one_cycle: up, then down to '
               '0'),
-        _kept('lr_decay_frequency', 30, COUNT, 'step: times 0.1 at the start of every epoch that this divides'),
-        _kept('momentum', 0.9, number(float, 0, True, 1), "Nesterov's momentum"),
-        _kept('weight_decay', 1e-4, RATE, 'L2'),
+        _kept('lr_decay_frequency', 30, COUNT, 'step schedule: multiply the rate by 0.1 every so many epochs'),
+        _kept('momentum', 0.9, number(float, 0, True, 1), 'momentum (Nesterov)'),
+        _kept('weight_decay', 1e-4, RATE, 'L2 penalty on the weights'),
         _kept('resize_size', 256, SIZE, 'training images are resized to this square, then cropped to crop_size'),
-        _kept('proxy_training_set', False, boolean, 'train on image_ids_proxy.txt'),
+        _kept('proxy_training_set', False, boolean, 'train on the smaller set that image_ids_proxy.txt lists, if '
+              'the data set has one'),
         _recorded('freeze', False, boolean, 'train the head alone, on features that are computed once, without '
                   'augmentation but mirroring', kept=True),
         _kept('prior_training', None, PRIOR_TRAINING, 'add this many times the entropy of p(z|x) to the loss of CALM: '
@@ -162,40 +164,43 @@ FLAGS = {
              '(an optional package)'),
         Flag('is_train', True, boolean, 'False: test the accuracy of a checkpoint only'),
         Flag('override_cache', False, boolean, "start the experiment's training afresh"),
-        Flag('use_load_checkpoint', False, boolean, 'start from load_checkpoint; naming one is enough'),
+        Flag('use_load_checkpoint', False, boolean, 'start from load_checkpoint, as the published commands say; '
+             'load_checkpoint alone does the same'),
         _kept('is_different_checkpoint', False, boolean, 'fine-tune from weights of another label set: load all but '
               'conv_last; the whole backbone learns at lr'),
     ),
     'maps and metrics': (
-        _recorded('score_map_process', None, choice(lambda: (*METHODS, OBJECT_MASK)), 'the attribution method: see '
-                  'docs/attribution.md (default: vanilla for CAM, jointll for CALM); object_mask: a control of '
-                  'evaluations', main=True),
+        _recorded('score_map_process', None, choice(lambda: (*METHODS, OBJECT_MASK)), 'the attribution method '
+                  '(--attribution_method is the head): see docs/attribution.md (default: vanilla for CAM, jointll for '
+                  'CALM); object_mask: a control of evaluations', main=True),
         Flag('score_map_method', 'activation_map', choice(('activation_map', 'backprop')),
-             'backprop with score_map_process=vanilla: the vanilla gradient; gradient methods imply it'),
+             'backprop with score_map_process=vanilla: the vanilla gradient; other gradient methods do not need it'),
         _recorded('superclass_file', None, FILE, 'YAML, "label: [labels]", for the superclass methods (default: those '
                   'of the data set)'),
         _recorded('smooth_grad_nr_iter', 50, COUNT, 'noisy copies of the SmoothGrad family'),
-        _recorded('smooth_grad_sigma', 4.0, number(float, 0, False), "SmoothGrad: the noise's deviation is the image's "
-                  'range divided by this'),
+        _recorded('smooth_grad_sigma', 4.0, number(float, 0, False), 'SmoothGrad: the standard deviation of the '
+                  "noise is the image's range divided by this"),
         _recorded('integrated_grad_nr_iter', 50, COUNT, 'points on the path of the integrated gradients'),
         _recorded('contrast_method', None, choice(lambda: ('difference', *CONTRASTS)), 'how to contrast class A '
                   'with class B. difference subtracts their maps, as published; the others explain both at once: see '
                   'docs/attribution.md (default: difference; inference.py: that of the head; interventions: all)',
                   main=True, shared=False),
-        _recorded('slow_questions', 60, COUNT, 'how many questions, drawn by the seed, to ask of methods that need '
-                  'some fifty forwards or more for a map; the others get all questions', shared=False),
+        _recorded('slow_questions', 60, COUNT, 'number of questions for slow methods (about 50 forwards or more per '
+                  'map), drawn by the seed; the others get all questions', shared=False),
         Flag('verbose', False, boolean, 'list the class pairs that are left out', shared=False),
         _recorded('drop_lowest', 0.0, number(float, 0, True, 100), 'percentage of the lowest pixels of each map that '
-                  'get the score 0: the published count of log thresholds leaves them out', shared=False),
-        _recorded('norm_type', None, choice(tuple(NORM_TYPES)), 'clipping: values as they are, cut to 0..1; rank: the '
-                  'share of pixels that are lower (default: clipping for probabilities, minmax for all other maps and '
-                  'in eval_wsol.py)', main=True),
+                  'get the score 0, so that they are left out with log thresholds', shared=False),
+        _recorded('norm_type', None, choice(tuple(NORM_TYPES)), 'clipping: values as they are, cut to 0..1; minmax: '
+                  'the lowest value becomes 0, the highest 1; max: negative values become 0, the highest 1; rank: the '
+                  'share of pixels that are lower (default: clipping for probabilities, otherwise minmax; '
+                  'eval_wsol.py: always minmax)', main=True),
         _recorded('threshold_type', None, choice(tuple(THRESHOLD_TYPES)), 'even: 0, .001, ...; log: 1e-7 ... 1 '
                   '(default: log for probabilities, even for all other maps)', main=True),
         _recorded('iou_thresholds', (30, 50, 70), percentages, 'overlaps in percent that count as found', main=True),
         _recorded('scoremap_root', None, FOLDER, 'score maps made elsewhere: FOLDER/<split>/<image_id>.npy; for cue '
                   'localization FOLDER/<split>/<label>/<image_id>.npy', main=True),
-        _recorded('cam_curve_interval', 0.001, number(float, 1e-6, True, 1), 'step of the thresholds'),
+        _recorded('cam_curve_interval', 0.001, number(float, 1e-6, True, 1), 'distance between two even thresholds; '
+                  'there are as many log thresholds'),
     ),
     'pictures': (
         Flag('output', None, text_of('PATH'), 'inference.py: folder of the results (default: maps); export.py: the '
@@ -222,7 +227,7 @@ PICTURES = tuple(flag.name for flag in FLAGS['pictures'])
 
 EVERYWHERE = ('experiment_name', 'save_root', 'device', 'dataset', 'data_root', 'metadata_root', 'crop_size', *NETWORK,
               'load_checkpoint')
-IMAGES = ('seed', 'workers', 'precision', 'batch_size', 'skip_broken')  # of what sends images through a network
+IMAGES = ('seed', 'workers', 'precision', 'batch_size', 'skip_broken')  # for scripts that send images through a network
 SAMPLING = ('smooth_grad_nr_iter', 'smooth_grad_sigma', 'integrated_grad_nr_iter')
 MAPS = (*IMAGES, 'score_map_process', 'score_map_method', 'superclass_file', *SAMPLING)
 EVALUATION = (*MAPS, 'cache', 'scoremap_root')
@@ -295,12 +300,12 @@ def problem_of(name, value):
         parsed = flag.parse(','.join(map(str, value)) if isinstance(value, tuple) else str(value))
     except argparse.ArgumentTypeError as error:
         return str(error)
-    return None if type(parsed) is type(value) and parsed == value else f'{value!r} is no value of its kind'
+    return None if type(parsed) is type(value) and parsed == value else f'{value!r} is no value of this flag'
 
 
 def network_settings(args):
-    """The arguments of build_model that the flags state; a checkpoint carries the same dict. Flags that this network
-    does not take, though published command lines state them, have their defaults."""
+    """The arguments of build_model that the flags state; a checkpoint carries the same dict. Flags with
+    no effect on this network are set to their defaults."""
     unused = _without_use(args.architecture, args.attribution_method)
     return {name: flag.default if name in unused else args[name] for name, flag in ALL_FLAGS.items() if flag.network}
 

@@ -126,8 +126,8 @@ def signed_contrasts(source, images, indices, asked, activations):
 def signed_maps(source, images, indices, cues, activations):
     """For each image of a batch, its signed maps (E,h,w) of "why A and not B", one for each of its class pairs.
 
-    activations: the network's forward. A contrast method is asked why the image's label and not the other class:
-    Grad-CAM and its like have no negative part, so the absolute value of the opposite question would differ.
+    activations: the network's forward. A contrast method explains why the image's label and not the other class:
+    Grad-CAM and similar methods have no negative part, so the opposite question would give another absolute value.
     """
     pairs = [cues.class_pairs(index) for index in indices.tolist()]
     if source.takes_pairs:
@@ -163,7 +163,7 @@ class Scoring(NamedTuple):
     """One evaluation of a pass over the images: a source of maps, and how its maps become scores."""
     source: MapSource
     norm_type: str
-    edges: np.ndarray         # of the histograms' bins
+    edges: np.ndarray         # of the bins
     drop_lowest: float = 0.0  # of cue_scores
     seed: int = 0             # of cue_scores
 
@@ -215,7 +215,7 @@ def fill_histograms(loader, scorings, device):
 
 
 def over_all(counts, evaluations):
-    """The sums of fill_histograms' results over all processes; the first process has some of each truth."""
+    """The sums of fill_histograms' results over all processes. The first process has images, so it has every truth."""
     of_each = processes.gather((counts, evaluations))
     together = [{name: sum(counts[number][name] for counts, _ in of_each if name in counts[number]) for name in first}
                 for number, first in enumerate(of_each[0][0])]
@@ -291,14 +291,12 @@ def make_parser():
 
 
 def open_maps(args):
-    """The Network, its data, and the Maps of every combination of the methods, contrast methods and shares of dropped
-    pixels that the flags list."""
+    """The Network, its data, and the ChosenMaps of every combination of the listed flags: methods, contrast methods and
+    shares of dropped pixels."""
     methods, contrasts, shares = ([*values] if isinstance(values, tuple) else [values]
                                   for values in (args[name] for name in LISTED))
     if args.scoremap_root and len(methods) * len(contrasts) > 1:
-        raise UserError("--scoremap_root is one source of maps, and several methods are a network's; leave one out")
-    if args.score_map_method == 'backprop':  # the published name of the vanilla gradient
-        methods = ['backprop' if method == 'vanilla' else method for method in methods]
+        raise UserError("--scoremap_root is one source of maps, and a list of methods asks for several; leave one out")
     network = session.open_network(args, needed=args.scoremap_root is None)
     data = session.open_data(network)
     chosen = [session.choose_maps(network, data, 'cue_location', None if contrast == 'difference' else contrast,

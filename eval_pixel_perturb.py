@@ -1,8 +1,8 @@
 """Remove-and-classify: does erasing the pixels a map ranks highest break the prediction?
 
 Source: Kim et al., ICCV 2021, section 5. For k = 10, 30, 50, 70, 90 % the k % highest pixels of the true class's map
-are set to zero (in normalised input space), and the image is classified again; the same with as many random pixels.
-R_k = correct after top-k / correct after random; lower is better.
+are set to zero (in normalised input space), and the image is classified again; the same is done with as many random
+pixels. R_k = correct after top-k / correct after random; lower is better.
 Result: save/<experiment_name>/pixel_perturb_<data set>_<head>_<method>.<8 digits>.json and .png.
 
     python eval_pixel_perturb.py --experiment_name=calm_em
@@ -31,14 +31,15 @@ def classify_erased(model, loader, source, device, seed, precision, at_a_time):
     source: a MapSource with the model's probabilities. seed: for the random pixels and the order among ties.
     at_a_time: erased images are classified in batches of this size, whatever their k.
     """
-    results = [np.empty((0, 1 + 2 * len(metrics.ERASE_RATIOS)), bool)]  # one of several processes may have no batch
+    results = [np.empty((0, 1 + 2 * len(metrics.ERASE_RATIOS)), bool)]  # a process may have no batch
     for images, labels, indices in screen.progress(loader, 'remove-and-classify', 'batch'):
         images, labels = util.to_device(images, device), util.to_device(labels, device)
         probs, maps = source(images, indices, labels[:, None])
         # ranks need no normalisation, and clipping would make ties: --norm_type is ignored
         maps = torch.cat([resize(one, images.shape[2:]) for one in maps])  # B of (1,h,w) -> (B,S,S)
-        drawn_on = device if device.type == 'cuda' else 'cpu'  # so that CUDA is sent no orders
-        generators = [torch.Generator(drawn_on).manual_seed(own) for own in util.image_seeds(seed, indices).tolist()]
+        drawn_on = device if device.type == 'cuda' else 'cpu'  # on CUDA itself, so that no random order is copied to it
+        generators = [torch.Generator(drawn_on).manual_seed(of_image)
+                      for of_image in util.image_seeds(seed, indices).tolist()]
         orders = ranks(maps, generators)
         copies = list(itertools.product(orders, metrics.ERASE_RATIOS, range(len(images))))
         correct = [probs.argmax(1) == labels]

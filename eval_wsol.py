@@ -1,9 +1,9 @@
 """Weakly supervised object localization: do the maps find the whole object?
 
-Source: the WSOL evaluation of Choe et al., CVPR 2020 (arXiv 2001.07437); MaxBoxAccV2 is of its extension.
+Source: the WSOL evaluation of Choe et al., CVPR 2020 (arXiv 2001.07437); MaxBoxAccV2 is from its extended version.
 Boxes (CUB, ILSVRC): MaxBoxAccV2 takes the boxes of all contours of the thresholded map, at IoU 30, 50 and 70 %;
-MaxBoxAcc takes the largest contour's box at 50 %; Top-1 Loc also wants the right class. Masks (OpenImages): pixel
-average precision. Thresholds are chosen on val and reported on test, beside the oracle that chooses on test.
+MaxBoxAcc takes the largest contour's box at 50 %; Top-1 Loc also requires the right class. Masks (OpenImages): pixel
+average precision. Thresholds are chosen on val and reported on test, beside the oracle, the best threshold on test.
 Result: save/<experiment_name>/wsol_<data set>_<head>_<method>_<norm>.<8 digits>.json and .png.
 
     python eval_wsol.py --experiment_name=calm_em --score_map_process=jointll-superclass --norm_type=minmax
@@ -46,7 +46,7 @@ class Counts:
 
 
 class BoxCounts(Counts):
-    """How many images are found at each threshold, by MaxBoxAcc and its kin, and which images.
+    """How many images are found at each threshold, by MaxBoxAcc, MaxBoxAccV2 and Top-1 Loc, and which images.
 
     boxes: the lists.Boxes of the split. ious: the overlaps that count as found, in percent.
     """
@@ -64,14 +64,14 @@ class BoxCounts(Counts):
     def measure(self, score_map, index):
         """The best overlaps of one map, over all contours and of the largest: two (T,)."""
         truth = metrics.scale_boxes(self.boxes.of(index), self.boxes.sizes[index], (self.size, self.size))
-        every, largest = metrics.best_ious(prepared(score_map, self.size, self.norm_type), truth, self.thresholds)
-        self.by_image[index] = np.packbits([*(every >= self.ious[:, None]), largest >= 0.5], axis=1)
-        return every, largest
+        best, largest = metrics.best_ious(prepared(score_map, self.size, self.norm_type), truth, self.thresholds)
+        self.by_image[index] = np.packbits([*(best >= self.ious[:, None]), largest >= 0.5], axis=1)
+        return best, largest
 
     def add(self, overlaps, class_is_right):
         """Count the overlaps of one map, as measure() gives them."""
-        every, largest = overlaps
-        self.found += every >= self.ious[:, None]
+        best, largest = overlaps
+        self.found += best >= self.ious[:, None]
         self.largest += largest >= 0.5
         self.largest_and_class += (largest >= 0.5) & class_is_right
         self.images += 1
@@ -106,20 +106,20 @@ class MaskCounts(Counts):
         try:
             image = open_image(path, lambda image: np.asarray(image.convert('L')), 'replace it')
         except UserError as error:
-            raise UserError(f'{error}. It is a mask: --mask_root names the folder above OpenImages/') from error
+            raise UserError(f'{error}. The file is a mask: --mask_root names the folder above OpenImages/') from error
         return cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_NEAREST) > 0
 
     def truth(self, index):
         """(S,S) bool: the object; (S,S) bool: the pixels that count, all but the ignore mask outside the object."""
         masks, ignore = self.paths[index]
-        thing = np.any([self._mask(path) for path in masks], axis=0)
-        return thing, thing | ~self._mask(ignore)
+        shown = np.any([self._mask(path) for path in masks], axis=0)
+        return shown, shown | ~self._mask(ignore)
 
     def measure(self, score_map, index):
         """The histograms (2,bins) of one map."""
-        thing, counted = (torch.from_numpy(mask) for mask in self.truth(index))
+        shown, counted = (torch.from_numpy(mask) for mask in self.truth(index))
         bins = metrics.bin_scores(torch.from_numpy(prepared(score_map, self.size, self.norm_type)), self.edges)
-        return metrics.count_scores(bins[counted][None], thing[counted][None], len(self.edges) + 1)[0]
+        return metrics.count_scores(bins[counted][None], shown[counted][None], len(self.edges) + 1)[0]
 
     def add(self, histograms, _):
         """Count the histograms of one map, as measure() gives them."""
@@ -149,7 +149,7 @@ def localise(loader, source, counts, device):
             maps = [of_image[0].float().cpu().numpy() for of_image in maps]  # B of (h,w)
             right = np.zeros(len(labels), bool) if probs is None else (probs.argmax(1) == labels).cpu().numpy()
             begun = zip(pool.map(counts.measure, maps, indices.tolist()), right, strict=True)
-            add(before)  # its boxes were sought while this batch was in the network
+            add(before)  # the pool sought its boxes while the network computed this batch
             before = begun
         add(before)
     counts.share()
@@ -170,7 +170,7 @@ def box_results(by_split, has_model):
     v2 = [results[name] for name in results if name.startswith('MaxBoxAccV2@')]
     mean = {key: float(np.mean([result[key] for result in v2])) for key in ('val', 'test', 'oracle')}
     results = {'MaxBoxAccV2': mean | {'threshold': None}} | results
-    results['GT-known Loc'] = dict(results['MaxBoxAcc'])  # another name of MaxBoxAcc at a threshold chosen beforehand
+    results['GT-known Loc'] = dict(results['MaxBoxAcc'])  # another name of MaxBoxAcc
     if not has_model:
         del results['Top-1 Loc']
     return results
@@ -180,7 +180,7 @@ def mask_results(by_split):
     """PxAP, which needs no threshold. by_split: {split: MaskCounts}."""
     for split, counts in by_split.items():
         if not counts.counts[1].any():
-            raise UserError(f'the masks of {split} show no object at all: PxAP is not defined')
+            raise UserError(f'the masks of {split} show no object, so PxAP is not defined')
     pxap = {split: float(metrics.pixel_average_precision(counts.counts)) for split, counts in by_split.items()}
     return {'PxAP': pxap | {'oracle': None, 'threshold': None}}
 

@@ -1,10 +1,10 @@
 """Export a trained network: an image in, the class probabilities and all attribution maps out, in one forward.
 
-CALM's maps p(y,z|x) are a part of the classifier, and CAM's logits too, so that an exported network explains itself
-wherever it runs. Result: a file for ONNX (name.onnx) or for torch.export (name.pt2), with any number of images in a
-batch. Inputs: images (B,3,S,S), RGB in 0..1, resized to S x S; the normalisation is inside. Outputs: probabilities
-(B,C) and maps (B,C,h,w), for CALM the joint p(y,z|x), for CAM the logits. The file also says the classes, the size and
-the method.
+CALM's maps p(y,z|x) are part of the classifier, and so are CAM's logits: an exported network needs no other code to
+explain its predictions. Result: a file for ONNX (name.onnx) or for torch.export (name.pt2).
+Input: images (B,3,S,S), RGB in 0..1, resized to S x S, with any B; the network normalises them. Outputs: probabilities
+(B,C) and maps (B,C,h,w), for CALM the joint p(y,z|x), for CAM the logits. The file also names the classes, the image
+size and the attribution method.
 
     python export.py --load_checkpoint=calm_em --output=calm.onnx
 """
@@ -41,7 +41,7 @@ class SelfExplaining(nn.Module):
 
 
 def describe(network):
-    """What the file says of itself: {name: text}."""
+    """The metadata of the file: {name: text}."""
     model, checkpoint = network.model, network.checkpoint
     names = checkpoint.class_names or [f'class {label}' for label in range(model.conv_last.out_channels)]
     return {'classes': json.dumps(list(names)), 'image_size': str(network.args.crop_size),
@@ -50,7 +50,7 @@ def describe(network):
 
 
 def export(network, size, path, about):
-    """Write the network to path. size: of the images. about: {name: text}."""
+    """Write the network to path. size: of the images. about: its metadata."""
     example = torch.rand(2, 3, size, size)
     batch = torch.export.Dim('batch')
     program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))

@@ -1,7 +1,7 @@
 """Where attribution maps come from: a network, a folder of maps made elsewhere, or the object's segmentation.
 
-All sources are asked in one way, source(images, indices, classes), and answer with a MapBatch. They refuse maps that
-are not finite. Letters: B images, C classes of the network, K asked classes.
+All sources are called in one way, source(images, indices, classes), and return a MapBatch. They refuse maps that are
+not finite. Letters: B images, C classes of the network, K asked classes.
 """
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from wsol.errors import UserError
 
 
 class MapBatch(NamedTuple):
-    """The answer for a batch of images."""
+    """The probabilities and maps of a batch of images."""
     probs: torch.Tensor | None  # (B,C), p(y|x); None where the source has no network
     maps: list                  # B maps (K,h,w), of any size; or one tensor (B,K,h,w)
 
@@ -29,14 +29,14 @@ class MapSource:
     images: the ImageDataset of the batches. model: the network that gives the probabilities, or None.
     """
     per_class = True  # whether the maps of two classes can differ
-    takes_pairs = False  # whether it answers for two classes with one signed map
+    takes_pairs = False  # whether it makes one signed map for two classes
 
     def __init__(self, images, model=None, precision='float32'):
         self.images, self.model, self.precision = images, model, precision
 
     def __call__(self, images, indices, classes, activations=None):
         """The MapBatch of images (B,3,S,S). indices: (B,) into the data set. classes: (B,K), on the images' device.
-        activations: the network's forward, if it is done already. Raises UserError for a map that is not finite."""
+        activations: the network's, if they are computed already. Raises UserError for a map that is not finite."""
         with util.autocast(self.precision, images.device):
             activations = activations or self.forward(images)
             batch = MapBatch(self.probabilities(activations), self.compute(images, indices, classes, activations))
@@ -47,7 +47,7 @@ class MapSource:
         return batch
 
     def forward(self, images):
-        """The Activations of images, which several sources can share; None without a network."""
+        """The Activations of images, which several sources can share; None if there is no network."""
         if self.model is None:
             return None
         with torch.no_grad(), util.autocast(self.precision, images.device):
@@ -59,10 +59,10 @@ class MapSource:
             return None if activations is None else self.model.class_scores(activations).softmax(1)
 
     def check_pairs(self, pairs):
-        """Raise UserError where the two classes of every one of these pairs have the same maps."""
+        """Raise UserError if the two classes have the same map in each of these pairs."""
 
     def compute(self, images, indices, classes, activations):
-        """The maps of a batch; here those that read() finds image by image."""
+        """Maps of a batch. The default calls read() for each image."""
         return [self.read(index, row, images.shape[-1]).to(images.device)
                 for index, row in zip(indices.tolist(), classes.tolist(), strict=True)]
 
@@ -74,7 +74,7 @@ class MapSource:
 class NetworkMaps(MapSource):
     """A network's maps by an attribution method.
 
-    method: a key of METHODS. seed: of the methods that draw at random. options: superclasses and settings of
+    method: a key of METHODS. seed: for methods that draw at random. options: superclasses and settings of
     attribution_maps.
     """
 
@@ -114,7 +114,7 @@ class ContrastMaps(MapSource):
 
 
 class ObjectMasks(MapSource):
-    """The object's segmentation, whatever the class: the control that says what finding the whole object is worth."""
+    """The object's segmentation, whatever the class: a control that shows how well the whole object scores."""
     per_class = False
 
     def __init__(self, images, annotations, model=None, precision='float32'):
@@ -140,7 +140,7 @@ class FolderMaps(MapSource):
         if not self.root.is_dir():
             raise UserError(f'--scoremap_root={root}: no such folder')
         rows, self.shapes = range(len(images)) if rows is None else rows, set()  # (h,w) of all maps
-        for index in screen.progress(rows, 'looking at the score maps', 'image', leave=False):
+        for index in screen.progress(rows, 'checking the score maps', 'image', leave=False):
             shapes = {open_map(self.find(index, label), read=False).shape
                       for label in (classes_of(index) if self.by_class else [None])}
             if len(shapes) > 1:
@@ -164,7 +164,7 @@ class FolderMaps(MapSource):
 
 
 def open_map(path, read=True):
-    """The map (h,w) in a .npy file, as float32. read=False: reads its header alone. Raises UserError."""
+    """The map (h,w) in a .npy file, as float32. read=False: reads only its header. Raises UserError."""
     try:
         values = np.lib.format.open_memmap(path, mode='r')  # takes no memory for what the header promises
         if values.offset + values.nbytes != path.stat().st_size:

@@ -58,7 +58,7 @@ class Network:
         return make_loader(images, self.args.batch_size, self.args.workers, self.device)
 
     def speed_up(self, maps=None):
-        """Make forwards on images of one size faster. maps: the Maps that are evaluated; None: the classes alone."""
+        """Make forwards on images of one size faster. maps: the ChosenMaps; None: only the classes are needed."""
         util.try_algorithms(self.device)
         if self.model is not None and (maps is None or maps.one_forward):
             fold_batchnorm(self.model, self.args.crop_size)
@@ -102,7 +102,7 @@ def open_network(args, needed=True, or_classifier=False):
         num_classes = checkpoint.num_classes or _named_data(find_dataset, args, checkpoint).num_classes
         model = checkpoint.build(config.network_settings(args), num_classes, device)
         check_image_size(model, args.crop_size)
-    if 'seed' in args:  # else the script sends no image through the network
+    if 'seed' in args:  # otherwise the script sends no image through the network
         args.precision = util.pick_precision(args.precision, device)
         args.workers = util.pick_workers(args.workers, 'workers' in args.given)
         args.seed = args.seed or 0
@@ -138,7 +138,7 @@ def open_data(network, mask_root=None):
     has another number of classes."""
     data = _named_data(open_dataset, network.args, network.checkpoint, mask_root)
     if network.model is not None and (classes := network.model.conv_last.out_channels) != data.num_classes:
-        raise UserError(f'{network.checkpoint.path} tells {classes} classes apart, the data set has {data.num_classes}')
+        raise UserError(f'{network.checkpoint.path} has {classes} classes, the data set {data.num_classes}')
     return data
 
 
@@ -146,13 +146,13 @@ def open_data(network, mask_root=None):
 
 
 @dataclass(frozen=True)
-class Maps:
+class ChosenMaps:
     """Which maps a metric evaluates, a network's or maps made elsewhere, and how it scales them."""
     network: Network
     data: DataSet | None
     metric: str | None
     args: Munch           # the network's, completed by the method and the scale
-    contrast: str | None  # a key of CONTRASTS in the place of an attribution method
+    contrast: str | None  # a key of CONTRASTS, instead of an attribution method
 
     @property
     def folder(self):
@@ -208,7 +208,7 @@ class Maps:
         """(C,C) bool, of the network's classes. Raises UserError if nothing says which classes these are."""
         args, checkpoint, data = self.args, self.network.checkpoint, self.data
         if data is None and args.superclass_file is None and 'dataset' not in {*args.given, *checkpoint.known}:
-            raise UserError(f'{checkpoint.path} does not say what its classes are, so that their superclasses are '
+            raise UserError(f'{checkpoint.path} does not say what its classes are, so their superclasses are '
                             'unknown: name the data set by --dataset, or list them in --superclass_file (YAML, "label: '
                             '[labels]")')
         data = data or _named_data(find_dataset, args, checkpoint)
@@ -222,26 +222,26 @@ class Maps:
 
 
 def choose_maps(network, data, metric=None, contrast=None, **flags):
-    """The Maps that the flags ask for; the paper's by default. Raises UserError if the network or the data has no such
-    maps, or if flags contradict each other.
+    """The ChosenMaps that the flags ask for; the paper's method by default. Raises UserError if the network or the data
+    has no such maps, or if flags contradict each other.
 
     data: None for photos that belong to no data set. metric: a key of result_files.SCALES, or one without a scale.
-    contrast: a contrast method in the place of an attribution method. flags: these replace the network's.
+    contrast: a contrast method, instead of an attribution method. flags: these replace the network's.
     """
     args = Munch(network.args, **flags)
     gradients = args.score_map_method == 'backprop'  # how the published command line asks for them
     stated = next((name for name in ('score_map_process', 'scoremap_root') if args.get(name)), None)
     if contrast and (stated or gradients):
-        raise UserError('--contrast_method makes one map of two classes, '
-                        f'--{stated or "score_map_method=backprop"} one of each; leave one of them out')
-    if not (contrast or stated):
-        args.score_map_process = 'backprop' if gradients else network.model.default_method
-    if gradients and args.score_map_process == 'vanilla':
+        raise UserError('--contrast_method makes one map for two classes, '
+                        f'--{stated or "score_map_method=backprop"} one map for each; leave one of them out')
+    if gradients and (not stated or args.score_map_process == 'vanilla'):
         args.score_map_process = 'backprop'
+    elif not (contrast or stated):
+        args.score_map_process = network.model.default_method
     entry = METHODS.get(args.score_map_process)
     if gradients and entry and entry.one_forward:
         raise UserError(f'--score_map_method=backprop contradicts --score_map_process={args.score_map_process}, which '
-                        'is read off the activations; leave one of them out')
+                        'uses no gradient; leave one of them out')
     if contrast:
         find_contrast(contrast, type(network.model))
     elif args.score_map_process == config.OBJECT_MASK:
@@ -250,7 +250,7 @@ def choose_maps(network, data, metric=None, contrast=None, **flags):
         find_method(args.score_map_process, type(network.model))
     for flag, usual in result_files.usual_scale(metric, args.score_map_process, contrast).items():
         args[flag] = args[flag] or usual
-    return Maps(network, data, metric, args, contrast)
+    return ChosenMaps(network, data, metric, args, contrast)
 
 
 def folder_name(folder):

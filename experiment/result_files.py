@@ -24,7 +24,7 @@ from wsol.errors import UserError
 
 # settings that are written in a file's name as they are
 NAMED = ('score_map_process', 'contrast_method', 'drop_lowest', 'norm_type', 'threshold_type', 'scoremap_root')
-FORMATS = {'cue_location': 2}  # metric -> version of its results' layout (default: 1); other versions are not read
+FORMATS = {'cue_location': 2, 'interventions': 2}  # metric -> version of its results' layout (default: 1)
 
 
 def contrast_name(contrast):

@@ -2,7 +2,7 @@
 import numpy as np
 
 from evaluation.pxap import COUNTS, KEYS
-from experiment.result_files import from_digits, from_text
+from experiment.result_files import FORMATS, from_digits, from_text
 from reports.intervals import Estimate, mean_terms
 from reports.table_files import Cell
 from wsol import metrics
@@ -12,8 +12,8 @@ EXACT = f'exact part masks, {COMPARED}'
 PXAP = {count: ('parts', count) for count in COUNTS} | {EXACT: ('exact', COMPARED)}  # where results have them
 PERCENTS = [str(round(100 * ratio)) for ratio in metrics.ERASE_RATIOS]
 WSOL = {'MaxBoxAccV2': 'MaxBoxAccV2', 'MaxBoxAcc': 'MaxBoxAcc', 'Top-1 Loc': 'Top-1 Loc', 'mask PxAP': 'PxAP'}
-INTERVENTIONS = {'PxAP exact': 'pxap', 'rank corr.': 'rank', 'mass on cue': 'share', 'sign': 'sign', 'slope': 'slope',
-                 'error': 'error', 'deletion corr.': 'deletion', 'on distractors': 'distractors'}
+INTERVENTIONS = ('PxAP exact', 'rank corr.', 'mass on cue', 'sign', 'slope', 'error', 'deletion corr.',
+                 'on distractors')  # the names in results too
 TABLES = {  # title -> {column: its name within the table}
     'Accuracy, %': {'accuracy': 'accuracy'},
     **{f'Cue localization, PxAP in %, by the number of differing parts: {count}': {f'{count}: {key}': key
@@ -45,7 +45,9 @@ def read_interventions(result):
     network = {'turns': stated(*result['network']['turns'])}  # the same for every contrast
     if 'shapes_that_distract' in result['network']:
         network['shapes that distract'] = stated(result['network']['shapes_that_distract'])
-    return {name: {column: stated(*figures[key]) for column, key in INTERVENTIONS.items() if key in figures}
+    if result.get('format', 1) != FORMATS['interventions']:
+        raise ValueError('the figures have other names')
+    return {name: {column: stated(*figures[column]) for column in INTERVENTIONS if column in figures}
             | network | {'questions': stated(figures['questions'])} for name, figures in result['methods'].items()}
 
 

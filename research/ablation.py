@@ -3,13 +3,13 @@
 The rows change: the prior (ReLU with its sum detached, as released, or softplus with its gradient), EM or marginal
 likelihood, the start (random weights or a CAM classifier), the length of the training, the stage at which ResNet-18
 ends (receptive field 43, 99 or, at layer4, 339 of 112 pixels), a frozen backbone, and the entropy of the prior.
-The columns are PxAP in percent against the exact part masks, each pair alone, all pixels counted:
---columns=parts: of the method's own maps and of CALM's prior, for pairs with 1, 2 and 3 differing parts;
---columns=contrasts: of several contrasts of two classes, the mean over all pairs, with each pixel scored by its rank in
-its map, so that the scale of a method does not matter; a second table compares every row with CAM, seed by seed.
+The columns are PxAP in percent against the exact part masks, counted `per pair, all pixels`:
+--columns=parts: for the head's default method and for CALM's prior, for pairs with 1, 2 and 3 differing parts;
+--columns=contrasts: for several contrasts of two classes, the mean over all pairs, with each pixel scored by its rank
+in its map, so that the scale of a method does not matter; a second table compares every row with CAM, seed by seed.
 Flags of main.py may follow, such as --epochs=8: the fine-tuned networks get them.
-Result: <save_root>/table.txt. One to two hours a seed on 2 cores with all rows. A network that is trained and measured
-is not trained again; one that was trained with other settings is refused.
+Result: <save_root>/table.txt. With all rows a seed takes one to two hours on 2 cores. What is finished is not run
+again; a network that was trained with other settings is refused.
 
     python -m research.ablation 3
     python -m research.ablation 1 --rows CAM "CALM_EM, relu"
@@ -21,6 +21,7 @@ import numpy as np
 
 from experiment import result_files
 from reports import table_files
+from reports.columns import COMPARED
 from reports.table_files import Cell
 from research import commands
 from research.commands import FINE_TUNE, FROM_RANDOM, PRECISION
@@ -29,7 +30,7 @@ from wsol import metrics
 
 SOFTPLUS = '--prior=softplus'
 FROZEN = ('--freeze', '--lr=0.01')  # a head alone may learn faster
-ROWS = {  # name -> method, last stage, does it start from a CAM classifier?, further flags
+ROWS = {  # name -> head, last stage, does it start from a CAM classifier?, further flags
     'CAM': ('CAM', 'layer2', True),
     'CALM_EM, softplus': ('CALM_EM', 'layer2', True, SOFTPLUS),
     'CALM_ML, softplus': ('CALM_ML', 'layer2', True, SOFTPLUS),
@@ -58,8 +59,7 @@ ROWS = {  # name -> method, last stage, does it start from a CAM classifier?, fu
 CONTRASTS = ('joint-difference', 'prior-log-odds', 'log-odds')
 COLUMNS = {'parts': ('accuracy', 'maps: PxAP 1', '2', '3', 'prior: PxAP 1', '2', '3'),
            'contrasts': ('accuracy', *CONTRASTS, 'prior')}
-CAMS_OWN = COLUMNS['contrasts'].index('log-odds')  # CAM's log-odds are the difference of its maps
-COUNT = 'per pair, all pixels'
+OF_CAM = COLUMNS['contrasts'].index('log-odds')  # CAM's log-odds are the difference of its maps
 CHOSEN = ('experiment_name', 'save_root', 'seed', 'attribution_method', 'load_checkpoint', 'last_stage', 'prior',
           'dataset')
 
@@ -67,7 +67,7 @@ CHOSEN = ('experiment_name', 'save_root', 'seed', 'attribution_method', 'load_ch
 def train(folder, row, seed, *flags):
     """Train the network of a row below folder: fine-tuned from a CAM classifier of the same seed and last stage, or
     from random weights for as many epochs as both together. Returns the experiment's name."""
-    method, last_stage, from_cam, *more = ROWS[row]
+    head, last_stage, from_cam, *more = ROWS[row]
     name, start = row.replace(', ', '_').replace(' ', '_'), f'start_{last_stage}'
     common = [*commands.TRAIN, *commands.SIZES, f'--last_stage={last_stage}', f'--seed={seed}']
     if from_cam:
@@ -75,29 +75,29 @@ def train(folder, row, seed, *flags):
         learn = [*FINE_TUNE, f'--load_checkpoint={start}', *more, *flags]
     else:
         learn = [*FROM_RANDOM, '--epochs=40', *more]
-    commands.train(folder, name, *common, f'--attribution_method={method}', *learn)
+    commands.train(folder, name, *common, f'--attribution_method={head}', *learn)
     return name
 
 
-def by_parts(folder, name, method):
-    """(6,): PxAP for 1, 2 and 3 differing parts of the method's own maps, and of CALM's prior."""
-    methods = ['vanilla'] if method == 'CAM' else ['jointll', 'saliency']
+def by_parts(folder, name, head):
+    """(6,): PxAP for 1, 2 and 3 differing parts of the head's default method, and of CALM's prior."""
+    methods = ['vanilla'] if head == 'CAM' else ['jointll', 'saliency']
     results = commands.evaluate(folder, name, 'cue_location', methods, PRECISION)
-    values = [result['pxap']['exact'][COUNT][key] for result in results for key in '123']
+    values = [result['pxap']['exact'][COMPARED][key] for result in results for key in '123']
     return values + [np.nan] * (6 - len(values))
 
 
-def by_contrast(folder, name, method):
+def by_contrast(folder, name, head):
     """(4,): PxAP of every contrast, and of CALM's prior, with pixels scored by their ranks."""
-    methods = ['log-odds'] if method == 'CAM' else [*CONTRASTS, 'saliency']
+    methods = ['log-odds'] if head == 'CAM' else [*CONTRASTS, 'saliency']
     results = commands.evaluate(folder, name, 'cue_location', methods, PRECISION, '--norm_type=rank',
                                 '--threshold_type=even')
-    values = dict(zip(methods, (result['pxap']['exact'][COUNT]['mean'] for result in results), strict=True))
+    values = dict(zip(methods, (result['pxap']['exact'][COMPARED]['mean'] for result in results), strict=True))
     return [values.get(column, np.nan) for column in (*CONTRASTS, 'saliency')]
 
 
-def measure(root, seed, row, columns, flags):
-    """Train and evaluate one row with one seed. Returns its COLUMNS, NaN for what the method does not have."""
+def evaluate(root, seed, row, columns, flags):
+    """Train and evaluate one row with one seed. Returns its COLUMNS, NaN for maps that the head does not have."""
     folder = root / f'seed{seed}'
     name = train(folder, row, seed, *flags)
     accuracy = result_files.read_result(folder / name / 'results.json')['test_accuracy']
@@ -113,7 +113,7 @@ def mean_and_interval(values):
 
 def minus_cam(values, row):
     """(S,5): a row's accuracy minus CAM's, and its PxAP minus that of CAM's maps, by seed. values: {row: (S,5)}."""
-    return values[row] - values['CAM'][:, [0, *[CAMS_OWN] * (values[row].shape[1] - 1)]]
+    return values[row] - values['CAM'][:, [0, *[OF_CAM] * (values[row].shape[1] - 1)]]
 
 
 def report(values, columns):
@@ -121,10 +121,10 @@ def report(values, columns):
     header = ['', *COLUMNS[columns]]
     rows = [[row, *map(table_files.mean_and_deviation, array.T)] for row, array in values.items()]
     parts = [screen.table(header, rows)]
-    compared = [row for row in values if row != 'CAM' and 'CAM' in values and columns == 'contrasts']
-    if compared:
-        rows = [[row, *map(str, map(mean_and_interval, minus_cam(values, row).T))] for row in compared]
-        parts += ["The same minus CAM's accuracy and minus CAM's log-odds, with 95 % intervals over the seeds",
+    others = [row for row in values if row != 'CAM' and 'CAM' in values and columns == 'contrasts']
+    if others:
+        rows = [[row, *map(str, map(mean_and_interval, minus_cam(values, row).T))] for row in others]
+        parts += ["Minus CAM's accuracy, and minus the PxAP of CAM's log-odds, with 95 % intervals over the seeds",
                   screen.table(header, rows)]
     return '\n\n'.join(parts)
 
@@ -142,15 +142,15 @@ def make_parser():
 
 def main():
     args, flags = make_parser().parse_known_args()
-    commands.refuse_chosen(commands.parse('main', flags), CHOSEN, 'ablation.py')
+    commands.refuse_chosen(commands.parse('main', flags), CHOSEN, 'ablation')
     root, values = Path(args.save_root), {}
     for row in args.rows:
-        values[row] = np.array([measure(root, seed, row, args.columns, flags) for seed in range(args.seeds)], float)
+        values[row] = np.array([evaluate(root, seed, row, args.columns, flags) for seed in range(args.seeds)], float)
         text = report(values, args.columns)
         whole_files.write_lines(root / 'table.txt', [text])
     seeds = f'{args.seeds} seeds: mean ± standard deviation' if args.seeds > 1 else 'one seed'
-    screen.say(f'\nToyBirds, ResNet-18, {seeds}. PxAP in % against the exact part\nmasks, each pair alone, all pixels '
-               f'counted.\n\n{text}\n\n{root / "table.txt"}')
+    screen.say(f'\nToyBirds, ResNet-18, {seeds}. PxAP in % against the exact part\nmasks, {COMPARED}.'
+               f'\n\n{text}\n\n{root / "table.txt"}')
 
 
 if __name__ == '__main__':

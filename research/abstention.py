@@ -1,13 +1,13 @@
 """What a map gains by abstaining: PxAP while more and more of its lowest pixels are dropped.
 
-With logarithmic thresholds the published cue localization counts no pixel whose score is below the lowest threshold. So
-a map that gives many pixels a score of nearly zero is measured on the others alone. Here every map does so: the lowest
-percentage of its pixels gets the score 0. eval_cue_location.py measures each experiment at each percentage, with
-logarithmic thresholds, unless that is done; its flags may follow. Folders of one name, as of networks trained with
-several seeds, are one row: the mean, and the standard deviation. The controls random and object_mask need no network
-and are measured with the first folder.
-Result: <output>/abstention.txt, the table, and abstention.png: PxAP over the share of dropped pixels, as the published
-code counts and with all pixels counted.
+With log thresholds the published cue localization counts no pixel whose score is below the lowest threshold. So a map
+that gives many pixels a score near zero is evaluated on its other pixels only. Here every map does so: the given
+percentage of its pixels, the lowest, gets the score 0. The study runs eval_cue_location.py for each experiment and
+percentage that has no result yet; flags of eval_cue_location.py may follow. Folders of the same name, such as networks
+trained with several seeds, are one row: the mean and the standard deviation. The controls random and object_mask do not
+depend on the network and are evaluated with the first folder.
+Result: <output>/abstention.txt, the table, and abstention.png: PxAP over the share of dropped pixels, counted per pair,
+without and with the dropped pixels (`per pair` and `per pair, all pixels`).
 
     python -m research.abstention save/demo/CAM save/demo/CALM_EM --drop=0,20,50,80
     python -m research.abstention save/demo/CALM_EM --methods=own,saliency,log-odds,random
@@ -31,19 +31,20 @@ OWN = 'own'
 CHOSEN = ('experiment_name', 'save_root', 'load_checkpoint', 'scoremap_root', 'score_map_method', 'threshold_type',
           'score_map_process', 'contrast_method', 'drop_lowest')
 CONTROLS = {config.OBJECT_MASK: "control: the object's mask", 'random': 'control: random maps'}
-HEADER = ['', 'lowest set to 0', 'dropped, %', 'PxAP, dropped not counted', 'PxAP, all counted']
+SHOWN = ('per pair', 'per pair, all pixels')  # the two counts of PxAP that are compared
+HEADER = ['', 'lowest set to 0', 'dropped, %', *(f'PxAP, {count}' for count in SHOWN)]
 
 
 def make_parser():
     parser = command_line.plain_parser(__doc__)
-    parser.add_argument('folders', nargs='+', metavar='FOLDER', help='the folder of an experiment, as save/calm_em')
+    parser.add_argument('folders', nargs='+', metavar='FOLDER', help='an experiment, such as save/calm_em')
     parser.add_argument('--drop', default=(0.0, 20.0, 50.0, 80.0), metavar='PERCENT,...',
                         type=command_line.several(command_line.number(float, 0, True, 100)),
                         help='percentages of the pixels (default: 0,20,50,80)')
     parser.add_argument('--methods', metavar='METHOD,...', default=(OWN,), type=command_line.several(
         command_line.choice((OWN, *METHODS, *(name for name in CONTRASTS if name not in METHODS), config.OBJECT_MASK))),
-        help='attribution methods, and contrasts such as log-odds, of each network that defines them; own: vanilla of '
-             'CAM, jointll of CALM (default: own)')
+        help='attribution methods, and contrasts such as log-odds, for each network that has them; own: vanilla for '
+             'CAM, jointll for CALM (default: own)')
     parser.add_argument('--output', default='abstention', metavar='FOLDER', help='default: abstention')
     return parser
 
@@ -60,20 +61,20 @@ def methods_of(folder, names):
 
 
 def settings_of(flags):
-    """{name: value} of the flags that tell one result from another. Raises UserError for a mistake in the flags."""
+    """{name: value} of the flags that distinguish results. Raises UserError for a mistake in the flags."""
     args = commands.parse('eval_cue_location', flags)
-    commands.refuse_chosen(args, CHOSEN, 'abstention.py')
+    commands.refuse_chosen(args, CHOSEN, 'abstention')
     data = {name: args[name] for name in ('dataset', 'data_root', 'metadata_root') if name in args.given}
     return commands.stated_settings('eval_cue_location', flags) | data | {'threshold_type': 'log'}
 
 
-def measure(folder, methods, percents, flags, settings):
-    """{method: (percentages,3)} of an experiment, in percent: the share of dropped pixels, PxAP without and with them.
-    One pass measures all percentages that lack a result. settings: of the flags."""
+def evaluate(folder, methods, percents, flags, settings):
+    """{method: (percentages,3)} of an experiment, in percent: the share of dropped pixels, and PxAP by the counts
+    SHOWN. One pass evaluates all percentages that lack a result. settings: settings_of(flags)."""
     def point(method, percent):
         result = commands.result(folder, 'cue_location', method, **settings, drop_lowest=percent)
         pxap = result['pxap']['parts']
-        return result['dropped']['parts']['all'], pxap['per pair']['mean'], pxap['per pair, all pixels']['mean']
+        return result['dropped']['parts']['all'], *(pxap[count]['mean'] for count in SHOWN)
 
     def is_missing(method, percent):
         try:
@@ -90,7 +91,7 @@ def measure(folder, methods, percents, flags, settings):
     return {method: np.array([point(method, percent) for percent in percents], float) for method in methods}
 
 
-def measure_all(args, flags, percents):
+def evaluate_all(args, flags, percents):
     """{row: (networks, percentages, 3)} of all experiments."""
     settings, points = settings_of(flags), {}  # a mistake in the flags is found before the first evaluation
     folders = list(dict.fromkeys(map(Path, args.folders)))
@@ -99,7 +100,7 @@ def measure_all(args, flags, percents):
     if not any(methods.values()):
         raise UserError(f'none of the networks defines --methods={",".join(args.methods)}')
     for folder in folders:
-        for method, values in measure(folder, methods[folder], percents, flags, settings).items():
+        for method, values in evaluate(folder, methods[folder], percents, flags, settings).items():
             row = folder.name if args.methods == (OWN,) else f'{folder.name}, {method}'
             points.setdefault(CONTROLS.get(method, row), []).append(values)
     return {row: np.stack(values) for row, values in points.items()}
@@ -108,14 +109,15 @@ def measure_all(args, flags, percents):
 def main():
     args, flags = make_parser().parse_known_args()
     percents, folder = sorted({round(percent, 6) for percent in args.drop}), Path(args.output)
-    points = measure_all(args, flags, percents)
+    points = evaluate_all(args, flags, percents)
     rows = [[row, f'{percent:.10g} %', *map(table_files.mean_and_deviation, values[:, place].T)]
             for row, values in points.items() for place, percent in enumerate(percents)]
     text = screen.table(HEADER, rows)
     whole_files.write_lines(folder / 'abstention.txt', [text])
     curves = {row: values.mean(0).T for row, values in points.items()}
     figures.save(figures.abstention_curves('What dropping pixels does to PxAP', curves), folder / 'abstention.png')
-    screen.say('\nCue localization, nearest part point, each pair alone, logarithmic thresholds, mean over the pairs.\n'
+    screen.say('\nCue localization, nearest part point, log thresholds, mean over the pairs.\n'
+               'per pair leaves the dropped pixels out; per pair, all pixels counts them.\n'
                f'\n{text}\n\n{folder / "abstention.txt"}, {folder / "abstention.png"}')
 
 

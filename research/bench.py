@@ -1,9 +1,9 @@
 """How fast the project is: each item beside the plain way to compute it and, where there is one, beside a floor.
 
-The plain ways are those of the published code (plain_ways.py), captum and torchcam. All ways of an item take turns,
-round by round, so that other work on the machine slows all of them; a ratio is the median over the rounds, in
-parentheses the lowest and the highest. Networks have random weights and images are noise: no data is needed.
-The floor is the least work that could do: the backbone, or eleven forwards.
+The plain ways are those of the published code (research/plain_ways.py), captum and torchcam. All ways of an item take
+turns, round by round, so that other work on the machine slows all of them. A ratio is the median over the rounds; the
+lowest and the highest follow in parentheses. Networks have random weights and images are noise: no data is needed.
+The floor is the least possible work: the backbone alone, or eleven forwards.
 
     python -m research.bench
     python -m research.bench --all --json=save/bench.json
@@ -35,12 +35,12 @@ class Bench:
         self.best = list(self.precisions)[-1]
 
     def network(self, num_classes=200, folded=False, plain=False, architecture=None):
-        """In eval mode. plain: in torch's default memory layout, with its BatchNorms. architecture: another one,
-        with small maps."""
+        """In eval mode. plain: in torch's default memory layout, with its BatchNorms. architecture: used instead
+        of the benchmark's, with small maps."""
         torch.manual_seed(0)
         large = {'large_feature_map': True} if not architecture and self.architecture.startswith('resnet') else {}
         model = build_model(architecture or self.architecture, 'CALM_EM', num_classes, **large).to(self.device)
-        for module in model.modules():  # statistics that fit the weights: else numbers grow from layer to layer
+        for module in model.modules():  # statistics that fit the weights; otherwise numbers grow from layer to layer
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 1.0
         with torch.no_grad():
@@ -62,8 +62,8 @@ class Bench:
         return util.autocast(self.precisions.get(way, 'float32'), self.device)
 
     def measure(self, entry):
-        """{way: milliseconds per image (rounds,)} of an Item, and how far its results are apart, in words. The first
-        round warms up and is not counted."""
+        """{way: milliseconds per image (rounds,)} of an Item, and in words how far its results differ. The first round
+        warms up and is not counted."""
         times, results = {way: [] for way in entry.ways}, {}
         for number in range(self.rounds + 1):
             for way, call in entry.ways.items():
@@ -75,9 +75,9 @@ class Bench:
         return times, entry.compare(results)
 
 
-def ratio(above, below):
+def ratio(numerators, denominators):
     """'2.00 (1.50 .. 2.50)': the median, the lowest and the highest of the rounds' ratios."""
-    values = [one / another for one, another in zip(above, below, strict=True)]
+    values = [numerator / denominator for numerator, denominator in zip(numerators, denominators, strict=True)]
     return f'{statistics.median(values):.2f} ({min(values):.2f} .. {max(values):.2f})'
 
 
@@ -86,7 +86,7 @@ def row(name, times):
     plain, best = statistics.median(times['plain']), 'auto' if 'auto' in times else 'float32'
     pairs = (('plain', 'float32'), ('plain', 'auto'), (best, 'floor'))
     return [name, f'{plain:.{1 if plain >= 1 else 2}f} ms', *(
-        ratio(times[above], times[below]) if {above, below} <= times.keys() else '-' for above, below in pairs)]
+        ratio(times[way], times[reference]) if {way, reference} <= times.keys() else '-' for way, reference in pairs)]
 
 
 def make_parser():
@@ -96,9 +96,9 @@ def make_parser():
     parser.add_argument('--architecture', default='resnet50', help='default: %(default)s, with 28x28 maps')
     parser.add_argument('--crop_size', type=command_line.COUNT, default=224, help='default: %(default)s')
     parser.add_argument('--rounds', type=command_line.COUNT, default=2,
-                        help='beside one that warms up (default: %(default)s)')
+                        help='timed rounds, after one that warms up (default: %(default)s)')
     parser.add_argument('--device', default='auto', choices=['auto', 'cuda', 'cpu'])
-    parser.add_argument('--json', metavar='FILE', help='write all times there')
+    parser.add_argument('--json', metavar='FILE', help='write all times to this file')
     return parser
 
 
@@ -112,9 +112,9 @@ def main():
     for entry in screen.progress(entries, 'measuring', 'item'):
         measured[entry.name], compared[entry.name] = bench.measure(entry)
     screen.say(screen.table(HEADER, [row(name, times) for name, times in measured.items()]))
-    for name, said in compared.items():
-        if said:
-            screen.say(f'{name}: {said}')
+    for name, words in compared.items():
+        if words:
+            screen.say(f'{name}: {words}')
     if args.json:
         whole_files.write_json(args.json, {'settings': vars(args), 'compared': compared, 'milliseconds': measured})
 

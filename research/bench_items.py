@@ -1,4 +1,4 @@
-"""The items of bench.py: several ways to compute the same, ours beside the plain one and beside a floor."""
+"""The items of research/bench.py: several ways to compute the same, ours, the plain one, and a floor."""
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -39,11 +39,11 @@ class Item(NamedTuple):
     name: str
     ways: dict            # 'plain', 'float32', 'auto', 'floor' -> a function to call
     count: int = 1
-    compare: Callable = lambda results: ''  # {way: what it returned} -> how far ours is from the plain way, in words
+    compare: Callable = lambda results: ''  # {way: its result} -> words: how far ours differs from the plain way's
 
 
 def item(function):
-    """Make a generator function (bench) -> Items a part of the benchmark, under its name."""
+    """Register a generator function (bench) -> Items as a part of the benchmark, under its name."""
     ITEMS[function.__name__] = function
     return function
 
@@ -87,7 +87,7 @@ def depthwise(bench, count=8, architecture='efficientnet_b0'):
     if not bench.all:
         return
     if bench.device.type != 'cpu' or 'auto' not in bench.precisions:
-        screen.say('depthwise: this device does not compute in bfloat16, or is no CPU: left out')
+        screen.say('depthwise: left out, because it needs a CPU that computes in bfloat16')
         return
     models = {way: bench.network(architecture=architecture) for way in ('plain', 'float32', 'auto')}
     keep_depthwise_in_float32(models['auto'])
@@ -181,15 +181,15 @@ def some_cues(bench, count, num_pairs):
     return eval_cue_location.CueImages(images, MadeUp(count, num_pairs))
 
 
-def counted_otherwise(results):
-    """How far our histograms are from the plain way's, in words."""
-    plain, said = np.pad(results['plain'], ((0, 0), (0, 0), (1, 1))), []
+def differing_counts(results):
+    """Words: how far our histograms differ from the plain way's."""
+    plain, words = np.pad(results['plain'], ((0, 0), (0, 0), (1, 1))), []
     for way in results.keys() - {'plain', 'floor'}:
         ours = results[way][0][0]['parts'].copy()
         ours[..., [0, -1]] = 0  # numpy counts nothing there
         moved = 100 * np.abs(ours - plain).sum() / 2 / plain.sum()
-        said.append(f'{way}: {moved:.3f} % of the pixels are counted in another bin than plainly')
-    return '; '.join(sorted(said))
+        words.append(f'{way}: {moved:.3f} % of the pixels are in another bin than with the plain way')
+    return '; '.join(sorted(words))
 
 
 @item
@@ -203,7 +203,7 @@ def cue_localization(bench):
             ways[way] = partial(eval_cue_location.fill_histograms, make_loader(cues, 8, 0, bench.device),
                                 [eval_cue_location.Scoring(source, 'clipping', edges)], bench.device)
         ways['floor'] = partial(_without_graph, bench, bench.best, model, bench.images(count))
-        yield Item(f'cue localization, {count} images x {pairs} pairs', ways, count, counted_otherwise)
+        yield Item(f'cue localization, {count} images x {pairs} pairs', ways, count, differing_counts)
 
 
 # --- loading -------------------------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def gradients(bench):
         from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam, NoiseTunnel, Saliency
         from torchcam.methods import LayerCAM
     except ImportError:
-        screen.say('gradients: captum or torchcam is not installed: left out')
+        screen.say('gradients: left out, because captum or torchcam is not installed')
         return
     model, images, labels = bench.network(), bench.images(1), bench.labels(1)
     leaf, last = images.clone().requires_grad_(), model.get_submodule(model.stages[-1])

@@ -1,8 +1,8 @@
 """Experiments as a user runs them: the project's own commands, printed, and not run again once they are done.
 
 The commands run one after another in this process, which imports torch once for all of them.
-demo.py, ablation.py and reproduce.py share the settings for painted birds: every network is a ResNet-18 that starts
-from one CAM classifier, as the paper's networks start from an ImageNet classifier.
+demo, ablation and reproduce share the settings for painted birds: every network is a ResNet-18 that starts from one
+CAM classifier, as the paper's networks start from an ImageNet classifier.
 """
 import importlib
 import shlex
@@ -28,8 +28,7 @@ FINE_TUNE = ['--is_different_checkpoint', '--epochs=15', '--lr=0.001']  # with -
 
 def parser_of(script):
     """The parser of one of the project's scripts."""
-    module = 'research.interventions' if script == 'eval_interventions' else script
-    return importlib.import_module(module).make_parser()
+    return importlib.import_module(script).make_parser()
 
 
 def parse(script, flags):
@@ -50,15 +49,15 @@ def run(folder, script, *flags):
         sys.argv = before
 
 
-def refuse_chosen(args, names, script):
-    """Raise UserError if the command line states a flag that a study chooses itself."""
+def refuse_chosen(args, names, study):
+    """Raise UserError if the command line states a flag that a study chooses itself. study: its file's name."""
     for name in names:
         if name in args.given:
-            raise UserError(f'--{name} is what {script} chooses itself: leave it out')
+            raise UserError(f'python -m research.{study} chooses --{name} itself: leave it out')
 
 
 def is_trained(folder, experiment):
-    """Whether a training has come to its end."""
+    """Whether a training is finished."""
     return (folder / experiment / 'results.json').is_file()
 
 
@@ -68,8 +67,8 @@ def changed_settings(folder, experiment, *flags):
     path = folder / experiment / 'results.json'
     settings = result_files.read_result(path)['settings']
     if not settings:
-        raise UserError(f'{path} does not say how it was trained. Move the folder {path.parent} away, and it is '
-                        'trained again')
+        raise UserError(f'{path} does not say how it was trained. Move the folder {path.parent} away and run '
+                        'again: it is trained anew')
     before = Munch({name: flag.default for name, flag in config.ALL_FLAGS.items()} | settings)
     now = parse('main', flags)
     now.precision = before.precision if 'precision' not in now.given else util.pick_precision(
@@ -88,15 +87,15 @@ def train(folder, experiment, *flags):
     changed = changed_settings(folder, experiment, *(flag for flag in flags if flag != PRECISION))
     if changed:
         raise UserError(f'{folder / experiment} was trained with other settings ({"; ".join(changed)}). Move that '
-                        'folder away, and those of networks that started from it: they are trained again')
+                        'folder away, and those of networks that started from it, and run again: they are trained anew')
 
 
 def stated_settings(script, flags):
-    """{name: value} of the flags that tell one result from another, as a result records them. Raises UserError for a
-    mistake in the flags."""
+    """{name: value} of the flags that distinguish results, as a result records them. Raises UserError for a mistake in
+    the flags."""
     args = parse(script, flags)
-    told_apart = {'crop_size', *config.usual_settings()} & set(args.given) & args.keys()
-    settings = {name: args[name] for name in args.given if name in told_apart}
+    distinguishing = {'crop_size', *config.usual_settings()} & set(args.given) & args.keys()
+    settings = {name: args[name] for name in args.given if name in distinguishing}
     listed = parser_of(script).listed
     settings = {name: value[0] if name in listed and len(value) == 1 else value
                 for name, value in settings.items()}
@@ -115,7 +114,7 @@ def result(folder, metric, method, *flags, trained=None, **settings):
     there is none.
 
     trained: the result of the training (default: read from the folder). settings: further settings of the evaluation;
-    if they name other data, its images are not those of the training.
+    if they name other data, the images may differ from those of the training.
     """
     trained = trained or result_files.read_result(folder / 'results.json')
     known = {name: value for name, value in trained['settings'].items() if name == 'crop_size'}
@@ -128,8 +127,8 @@ def result(folder, metric, method, *flags, trained=None, **settings):
 
 
 def evaluate(folder, experiment, metric, methods, *flags):
-    """[result of each method] of an evaluation of an experiment below folder. Those that are missing are run now, cue
-    localization with all of its attribution methods, or all of its contrasts, in one pass."""
+    """[result of each method] of an evaluation of an experiment below folder. Missing results are computed now; cue
+    localization takes all attribution methods in one pass, and all contrast methods in another."""
     missing = {}
     for method in methods:
         try:

@@ -3,12 +3,13 @@
 The painter repaints a test image with one part in the colours of class B, or before another background, and changes
 nothing else. So the true effect of every region on the network's log p(A|x) / p(B|x) is known: the log-odds of the
 image minus those of the repainted one. Every contrast method is compared with these effects, and with the exact part
-masks (cue localization). Images without a part, and without a shape of the background, give single deletion and
-distractibility. Effects are computed in float32, whatever the precision of the maps.
+masks (cue localization). Leaving out a part, or a shape of the background, gives the figures for deletion and
+distractors. Effects are computed in float32, whatever the precision of the maps.
 Sources: Hesse et al., ICCV 2023 (FunnyBirds: deletion, distractors); Adebayo et al. 2018 (random weights as a control);
 Kim et al., ICCV 2021 (cue localization).
-Result: save/<experiment_name>/interventions_ToyBirds_<method>.<8 digits>.json, a row for each contrast. While the
-script runs, the finished rows are in a file whose name ends in .unfinished.
+Result: save/<experiment_name>/interventions_ToyBirds_<head>.<8 digits>.json, with the figures of each contrast;
+with --scoremap_root the name holds that folder instead of the head. While the study runs, the finished contrasts are in
+a file whose name ends in .unfinished.
 
     python -m research.interventions --experiment_name=calm_em
     python -m research.interventions --experiment_name=calm_em --scoremap_root=my_maps
@@ -22,24 +23,24 @@ import util
 from dataset.toybirds import Repainter
 from evaluation import session
 from evaluation.map_sources import FolderMaps, ObjectMasks
+from reports.columns import INTERVENTIONS
 from research.repainting import BACKGROUND, REGIONS, SHAPES, ask, masses, true_effects
 from runtime import processes, screen, whole_files
 from wsol import build_model, metrics
 from wsol.attribution.contrast import CONTRASTS, contrast_maps
 from wsol.errors import UserError
+from wsol.heads import CALM
 from wsol.maps import normalise, resize
 
-COLUMNS = {'pxap': 'PxAP, exact', 'rank': 'rank corr.', 'share': 'mass on cue, %', 'sign': 'sign, %', 'slope': 'slope',
-           'error': 'error', 'deletion': 'deletion corr.', 'distractors': 'on distractors'}
-NEGLIGIBLE = 0.1  # nats: a shape of the background that does less is a distractor
+NEGLIGIBLE = 0.1  # nats: a shape of the background with a smaller effect is a distractor
 
 
 # --- methods and controls -----------------------------------------------------------------------------
 
 
 def contrast_sources(run, images, questions, annotations):
-    """{name: function (batch (B,3,S,S), indices, first, second) -> maps (B,h,w)} for every contrast asked for, or for
-    --scoremap_root, and for the controls. Raises UserError."""
+    """{name: function (batch (B,3,S,S), indices, first, second) -> maps (B,h,w)} for every contrast that the flags ask
+    for, or for --scoremap_root, and for the controls. Raises UserError."""
     settings, head = session.sampling_settings(run.args), type(run.model)
 
     def source(model, name):
@@ -53,12 +54,12 @@ def contrast_sources(run, images, questions, annotations):
                             'them out')
         return {session.folder_name(run.args.scoremap_root): folder_source(run, images, questions)} | controls
     defined = [name for name, entry in CONTRASTS.items() if issubclass(head, entry.head)]
-    asked = run.args.contrast_method or defined
-    unknown = [name for name in asked if name not in defined]
+    requested = run.args.contrast_method or defined
+    unknown = [name for name in requested if name not in defined]
     if unknown:
-        raise UserError(f'--contrast_method={unknown[0]} is not measured here for {head.__name__}; choose some of '
-                        f'{", ".join(defined)}, or leave the flag out to measure all of them')
-    names = sorted(asked, key=is_slow)  # the cheap ones first
+        raise UserError(f'--contrast_method={unknown[0]} is not available for {head.__name__}; choose some of '
+                        f'{", ".join(defined)}, or leave the flag out for all of them')
+    names = sorted(requested, key=is_slow)  # the slow ones last
     return {name: source(run.model, name) for name in names} | controls
 
 
@@ -96,16 +97,16 @@ def control_sources(run, source, masks):
     untrained = untrained.to(run.device).eval()
     controls = {'control: random': noise,
                 "control: the bird's mask": bird,
-                # by the contrasts that take one forward, and by the gradient
+                # only contrasts that take one forward, and the gradient
                 **{f'control: random weights, {name}': source(untrained, name) for name, contrast in CONTRASTS.items()
                    if (contrast.one_forward or name == 'backprop') and issubclass(type(untrained), contrast.head)}}
-    if run.model.default_method == 'jointll':
+    if isinstance(untrained, CALM):
         controls['control: prior'] = lambda images, *_: run.model.activations(images).prior
     return controls
 
 
 def is_slow(name):
-    """Whether a contrast takes many forwards for a map: it answers --slow_questions of the questions only."""
+    """Whether a contrast takes many forwards for a map: it gets only --slow_questions of the questions."""
     return name in CONTRASTS and CONTRASTS[name].slow
 
 
@@ -114,35 +115,37 @@ def is_slow(name):
 
 def rank_correlation(first, second):
     """Spearman's rank correlation, row by row: (Q,R), (Q,R), NaN where a row has no value -> (Q,)."""
-    there = np.isfinite(first) & np.isfinite(second)
-    ranks = [stats.rankdata(np.where(there, values, np.nan), axis=1, nan_policy='omit') for values in (first, second)]
-    mean = (there.sum(1, keepdims=True) + 1) / 2
-    first, second = (np.where(there, rank - mean, 0) for rank in ranks)
+    finite = np.isfinite(first) & np.isfinite(second)
+    ranks = [stats.rankdata(np.where(finite, values, np.nan), axis=1, nan_policy='omit') for values in (first, second)]
+    mean = (finite.sum(1, keepdims=True) + 1) / 2
+    first, second = (np.where(finite, rank - mean, 0) for rank in ranks)
     return metrics.ratio((first * second).sum(1), np.sqrt(np.square(first).sum(1) * np.square(second).sum(1)))
 
 
-def held_against(signed, absolute, questions, effects, unit, present):
-    """{figure: (numerators, denominators)} by question: each figure is the ratio of their sums.
+def effect_figures(signed, absolute, questions, effects, unit, present):
+    """How masses agree with true effects: {figure: (numerators, denominators)} by question; a figure is the ratio of
+    their sums.
 
     signed, absolute: (Q,8) masses. effects: (Q,8), in the unit of the map. present: (Q,8) bool, visible regions.
     """
-    true = np.zeros_like(present)
+    differs = np.zeros_like(present)
     for row, question in enumerate(questions):
-        true[row, list(question.parts)] = True
+        differs[row, list(question.parts)] = True
     rank = rank_correlation(np.where(present, signed, np.nan), np.where(present, effects, np.nan))
-    agrees = (np.sign(signed) == np.sign(effects)) & true & (effects != 0)
-    figures = {'rank': (np.nan_to_num(rank), np.isfinite(rank)),
-               'share': (100 * (absolute * true).sum(1) / np.maximum(absolute.sum(1), 1e-300), absolute.sum(1) > 0),
-               'sign': (100 * agrees.sum(1), (true & (effects != 0)).sum(1))}
+    agrees = (np.sign(signed) == np.sign(effects)) & differs & (effects != 0)
+    figures = {'rank corr.': (np.nan_to_num(rank), np.isfinite(rank)),
+               'mass on cue': (100 * (absolute * differs).sum(1) / np.maximum(absolute.sum(1), 1e-300),
+                               absolute.sum(1) > 0),
+               'sign': (100 * agrees.sum(1), (differs & (effects != 0)).sum(1))}
     if unit in ('nats', 'probability'):
         figures['slope'] = (signed * effects).sum(1), np.square(effects).sum(1)
         figures['error'] = np.abs(signed - effects).sum(1), np.abs(effects).sum(1)
     return {name: tuple(np.asarray(part, float) for part in parts) for name, parts in figures.items()}
 
 
-def held_against_deletions(signed, absolute, on_shapes, effects, present, areas):
-    """The same for two measures of FunnyBirds: rank correlation with the effects of deletion, and mass on distractors
-    divided by their share of the area.
+def deletion_figures(signed, absolute, on_shapes, effects, present, areas):
+    """Two figures of FunnyBirds, as effect_figures gives them: rank correlation with the effects of deletion, and mass
+    on distractors divided by their share of the area.
 
     on_shapes: (Q,18) absolute masses. effects: the Effects. areas: (Q,18) shares of the picture.
     """
@@ -150,9 +153,9 @@ def held_against_deletions(signed, absolute, on_shapes, effects, present, areas)
     rank = rank_correlation(np.where(parts, signed[:, :BACKGROUND], np.nan), np.where(parts, effects.deletion, np.nan))
     distracts = (areas > 0) & (np.abs(effects.shapes) < NEGLIGIBLE)
     total = absolute.sum(1)
-    above = (on_shapes * distracts).sum(1) / np.maximum(total, 1e-300)
-    return {'deletion': (np.nan_to_num(rank), np.isfinite(rank).astype(float)),
-            'distractors': (above, (areas * distracts).sum(1) * (total > 0))}
+    share = (on_shapes * distracts).sum(1) / np.maximum(total, 1e-300)
+    return {'deletion corr.': (np.nan_to_num(rank), np.isfinite(rank).astype(float)),
+            'on distractors': (share, (areas * distracts).sum(1) * (total > 0))}
 
 
 @torch.no_grad()
@@ -190,48 +193,49 @@ def summarise(figures, questions, pxap, seed):
     """{figure: [value, low, high]} with 95 % bootstrap intervals over the images; for the mean PxAP over the class
     pairs. pxap: (P,), NaN for a pair without a value."""
     images, pxap = np.array([question.index for question in questions]), pxap[np.isfinite(pxap)]
-    summary = {'pxap': [float(pxap.mean()), *metrics.bootstrap_ratio(pxap, np.ones(len(pxap)), seed)]}
-    for name, (above, below) in figures.items():
-        by_image = [np.bincount(images, part) for part in (above, below)]
-        summary[name] = [float(above.sum() / below.sum()) if below.any() else None,
+    summary = {'PxAP exact': [float(pxap.mean()), *metrics.bootstrap_ratio(pxap, np.ones(len(pxap)), seed)]}
+    for name, (numerators, denominators) in figures.items():
+        by_image = [np.bincount(images, values) for values in (numerators, denominators)]
+        summary[name] = [float(numerators.sum() / denominators.sum()) if denominators.any() else None,
                          *metrics.bootstrap_ratio(*by_image, seed)]
     return summary
 
 
 def network_facts(effects, asked, seed):
-    """What the network uses: how many right predictions turn into B when all differing parts take B's colours, and how
-    many of the background's shapes do not matter."""
+    """What the network uses: which percentage of right predictions turns into B when all differing parts take B's
+    colours, and which percentage of the background's shapes has a negligible effect."""
     images = np.array([question.index for question in asked.questions])
     right, turns = (np.bincount(images, part.astype(float))
                     for part in (effects.is_right, effects.is_right & effects.turns))
     share = turns.sum() / right.sum() if right.any() else None
-    there = asked.areas(asked.clutter, SHAPES + 1)[:, 1:] > 0
+    visible = asked.areas(asked.clutter, SHAPES + 1)[:, 1:] > 0
     return {'accuracy': 100 * float(effects.is_right.mean()), 'turns': [
         None if value is None else 100 * float(value)
         for value in (share, *metrics.bootstrap_ratio(turns, right, seed))],
         'effect_of_all_parts': float(effects.all_parts.mean()),
         'effect_of_the_background': float(np.abs(effects.log_odds[:, BACKGROUND]).mean()),
-        'shapes_that_distract': 100 * float((there & (np.abs(effects.shapes) < NEGLIGIBLE)).sum() / there.sum())}
+        'shapes_that_distract': 100 * float((visible & (np.abs(effects.shapes) < NEGLIGIBLE)).sum() / visible.sum())}
 
 
-def report(content, method):
+def report(content, head):
     """Print the facts of the network, and the table of contrasts. content: of the result."""
     facts = content['network']
     share, low, high = facts['turns']
-    turns = '' if share is None else f'; of these {share:.1f} % [{low:.1f}, {high:.1f}] turn with all differing parts'
-    screen.say(f'\n{method}, {content["questions"]} questions, {facts["accuracy"]:.1f} % on images that the network '
-               f'gets right{turns}')
-    screen.say(f'{facts["shapes_that_distract"]:.1f} % of the shapes of the background are distractors: without one '
-               f'the log-odds change by less than {NEGLIGIBLE}')
+    turns = '' if share is None else (f'; {share:.1f} % [{low:.1f}, {high:.1f}] of these predictions become B when all '
+                                      'differing parts take B\'s colours')
+    screen.say(f'\n{head}, {content["questions"]} questions, {facts["accuracy"]:.1f} % about images that the network '
+               f'classifies correctly{turns}')
+    screen.say(f'{facts["shapes_that_distract"]:.1f} % of the shapes of the background are distractors: leaving '
+               f'one out changes the log-odds by less than {NEGLIGIBLE}')
     table = []
     for name, row in content['methods'].items():
-        values = [row.get(key, [None])[0] for key in COLUMNS]
+        values = [row.get(key, [None])[0] for key in INTERVENTIONS]
         table.append([name, *(None if value is None else f'{value:.2f}' for value in values), row['questions']])
-    screen.say(screen.table(['why A and not B', *COLUMNS.values(), 'questions'], table))
+    screen.say(screen.table(['why A and not B', *INTERVENTIONS, 'questions'], table))
 
 
 def measure_all(run, images, asked, sources, effects, result):
-    """Measure every contrast and control. Returns the content of the result, and keeps what is finished on the way."""
+    """Measure every contrast and control. Returns the content of the result; writes what is finished after each."""
     seed, few = run.args.seed, np.random.default_rng(run.args.seed).permutation(len(asked.questions))
     content = {'questions': len(asked.questions), 'network': network_facts(effects, asked, seed), 'methods': {}}
     for name, source in sources.items():
@@ -241,8 +245,8 @@ def measure_all(run, images, asked, sources, effects, result):
         unit = CONTRASTS[name].unit if name in CONTRASTS else ''
         in_unit = caused.probability if unit == 'probability' else caused.log_odds
         present, shapes = part.areas(part.regions, len(REGIONS)) > 0, part.areas(part.clutter, SHAPES + 1)[:, 1:]
-        figures = held_against(signed, absolute, part.questions, in_unit, unit, present)
-        figures |= held_against_deletions(signed, absolute, on_shapes, caused, present, shapes)
+        figures = effect_figures(signed, absolute, part.questions, in_unit, unit, present)
+        figures |= deletion_figures(signed, absolute, on_shapes, caused, present, shapes)
         pxap = metrics.pixel_average_precision(counts)
         content['methods'][name] = {'questions': len(rows), 'unit': unit,
                                     **summarise(figures, part.questions, pxap, seed)}
@@ -264,7 +268,7 @@ def main():
         raise UserError(f'interventions need the painter: --dataset=ToyBirds, not {data.name}')
     images, annotations, repainter = run.open_split(data, 'test'), data.annotations(), Repainter(data.cub_root)
     asked = ask(images, annotations, repainter, run.args.crop_size)
-    # before the first image: this finds mistakes in the flags, and a folder that cannot be written
+    # before the first image, so that mistakes in the flags and a folder without write access are found at once
     sources = contrast_sources(run, images, asked.questions, annotations)
     if processes.is_first():
         whole_files.check_writable(run.results_folder())

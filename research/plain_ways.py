@@ -1,7 +1,7 @@
-"""The plain ways that bench.py measures ours against: the published code's (Kim et al., ICCV 2021), written out.
+"""The plain ways that research/bench.py compares ours with: what the published code does (Kim et al., ICCV 2021).
 
-In float32, in torch's default memory layout, with a graph where the published code builds one. tests/test_bench.py
-holds their results to ours.
+They compute in float32, in torch's default memory layout, with a graph where the published code builds one.
+tests/research/test_bench.py checks that their results agree with ours.
 """
 import numpy as np
 import torch
@@ -17,14 +17,14 @@ AT_A_TIME = 8  # images of a pair through the network, with their graph
 
 
 def maps(model, images, labels):
-    """Maps (B,h,w): with a graph, of all classes, of which one is taken."""
+    """Maps (B,h,w): those of all classes are computed, with a graph, and one is kept."""
     _, logits, prior = model.activations(images)
     return joint(logits.log_softmax(1), prior)[range(len(images)), labels].detach()
 
 
 def erasure(model, images, labels):
     """Remove-and-classify: a forward for the prediction, one for the map, a sort and a forward for each k and order.
-    Returns 11 lists of B booleans: right as it is, after the top k, and after random ones."""
+    Returns 11 lists of B booleans: whether each image is right intact, after top-k and after random erasure."""
     def right(images):
         with torch.no_grad():
             return (model(images).argmax(1) == labels).tolist()
@@ -39,7 +39,7 @@ def erasure(model, images, labels):
 
 
 def cue_mask(points, photo_size, size, parts, object_mask):
-    """The pixels (S,S) that show one of the parts: every pixel's distance to every part point, anew for each pair.
+    """(S,S) bool: the pixels that show one of the parts, from the distances of all pixels to all part points.
     points: (15,3) x, y, visible, in a photo of photo_size."""
     scaled, centres, owners = points[:, :2] * size / photo_size, [], []
     for part, names in CENTRES:
@@ -54,18 +54,18 @@ def cue_mask(points, photo_size, size, parts, object_mask):
 
 
 def cue_histograms(model, cues, edges, device):
-    """Cue localization, pair by pair: two forwards with a graph, the masks anew, numpy's histograms, which drop what is
+    """Cue localization, pair by pair: two forwards with a graph, new masks, and numpy's histograms, which drop scores
     under the first edge. cues: a CueImages. Returns (P,2,len(edges)-1): the false and the true pixels of each pair."""
     annotations, counts = cues.annotations, np.zeros((len(cues.annotations.pairs), 2, len(edges) - 1), np.int64)
     for number, pair in enumerate(annotations.pairs):
         rows = [index for index in cues.rows if number in cues.pairs[index]]
         for start in range(0, len(rows), AT_A_TIME):
-            own = rows[start:start + AT_A_TIME]
-            images = torch.stack([cues.images[index][0] for index in own]).to(device)
+            batch = rows[start:start + AT_A_TIME]
+            images = torch.stack([cues.images[index][0] for index in batch]).to(device)
             size = images.shape[-1]
-            first, second = (maps(model, images, [label] * len(own)) for label in pair[:2])
+            first, second = (maps(model, images, [label] * len(batch)) for label in pair[:2])
             differences = F.interpolate((first - second)[:, None], (size, size), mode='bilinear')[:, 0]
-            for index, scores in zip(own, differences.abs().clamp(0, 1).cpu().double().numpy(), strict=True):
+            for index, scores in zip(batch, differences.abs().clamp(0, 1).cpu().double().numpy(), strict=True):
                 image_id = cues.images.image_id(index)
                 truth = cue_mask(annotations.points(image_id), annotations.photo_size(image_id), size, pair.parts,
                                  annotations.object_mask(image_id, size))

@@ -1,7 +1,7 @@
 """The true effect of every region of a ToyBirds image on a network's decision, by repainting the image.
 
-The painter changes one thing: a part takes the colours of another class, the background is another one, a part is left
-out, or a shape of the background is. The effect is the log-odds of the image minus those of the repainted one.
+The painter changes one thing: it gives a part the colours of another class, replaces the background, leaves out a part,
+or leaves out a shape of the background. The effect is the log-odds of the image minus those of the repainted one.
 Source: FunnyBirds (Hesse et al., ICCV 2023) leaves out single parts and single shapes of the background.
 """
 from typing import NamedTuple
@@ -24,7 +24,7 @@ SHAPES = 18  # of a background, at most
 
 
 class Question(NamedTuple):
-    """Why an image's class `first` and not `second`?"""
+    """The question: why an image's class `first` and not `second`?"""
     index: int                # of the image
     pair: int                 # of annotations.pairs
     first: int
@@ -35,11 +35,11 @@ class Question(NamedTuple):
 class Asked(NamedTuple):
     """The questions about the N images of a split, and what every pixel shows."""
     questions: list
-    regions: np.ndarray       # (N,S,S) uint8, places of REGIONS
+    regions: np.ndarray       # (N,S,S) uint8: index into REGIONS
     clutter: np.ndarray       # (N,S,S) uint8: number of the background's shape, from 1; 0: none
 
     def chosen(self, rows):
-        """Restrict to the given questions."""
+        """The Asked with only the questions of these rows."""
         return self._replace(questions=[self.questions[row] for row in rows])
 
     def areas(self, labels, count):
@@ -67,7 +67,7 @@ def ask(images, annotations, repainter, size):
         mask = annotations.true_parts(images.image_id(index), size)
         if mask is None:
             raise UserError(f'{annotations.root / "part_masks"} is not there, and interventions need it: move '
-                            f'{annotations.root} away, and the painter makes it again')
+                            f'{annotations.root} away, and the painter paints all of it again')
         regions.append(np.where(mask == NO_PART, BACKGROUND, mask).astype(np.uint8))
         shapes = Image.fromarray(repainter.picture(images.image_id(index)).clutter)
         clutter.append(np.asarray(shapes.resize((size, size), Image.Resampling.NEAREST)))
@@ -81,8 +81,8 @@ def ask(images, annotations, repainter, size):
 
 
 def pictures_of(asked, index, numbers):
-    """{(field of Effects, place in it, question or None for all): arguments of Repainter.paint} of the pictures that
-    the questions about an image need. numbers: of these questions."""
+    """The pictures that the questions about an image need: {(field of Effects, index in it, question or None for all):
+    arguments of Repainter.paint}. numbers: the numbers of these questions."""
     colours = [colours for _, colours in class_colours()]
     pictures = {('log_odds', (BACKGROUND,), None): {'background': 1}}
     for number in numbers:
@@ -103,30 +103,31 @@ def true_effects(model, images, asked, repainter, device):
     for number, question in enumerate(questions):
         by_image.setdefault(question.index, []).append(number)
     widths = {'log_odds': len(REGIONS), 'probability': len(REGIONS), 'deletion': len(UNION_PARTS), 'shapes': SHAPES}
-    found = {name: np.zeros((len(questions), width)) for name, width in widths.items()}
-    found |= {'all_parts': np.zeros(len(questions)),
+    effects = {name: np.zeros((len(questions), width)) for name, width in widths.items()}
+    effects |= {'all_parts': np.zeros(len(questions)),
               **{name: np.zeros(len(questions), bool) for name in ('is_right', 'turns')}}
-    mine = list(by_image.items())[processes.rank()::processes.size()]
-    for index, numbers in screen.progress(mine, 'repainting', 'image'):
+    share = list(by_image.items())[processes.rank()::processes.size()]
+    for index, numbers in screen.progress(share, 'repainting', 'image'):
         image_id, pictures = images.image_id(index), pictures_of(asked, index, numbers)
-        painted = [repainter.paint(image_id, **how) for how in ({}, *pictures.values())]  # the first as it is
+        painted = [repainter.paint(image_id, **how) for how in ({}, *pictures.values())]  # the first is unchanged
         batch = torch.stack([images.transform(as_image(picture)) for picture in painted])
         scores = model(util.to_device(batch, device)).log_softmax(1).cpu().double().numpy()  # (V,C)
         for number in numbers:
             _, _, first, second, _ = questions[number]
             odds = scores[:, first] - scores[:, second]
             gap = np.exp(scores[:, first]) - np.exp(scores[:, second])
-            found['is_right'][number] = scores[0].argmax() == first
+            effects['is_right'][number] = scores[0].argmax() == first
             for row, (field, place, whose) in enumerate(pictures, 1):
                 if whose not in (None, number):
                     continue
-                found[field][(number, *place)] = odds[0] - odds[row]
+                effects[field][(number, *place)] = odds[0] - odds[row]
                 if field == 'log_odds':
-                    found['probability'][(number, *place)] = gap[0] - gap[row]
+                    effects['probability'][(number, *place)] = gap[0] - gap[row]
                 elif field == 'all_parts':
-                    found['turns'][number] = scores[row].argmax() == second
-    of_each = processes.gather(found)  # zero for the images of other processes
-    return Effects(**{name: sum(part[name] for part in of_each).astype(values.dtype) for name, values in found.items()})
+                    effects['turns'][number] = scores[row].argmax() == second
+    of_each = processes.gather(effects)  # zero for the images of other processes
+    return Effects(**{name: sum(part[name] for part in of_each).astype(values.dtype)
+                      for name, values in effects.items()})
 
 
 def masses(maps, labels, count):

@@ -64,8 +64,7 @@ def number(kind, low, low_included=True, high=math.inf):
 
 
 COUNT, SIZE = number(int, 1), number(int, 1, True, 10_001)
-RATE, POSITIVE = number(float, 0), number(float, 0, False)
-NATURAL, SEED = number(int, 0), number(int, 0, True, 2**32)
+RATE, NATURAL, SEED = number(float, 0), number(int, 0), number(int, 0, True, 2**32)
 
 
 def choice(options, aliases=None):
@@ -114,8 +113,8 @@ def percentages(text):
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line, and whose help is printed once.
 
-    Blank words are ignored, and quotes around a value are removed: shells leave both where a published command is
-    pasted (a backslash and a blank at the end of a line; --data_root='"dataset/"').
+    Blank words are ignored, and quotes around a value are removed: a pasted published command can contain
+    both (a backslash and a blank at the end of a line; --data_root='"dataset/"').
     """
 
     def parse_known_args(self, args=None, namespace=None):
@@ -131,7 +130,7 @@ class Parser(argparse.ArgumentParser):
         if unknown != message:
             flag = unknown.split()[0].split('=')[0]
             if not flag.startswith('-'):
-                raise UserError(f'"{flag}" belongs to no flag; a value goes after its flag, and images before all')
+                raise UserError(f'unexpected "{flag}": write --flag=value; image files come first')
             near = difflib.get_close_matches(flag, self._option_string_actions, 1)
             message = f'unknown flag {flag}' + (f'; did you mean {near[0]}?' if near else '') + ' (--help lists all)'
         raise UserError(message)

@@ -7,7 +7,7 @@ make fake CUDA tensors, but neither copy nor differentiate them. Three things ne
 - "meta" has no autocast: here it does nothing, but notes for which device it was asked;
 - FakeTensorMode lets indices on the accelerator into a tensor on the CPU, which a real accelerator refuses;
 - what looks at values has none to look at: the seeds are real tensors, and attribution_maps' check of the labels'
-  values (tests/test_attribution.py tests it) is left out.
+  values (tests/wsol/test_attribution.py tests it) is left out.
 """
 from contextlib import nullcontext
 from types import SimpleNamespace

@@ -169,8 +169,8 @@ def write_result(path, **content):
 
 def write_interventions(path, seed=None, distractors=None, **methods):
     network = {'turns': [80, 70, 90]} | ({} if distractors is None else {'shapes_that_distract': distractors})
-    write_result(path, metric='interventions', network=network, settings={'attribution_method': 'CAM', 'seed': seed},
-                 methods={name: {'rank': rank, 'share': [10, None, None], 'questions': 40} for name, rank in methods.items()})
+    write_result(path, metric='interventions', format=2, network=network, settings={'attribution_method': 'CAM', 'seed': seed},
+                 methods={name: {'rank corr.': rank, 'mass on cue': [10, None, None], 'questions': 40} for name, rank in methods.items()})
 
 
 def test_a_result_on_another_scale_is_named_so_even_alone_and_metrics_of_one_scale_share_a_row(evaluated):

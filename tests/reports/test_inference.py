@@ -222,7 +222,7 @@ def test_a_photo_of_a_hundred_megapixels_takes_less_than_a_gigabyte(checkpoint, 
     (['photos/wide.jpg', '--score_map_method=backprop', '--score_map_process=jointll'], ['contradicts']),
     (['photos/wide.jpg', '--target=5', '--contrast=Toy_B2'], ['zero everywhere']),
     (['photos/wide.jpg', '--scoremap_root=x'], ['for the evaluations']),
-    (['photos/wide.jpg', '--seed=1', 'b.jpg'], ['"b.jpg" belongs to no flag'])])
+    (['photos/wide.jpg', '--seed=1', 'b.jpg'], ['unexpected "b.jpg"'])])
 def test_mistakes(infer, folder, tmp_path, flags, words):
     (tmp_path / 'empty').mkdir()
     refused(infer(*flags), *words)

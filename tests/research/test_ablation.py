@@ -106,4 +106,4 @@ def test_from_random_weights_there_is_no_start(monkeypatch, tmp_path):
 def test_mistakes(script):
     refused(script('research.ablation', 'three'), 'SEEDS', '"three"')
     refused(script('research.ablation', '1', '--rows', 'CALM_EM, rely'), 'did you mean CALM_EM, relu?')
-    refused(script('research.ablation', '--seed=3'), '--seed is what ablation.py chooses itself')
+    refused(script('research.ablation', '--seed=3'), 'research.ablation chooses --seed itself')

@@ -1,4 +1,4 @@
-"""abstention.py: the share of dropped pixels and both PxAPs, as the evaluations measure them."""
+"""research.abstention: the share of dropped pixels and both PxAPs, as the evaluations measure them."""
 import re
 import shutil
 
@@ -76,7 +76,7 @@ def test_what_is_no_experiment_is_refused(script, tmp_path):
     refused(script('research.abstention', 'empty'), 'empty', 'save/')
     refused(script('research.abstention', 'empty', '--thresholds=3'), 'thresholds')
     for flag in ('threshold_type=even', 'load_checkpoint=x', 'scoremap_root=x', 'save_root=x', 'drop_lowest=3'):
-        refused(script('research.abstention', 'empty', f'--{flag}'), flag.partition('=')[0], 'abstention.py')
+        refused(script('research.abstention', 'empty', f'--{flag}'), flag.partition('=')[0], 'research.abstention')
 
 
 def test_a_method_that_no_network_has_is_refused(save, script):

@@ -55,17 +55,17 @@ def test_the_plain_cue_localization_counts_what_ours_counts(bench):
     assert ours[1].tolist() == [3] * 4 and plain.shape == counts.shape and plain.sum() > 1000
     assert np.abs(counts - plain).sum() <= 0.01 * plain.sum()
     np.testing.assert_allclose(counts.sum(2), plain.sum(2), rtol=1e-3)
-    assert bench_items.counted_otherwise({'plain': plain, 'float32': ours}).startswith('float32: 0.')
+    assert bench_items.differing_counts({'plain': plain, 'float32': ours}).startswith('float32: 0.')
 
 
-def test_what_is_counted_otherwise_is_said():
+def test_differing_counts_are_reported():
     plain = np.zeros((1, 2, 4), np.int64)
     plain[0, :, 2] = 50
     ours = np.pad(plain, ((0, 0), (0, 0), (1, 1)))
     ours[0, 1, 0] = 77  # underflow, which numpy drops
     for moved in (0, 5):
         ours[0, 1, 2:4] = moved, 50 - moved
-        said = bench_items.counted_otherwise({'plain': plain, 'auto': ([{'parts': ours}], None), 'floor': None})
+        said = bench_items.differing_counts({'plain': plain, 'auto': ([{'parts': ours}], None), 'floor': None})
         assert said.startswith(f'auto: {moved}.000 % of the pixels')
 
 

@@ -1,4 +1,4 @@
-"""eval_interventions: effects against pictures painted by hand, figures of maps that are exactly right or wrong."""
+"""research.interventions: effects against pictures painted by hand, figures of maps that are exactly right or wrong."""
 import json
 import shutil
 from pathlib import Path
@@ -19,8 +19,7 @@ from dataset.image_files import eval_transform
 from dataset.toybirds import Repainter, class_colours
 from experiment import weights
 from reports.rows import read_rows
-from research import interventions as interventions
-from research import repainting
+from research import interventions, repainting
 from wsol import build_model
 from wsol.annotations.cub import UNION_PARTS
 from wsol.errors import UserError
@@ -180,14 +179,14 @@ def test_the_figures_of_deletion_and_distractors(asked):
     effects = repainting.Effects(np.zeros((12, 8)), np.zeros((12, 8)), zeros, zeros > 0, zeros > 0, deletion, shapes)
 
     def figures(signed, on_shapes):
-        found = interventions.held_against_deletions(signed, np.abs(signed), on_shapes, effects, present, areas)
-        return {name: above.sum() / below.sum() for name, (above, below) in found.items()}
+        found = interventions.deletion_figures(signed, np.abs(signed), on_shapes, effects, present, areas)
+        return {name: numerators.sum() / denominators.sum() for name, (numerators, denominators) in found.items()}
     masses = np.concatenate([deletion, np.full((12, 1), 9.0)], 1)  # the background's has no part in the ranks
-    assert figures(masses, 0 * areas) == {'deletion': pytest.approx(1), 'distractors': 0}
-    assert figures(-masses, 0 * areas)['deletion'] == pytest.approx(-1)
-    assert figures(5 * regions, 5 * areas)['distractors'] == pytest.approx(1)
+    assert figures(masses, 0 * areas) == {'deletion corr.': pytest.approx(1), 'on distractors': 0}
+    assert figures(-masses, 0 * areas)['deletion corr.'] == pytest.approx(-1)
+    assert figures(5 * regions, 5 * areas)['on distractors'] == pytest.approx(1)
     bird = 5 * regions * (np.arange(8) < 7)
-    assert figures(bird, 5 * areas)['distractors'] == pytest.approx(
+    assert figures(bird, 5 * areas)['on distractors'] == pytest.approx(
         (areas * (shapes == 0.01) / regions[:, :7].sum(1, keepdims=True)).sum() / (areas * (shapes == 0.01)).sum())
     assert regions.sum(1) == pytest.approx(1) and (areas.sum(1) < regions[:, 7]).all()
 
@@ -205,8 +204,8 @@ def test_masses_add_up_to_the_map(asked):
 
 def figures_of(signed, effects, questions, unit='nats'):
     present = np.ones_like(signed, bool)
-    found = interventions.held_against(signed, np.abs(signed), questions, effects, unit, present)
-    return {name: above.sum() / below.sum() for name, (above, below) in found.items()}
+    found = interventions.effect_figures(signed, np.abs(signed), questions, effects, unit, present)
+    return {name: numerators.sum() / denominators.sum() for name, (numerators, denominators) in found.items()}
 
 
 @pytest.fixture
@@ -225,12 +224,12 @@ def truth():
 def test_a_map_that_is_right_and_one_that_is_wrong(truth):
     questions, effects = truth
     right, wrong, double = (figures_of(maps, effects, questions) for maps in (effects, -effects, 2 * effects))
-    assert right['rank'] == pytest.approx(1) and right['slope'] == pytest.approx(1) and right['error'] == pytest.approx(0)
-    assert right['sign'] == 100 and wrong['sign'] == 0 and wrong['rank'] == pytest.approx(-1)
-    assert double['slope'] == pytest.approx(2) and double['error'] == pytest.approx(1) and double['rank'] == pytest.approx(1)
+    assert right['rank corr.'] == pytest.approx(1) and right['slope'] == pytest.approx(1) and right['error'] == pytest.approx(0)
+    assert right['sign'] == 100 and wrong['sign'] == 0 and wrong['rank corr.'] == pytest.approx(-1)
+    assert double['slope'] == pytest.approx(2) and double['error'] == pytest.approx(1) and double['rank corr.'] == pytest.approx(1)
     shares = [100 * np.abs(effects[row, list(q.parts)]).sum() / np.abs(effects[row]).sum() for row, q in enumerate(questions)]
-    assert right['share'] == pytest.approx(np.mean(shares))
-    assert figures_of(np.abs(effects), effects, questions, '').keys() == {'rank', 'share', 'sign'}
+    assert right['mass on cue'] == pytest.approx(np.mean(shares))
+    assert figures_of(np.abs(effects), effects, questions, '').keys() == {'rank corr.', 'mass on cue', 'sign'}
 
 
 def test_rank_correlation_is_spearmans():
@@ -266,9 +265,9 @@ def test_the_script_ranks_a_map_of_the_cue_above_noise(script, tiny_birds, save,
     (path,) = (save / 'CALM_EM').glob('interventions_*.json')
     content = json.loads(path.read_text())
     found, noise = content['methods']['log-odds'], content['methods']['control: random']
-    assert found['share'][0] == pytest.approx(100) and found['pxap'][0] > 99 and found['rank'][0] > noise['rank'][0]
-    assert noise['share'][0] < 30 and noise['share'][1] < noise['share'][0] < noise['share'][2]
-    assert noise['pxap'][1] < noise['pxap'][0] < noise['pxap'][2]  # over the class pairs
+    assert found['mass on cue'][0] == pytest.approx(100) and found['PxAP exact'][0] > 99 and found['rank corr.'][0] > noise['rank corr.'][0]
+    assert noise['mass on cue'][0] < 30 and noise['mass on cue'][1] < noise['mass on cue'][0] < noise['mass on cue'][2]
+    assert noise['PxAP exact'][1] < noise['PxAP exact'][0] < noise['PxAP exact'][2]  # over the class pairs
     assert content['network']['accuracy'] <= 100 and 'log-odds' in out
     assert f'{content["network"]["shapes_that_distract"]:.1f} % of the shapes of the background are distractors' in out
 
@@ -279,7 +278,7 @@ def test_interventions_need_the_painter(script, tiny_birds, save, tmp_path):
     code, _, err = script('research.interventions', *tiny_birds, '--experiment_name=CAM', '--contrast_method=evidences')
     assert code == 2 and 'did you mean evidence?' in err
     code, _, err = script('research.interventions', *tiny_birds, '--experiment_name=CAM', '--contrast_method=joint-difference')
-    assert code == 2 and 'joint-difference is not measured here for CAM; choose some of log-odds' in err
+    assert code == 2 and 'joint-difference is not available for CAM; choose some of log-odds' in err
 
 
 def test_every_network_has_a_control_with_random_weights_of_its_own():
@@ -314,12 +313,12 @@ def test_the_birds_mask_is_a_control(script, tiny_birds, save_measured, birds, a
     contents = [json.loads(path.read_text()) for metric in ('interventions', 'cue_location')
                 for path in (save / 'CAM').glob(f'{metric}_*.json')]
     bird = contents[0]['methods']["control: the bird's mask"]
-    assert bird['pxap'][0] == pytest.approx(contents[1]['pxap']['exact']['per pair, all pixels']['mean'])
+    assert bird['PxAP exact'][0] == pytest.approx(contents[1]['pxap']['exact']['per pair, all pixels']['mean'])
     questions, regions, _ = asked
     masks = [birds[2].object_mask(birds[1].image_id(question.index), SIZE) for question in questions]
     shares = [np.isin(regions[question.index][mask], question.parts).mean()
               for question, mask in zip(questions, masks, strict=True)]
-    assert bird['share'][0] == pytest.approx(100 * np.mean(shares), rel=1e-3)
+    assert bird['mass on cue'][0] == pytest.approx(100 * np.mean(shares), rel=1e-3)
     assert bird['sign'][0] == contents[0]['methods']['control: random']['sign'][0]  # neither is negative anywhere
 
 
@@ -401,7 +400,7 @@ def test_maps_made_elsewhere_are_held_against_the_same_effects(script, tiny_bird
     theirs = rows.pop('log-odds')
     (name, mine), = rows.items()
     assert name.startswith('maps-mine-')
-    for figure in ('pxap', 'rank', 'share', 'sign'):
+    for figure in ('PxAP exact', 'rank corr.', 'mass on cue', 'sign'):
         assert mine[figure][0] == pytest.approx(theirs[figure][0], rel=1e-3), figure
     refused(script('research.interventions', *own, '--scoremap_root=mine', '--contrast_method=log-odds'), 'leave one of them out')
     for other in (tmp_path / 'mine/test').rglob(path.name):

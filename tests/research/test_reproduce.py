@@ -146,5 +146,5 @@ def test_mistakes(script):
     refused(script('research.reproduce', '--dataset=Cub'), 'did you mean CUB?')
     refused(script('research.reproduce', '--seeds=0'), '--seeds')
     refused(script('research.reproduce', '--epoch=3'), 'did you mean --epochs?')
-    refused(script('research.reproduce', '--attribution_method=CAM'), '--attribution_method is what reproduce.py chooses itself')
+    refused(script('research.reproduce', '--attribution_method=CAM'), 'research.reproduce chooses --attribution_method itself')
     refused(script('research.reproduce', '--override_cache'), '--override_cache')
