@@ -4,10 +4,11 @@ Runs the project's own commands and prints them. What is done is not run again; 
 settings is refused. Both networks are a ResNet-18 up to layer2 and start from one CAM classifier, as the paper's
 networks start from an ImageNet classifier. --full trains as long as the findings do.
 Result: table.txt, which is printed at the end, contact_sheet.png, and the experiments start, CAM and CALM_EM, in
-save/demo, with --full in save/demo_full.
+save/demo, with --full in save/demo_full. Another seed than 0 has a folder of its own: save/demo_seed1.
 
     make demo
     make demo FULL=1
+    python -m research.demo --seed=1
 """
 from pathlib import Path
 
@@ -26,10 +27,10 @@ from wsol import attribution_maps
 from wsol.annotations.cub import UNION_PARTS
 from wsol.metrics import ERASE_RATIOS
 
-RECIPES = {  # folder -> flags of all trainings, of the start, and of the two that start from it
-    'save/demo': (['--crop_size=112', '--resize_size=128', '--batch_size=16'], ['--epochs=16', '--lr=0.02'],
+RECIPES = {  # experiments' folder -> flags of all trainings, of the start, and of the two that start from it
+    'demo': (['--crop_size=112', '--resize_size=128', '--batch_size=16'], ['--epochs=16', '--lr=0.02'],
                   ['--is_different_checkpoint', '--epochs=12', '--lr=0.01']),
-    'save/demo_full': (SIZES, FROM_RANDOM, FINE_TUNE)}
+    'demo_full': (SIZES, FROM_RANDOM, FINE_TUNE)}
 METHODS = {  # experiment -> {attribution method: its row of the table}
     'CAM': {'vanilla': 'CAM', 'object_mask': "control: the bird's mask", 'random': 'control: random maps'},
     'CALM_EM': {'jointll': 'CALM_EM', 'saliency': 'control: prior of CALM_EM'}}
@@ -38,15 +39,15 @@ PICTURED = (('007.Toy_B3', '005.Toy_B1'), ('002.Toy_A2', '004.Toy_A4'), ('011.To
             ('017.Toy_D4', '014.Toy_D1'))  # class A, class B: 1, 1, 2 and 3 differing parts
 LEGEND = """
 ToyBirds, 360 test images. PxAP in %, by the number of differing parts (1, 2, 3), higher is better.
-published: the published protocol; dropped: the % of the pixels that it leaves out; per pair: each pair alone, all
-pixels; exact: the same against the exact part masks. R_k: correct after erasing the top k % / after random erasure,
-lower is better.
+published: the published protocol; dropped: the % of the pixels that it leaves out; per pair, all pixels: each class
+pair alone, all pixels counted; exact: the same against the exact part masks. R_k: correct after erasing the top k % /
+after random erasure, lower is better.
 """
 
 
-def train_all(folder, common, start, fine_tune):
+def train_all(folder, seed, common, start, fine_tune):
     """Train the start, CAM and CALM_EM below folder. common, start, fine_tune: flags of main.py."""
-    common = [*TRAIN, *common, '--last_stage=layer2', '--seed=0', '--cache', '--workers=1']
+    common = [*TRAIN, *common, '--last_stage=layer2', f'--seed={seed}', '--cache', '--workers=1']
     commands.train(folder, 'start', *common, '--attribution_method=CAM', *start)
     fine_tune = [*common, '--load_checkpoint=start', *fine_tune]
     commands.train(folder, 'CAM', *fine_tune, '--attribution_method=CAM')
@@ -69,8 +70,8 @@ def rows_of(folder):
 
 def table(folder):
     """The table of all methods as text."""
-    header = ['', 'accuracy', 'published 1', '2', '3', 'dropped', 'per pair 1', '2', '3', 'exact 1', '2', '3',
-              *(f'R_{100 * ratio:.0f}' for ratio in ERASE_RATIOS)]
+    header = ['', 'accuracy', 'published 1', '2', '3', 'dropped', 'per pair, all pixels 1', '2', '3',
+              'exact 1', '2', '3', *(f'R_{100 * ratio:.0f}' for ratio in ERASE_RATIOS)]
     return screen.table(header, rows_of(folder))
 
 
@@ -116,12 +117,16 @@ def method_panels(name, model, image, labels, picture, cue):
 def make_parser():
     parser = command_line.plain_parser(__doc__)
     parser.add_argument('--full', action='store_true', help='train as long as the findings do')
+    parser.add_argument('--seed', type=command_line.SEED, default=0, metavar='INTEGER',
+                        help='seed of the trainings (default: 0)')
     return parser
 
 
 def main():
-    folder = Path('save/demo_full' if make_parser().parse_args().full else 'save/demo')
-    train_all(folder, *RECIPES[str(folder)])
+    args = make_parser().parse_args()
+    recipe = 'demo_full' if args.full else 'demo'
+    folder = Path('save') / (f'{recipe}_seed{args.seed}' if args.seed else recipe)
+    train_all(folder, args.seed, *RECIPES[recipe])
     text = table(folder)
     figures.save(contact_sheet(folder), folder / 'contact_sheet.png')
     whole_files.write_lines(folder / 'table.txt', [text])
