@@ -188,7 +188,7 @@ def differing_counts(results):
         ours = results[way][0][0]['parts'].copy()
         ours[..., [0, -1]] = 0  # numpy counts nothing there
         moved = 100 * np.abs(ours - plain).sum() / 2 / plain.sum()
-        words.append(f'{way}: {moved:.3f} % of the pixels are in another bin than with the plain way')
+        words.append(f'{way}: {moved:.3f} % of the pixels are counted in another bin than by the plain way')
     return '; '.join(sorted(words))
 
 

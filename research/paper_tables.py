@@ -8,13 +8,14 @@ from reports.columns import COMPARED
 from reports.table_files import Cell, Table
 
 
-class Found(NamedTuple):
-    """What was measured of a method on a data set: {column: [Estimate of each network]}."""
+class MethodResult(NamedTuple):
+    """The results of a method on a data set. method: (head, attribution method). estimates: {column: [Estimate of each
+    network]}."""
     method: tuple
     estimates: dict
 
     def cell(self, column):
-        """The mean over the networks, with its interval over images or class pairs where they have the same."""
+        """The mean over the networks, with its interval if all networks have the same images or class pairs."""
         estimates = self.estimates.get(column, ())
         values = [one.value for one in estimates]
         if not values or None in values:
@@ -31,30 +32,30 @@ class Found(NamedTuple):
         return paper.METHODS[self.method]
 
 
-def verdict(found, reference, column=f'{COMPARED}: mean'):
-    """Whether a method lies on the same side of CAM as in the paper, in words. reference: CAM; None if it has no
-    result."""
+def verdict(row, reference, column=f'{COMPARED}: mean'):
+    """Words: whether a method scores above or below CAM, as in the paper. row, reference: the MethodResults of the
+    method and of CAM; None if CAM has no result."""
     if reference is None:
-        return 'CAM is not measured'
-    if found.method == reference.method:
+        return 'CAM has no result'
+    if row.method == reference.method:
         return 'the reference'
-    value, low, high = intervals.mean_interval(found.estimates[column], reference.estimates[column])
-    expected = paper.PXAP[found.method][-1] > paper.PXAP[reference.method][-1]
+    value, low, high = intervals.mean_interval(row.estimates[column], reference.estimates[column])
+    expected = paper.PXAP[row.method][-1] > paper.PXAP[reference.method][-1]
     if low <= 0 <= high:
         return 'undecided: CAM lies within the interval'
     side = 'above' if value > 0 else 'below'
     return f'as in the paper: {side} CAM' if (value > 0) == expected else f'contrary to the paper: {side} CAM'
 
 
-def cue_table(dataset, found):
-    """The paper's table of cue localization, with ours."""
-    found = [row for row in found if f'{COMPARED}: mean' in row.estimates]
-    reference = next((row for row in found if row.method == ('CAM', 'vanilla')), None)
+def cue_table(dataset, results):
+    """The paper's table of cue localization, with ours. results: MethodResults."""
+    results = [row for row in results if f'{COMPARED}: mean' in row.estimates]
+    reference = next((row for row in results if row.method == ('CAM', 'vanilla')), None)
     header = ['PxAP, %', *(f'paper: {key}' for key in paper.KEYS), *(f'published: {key}' for key in paper.KEYS),
               'published, all pixels: mean', *(f'{COMPARED}: {key}' for key in paper.KEYS), 'over seeds ±',
               f'{columns.EXACT}: mean', 'dropped true', 'dropped false', 'verdict']
     rows = []
-    for row in found:
+    for row in results:
         words = verdict(row, reference)
         if dataset == 'CUB':
             away = np.mean([one.value for one in row.estimates['published: mean']]) - paper.PXAP[row.method][-1]
@@ -66,21 +67,21 @@ def cue_table(dataset, found):
                      *(cell and Cell(cell.value) for cell in compared[:3]), compared[3],
                      row.deviation(f'{COMPARED}: mean'), row.cell(f'{columns.EXACT}: mean'),
                      row.cell('dropped true'), row.cell('dropped false'), words])
-    note = '' if dataset == 'CUB' else '; the paper is of CUB: its order of the methods alone can be compared'
+    note = '' if dataset == 'CUB' else '; the paper has figures for CUB: compare only the order of the methods'
     return Table(f'Cue localization on {dataset}, by differing parts{note}', header, rows)
 
 
-def ratio_table(dataset, found):
+def ratio_table(dataset, results):
     """R_k of every method. The paper draws it and prints no numbers."""
     ratios = [f'R_{percent}' for percent in columns.PERCENTS]
     return Table(f'Remove-and-classify on {dataset}, R_k, lower is better; the paper has curves without numbers',
-                 ['', *ratios], [[row.name(), *map(row.cell, ratios)] for row in found])
+                 ['', *ratios], [[row.name(), *map(row.cell, ratios)] for row in results])
 
 
-def accuracy_table(dataset, found):
+def accuracy_table(dataset, results):
     """Accuracies beside the published ones."""
     rows = []
-    for row in (row for row in found if row.method[1] in ('vanilla', 'jointll')):
+    for row in (row for row in results if row.method[1] in ('vanilla', 'jointll')):
         published, ours = paper.ACCURACY.get((row.method[0], dataset)), row.cell('accuracy')
         verdict = 'not published'
         if published is not None and ours is not None:
@@ -90,10 +91,10 @@ def accuracy_table(dataset, found):
     return Table(f'Accuracy on {dataset}, %', ['', 'paper', 'ours', 'over seeds ±', 'verdict'], rows)
 
 
-def draw_ratios(dataset, found, path):
+def draw_ratios(dataset, results, path):
     """The remove-and-classify figure of all methods."""
     curves = {}
-    for row in found:
+    for row in results:
         cells = [row.cell(f'R_{percent}') for percent in columns.PERCENTS]
         if None not in cells:
             curves[row.name()] = [

@@ -1,12 +1,12 @@
 """The paper's cue localization, remove-and-classify and accuracies, run again and set beside the published figures.
 
-Prints a plan: each training and measurement, what is missing for it, and the command that gets what is missing. Then it
-runs every step whose data and weights are there, unless it is done, and prints three tables for each data set: the
-paper's figure, ours, its interval, and in words whether they agree. It does not run the paper's other experiments, such
+Prints a plan: each training and evaluation, what is missing for it, and the command that gets what is missing. Then it
+runs every unfinished step whose data and weights are there, and prints three tables for each data set: the paper's
+figure, ours, its interval, and in words whether they agree. It does not run the paper's other experiments, such
 as WSOL (eval_wsol.py) and the user study. Flags of main.py, such as --device, may follow.
 --dataset=ToyBirds does all of it on painted birds, without any download.
 Source: Kim et al., ICCV 2021 (reports/paper.py). Networks of CUB, ImageNet and OpenImages are ResNet-50 with 28x28
-maps, published or trained by the released defaults; those of ToyBirds are trained as in ablation.py.
+maps, published or trained by the released defaults; those of ToyBirds are trained as in research/ablation.py.
 Result: <save_root>/reproduce/<data set>/tables.md, tables.csv, tables.tex and ratios.png.
 
     python -m research.reproduce --plan
@@ -25,7 +25,7 @@ from experiment import result_files, weights
 from reports import columns, paper, table_files
 from reports.table_files import Table
 from research import commands
-from research.paper_tables import Found, accuracy_table, cue_table, draw_ratios, ratio_table
+from research.paper_tables import MethodResult, accuracy_table, cue_table, draw_ratios, ratio_table
 from runtime import command_line, screen
 from wsol.backbones._torchvision import import_torchvision
 from wsol.errors import UserError
@@ -39,8 +39,8 @@ NAMES = {'cue_location': 'cue localization', 'pixel_perturb': 'remove-and-classi
 
 
 @dataclass(frozen=True)
-class Network:
-    """A network: trained by main.py with these flags, or published."""
+class PlannedNetwork:
+    """A network that main.py trains with these flags, or a published one."""
     dataset: str
     head: str
     name: str                # of its experiment
@@ -76,7 +76,7 @@ def _sha256(path):
 
 class Step(NamedTuple):
     """A training of a network or, if metric is given, an evaluation of it."""
-    network: Network
+    network: PlannedNetwork
     metric: str | None = None
     method: str | None = None
 
@@ -100,14 +100,15 @@ class Step(NamedTuple):
 
 
 def networks_of(dataset, seeds, root, trains_all, flags):
-    """The Networks of a data set. trains_all: CALM too where its weights are published. flags: the user's."""
-    found = []
+    """The PlannedNetworks of a data set. trains_all: train CALM even where its weights are published.
+    flags: the user's."""
+    networks = []
     for seed in range(seeds):
         folder, common = root / dataset / f'seed{seed}', [f'--seed={seed}', f'--dataset={dataset}']
         if dataset == 'ToyBirds':
             common = [*commands.TRAIN, *commands.SIZES, '--last_stage=layer2', f'--seed={seed}']
             start = (*common, '--attribution_method=CAM', *commands.FROM_RANDOM)
-            found.append(Network(dataset, 'CAM', 'start', folder, start, flags=flags))
+            networks.append(PlannedNetwork(dataset, 'CAM', 'start', folder, start, flags=flags))
             common += ['--load_checkpoint=start', *commands.FINE_TUNE]
         else:
             common += ['--architecture=resnet50', '--use_bn=True', '--large_feature_map=True']
@@ -115,12 +116,13 @@ def networks_of(dataset, seeds, root, trains_all, flags):
             published = None if trains_all else weights.published_name(f'{head}-{dataset}')
             training = () if published else (*common, f'--attribution_method={head}')
             if training or seed == 0:  # published weights exist once
-                found.append(Network(dataset, head, head, folder, training, published, flags))
-    return found
+                networks.append(PlannedNetwork(dataset, head, head, folder, training, published, flags))
+    return networks
 
 
 def methods_of(dataset):
-    """[(head, method)] of a data set: those of the paper's table on CUB and ToyBirds, else CALM's own maps."""
+    """[(head, method)] of a data set: those of the paper's table on CUB and ToyBirds, else only CALM's
+    joint maps."""
     return [method for method in paper.METHODS if DATASETS[dataset].cues or (method[0], dataset) in paper.ACCURACY]
 
 
@@ -137,7 +139,7 @@ def steps_of(networks):
 
 
 def lacks(step, flags):
-    """[(what a step needs and does not have, the command that gets it)]. flags: those of main.py, parsed."""
+    """[(what a step needs and does not have, the command that gets it)]. flags: of main.py, parsed."""
     network, missing = step.network, []
     data = find_dataset(network.dataset, flags.data_root, flags.metadata_root)
     if network.dataset != 'ToyBirds':  # which is painted when it is opened
@@ -185,8 +187,8 @@ def print_plan(steps_by_dataset, args):
 
 
 def find_results(networks):
-    """[Found] of the methods that were measured."""
-    found = []
+    """[MethodResult] of the methods that have results."""
+    results = []
     for head, method in methods_of(networks[0].dataset):
         estimates = {}
         for network in (network for network in networks if network.name == head):
@@ -194,19 +196,19 @@ def find_results(networks):
                 for column, estimate in columns.read_estimates(network.result(metric, method) or {}).items():
                     estimates.setdefault(column, []).append(estimate)
         if estimates:
-            found.append(Found((head, method), estimates))
-    return found
+            results.append(MethodResult((head, method), estimates))
+    return results
 
 
 def report(dataset, networks, root):
-    """Print and write what is there of a data set."""
-    found = find_results(networks)
-    if not found:
+    """Print and write the tables of a data set, as far as there are results."""
+    results = find_results(networks)
+    if not results:
         return
-    tables = [table for table in (cue_table(dataset, found), ratio_table(dataset, found),
-                                  accuracy_table(dataset, found)) if table.rows]
+    tables = [table for table in (cue_table(dataset, results), ratio_table(dataset, results),
+                                  accuracy_table(dataset, results)) if table.rows]
     written = table_files.write_tables(root / dataset / 'tables', tables, table_files.FORMATS)
-    draw_ratios(dataset, found, root / dataset / 'ratios.png')
+    draw_ratios(dataset, results, root / dataset / 'ratios.png')
     screen.say(f'\n{table_files.as_text(tables)}\n{", ".join(map(str, [*written, root / dataset / "ratios.png"]))}')
 
 
@@ -214,8 +216,8 @@ def report(dataset, networks, root):
 
 
 def refuse_other_settings(steps):
-    """Raise UserError if a finished training had other settings than these flags state: its figures would be mistaken
-    for theirs."""
+    """Raise UserError if a finished training had other settings than these flags state: its figures would be taken for
+    those of these flags."""
     for network in (step.network for step in steps if not step.metric and step.is_done()):
         flags = (flag for flag in network.training if flag != commands.PRECISION)  # which depends on the machine
         changed = commands.changed_settings(network.folder, network.name, *flags, *network.flags)
@@ -225,7 +227,7 @@ def refuse_other_settings(steps):
 
 
 def run_all(steps, args):
-    """Run the steps that are not done. Returns ([titles of those that wait for something], [those that failed])."""
+    """Run the steps that are not done. Returns two lists of titles: steps that wait for something, and failed steps."""
     waiting, failed = [], []
     for step in (step for step in steps if not step.is_done()):
         if lacks(step, args) or step.metric and not step.network.published and not step.network.weights_sha256():
@@ -247,7 +249,7 @@ def make_parser():
                         help="CUB, ILSVRC, OpenImages, ToyBirds, or all: the paper's three (default: all)")
     parser.add_argument('--seeds', type=command_line.COUNT, default=None, metavar='N',
                         help='trainings of each network (default: 3 on ToyBirds, else 1)')
-    parser.add_argument('--train', action='store_true', help='train CALM too where its weights are published')
+    parser.add_argument('--train', action='store_true', help='train CALM even where its weights are published')
     parser.add_argument('--plan', action='store_true', help='only print the plan')
     parser.add_argument('--save_root', default='save', metavar='FOLDER', help='results go to <save_root>/reproduce')
     return parser
@@ -256,21 +258,21 @@ def make_parser():
 def main():
     args, flags = make_parser().parse_known_args()
     more = commands.parse('main', flags)
-    commands.refuse_chosen(more, CHOSEN, 'reproduce.py')
+    commands.refuse_chosen(more, CHOSEN, 'reproduce')
     datasets = ('CUB', 'ILSVRC', 'OpenImages') if args.dataset == 'all' else (args.dataset,)
     root = Path(args.save_root) / 'reproduce'
     networks = {dataset: networks_of(dataset, args.seeds or (3 if dataset == 'ToyBirds' else 1), root, args.train,
                                      tuple(flags)) for dataset in datasets}
-    steps = {dataset: steps_of(found) for dataset, found in networks.items()}
+    steps = {dataset: steps_of(planned) for dataset, planned in networks.items()}
     refuse_other_settings(sum(steps.values(), []))
     print_plan(steps, more)
     if args.plan:
         return
     waiting, failed = run_all(sum(steps.values(), []), more)
-    for dataset, found in networks.items():
-        report(dataset, found, root)
+    for dataset, planned in networks.items():
+        report(dataset, planned, root)
     if waiting:
-        screen.say(f'\n{len(waiting)} steps wait for what is missing; the same command runs them later')
+        screen.say(f'\n{len(waiting)} steps wait for what is missing; run the same command again once it is there')
     if failed:
         raise UserError(f'{len(failed)} steps failed: {"; ".join(failed)}')
 

@@ -71,16 +71,16 @@ def send_away(model):
     return model
 
 
-def small_network(method, prior='relu'):
+def small_network(head, prior='relu'):
     stem = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6), nn.ReLU())
     backbone = nn.Sequential()
     backbone.add_module('stem', stem)
-    return send_away(HEADS[method](backbone, 6, CLASSES, prior))
+    return send_away(HEADS[head](backbone, 6, CLASSES, prior))
 
 
 KINDS = [('CAM', 'relu'), ('CALM_EM', 'relu'), ('CALM_EM', 'softplus'), ('CALM_ML', 'relu'), ('CALM_ML', 'softplus')]
-QUESTIONS = [(method, process) for method in HEADS for process, entry in METHODS.items()
-             if issubclass(HEADS[method], entry.head)]
+QUESTIONS = [(head, method) for head in HEADS for method, entry in METHODS.items()
+             if issubclass(HEADS[head], entry.head)]
 
 
 @pytest.mark.parametrize('mix', [
@@ -97,10 +97,10 @@ def test_the_oracle_refuses_what_an_accelerator_refuses(far_away, mix):
     assert (far + near.sum()).device == far[near.long()].device == FAR
 
 
-@pytest.mark.parametrize('method, prior', KINDS)
+@pytest.mark.parametrize('head, prior', KINDS)
 @pytest.mark.parametrize('training', [True, False])
-def test_heads_and_losses(far_away, method, prior, training):
-    model = small_network(method, prior).train(training)
+def test_heads_and_losses(far_away, head, prior, training):
+    model = small_network(head, prior).train(training)
     images, labels = torch.zeros(2, 3, 8, 8, device=FAR), torch.zeros(2, dtype=torch.int64, device=FAR)
     found = [model(images), *(part for part in model.activations(images) if part is not None), *model.loss(images, labels)]
     assert {tensor.device for tensor in found} == {FAR}
@@ -111,24 +111,24 @@ def test_heads_and_losses(far_away, method, prior, training):
         model(images.to(CPU))
 
 
-@pytest.mark.parametrize('method, process', QUESTIONS)
-def test_every_attribution_method(far_away, method, process):
+@pytest.mark.parametrize('head, method', QUESTIONS)
+def test_every_attribution_method(far_away, head, method):
     """Labels and superclasses may come from the CPU, as data sets give them."""
-    model, images = small_network(method).eval(), torch.zeros(2, 3, 28, 28, device=FAR)
+    model, images = small_network(head).eval(), torch.zeros(2, 3, 28, 28, device=FAR)
     members = superclasses.membership({0: [0, 1], 3: [2, 3, 4]}, CLASSES)
     one, several = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.int64)
     for labels, contrast, where, shape in (
             (None, None, CPU, (2, CLASSES)), (one, one, CPU, (2,)), (several, None, CPU, (2, 3)), (several, several, FAR, (2, 3))):
         labels, contrast = (None if asked is None else asked.to(where) for asked in (labels, contrast))
-        maps = attribution.attribution_maps(model, images, labels, process, contrast, SEEDS, members.to(where), FEW)
+        maps = attribution.attribution_maps(model, images, labels, method, contrast, SEEDS, members.to(where), FEW)
         assert maps.device == FAR and maps.shape[:-2] == shape
     assert set(far_away) <= {FAR.type}
 
 
-@pytest.mark.parametrize('method, process', [question for question in QUESTIONS if METHODS[question[1]].one_forward])
-def test_activations_that_the_caller_has_already(far_away, method, process):
-    model, images = small_network(method).eval(), torch.zeros(2, 3, 28, 28, device=FAR)
-    maps = attribution.attribution_maps(model, images, torch.zeros(2, 3, dtype=torch.int64), process, seeds=SEEDS,
+@pytest.mark.parametrize('head, method', [question for question in QUESTIONS if METHODS[question[1]].one_forward])
+def test_activations_that_the_caller_has_already(far_away, head, method):
+    model, images = small_network(head).eval(), torch.zeros(2, 3, 28, 28, device=FAR)
+    maps = attribution.attribution_maps(model, images, torch.zeros(2, 3, dtype=torch.int64), method, seeds=SEEDS,
                                         superclasses=torch.eye(CLASSES, dtype=torch.bool),
                                         activations=model.activations(images))
     assert maps.device == FAR and maps.shape[:2] == (2, 3)
@@ -209,13 +209,13 @@ def test_what_looks_at_numbers_fails_where_there_are_none(far_away, look):
 
 
 @pytest.mark.parametrize('accumulate', [1, 2])
-@pytest.mark.parametrize('method, prior', KINDS)
-def test_a_training_step_never_waits_for_the_device(far_away, monkeypatch, method, prior, accumulate):
+@pytest.mark.parametrize('head, prior', KINDS)
+def test_a_training_step_never_waits_for_the_device(far_away, monkeypatch, head, prior, accumulate):
     """Seven steps, looked at every three of them and at the end."""
     looks = []
     monkeypatch.setattr(training, 'CHECK_EVERY', 3)
     monkeypatch.setattr(training, 'read_from_device', lambda unread: looks.append(len(unread)) or [[2.0, 1.0]] * len(unread))
-    model = small_network(method, prior)
+    model = small_network(head, prior)
     optimiser = torch.optim.SGD([{'params': model.parameters(), 'initial_lr': 0.1}], lr=0.1, momentum=0.9, nesterov=True)
     keeper = SimpleNamespace(is_due=lambda: False)
     trained = training.Training(model, training.Loss(model), optimiser, lambda _: 1.0, 1, 0, FAR, 'bfloat16', accumulate,

@@ -86,7 +86,7 @@ def true_boxes(tiny_birds, split):
     return boxes
 
 
-def naive(tiny_birds, folder, process, thresholds):
+def naive(tiny_birds, folder, method, thresholds):
     """{split: {measure: % of the images at each threshold}}."""
     model, _ = weights.load_model(folder)
     hits = {}
@@ -96,7 +96,7 @@ def naive(tiny_birds, folder, process, thresholds):
         for index, label in enumerate(images.labels):
             image = images[index][0][None]
             with torch.no_grad():
-                score_map = attribution_maps(model, image, torch.tensor([label]), process)[0].numpy()
+                score_map = attribution_maps(model, image, torch.tensor([label]), method)[0].numpy()
                 right = int(model(image).argmax()) == label
             every, largest = np.array([found_at(score_map, boxes[images.image_id(index)], t) for t in thresholds]).T
             for name, row in (('20', every >= .2), ('50', every >= .5), ('largest', largest >= .5),
@@ -106,16 +106,16 @@ def naive(tiny_birds, folder, process, thresholds):
     return hits
 
 
-@pytest.mark.parametrize('method, process', [('CALM_EM', 'jointll'), ('CAM', 'vanilla')])
-def test_wsol_agrees_with_a_naive_loop(script, tiny_birds, save, forwards, method, process):
-    code, out, err = script('eval_wsol', *tiny_birds, f'--experiment_name={method}', '--norm_type=minmax', '--batch_size=1',
+@pytest.mark.parametrize('head, method', [('CALM_EM', 'jointll'), ('CAM', 'vanilla')])
+def test_wsol_agrees_with_a_naive_loop(script, tiny_birds, save, forwards, head, method):
+    code, out, err = script('eval_wsol', *tiny_birds, f'--experiment_name={head}', '--norm_type=minmax', '--batch_size=1',
                             '--cam_curve_interval=0.05', '--iou_thresholds', '20', '50')
     assert code == 0, err
     assert len(forwards) == sum(forwards) == 18 + 36  # probabilities and maps are of one forward
-    result = read_result(save / method, 'wsol')
+    result = read_result(save / head, 'wsol')
     assert result['images_by_split'] == {'val': 18, 'test': 36}
     result, thresholds = result['results'], np.arange(0, 1, 0.05)
-    hits = naive(tiny_birds, save / method, process, thresholds)
+    hits = naive(tiny_birds, save / head, method, thresholds)
     for name, key, chooser in (('MaxBoxAccV2@20', '20', '20'), ('MaxBoxAccV2@50', '50', '50'),
                                ('MaxBoxAcc', 'largest', 'largest'), ('Top-1 Loc', 'top1', 'largest')):
         best = hits['val'][chooser].argmax()

@@ -50,16 +50,16 @@ def check_the_table_of_parts(script, folder):
     text = (folder / 'table.txt').read_text()
     rows, found = rows_of(text), {}
     assert list(rows) == list(ablation.ROWS) and text in out + '\n'
-    for name, (method, *_) in ablation.ROWS.items():
+    for name, (head, *_) in ablation.ROWS.items():
         results = found[name] = [results_of(folder / f'seed{seed}' / name.replace(', ', '_')) for seed in (0, 1)]
         columns = [[own['results']['test_accuracy'] for own in results]]
-        for process in ['vanilla'] if method == 'CAM' else ['jointll', 'saliency']:
-            columns += [[own['cue_location', process]['pxap']['exact'][COUNT][k] for own in results] for k in ('1', '2', '3')]
+        for method in ['vanilla'] if head == 'CAM' else ['jointll', 'saliency']:
+            columns += [[own['cue_location', method]['pxap']['exact'][COUNT][k] for own in results] for k in ('1', '2', '3')]
         expected = [f'{(a + b) / 2:.1f} ± {abs(a - b) / 2 ** 0.5:.1f}' for a, b in columns]
         assert rows[name] == expected + ['-'] * (7 - len(expected)), name
         for seed, own in enumerate(results):
             settings = own['results']['settings']
-            assert settings['seed'] == seed and settings['attribution_method'] == method and settings['epochs'] == 1
+            assert settings['seed'] == seed and settings['attribution_method'] == head and settings['epochs'] == 1
             assert settings['prior'] == ('softplus' if 'softplus' in name else 'relu')
     return found
 

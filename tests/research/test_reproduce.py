@@ -1,4 +1,4 @@
-"""reproduce.py: the plan names what is missing, a tiny run ends in the paper's tables, goes on, and tells what failed."""
+"""research.reproduce: the plan names what is missing, a tiny run ends in the paper's tables, goes on, and tells what failed."""
 import csv
 import json
 import re
@@ -54,9 +54,9 @@ def test_toybirds_from_nothing_to_the_papers_tables(script, at_home, tmp_path, m
     trained = [command for command in at_home if command[0] == 'main']
     assert len(trained) == 2 * 3 and len(at_home) == 2 * (3 + 2 * len(FEW))  # start, CAM, CALM_EM; two measurements each
     cells = cells_of(root / 'tables.csv')
-    for (head, process), name in FEW.items():
-        own = [commands.result(root / f'seed{seed}' / head, 'cue_location', process, *TINY) for seed in (0, 1)]
-        assert cells['Cue', name, 'paper: mean']['value'] == str(paper.PXAP[head, process][-1])
+    for (head, method), name in FEW.items():
+        own = [commands.result(root / f'seed{seed}' / head, 'cue_location', method, *TINY) for seed in (0, 1)]
+        assert cells['Cue', name, 'paper: mean']['value'] == str(paper.PXAP[head, method][-1])
         published = [result['pxap']['parts']['published']['mean'] for result in own]
         alone = [result['pxap']['parts']['per pair, all pixels']['mean'] for result in own]
         cell = cells['Cue', name, 'published: mean']
@@ -67,11 +67,11 @@ def test_toybirds_from_nothing_to_the_papers_tables(script, at_home, tmp_path, m
         assert float(cell['value']) == pytest.approx(np.mean(alone)) and float(cell['low']) < np.mean(alone) < float(cell['high'])
         assert float(cells['Cue', name, 'over seeds ±']['value']) == pytest.approx(abs(alone[0] - alone[1]) / 2 ** 0.5)
         assert float(cells['Cue', name, 'dropped true']['value']) == pytest.approx(np.mean([result['dropped']['parts']['true'] for result in own]))
-        erased = [commands.result(root / f'seed{seed}' / head, 'pixel_perturb', process, *TINY)['ratios'][0] for seed in (0, 1)]
+        erased = [commands.result(root / f'seed{seed}' / head, 'pixel_perturb', method, *TINY)['ratios'][0] for seed in (0, 1)]
         mean = np.mean([record['correct_top'] / record['correct_random'] for record in erased])
         assert float(cells['Remove-and-classify', name, 'R_10']['value']) == pytest.approx(mean)
     assert cells['Cue', 'CAM', 'verdict']['value'] == 'the reference'
-    assert 'the paper is of CUB' in out and (root / 'ratios.png').stat().st_size > 5000
+    assert 'compare only the order' in out and (root / 'ratios.png').stat().st_size > 5000
     assert (root / 'tables.tex').is_file() and (root / 'tables.md').is_file()
     before = len(at_home)
     code, out, _ = script('research.reproduce', '--dataset=ToyBirds', '--seeds=2', *TINY)
@@ -103,32 +103,32 @@ def test_weights_that_the_user_has_are_not_missing(script, tmp_path, monkeypatch
         assert ('ImageNet' in out) == is_missing
 
 
-def found(method, values):
+def result_of(method, values):
     units = ('images', *range(len(values)))
     estimate = Estimate(float(np.mean(values)), units, intervals.mean_terms(np.array(values, float)))
-    return paper_tables.Found(method, {f'{columns.COMPARED}: mean': [estimate]})
+    return paper_tables.MethodResult(method, {f'{columns.COMPARED}: mean': [estimate]})
 
 
 def test_verdicts():
     """In the paper CALM_EM is above CAM, and VarGrad below it."""
-    cam = found(('CAM', 'vanilla'), [30, 40, 50, 60])
-    verdicts = {shift: paper_tables.verdict(found(('CALM_EM', 'jointll'), np.array([30, 40, 50, 60]) + shift), cam)
+    cam = result_of(('CAM', 'vanilla'), [30, 40, 50, 60])
+    verdicts = {shift: paper_tables.verdict(result_of(('CALM_EM', 'jointll'), np.array([30, 40, 50, 60]) + shift), cam)
                 for shift in (5, -5)}
     assert verdicts == {5: 'as in the paper: above CAM', -5: 'contrary to the paper: below CAM'}
-    mixed = found(('CALM_EM', 'jointll'), [20, 50, 40, 72])
+    mixed = result_of(('CALM_EM', 'jointll'), [20, 50, 40, 72])
     assert paper_tables.verdict(mixed, cam) == 'undecided: CAM lies within the interval'
-    var_grad = found(('CAM', 'var_grad'), [1, 2, 3, 4])
+    var_grad = result_of(('CAM', 'var_grad'), [1, 2, 3, 4])
     assert paper_tables.verdict(var_grad, cam) == 'as in the paper: below CAM'
-    assert paper_tables.verdict(var_grad, None) == 'CAM is not measured'
+    assert paper_tables.verdict(var_grad, None) == 'CAM has no result'
     var_grad.estimates['published: mean'] = [Estimate(21), Estimate(23)]  # of two seeds; the paper has 21.4
     (row,) = paper_tables.cue_table('CUB', [var_grad]).rows
-    assert row[-1] == '+0.6 from the paper; CAM is not measured'
+    assert row[-1] == '+0.6 from the paper; CAM has no result'
 
 
 @pytest.mark.parametrize('right, verdict', [(718, 'as published, within the interval'), (600, '-11.8')])
 def test_an_accuracy_is_held_against_the_published_one(right, verdict):
     terms = intervals.mean_terms(100.0 * (np.arange(1000) < right))
-    own = paper_tables.Found(('CALM_EM', 'jointll'), {'accuracy': [Estimate(right / 10, ('images',), terms)]})
+    own = paper_tables.MethodResult(('CALM_EM', 'jointll'), {'accuracy': [Estimate(right / 10, ('images',), terms)]})
     row, = paper_tables.accuracy_table('CUB', [own]).rows
     assert str(row[1]) == '71.8' and row[-1] == verdict
 
