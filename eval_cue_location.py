@@ -21,7 +21,7 @@ from dataset.images import Images
 from dataset.registry import DATASETS
 from evaluation import session
 from evaluation.map_sources import MapSource
-from evaluation.pxap import DROPPING, KEYS, draw_pairs_again, dropped_shares, summarise
+from evaluation.pxap import DROPPING, KEYS, dropped_shares, resample_pairs, summarise
 from experiment.result_files import as_text
 from reports import figures, paper
 from runtime import processes, screen
@@ -275,7 +275,7 @@ def finish(maps, is_control, counts, evaluations, images, cues):
     curves = {f'{k} differing part{"s" * (k > 1)}': metrics.precision_recall(histogram[number == k].sum(0))
               for k in (1, 2, 3) if evaluations[number == k].any()}
     result.write({'evaluated_images': len(cues), 'evaluations': int(evaluations.sum()), 'is_control': is_control,
-                  'pxap': summaries, 'published_draws': draw_pairs_again(counts['parts'], pairs, evaluations),
+                  'pxap': summaries, 'published_draws': resample_pairs(counts['parts'], pairs, evaluations),
                   'dropped': dropped, 'recalls': as_text(100 * np.array(metrics.RECALLS), 0),
                   'pairs': pair_records(pairs, evaluations, pxaps, histogram)})
     figures.save(figures.precision_recall_curves(maps.title(), curves), result.figure())

@@ -117,7 +117,7 @@ def read_flags():
 
 
 def open_methods(args):
-    """The Network, and the Maps of each attribution method. Raises UserError for a method that the head lacks."""
+    """The Network, and the ChosenMaps of each attribution method. Raises UserError for a method that the head lacks."""
     network = session.open_network(args, or_classifier=True)
     methods = [session.choose_maps(network, None, score_map_process=name) for name in args.score_map_process or (None,)]
     for maps in methods:
@@ -126,8 +126,8 @@ def open_methods(args):
 
 
 def choose_contrast(args, network):
-    """(contrast method, its Maps): the method that the flags name; else, where they name attribution methods, the
-    DIFFERENCE of their maps; else the head's default. Maps is None for DIFFERENCE. (None, None) without a contrast."""
+    """(contrast method, its ChosenMaps): the method that the flags name; else, where they name attribution methods, the
+    DIFFERENCE of their maps, without ChosenMaps; else the head's default. (None, None) without a contrast."""
     if args.contrast is None:
         return None, None
     asks_for_maps = args.score_map_process or args.score_map_method == 'backprop'

@@ -1,10 +1,10 @@
-"""The PxAP of class pairs: four ways to count, and how the published counts would move with other class pairs.
+"""The PxAP of class pairs: four ways to count, and how the published counts vary with the class pairs.
 
 'published' adds pair after pair to the same histograms, as the published code does, and leaves out the pixels under the
 lowest threshold; 'per pair' resets the histograms between pairs; 'all pixels' leaves none out.
-A published value is over all pairs before it, so it is no sample of pairs, and the values cannot be drawn again one by
-one. The pairs can: each draw takes as many of them with replacement, in the order of the list, and adds them up anew.
-Results hold the figures of all draws, so that two results of the same pairs are compared draw by draw.
+A published value accumulates all earlier pairs, so values are not independent and cannot be resampled one by one. So
+the pairs are resampled: each draw takes as many of them with replacement, in the order of the list, and accumulates
+them anew. Results hold the figures of all draws, so that two results of the same pairs are compared draw by draw.
 """
 import hashlib
 
@@ -15,8 +15,8 @@ from runtime import screen
 from wsol import metrics
 
 COUNTS = ('published', 'published, all pixels', 'per pair', 'per pair, all pixels')
-DROPPING = ('published', 'per pair')  # those that leave out the pixels under the lowest threshold
-KEYS = ('1', '2', '3', 'mean')        # pairs of so many differing parts, and all pairs
+DROPPING = ('published', 'per pair')  # the counts that leave out the pixels under the lowest threshold
+KEYS = ('1', '2', '3', 'mean')        # pairs with this number of differing parts, and all pairs
 SEED, DRAWS = 0, 1000
 LARGEST = 4_000_000  # numbers in the histograms: 40 times those of a hundred pairs at the usual thresholds
 
@@ -25,7 +25,7 @@ def summarise(counts, pairs, evaluations):
     """The four counts of PxAP in percent. counts: (P,2,bins). evaluations: (P,), 0 for pairs that are left out.
 
     Returns {name of COUNTS: {key of KEYS: PxAP, 'pairs': how many pairs have a value}}, and the values of each pair,
-    {name of COUNTS: (P,)}. A pair whose true pixels all lie under the lowest threshold has none.
+    {name of COUNTS: (P,)}. A pair has no value where all its true pixels lie under the lowest threshold.
     """
     running, summary, values = np.cumsum(counts, axis=0), {}, {}
     groups = _groups(np.array([len(pair.parts) for pair in pairs]))
@@ -39,7 +39,7 @@ def summarise(counts, pairs, evaluations):
 
 
 def _groups(number):
-    """{key of KEYS: bool array}: which pairs it is about. number: how many parts of each pair differ."""
+    """{key of KEYS: bool array}: which pairs belong to the key. number: how many parts differ, for each pair."""
     return {key: number > 0 if key == 'mean' else number == int(key) for key in KEYS}
 
 
@@ -52,11 +52,11 @@ def dropped_shares(counts):
     return shares | {'all': 100 * float(below.sum() / total.sum())}
 
 
-def draw_pairs_again(counts, pairs, evaluations):
-    """The published PxAP over class pairs drawn again. The arguments are those of summarise.
+def resample_pairs(counts, pairs, evaluations):
+    """The published PxAP over resampled class pairs. The arguments are those of summarise.
 
     Returns {'pairs_sha256': SHA-256 of the draws, 'published' and 'published, all pixels': {key of KEYS: DRAWS numbers
-    in percent as text, nan for a draw without such a pair}}; None where so many thresholds would take too long.
+    in percent as text, nan for a draw without such a pair}}; None if so many thresholds would take too long.
     """
     evaluated = np.flatnonzero(evaluations)
     counts = counts[evaluated]
@@ -64,7 +64,7 @@ def draw_pairs_again(counts, pairs, evaluations):
         return None
     draws = np.sort(np.random.default_rng(SEED).integers(len(evaluated), size=(DRAWS, len(evaluated))), axis=1)
     running = metrics.running_pxaps(counts, draws)
-    values = np.stack(list(screen.progress(running, 'class pairs drawn again', 'draw', total=DRAWS, leave=False)), 1)
+    values = np.stack(list(screen.progress(running, 'class pairs resampled', 'draw', total=DRAWS, leave=False)), 1)
     groups = _groups(np.array([len(pairs[index].parts) for index in evaluated])[draws])  # (D,K) each
     return {'pairs_sha256': hashlib.sha256(draws.astype('<i8').tobytes()).hexdigest()} | {
         name: {key: as_text(_means(of_draws, group), 2) for key, group in groups.items()}

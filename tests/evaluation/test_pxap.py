@@ -1,4 +1,4 @@
-"""PxAP of class pairs: from maps to metric as published, and the published protocol for pairs drawn again."""
+"""PxAP of class pairs: from maps to metric as published, and the published protocol with resampled pairs."""
 import numpy as np
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_draws_of_the_published_protocol_are_its_figures_for_the_pairs_drawn(mon
     counts, evaluations = rng.integers(0, 50, (6, 2, 13)), np.array([3, 0, 1, 2, 1, 1])
     counts[4, 1] = 0
     pairs = [ClassPair(0, 1, tuple(range(k))) for k in (1, 2, 2, 3, 1, 1)]
-    found = class_pairs.draw_pairs_again(counts, pairs, evaluations)
+    found = class_pairs.resample_pairs(counts, pairs, evaluations)
     drawn = np.sort(np.random.default_rng(class_pairs.SEED).integers(5, size=(40, 5)), axis=1)
     missing = 0
     for number, draw in enumerate(np.flatnonzero(evaluations)[drawn]):
@@ -31,9 +31,9 @@ def test_draws_of_the_published_protocol_are_its_figures_for_the_pairs_drawn(mon
                 assert np.isnan(own) if expected is None else abs(own - expected) <= 0.005 + 1e-9
                 missing += expected is None
     assert missing  # some draws have no pair of a kind
-    assert class_pairs.draw_pairs_again(counts, pairs, evaluations) == found
+    assert class_pairs.resample_pairs(counts, pairs, evaluations) == found
     monkeypatch.setattr(class_pairs, 'LARGEST', 5 * 2 * 13 - 1)
-    assert class_pairs.draw_pairs_again(counts, pairs, evaluations) is None  # so many thresholds take too long
+    assert class_pairs.resample_pairs(counts, pairs, evaluations) is None  # so many thresholds take too long
 
 
 def test_dropped_shares_by_hand():
