@@ -103,15 +103,15 @@ FLAGS = {
     'experiment': (
         _recorded('experiment_name', 'result', NAME, "the experiment's folder, below save_root", main=True),
         Flag('save_root', 'save', FOLDER, 'the folder of all experiments'),
-        _recorded('seed', None, SEED, 'seeds python, numpy, torch, loaders and masks; a training without it draws one '
-                  'and records it, the other scripts take 0', main=True, kept=True),
-        Flag('workers', 4, NATURAL, 'loader processes, at most one for each core that this process may use'),
+        _recorded('seed', None, SEED, 'seed of everything random (default: 0; main.py: one that is drawn and recorded)',
+                  main=True, kept=True),
+        Flag('workers', 4, NATURAL, 'loader processes; no more than there are CPU cores available'),
         _recorded('device', 'auto', device_name, 'auto: CUDA, else MPS, else the CPU; cuda:1 is the second GPU',
                   main=True),
         _recorded('precision', 'auto', choice(('auto', 'float32', 'bfloat16')), 'precision of the backbone. auto: '
                   'bfloat16 for a training where the hardware computes in it, float32 for evaluations (recent NVIDIA '
                   'GPUs convolve in TF32). Heads, losses and maps are always float32', kept=True),
-        _recorded('batch_size', 64, COUNT, 'images in a step, of all processes together', main=True, kept=True),
+        _recorded('batch_size', 64, COUNT, 'images in a step, summed over all processes', main=True, kept=True),
     ),
     'data': (
         _recorded('dataset', 'CUB', DATASET, f'{", ".join(DATASETS)} (ImageNet is ILSVRC), or your folder with '
@@ -119,7 +119,7 @@ FLAGS = {
         _recorded('data_root', 'dataset/', FOLDER, 'the folder of the images'),
         _recorded('metadata_root', 'metadata/', FOLDER, 'the folder of the lists, labels and boxes'),
         _recorded('mask_root', 'dataset/', FOLDER, "the folder that holds OpenImages/ with OpenImages' masks"),
-        _recorded('skip_broken', False, boolean, 'leave out images that do not open, and say how many', kept=True),
+        _recorded('skip_broken', False, boolean, 'leave out images that cannot be read, and print how many', kept=True),
         Flag('cache', False, boolean, 'keep the resized images of each split, and the features of --freeze, in files '
              'below save_root/cache/, so that no image is decoded again; prints their size first'),
         _recorded('crop_size', 224, SIZE, 'side of the square images that the network takes, in pixels: training '
@@ -138,7 +138,7 @@ FLAGS = {
         Flag('load_checkpoint', None, NAME, 'a folder, a file, an experiment, or a published weight such as '
              "CALM_EM-CUB (default: the experiment's own checkpoint; main.py: none)", main=True),
         Flag('pretrained', True, boolean_or_file, 'start from ImageNet weights of the backbone; False: from random '
-             'weights; FILE: from the state dict in it, all but the classifier'),
+             'weights; FILE: from its state dict, all but the classifier'),
     ),
     'training': (
         Flag('epochs', 40, COUNT, 'passes over the training set', main=True),
@@ -152,18 +152,18 @@ FLAGS = {
         _kept('resize_size', 256, SIZE, 'training images are resized to this square, then cropped to crop_size'),
         _kept('proxy_training_set', False, boolean, 'train on the smaller set that image_ids_proxy.txt lists, if '
               'the data set has one'),
-        _recorded('freeze', False, boolean, 'train the head alone, on features that are computed once, without '
-                  'augmentation but mirroring', kept=True),
+        _recorded('freeze', False, boolean, 'train only the head, on features that are computed once: no '
+                  'augmentation except mirroring', kept=True),
         _kept('prior_training', None, PRIOR_TRAINING, 'add this many times the entropy of p(z|x) to the loss of CALM: '
               'above 0 it sharpens the prior, below 0 it spreads it'),
         Flag('accumulate', 1, COUNT, 'split each step into this many parts, for a device with little memory: the '
-             'update is the same, but for BatchNorm'),
-        Flag('checkpoint_minutes', 10.0, RATE, 'save within an epoch when this much time has passed since the last '
-             'save'),
+             'update is the same, except for BatchNorm'),
+        Flag('checkpoint_minutes', 10.0, RATE, 'also save within an epoch, when the last save is this many minutes '
+             'old'),
         Flag('tensorboard', False, boolean, "also write each epoch's line for TensorBoard, in the experiment's folder "
              '(an optional package)'),
-        Flag('is_train', True, boolean, 'False: test the accuracy of a checkpoint only'),
-        Flag('override_cache', False, boolean, "start the experiment's training afresh"),
+        Flag('is_train', True, boolean, 'False: only test the accuracy of a checkpoint'),
+        Flag('override_cache', False, boolean, "ignore the experiment's checkpoints and train from the start"),
         Flag('use_load_checkpoint', False, boolean, 'start from load_checkpoint, as the published commands say; '
              'load_checkpoint alone does the same'),
         _kept('is_different_checkpoint', False, boolean, 'fine-tune from weights of another label set: load all but '

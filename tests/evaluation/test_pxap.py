@@ -27,8 +27,8 @@ def test_draws_of_the_published_protocol_are_its_figures_for_the_pairs_drawn(mon
         summary, _ = class_pairs.summarise(counts[draw], [pairs[index] for index in draw], np.ones(5))
         for name in ('published', 'published, all pixels'):
             for key in paper.KEYS:
-                own, expected = from_text(found[name][key])[number], summary[name][key]
-                assert np.isnan(own) if expected is None else abs(own - expected) <= 0.005 + 1e-9
+                actual, expected = from_text(found[name][key])[number], summary[name][key]
+                assert np.isnan(actual) if expected is None else abs(actual - expected) <= 0.005 + 1e-9
                 missing += expected is None
     assert missing  # some draws have no pair of a kind
     assert class_pairs.resample_pairs(counts, pairs, evaluations) == found

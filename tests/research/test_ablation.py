@@ -52,13 +52,13 @@ def check_the_table_of_parts(script, folder):
     assert list(rows) == list(ablation.ROWS) and text in out + '\n'
     for name, (head, *_) in ablation.ROWS.items():
         results = found[name] = [results_of(folder / f'seed{seed}' / name.replace(', ', '_')) for seed in (0, 1)]
-        columns = [[own['results']['test_accuracy'] for own in results]]
+        columns = [[result['results']['test_accuracy'] for result in results]]
         for method in ['vanilla'] if head == 'CAM' else ['jointll', 'saliency']:
-            columns += [[own['cue_location', method]['pxap']['exact'][COUNT][k] for own in results] for k in ('1', '2', '3')]
+            columns += [[result['cue_location', method]['pxap']['exact'][COUNT][k] for result in results] for k in ('1', '2', '3')]
         expected = [f'{(a + b) / 2:.1f} ± {abs(a - b) / 2 ** 0.5:.1f}' for a, b in columns]
         assert rows[name] == expected + ['-'] * (7 - len(expected)), name
-        for seed, own in enumerate(results):
-            settings = own['results']['settings']
+        for seed, result in enumerate(results):
+            settings = result['results']['settings']
             assert settings['seed'] == seed and settings['attribution_method'] == head and settings['epochs'] == 1
             assert settings['prior'] == ('softplus' if 'softplus' in name else 'relu')
     return found
@@ -79,10 +79,10 @@ def check_the_table_of_contrasts(script, folder):
     cam, *calm = ([exact(folder / f'seed{seed}' / name, contrast) for seed in (0, 1)]
                   for name, contrast in (('CAM', 'log-odds'), *(('CALM_EM_softplus', one) for one in (*ablation.CONTRASTS, None))))
     assert tables[0]['CAM'][1:] == ['-', '-', f'{np.mean(cam):.1f} ± {np.std(cam, ddof=1):.1f}', '-']
-    assert tables[0]['CALM_EM, softplus'][1:] == [f'{np.mean(own):.1f} ± {np.std(own, ddof=1):.1f}' for own in calm]
+    assert tables[0]['CALM_EM, softplus'][1:] == [f'{np.mean(by_row):.1f} ± {np.std(by_row, ddof=1):.1f}' for by_row in calm]
     expected = []
-    for own in calm:
-        gain = np.subtract(own, cam)
+    for by_row in calm:
+        gain = np.subtract(by_row, cam)
         half = 12.706 * abs(gain[0] - gain[1]) / 2  # Student's t of two values
         expected.append(f'{gain.mean():+.1f} [{gain.mean() - half:+.1f}, {gain.mean() + half:+.1f}]')
     assert list(tables[1]) == ['CALM_EM, softplus'] and tables[1]['CALM_EM, softplus'][1:] == expected

@@ -20,9 +20,9 @@ def test_the_table_holds_the_figures_of_the_results_and_measures_nothing_twice(a
     assert [row[:2] for row in rows] == [['CAM', '0 %'], ['CAM', '60 %'], ['CALM_EM', '0 %'], ['CALM_EM', '60 %']]
     for name, percent, *shown in rows:
         results = [result_files.read_result(path) for path in (save / name).glob('cue_location*_log*.json')]
-        (own,) = [own for own in results if own['settings']['drop_lowest'] == float(percent.split()[0])]
-        pxap = own['pxap']['parts']
-        expected = own['dropped']['parts']['all'], pxap['per pair']['mean'], pxap['per pair, all pixels']['mean']
+        (result,) = [result for result in results if result['settings']['drop_lowest'] == float(percent.split()[0])]
+        pxap = result['pxap']['parts']
+        expected = result['dropped']['parts']['all'], pxap['per pair']['mean'], pxap['per pair, all pixels']['mean']
         assert shown == [f'{value:.1f}' for value in expected]
     share = {(name, percent): float(value) for name, percent, value, *_ in rows}
     assert abs(share['CAM', '60 %'] - 60) < 2 and share['CAM', '0 %'] < 2
@@ -64,11 +64,11 @@ def test_contrast_methods_are_methods_too(at_home, save, script, tiny_birds, tmp
     assert [row[0] for row in rows[::2]] == ['CAM, vanilla', 'CAM, log-odds', 'CAM, evidence', 'control: random maps',
                                              'CALM_EM, jointll', 'CALM_EM, log-odds', 'CALM_EM, evidence']
     for name in ('log-odds', 'evidence'):
-        (own,) = [own for own in map(result_files.read_result, (save / 'CALM_EM').glob('cue_location*.json'))
-                  if own['settings']['contrast_method'] == name and own['settings']['drop_lowest'] == 50]
+        (result,) = [result for result in map(result_files.read_result, (save / 'CALM_EM').glob('cue_location*.json'))
+                  if result['settings']['contrast_method'] == name and result['settings']['drop_lowest'] == 50]
         shown = next(row for row in rows if row[:2] == [f'CALM_EM, {name}', '50 %'])[2:]
-        pxap = own['pxap']['parts']
-        assert shown == [f'{value:.1f}' for value in (own['dropped']['parts']['all'], pxap['per pair']['mean'], pxap['per pair, all pixels']['mean'])]
+        pxap = result['pxap']['parts']
+        assert shown == [f'{value:.1f}' for value in (result['dropped']['parts']['all'], pxap['per pair']['mean'], pxap['per pair, all pixels']['mean'])]
 
 
 def test_what_is_no_experiment_is_refused(script, tmp_path):

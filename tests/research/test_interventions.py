@@ -289,8 +289,8 @@ def test_every_network_has_a_control_with_random_weights_of_its_own():
     def controls(sha256, args):
         run = Munch(args=args, checkpoint=Munch(sha256=sha256), device=torch.device('cpu'),
                     model=Munch(default_method='vanilla', conv_last=Munch(out_channels=18)))
-        own = interventions.control_sources(run, lambda model, name: (model, name), None)
-        return {name.partition(' weights, ')[2]: source for name, source in own.items() if 'random weights' in name}
+        sources = interventions.control_sources(run, lambda model, name: (model, name), None)
+        return {name.partition(' weights, ')[2]: source for name, source in sources.items() if 'random weights' in name}
 
     def control(sha256):
         return controls(sha256, args)['log-odds'][0].conv_last.weight
@@ -302,7 +302,7 @@ def test_every_network_has_a_control_with_random_weights_of_its_own():
     of_a_head = {head: controls('a' * 64, Munch(args, attribution_method=head)) for head in ('CAM', 'CALM_EM')}
     assert of_a_head['CAM'].keys() == {'log-odds', 'evidence', 'backprop'}
     assert of_a_head['CALM_EM'].keys() - of_a_head['CAM'].keys() == {'joint-difference', 'posterior-difference', 'prior-log-odds'}
-    assert all(source[1] == name for own in of_a_head.values() for name, source in own.items())
+    assert all(source[1] == name for sources in of_a_head.values() for name, source in sources.items())
 
 
 def test_the_birds_mask_is_a_control(script, tiny_birds, save_measured, birds, asked):
@@ -345,7 +345,7 @@ def test_part_masks_that_are_gone_are_named(birds, tmp_path):
 
 
 def test_an_interrupted_measurement_leaves_the_earlier_result_and_says_what_it_is(script, tiny_birds, save_measured, monkeypatch):
-    own = [*tiny_birds, '--experiment_name=CAM', '--contrast_method=log-odds']
+    flags = [*tiny_birds, '--experiment_name=CAM', '--contrast_method=log-odds']
     path, = (save_measured / 'CAM').glob('interventions_*.json')
     before, measure = path.read_bytes(), interventions.measure
 
@@ -354,11 +354,11 @@ def test_an_interrupted_measurement_leaves_the_earlier_result_and_says_what_it_i
             raise UserError('stopped')
         return measure(*values)
     monkeypatch.setattr(interventions, 'measure', interrupted)
-    refused(script('research.interventions', *own, '--batch_size=7'), 'stopped')
+    refused(script('research.interventions', *flags, '--batch_size=7'), 'stopped')
     unfinished = path.with_name(f'{path.name}.unfinished')
     assert path.read_bytes() == before and list(json.loads(unfinished.read_text())['methods']) == ['log-odds']
     monkeypatch.setattr(interventions, 'measure', measure)
-    code, out, _ = script('research.interventions', *own, '--batch_size=7')
+    code, out, _ = script('research.interventions', *flags, '--batch_size=7')
     assert code == 0 and 'replaces an earlier result (batch_size was 64, is 7)' in out and not unfinished.exists()
 
 
@@ -384,7 +384,7 @@ def test_fewer_contrasts_leave_the_result_of_more_and_double_no_row(script, tiny
 
 def test_maps_made_elsewhere_are_held_against_the_same_effects(script, tiny_birds, save_measured, tmp_path):
     """CAM's own maps of both classes, written to files, score as its contrast does; what is wrong is said before any work."""
-    own = [*tiny_birds, '--experiment_name=CAM']
+    flags = [*tiny_birds, '--experiment_name=CAM']
     images, _ = open_birds(tiny_birds)
     model, _ = weights.load_model('CAM', save_root=save_measured)
     for index in range(len(images)):
@@ -392,7 +392,7 @@ def test_maps_made_elsewhere_are_held_against_the_same_effects(script, tiny_bird
             path = tmp_path / f'mine/test/{label}/{images.image_id(index)}.npy'
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, values)
-    code, _, err = script('research.interventions', *own, '--scoremap_root=mine')
+    code, _, err = script('research.interventions', *flags, '--scoremap_root=mine')
     assert code == 0, err
     results = [json.loads(path.read_text())['methods'] for path in (save_measured / 'CAM').glob('interventions_*.json')]
     rows = {name: figures for methods in results for name, figures in methods.items() if not name.startswith('control')}
@@ -402,11 +402,11 @@ def test_maps_made_elsewhere_are_held_against_the_same_effects(script, tiny_bird
     assert name.startswith('maps-mine-')
     for figure in ('PxAP exact', 'rank corr.', 'mass on cue', 'sign'):
         assert mine[figure][0] == pytest.approx(theirs[figure][0], rel=1e-3), figure
-    refused(script('research.interventions', *own, '--scoremap_root=mine', '--contrast_method=log-odds'), 'leave one of them out')
+    refused(script('research.interventions', *flags, '--scoremap_root=mine', '--contrast_method=log-odds'), 'leave one of them out')
     for other in (tmp_path / 'mine/test').rglob(path.name):
         np.save(other, np.zeros((3, 3)))
     mistakes = [('different images have different sizes', lambda: None), ('no score map', path.unlink)]
     for words, make in mistakes:
         make()
-        code, _, err = script('research.interventions', *own, '--scoremap_root=mine')
+        code, _, err = script('research.interventions', *flags, '--scoremap_root=mine')
         assert code == 2 and words in err and 'repainting' not in err

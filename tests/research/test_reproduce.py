@@ -55,18 +55,18 @@ def test_toybirds_from_nothing_to_the_papers_tables(script, at_home, tmp_path, m
     assert len(trained) == 2 * 3 and len(at_home) == 2 * (3 + 2 * len(FEW))  # start, CAM, CALM_EM; two measurements each
     cells = cells_of(root / 'tables.csv')
     for (head, method), name in FEW.items():
-        own = [commands.result(root / f'seed{seed}' / head, 'cue_location', method, *TINY) for seed in (0, 1)]
+        results = [commands.result(root / f'seed{seed}' / head, 'cue_location', method, *TINY) for seed in (0, 1)]
         assert cells['Cue', name, 'paper: mean']['value'] == str(paper.PXAP[head, method][-1])
-        published = [result['pxap']['parts']['published']['mean'] for result in own]
-        alone = [result['pxap']['parts']['per pair, all pixels']['mean'] for result in own]
+        published = [result['pxap']['parts']['published']['mean'] for result in results]
+        alone = [result['pxap']['parts']['per pair, all pixels']['mean'] for result in results]
         cell = cells['Cue', name, 'published: mean']
-        draws = np.mean([np.array(result['published_draws']['published']['mean'].split(), float) for result in own], 0)
+        draws = np.mean([np.array(result['published_draws']['published']['mean'].split(), float) for result in results], 0)
         assert [float(cell[side]) for side in ('value', 'low', 'high')] == pytest.approx(
             [np.mean(published), *np.quantile(draws - draws.mean() + np.mean(published), [0.025, 0.975])])
         cell = cells['Cue', name, 'per pair, all pixels: mean']
         assert float(cell['value']) == pytest.approx(np.mean(alone)) and float(cell['low']) < np.mean(alone) < float(cell['high'])
         assert float(cells['Cue', name, 'over seeds ±']['value']) == pytest.approx(abs(alone[0] - alone[1]) / 2 ** 0.5)
-        assert float(cells['Cue', name, 'dropped true']['value']) == pytest.approx(np.mean([result['dropped']['parts']['true'] for result in own]))
+        assert float(cells['Cue', name, 'dropped true']['value']) == pytest.approx(np.mean([result['dropped']['parts']['true'] for result in results]))
         erased = [commands.result(root / f'seed{seed}' / head, 'pixel_perturb', method, *TINY)['ratios'][0] for seed in (0, 1)]
         mean = np.mean([record['correct_top'] / record['correct_random'] for record in erased])
         assert float(cells['Remove-and-classify', name, 'R_10']['value']) == pytest.approx(mean)
@@ -128,8 +128,8 @@ def test_verdicts():
 @pytest.mark.parametrize('right, verdict', [(718, 'as published, within the interval'), (600, '-11.8')])
 def test_an_accuracy_is_held_against_the_published_one(right, verdict):
     terms = intervals.mean_terms(100.0 * (np.arange(1000) < right))
-    own = paper_tables.MethodResult(('CALM_EM', 'jointll'), {'accuracy': [Estimate(right / 10, ('images',), terms)]})
-    row, = paper_tables.accuracy_table('CUB', [own]).rows
+    result = paper_tables.MethodResult(('CALM_EM', 'jointll'), {'accuracy': [Estimate(right / 10, ('images',), terms)]})
+    row, = paper_tables.accuracy_table('CUB', [result]).rows
     assert str(row[1]) == '71.8' and row[-1] == verdict
 
 
