@@ -196,7 +196,8 @@ FLAGS = {
                   'eval_wsol.py: always minmax)', main=True),
         _recorded('threshold_type', None, choice(tuple(THRESHOLD_TYPES)), 'even: 0, .001, ...; log: 1e-7 ... 1 '
                   '(default: log for probabilities, even for all other maps)', main=True),
-        _recorded('iou_thresholds', (30, 50, 70), percentages, 'overlaps in percent that count as found', main=True),
+        _recorded('iou_thresholds', (30, 50, 70), percentages, 'overlaps (IoU) in percent that count as found',
+                  main=True),
         _recorded('scoremap_root', None, FOLDER, 'score maps made elsewhere: FOLDER/<split>/<image_id>.npy; for cue '
                   'localization FOLDER/<split>/<label>/<image_id>.npy', main=True),
         _recorded('cam_curve_interval', 0.001, number(float, 1e-6, True, 1), 'distance between two even thresholds; '

@@ -1,7 +1,7 @@
 """Where attribution maps come from: a network, a folder of maps made elsewhere, or the object's segmentation.
 
 All sources are called in one way, source(images, indices, classes), and return a MapBatch. They refuse maps that are
-not finite. Letters: B images, C classes of the network, K asked classes.
+not finite. Letters: B images, C classes of the network, K classes whose maps are wanted.
 """
 from pathlib import Path
 from typing import NamedTuple
@@ -67,7 +67,7 @@ class MapSource:
                 for index, row in zip(indices.tolist(), classes.tolist(), strict=True)]
 
     def read(self, index, classes, size):
-        """The maps (K,h,w) of an image for its asked classes. size: of the images."""
+        """The maps (K,h,w) of an image for K classes. size: of the images."""
         raise TypeError(f'{type(self).__name__} has no maps')
 
 
@@ -127,11 +127,11 @@ class ObjectMasks(MapSource):
 
 
 class FolderMaps(MapSource):
-    """Maps made elsewhere, one .npy each: <root>/<split>/<image_id>.npy or <root>/<image_id>.npy; where an image is
-    asked for several classes, <root>/<split>/<label>/<image_id>.npy.
+    """Maps made elsewhere, one .npy each: <root>/<split>/<image_id>.npy or <root>/<image_id>.npy; for maps of several
+    classes of an image, <root>/<split>/<label>/<image_id>.npy.
 
-    classes_of: a function (index) -> the classes whose maps will be asked, for the layout by class. rows: the images
-    that will be asked (default: all). The headers of all files are checked before the first image.
+    classes_of: a function (index) -> the classes whose maps will be read, for the layout by class. rows: the images
+    whose maps will be read (default: all). The headers of all files are checked before the first image.
     """
 
     def __init__(self, root, split, images, classes_of=None, rows=None, model=None, precision='float32'):

@@ -82,7 +82,7 @@ class Network:
         about = result_files.identity(metric, data, 'test', images, self.checkpoint, settings)
         known = self.checkpoint.known if self.checkpoint else {}
         usual = {'crop_size': known.get('crop_size', config.ALL_FLAGS['crop_size'].default)}
-        if self.checkpoint and not self.checkpoint.network:  # flags make different networks of weights alone
+        if self.checkpoint and not self.checkpoint.network:  # weights only: the flags decide which network it is
             usual |= {name: config.ALL_FLAGS[name].default for name in config.NETWORK}
         name = '_'.join([metric, data.label, *names]) + f'.{result_files.key(about, **usual)}.json'
         return result_files.ResultFile(self.results_folder() / name, about, self.device)

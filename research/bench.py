@@ -24,7 +24,7 @@ HEADER = ['per image', 'the plain way', 'times faster, float32', 'times faster, 
 
 
 class Bench:
-    """The network that is measured, in the ways it is used, and its inputs."""
+    """The networks whose speed is measured, and their inputs."""
 
     def __init__(self, architecture, size, device, rounds, all_items=False):
         self.architecture, self.size, self.device, self.rounds, self.all = architecture, size, device, rounds, all_items
