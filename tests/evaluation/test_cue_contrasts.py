@@ -86,9 +86,9 @@ def test_a_contrast_and_a_map_of_each_class_are_not_asked_at_once(tiny_birds, sa
     refused(script('eval_cue_location', *tiny_birds, '--experiment_name=CALM_EM', '--contrast_method=evidence',
                    '--score_map_process=gtcond'), '--contrast_method')
     refused(script('eval_cue_location', *tiny_birds, '--experiment_name=CAM', '--contrast_method=log-odds',
-                   '--score_map_method=backprop'), '--score_map_method=backprop one of each')
+                   '--score_map_method=backprop'), '--score_map_method=backprop one map for each')
     refused(script('eval_cue_location', *tiny_birds, '--experiment_name=CAM', '--contrast_method=log-odds',
-                   '--scoremap_root=maps'), '--scoremap_root one of each')
+                   '--scoremap_root=maps'), '--scoremap_root one map for each')
     refused(script('eval_cue_location', *tiny_birds, '--scoremap_root=maps', '--score_map_process=vanilla,random'),
             '--scoremap_root', 'several')
     refused(script('eval_cue_location', *tiny_birds, '--experiment_name=CAM', '--contrast_method=joint-difference'),

@@ -80,7 +80,7 @@ def test_checkpoints_of_another_network(script, birds, own, tmp_path):
     refused(script('eval_pixel_perturb', *evaluate, '--attribution_method=CALM_EM'), '--attribution_method=CAM')
     refused(script('eval_pixel_perturb', *evaluate, '--score_map_process=jointll'), 'CAM does not define jointll',
             'vanilla')
-    refused(script('eval_pixel_perturb', *evaluate, '--dataset=CUB'), '18 classes', 'has 200')
+    refused(script('eval_pixel_perturb', *evaluate, '--dataset=CUB'), '18 classes', 'data set 200')
     # weights without a record, as the published ones are
     bare = build_model('resnet18', 'CALM_EM', 200, last_stage='layer1').state_dict()
     torch.save({'state_dict': bare}, tmp_path / 'bare.pth')
