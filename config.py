@@ -186,7 +186,7 @@ FLAGS = {
                   'docs/attribution.md (default: difference; inference.py: that of the head; interventions: all)',
                   main=True, shared=False),
         _recorded('slow_questions', 60, COUNT, 'number of questions for slow methods (about 50 forwards or more per '
-                  'map), drawn by the seed; other methods are asked every question', shared=False),
+                  'map), drawn by the seed; fast methods answer all questions', shared=False),
         Flag('verbose', False, boolean, 'list the class pairs that are left out', shared=False),
         _recorded('drop_lowest', 0.0, number(float, 0, True, 100), 'percentage of the lowest pixels of each map that '
                   'get the score 0, so that they are left out with log thresholds', shared=False),
