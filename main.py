@@ -19,7 +19,7 @@ import config
 import util
 from data_loaders import SeededBatches, make_loader
 from dataset import open_dataset, registry
-from dataset.image_files import eval_transform, train_transform
+from dataset.transforms import eval_transform, train_transform
 from evaluation import session
 from experiment import checkpoint_files, frozen, result_files, weights
 from experiment.training import Keeper, Training, lr_factor, shared_loss, top1_accuracy

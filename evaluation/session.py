@@ -18,8 +18,8 @@ import config
 import util
 from data_loaders import make_loader
 from dataset import open_dataset
-from dataset.image_files import eval_transform
 from dataset.registry import DataSet, find_dataset
+from dataset.transforms import eval_transform
 from evaluation.map_sources import ContrastMaps, FolderMaps, NetworkMaps, ObjectMasks
 from experiment import result_files, weights
 from runtime import processes, whole_files

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import eval_cue_location
 import eval_pixel_perturb
 from data_loaders import SeededBatches, make_loader
-from dataset import image_files
+from dataset import transforms
 from dataset.images import ImageDataset
 from evaluation.map_sources import NetworkMaps
 from research import plain_ways
@@ -176,7 +176,7 @@ class NoiseImages(ImageDataset):
 
 def some_cues(bench, count, num_pairs):
     """The CueImages of made-up annotations: images of class 0, each of which is part of all pairs."""
-    ids, transform = np.arange(count).astype('S'), image_files.eval_transform(bench.size)
+    ids, transform = np.arange(count).astype('S'), transforms.eval_transform(bench.size)
     images = NoiseImages(ids, np.zeros(count, int), 'nowhere', transform)
     return eval_cue_location.CueImages(images, MadeUp(count, num_pairs))
 
@@ -223,7 +223,7 @@ def loading(bench):
             small = Image.fromarray(rng.integers(0, 256, (38, 50, 3), dtype=np.uint8))  # as smooth as a photo
             small.resize(PHOTO).save(Path(folder) / f'{index}.jpg', quality=92)
         ids = np.array([f'{index}.jpg'.encode() for index in range(count)])
-        kinds = [ImageDataset(ids, np.zeros(count, int), folder, image_files.train_transform(256, 224)) for _ in 'ab']
+        kinds = [ImageDataset(ids, np.zeros(count, int), folder, transforms.train_transform(256, 224)) for _ in 'ab']
         kinds[1].cached(folder, 'bench')
         loaders = {'plain': DataLoader(plain_ways.TrainingImages(kinds[0]), num_workers=1, persistent_workers=True,
                                        batch_sampler=SeededBatches(count, 64, 0))}

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from dataset import open_dataset
-from dataset.image_files import eval_transform, to_picture
+from dataset.transforms import eval_transform, to_picture
 from experiment import weights
 from reports import figures, pictures
 from research import commands

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
-from dataset import image_files
+from dataset import image_files, transforms
 from wsol import metrics
 from wsol.annotations.cub import CENTRES, POINT_NAMES, UNION_PARTS
 from wsol.heads import joint
@@ -79,9 +79,9 @@ class TrainingImages(Dataset):
 
     def __init__(self, images):
         self.images = images
-        v2 = image_files.v2()
+        v2 = transforms.v2()
         self.transform = v2.Compose([v2.Resize((256, 256)), v2.RandomCrop(224), v2.RandomHorizontalFlip(), v2.ToImage(),
-                                     v2.ToDtype(torch.float32, scale=True), v2.Normalize(*image_files.IMAGENET)])
+                                     v2.ToDtype(torch.float32, scale=True), v2.Normalize(*transforms.IMAGENET)])
 
     def __len__(self):
         return len(self.images)

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 import util
-from dataset.image_files import as_image
 from dataset.toybirds import class_colours
+from dataset.transforms import as_image
 from runtime import processes, screen
 from wsol.annotations.cub import NO_PART, UNION_PARTS
 from wsol.errors import UserError

@@ -215,7 +215,7 @@ def roots_of(flags):
 def open_birds(flags, split='test'):
     """The images of a split of tiny_birds, as evaluations see them, and the data set."""
     from dataset import open_dataset
-    from dataset.image_files import eval_transform
+    from dataset.transforms import eval_transform
     data = open_dataset('ToyBirds', *roots_of(flags))
     return data.open_split(split, eval_transform(SIZE)), data
 
@@ -245,13 +245,13 @@ def change_checkpoint(path, change):
 
 def noise_dataset(folder, count=5, size=(16, 12)):
     """The training images of a folder to which so many photos of noise are written, resized and cropped to these sizes."""
-    from dataset import image_files
+    from dataset import transforms
     from dataset.images import ImageDataset
     rng = np.random.default_rng(1)
     for index in range(count):
         Image.fromarray(rng.integers(0, 256, (30 + index, 30, 3), dtype=np.uint8)).save(folder / f'{index}.png')
     ids = np.array([f'{index}.png'.encode() for index in range(count)])
-    return ImageDataset(ids, np.arange(count), folder, image_files.train_transform(*size))
+    return ImageDataset(ids, np.arange(count), folder, transforms.train_transform(*size))
 
 
 # --- a folder of one's own ------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from data_loaders import SeededBatches, make_loader
-from dataset import image_files
+from dataset import image_files, transforms
 from dataset import images as images_module
 from dataset.images import ImageDataset
 from dataset.registry import find_dataset
@@ -31,7 +31,7 @@ def picture(path, size=(20, 10), mode='RGB'):
 def test_images_of_any_mode_become_normalised_squares(tmp_path, mode):
     picture(tmp_path / f'a.{"tif" if mode == "CMYK" else "png"}', mode=mode)
     image = image_files.open_image(next(tmp_path.iterdir()))
-    assert image_files.eval_transform(8)(image).shape == (3, 8, 8)
+    assert transforms.eval_transform(8)(image).shape == (3, 8, 8)
 
 
 def noise(height=40, width=60):
@@ -40,7 +40,7 @@ def noise(height=40, width=60):
 
 @pytest.mark.parametrize('size', [10, 24, 50, 75])
 def test_images_are_resized_as_pil_does_to_one_grey_level_at_most(size):
-    ours = image_files.eval_transform(size).resize(noise())
+    ours = transforms.eval_transform(size).resize(noise())
     expected = np.asarray(noise().resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
     assert ours.dtype == torch.uint8 and ours.shape == expected.shape
     difference = np.abs(ours.numpy().astype(int) - expected)
@@ -48,10 +48,10 @@ def test_images_are_resized_as_pil_does_to_one_grey_level_at_most(size):
 
 
 def test_eval_transform_is_the_resized_image_normalised():
-    transform = image_files.eval_transform(24)
+    transform = transforms.eval_transform(24)
     expected = normalised(transform.resize(noise()).permute(1, 2, 0).numpy())
     np.testing.assert_allclose(transform(noise()), expected, rtol=1e-5, atol=1e-6)
-    centred = image_files.eval_transform(24, [[0.5] * 3, [0.25] * 3])(noise())
+    centred = transforms.eval_transform(24, [[0.5] * 3, [0.25] * 3])(noise())
     np.testing.assert_allclose(centred, expected * [[[0.229 * 4]], [[0.224 * 4]], [[0.225 * 4]]]
                                + [[[-0.06]], [[-0.176]], [[-0.376]]], rtol=1e-5, atol=1e-6)
 
@@ -139,9 +139,9 @@ def test_training_images_depend_on_seed_and_epoch_but_not_on_the_workers(tmp_pat
 def test_workers_hand_over_bytes_that_become_the_items_numbers(tmp_path, monkeypatch, workers):
     """Single items, torch's plain loader and ours give the same numbers."""
     dataset, handed = noise_dataset(tmp_path), []
-    dataset.transform = image_files.eval_transform(12)
-    normalise = image_files.Transform.normalise
-    monkeypatch.setattr(image_files.Transform, 'normalise', lambda transform, pixels: handed.append(pixels) or normalise(transform, pixels))
+    dataset.transform = transforms.eval_transform(12)
+    normalise = transforms.Transform.normalise
+    monkeypatch.setattr(transforms.Transform, 'normalise', lambda transform, pixels: handed.append(pixels) or normalise(transform, pixels))
     batches = [images for images, _, _ in make_loader(dataset, 4, workers, torch.device('cpu'))]
     assert [(pixels.dtype, tuple(pixels.shape)) for pixels in handed] == [
         (torch.uint8, (4, 3, 12, 12)), (torch.uint8, (1, 3, 12, 12))]
@@ -177,7 +177,7 @@ def test_a_cache_is_of_its_images_their_order_and_their_size(tmp_path):
             assert torch.equal(dataset.resized(index), dataset.transform.resize(image_files.open_image(
                 tmp_path / dataset.image_id(index))))
     whole = noise_dataset(tmp_path)
-    smaller = image_files.train_transform(20, 12)
+    smaller = transforms.train_transform(20, 12)
     for dataset in (whole, ImageDataset(whole.image_ids[::-1], whole.labels[::-1], tmp_path, whole.transform),
                     ImageDataset(whole.image_ids, whole.labels, tmp_path, smaller)):
         add(dataset)

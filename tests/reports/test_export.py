@@ -6,9 +6,9 @@ import onnxruntime
 import pytest
 import torch
 
-from dataset.image_files import IMAGENET
 from experiment import weights
 from wsol import attribution_maps
+from wsol.networks import IMAGENET
 
 # of onnx and of torch's exporter, which change from version to version
 pytestmark = [pytest.mark.filterwarnings('ignore::DeprecationWarning'), pytest.mark.filterwarnings('ignore::UserWarning'),

@@ -15,7 +15,8 @@ from PIL import Image
 
 import inference
 from dataset import image_files
-from dataset.image_files import eval_transform, open_upright
+from dataset.image_files import open_upright
+from dataset.transforms import eval_transform
 from experiment import weights
 from reports import gallery, photos
 from wsol.attribution.contrast import contrast_maps

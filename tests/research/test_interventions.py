@@ -15,8 +15,8 @@ from torch import nn
 
 import config
 from dataset import open_dataset
-from dataset.image_files import eval_transform
 from dataset.toybirds import Repainter, class_colours
+from dataset.transforms import eval_transform
 from experiment import weights
 from reports.rows import read_rows
 from research import interventions, repainting

@@ -1,0 +1,87 @@
+"""A photo is made into a network's input.
+
+Source: the published code (Kim et al., ICCV 2021).
+"""
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from PIL import Image
+
+from wsol.backbones._torchvision import import_torchvision
+from wsol.networks import IMAGENET
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A photo -> a network's input, in two steps: bytes in a loader's worker, numbers on the device.
+
+    resize_size: the side R of the square that photos are resized to. crop_size: the side S of the random crop that
+    training takes, mirrored or not; None: no crop. normalisation: the network's (mean, deviation).
+    """
+    resize_size: int
+    crop_size: int | None = None
+    normalisation: tuple = IMAGENET
+
+    def __post_init__(self):
+        v2()  # imported here, not by each of a loader's workers
+
+    def __call__(self, image):
+        """PIL image -> (3,S,S) float32."""
+        return self.normalise(self.crop(self.resize(image)))
+
+    def resize(self, image):
+        """PIL image -> (3,R,R) uint8: bilinear with anti-aliasing, within one grey level of PIL's."""
+        pixels = v2().functional.pil_to_tensor(image)
+        return v2().functional.resize(pixels, [self.resize_size] * 2, antialias=True)
+
+    def crop(self, pixels, generator=None):
+        """(3,R,R) -> (3,S,S). generator: draws the crop, by default torch's global one. The draws are those of
+        torchvision's RandomCrop and RandomHorizontalFlip, which take ten times as long."""
+        if self.crop_size is None:
+            return pixels
+        room = self.resize_size - self.crop_size + 1
+        top, left = (int(torch.randint(room, (), generator=generator)) for _ in range(2))
+        pixels = pixels[:, top:top + self.crop_size, left:left + self.crop_size]
+        return pixels.flip(2) if torch.rand((), generator=generator) < 0.5 else pixels
+
+    def normalise(self, pixels):
+        """(...,3,S,S) uint8 -> float32, on its device."""
+        mean, deviation = _statistics(tuple(map(tuple, self.normalisation)), pixels.device)
+        return pixels.float().div_(255).sub_(mean).div_(deviation)
+
+
+@cache
+def v2():
+    """torchvision.transforms.v2. Its import is slow, and a script that only shows its help does not need it."""
+    import_torchvision()
+    from torchvision.transforms import v2
+    return v2
+
+
+@cache
+def _statistics(normalisation, device):
+    """Mean and deviation (3,1,1) on a device: sent there once, since sending makes the host wait."""
+    return [torch.tensor(values, device=device)[:, None, None] for values in normalisation]
+
+
+def train_transform(resize_size, crop_size, normalisation=IMAGENET):
+    """Published: resize to a square, random crop, horizontal flip. normalisation: the network's (mean, deviation)."""
+    return Transform(resize_size, crop_size, normalisation)
+
+
+def eval_transform(crop_size, normalisation=IMAGENET):
+    """Published: resize to a square of the crop's size. normalisation: the network's (mean, deviation)."""
+    return Transform(crop_size, normalisation=normalisation)
+
+
+def as_image(picture):
+    """(H,W,3) uint8, RGB -> a PIL image, as the transforms take it."""
+    return Image.fromarray(np.ascontiguousarray(picture))
+
+
+def to_picture(image, normalisation=IMAGENET):
+    """A normalised image (3,S,S) -> (S,S,3) in 0..1, to be shown."""
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in normalisation)
+    return (image.cpu() * deviation + mean).clamp(0, 1).permute(1, 2, 0).numpy()
