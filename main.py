@@ -115,9 +115,9 @@ def open_images(args, data):
     transforms = dict.fromkeys(registry.SPLITS, eval_transform(args.crop_size, statistics))
     if not args.freeze:
         transforms['train'] = train_transform(args.resize_size, args.crop_size, statistics)
-    cache = Path(args.save_root) / 'cache' if args.cache else None
+    folder = Path(args.save_root) / 'cache'
     return {split: data.open_split(split, transform, args.proxy_training_set and split == 'train', args.skip_broken,
-                                   cache) for split, transform in transforms.items()}
+                                   folder, args.cache) for split, transform in transforms.items()}
 
 
 def initial_network(args, data, checkpoint, folder, device):

@@ -116,13 +116,16 @@ def open_image(path, convert=lambda image: image.convert('RGB'), remedy=REMEDY):
         raise UserError(f'the image {path} does not open ({reason}); {remedy}') from error
 
 
-def in_threads(function, items, description):
-    """Yield function(item) for each item of a sequence, in order, computed by threads, with a bar."""
+def in_threads(function, items, description, unit='image', **options):
+    """Yield function(item) for each item of a sequence, in order, computed by threads, with a bar.
+
+    options: of progress.
+    """
     with ThreadPoolExecutor(usable_cores()) as pool:
         # the pool queues everything that it is given: chunks keep the memory small
         chunks = (items[start:start + 256] for start in range(0, len(items), 256))
         results = chain.from_iterable(pool.map(function, chunk) for chunk in chunks)
-        yield from progress(results, description, 'image', total=len(items))
+        yield from progress(results, description, unit, total=len(items), **options)
 
 
 def broken_images(paths, remedy=REMEDY):

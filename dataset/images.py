@@ -6,15 +6,17 @@ worker to the device -> Transform.normalise (numbers).
 import hashlib
 import math
 import shutil
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from dataset.fingerprints import Contents, combined
 from dataset.image_files import in_threads, open_image, opening_images
 from runtime import processes
-from runtime.screen import progress, say
+from runtime.screen import say
 from runtime.whole_files import make_folder, write_atomically
 from wsol.errors import UserError
 
@@ -38,12 +40,13 @@ class Images(Dataset):
 class ImageDataset(Images):
     """One split. Item i -> (image (3,S,S) float32, label, i); item (i, seed) crops with that seed.
 
-    Attributes: image_ids (N,) bytes, labels (N,) int64, folder (where the ids start), class_names.
+    Attributes: image_ids (N,) bytes, labels (N,) int64, folder (where the ids start), class_names, contents (the
+    Contents that knows the photos' SHA-256).
     """
 
-    def __init__(self, image_ids, labels, folder, transform, class_names=()):
-        self.image_ids, self.labels, self.folder = image_ids, labels, Path(folder)
-        self.transform, self.class_names, self.cache = transform, class_names, None
+    def __init__(self, image_ids, labels, folder, transform, class_names=(), contents=None):
+        self.image_ids, self.labels, self.folder, self.transform = image_ids, labels, Path(folder), transform
+        self.class_names, self.contents, self.cache = class_names, contents or Contents(), None
 
     def __len__(self):
         return len(self.image_ids)
@@ -71,10 +74,10 @@ class ImageDataset(Images):
         """Itself, reading all resized images from one file below folder, which is written if it is missing.
 
         name: of data set and split. The file's name also holds the images' size and fingerprint, so that other names,
-        labels, file sizes or times of writing mean another file. Raises UserError.
+        labels or photos mean another file. Raises UserError.
         """
         size = self.transform.resize_size
-        path = Path(folder) / f'{name}_{size}.{self.fingerprint(with_times=True)[:16]}.pixels'
+        path = Path(folder) / f'{name}_{size}.{self.fingerprint()[:16]}.pixels'
         total = len(self) * 3 * size**2
         if processes.is_first() and (not path.is_file() or path.stat().st_size != total):
             make_folder(path.parent)
@@ -93,21 +96,26 @@ class ImageDataset(Images):
             for pixels in in_threads(self.resized, range(len(self)), 'resizing images'):
                 file.write(pixels.numpy().tobytes())
 
-    def fingerprint(self, with_times=False):
-        """SHA-256 of the ids, the labels and the files' sizes: the identity of these images.
+    @cached_property
+    def sha256(self):
+        """[SHA-256 of each photo]. Several processes of a run share the work: all of them ask for it."""
+        return self.contents.of([self.path(index) for index in range(len(self))])
 
-        with_times: also of the time when each file was last written. A cache needs it, to see that a file was replaced
-        by one of the same size. A result does not, so that copies of a data set have one fingerprint.
-        """
+    def fingerprint(self):
+        """SHA-256 of the ids, the labels and the photos' content: the identity of these images, wherever they are."""
+        return combined(self.image_ids.tolist(), self.labels.tolist(), self.sha256)
+
+    def size_fingerprint(self):
+        """SHA-256 of the ids, the labels and the files' sizes: the images' identity in results of earlier versions."""
         digest = hashlib.sha256()
-        for index, label in enumerate(progress(self.labels, 'looking at the files', 'image', leave=False)):
+        for index, label in enumerate(self.labels):
             path = self.path(index)
-            status = path.stat() if path.is_file() else None
-            time = f',{status.st_mtime_ns}' if with_times and status else ''
-            digest.update(f'{self.image_id(index)},{label},{status and status.st_size}{time}\n'.encode())
+            size = path.stat().st_size if path.is_file() else None
+            digest.update(f'{self.image_id(index)},{label},{size}\n'.encode())
         return digest.hexdigest()
 
     def without_broken(self, name):
         """The images that open; warns of the others. name: what the warning calls the images."""
         kept = opening_images([self.path(index) for index in range(len(self))], name)
-        return ImageDataset(self.image_ids[kept], self.labels[kept], self.folder, self.transform, self.class_names)
+        return ImageDataset(self.image_ids[kept], self.labels[kept], self.folder, self.transform, self.class_names,
+                            self.contents)

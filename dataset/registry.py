@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from dataset import lists
+from dataset.fingerprints import Contents
 from dataset.image_files import SUFFIXES, images_below, is_hidden
 from dataset.images import ImageDataset
 from runtime.command_line import choice
@@ -104,14 +105,15 @@ class DataSet:
                             f'{self.prepare[split]}')
         return lists.read_labels(folder, self.num_classes, proxy)
 
-    def open_split(self, split, transform, proxy=False, skip_broken=False, cache=None):
+    def open_split(self, split, transform, proxy=False, skip_broken=False, folder=None, cached=False):
         """The ImageDataset of a split. transform: a Transform. proxy: only what image_ids_proxy.txt lists. skip_broken:
-        without images that do not open. cache: the folder in which the resized images are kept."""
+        without images that do not open. folder: where the SHA-256 of the photos are kept and, if cached, the resized
+        images."""
         image_ids, labels = self.list_images(split, proxy)
         names = self.class_names or names_of_folders(image_ids, labels, self.num_classes)
-        images = ImageDataset(image_ids, labels, self.image_folders[split], transform, names)
+        images = ImageDataset(image_ids, labels, self.image_folders[split], transform, names, Contents(folder))
         images = images.without_broken(split) if skip_broken else images
-        return images if cache is None else images.cached(cache, f'{self.label}_{split}')
+        return images.cached(folder, f'{self.label}_{split}') if cached else images
 
     def boxes(self, split, image_ids):
         """The lists.Boxes of images."""

@@ -47,8 +47,8 @@ class Network:
 
     def open_split(self, data, split):
         """The ImageDataset of a split, as --skip_broken and --cache ask for it."""
-        cache = Path(self.args.save_root) / 'cache' if self.args.cache else None
-        return data.open_split(split, self.transform(), skip_broken=self.args.skip_broken, cache=cache)
+        return data.open_split(split, self.transform(), False, self.args.skip_broken,
+                               Path(self.args.save_root) / 'cache', self.args.cache)
 
     def loader(self, images, folder=None):
         """Batches of images, in order. Raises UserError at once if the folder of the results is not writable.

@@ -36,7 +36,7 @@ def contrast_name(contrast):
 def identity(metric, data, split, images, checkpoint, settings):
     """What a result records about itself: metric, images, network and settings."""
     return {'metric': metric, 'format': FORMATS.get(metric, 1), 'dataset': data.label, 'split': split,
-            'images': len(images), 'images_sha256': images.fingerprint(), **checkpoint_identity(checkpoint),
+            'images': len(images), 'images_sha256': images.size_fingerprint(), **checkpoint_identity(checkpoint),
             'settings': settings}
 
 

@@ -1,0 +1,123 @@
+"""What files hold, as SHA-256: computed once for each file, and looked up while nothing of the file has changed.
+
+A store in a folder keeps the SHA-256 beside the file's size, inode and times. A user can set the time of writing
+(mtime), but not the time of the last change (ctime): a file that was replaced never looks unchanged. Without a folder
+that can be written, everything is computed anew.
+"""
+import hashlib
+import os
+import sqlite3
+import stat
+import time
+from contextlib import closing
+from pathlib import Path
+
+from dataset.image_files import in_threads
+from runtime import processes
+from runtime.screen import warn
+from wsol.errors import UserError
+
+FILE = 'fingerprints.sqlite'
+SETTLED = 2 * 10**9  # ns: a file that was changed later may change again within one tick of the file system's clock
+PATIENCE = 2         # s: as long as a command waits for another that writes to the store
+CHUNK = 4096         # files whose SHA-256 are kept together: so many are lost at most if a command is interrupted
+TABLE = 'CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, state TEXT, sha256 TEXT) WITHOUT ROWID'
+
+
+def combined(*parts):
+    """One SHA-256 of several parts: texts, arrays, or lists of texts. Their order counts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if hasattr(part, 'tobytes'):
+            digest.update(f'{part.dtype.str}{part.shape}'.encode() + part.tobytes())
+        else:
+            digest.update(f'{part!r}\n'.encode())
+    return digest.hexdigest()
+
+
+def _state(path):
+    """What changes whenever a file does: (its size, inode and times in one text, ctime in ns). None for what is no
+    regular file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    if not stat.S_ISREG(status.st_mode):  # to read a pipe would wait for ever
+        return None
+    return f'{status.st_size} {status.st_ino} {status.st_mtime_ns} {status.st_ctime_ns}', status.st_ctime_ns
+
+
+def _read(path):
+    """(SHA-256 of a file, its state). The state is None where the next command has to read the file again."""
+    before, digest = _state(path), hashlib.sha256()
+    try:
+        if before is None:
+            return '', None
+        with open(path, 'rb') as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError:  # whoever needs the file says what is wrong with it
+        return '', None
+    is_settled = before[1] < time.time_ns() - SETTLED and _state(path) == before
+    return digest.hexdigest(), before[0] if is_settled else None
+
+
+class Contents:
+    """The SHA-256 of files. folder: where the store is; None: nothing is kept for the next command."""
+
+    def __init__(self, folder=None):
+        self.store = folder and Path(folder) / FILE
+
+    def of(self, paths):
+        """[SHA-256 of each file, '' for what is no readable file], with a bar where it takes long.
+
+        Several processes of a run share the files: each calls this with the same paths. Raises UserError if they differ
+        in number.
+        """
+        mine = [Path(path).absolute() for path in paths[processes.rank()::processes.size()]]
+        known = self._look_up(dict.fromkeys(mine))
+        unknown, fresh = [path for path in dict.fromkeys(mine) if path not in known], {}
+        for path, (sha256, state) in zip(unknown, in_threads(_read, unknown, 'fingerprints', unit='file', delay=3),
+                                         strict=True):
+            known[path] = sha256
+            if state is not None:
+                fresh[path] = state, sha256
+            if len(fresh) == CHUNK or path == unknown[-1]:
+                self._keep(fresh)
+                fresh = {}
+        shares, result = processes.gather([known[path] for path in mine]), [''] * len(paths)
+        if sum(map(len, shares)) != len(paths):
+            raise UserError('the processes of this run see different numbers of files: the folders of the data should '
+                            'be the same for all of them')
+        for rank, share in enumerate(shares):
+            result[rank::len(shares)] = share
+        return result
+
+    def _look_up(self, paths):
+        """{path: SHA-256} of the files that are in the store, and that have not changed since."""
+        def look_up(store):
+            query = 'SELECT state, sha256 FROM files WHERE path = ?'
+            rows = ((path, store.execute(query, (os.fsencode(path),)).fetchone()) for path in paths)
+            return {path: row[1] for path, row in rows if row and row[0] == (_state(path) or ' ')[0]}
+        return (self.store and self.store.is_file() and self._with_store(look_up)) or {}
+
+    def _keep(self, files):
+        """Write {path: (state, SHA-256)} to the store, if it can be written."""
+        def keep(store):
+            store.execute(TABLE)
+            store.executemany('REPLACE INTO files VALUES (?, ?, ?)',
+                              [(os.fsencode(path), *row) for path, row in files.items()])
+        if self.store and files:
+            self._with_store(keep)
+
+    def _with_store(self, use):
+        """use(connection to the store); None where the store cannot be used."""
+        try:
+            self.store.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self.store, timeout=PATIENCE)) as store, store:
+                return use(store)
+        except (OSError, sqlite3.OperationalError):  # the folder is read-only or full, or the store is new
+            return None
+        except sqlite3.DatabaseError as error:
+            warn(f'{self.store} is damaged ({error}): remove it, so that it is made anew')
+            return None
