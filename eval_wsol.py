@@ -93,7 +93,7 @@ class BoxCounts(Counts):
 class MaskCounts(Counts):
     """The histograms of PxAP on masks; ignored pixels are not counted.
 
-    paths: [(the paths of an image's masks, the path of its ignore mask)].
+    paths: [(the paths of an image's masks, the path of its ignore mask or None)].
     """
     summed = ('counts', 'images')
 
@@ -113,7 +113,7 @@ class MaskCounts(Counts):
         """(S,S) bool: the object; (S,S) bool: the pixels that count, all but the ignore mask outside the object."""
         masks, ignore = self.paths[index]
         shown = np.any([self._mask(path) for path in masks], axis=0)
-        return shown, shown | ~self._mask(ignore)
+        return shown, np.ones_like(shown) if ignore is None else shown | ~self._mask(ignore)
 
     def measure(self, score_map, index):
         """The histograms (2,bins) of one map."""
@@ -131,7 +131,10 @@ def open_counts(data, split, images, args):
     """The BoxCounts or MaskCounts of a split."""
     options = args.crop_size, args.norm_type, args.cam_curve_interval
     if data.has_masks:
-        return MaskCounts(data.mask_paths(split, images.image_ids), *options)
+        paths = data.mask_paths(split, images.image_ids)
+        if without := sum(ignore is None for _, ignore in paths):
+            screen.say(f'{split}: {without} of {len(paths)} images have no ignore mask, so all their pixels count')
+        return MaskCounts(paths, *options)
     return BoxCounts(data.boxes(split, images.image_ids), *options, args.iou_thresholds)
 
 

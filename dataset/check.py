@@ -91,14 +91,15 @@ def _check_boxes(path, ids, problems):
 
 
 def check_masks(path, ids, folder, problems):
-    """Note the images without a mask or an ignore mask. Returns the paths of all masks."""
+    """Note the images without a mask, or without an ignore mask if others have one. Returns the paths of all masks."""
     masks, with_mask, with_ignore = set(), set(), set()
     for _, image_id, mask, ignore in read_rows(path, MASKS, problems):
         with_mask.add(image_id.decode())
         if ignore:
             with_ignore.add(image_id.decode())
         masks |= {folder / name.decode() for name in (mask, ignore) if name}
-    for what, images in (('mask', set(ids) - with_mask), ('ignore mask', with_mask.intersection(ids) - with_ignore)):
+    without_ignore = with_mask.intersection(ids) - with_ignore if with_ignore else ()
+    for what, images in (('mask', set(ids) - with_mask), ('ignore mask', without_ignore)):
         problems += [f'{path} names no {what} of {name}' for name in sorted(images)]
     return masks
 

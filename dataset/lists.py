@@ -2,14 +2,19 @@
 
 Source: Choe et al., CVPR 2020 (arXiv 2001.07437). A split's folder holds image_ids.txt (path), class_labels.txt
 (path,label), image_sizes.txt (path,width,height) and localization.txt: path,x0,y0,x1,y1, several lines per image
-allowed, or path,mask.png,ignore.png with the ignore mask on an image's first line only.
+allowed, or path,mask.png,ignore.png with the ignore mask on an image's first line only, or no ignore masks.
+
+Files as spreadsheets and pandas write them are read too: a byte order mark, blank lines at the end, spaces around
+commas, 12.0. The published code stops at any fraction; here those of box corners are cut off, as it does after scaling.
 """
+import codecs
 import re
 from array import array
 from typing import NamedTuple
 
 import numpy as np
 
+from runtime.screen import warn
 from runtime.whole_files import write_lines
 from wsol.errors import UserError
 
@@ -17,8 +22,10 @@ LISTS = ('class_labels.txt', 'image_sizes.txt', 'localization.txt', 'image_ids.t
 BOXES, MASKS = 'path,x0,y0,x1,y1', 'path,mask.png,ignore.png'  # the two forms of localization.txt
 LARGEST = 1 << 31  # pixels along a side
 # an id has at most 1,000 bytes: numpy keeps all ids as wide as the longest
-FIELDS = {'path': rb'([^\0]{1,1000})', 'mask.png': rb'([^,\0]+\.png)', 'ignore.png': rb'((?:[^,\0]+\.png)?)'}
-INTEGER = rb'\s*(-?[0-9]{1,18})\s*'
+PATHS = {'path': rb'([^\0]{1,1000}?)', 'mask.png': rb'([^,\0]+\.png)', 'ignore.png': rb'((?:[^,\0]+\.png)?)'}
+CORNERS = dict.fromkeys(('x0', 'y0', 'x1', 'y1'), rb'(-?[0-9]{1,18})(?:\.[0-9]*)?')
+INTEGER, COMMA = rb'(-?[0-9]{1,18})(?:\.0*)?', rb'\s*,\s*'
+FRACTION = re.compile(rb',[^,]*\.0*[1-9]')  # of a corner
 
 
 def leads_out(name):
@@ -33,29 +40,47 @@ def read_rows(path, form, problems=None):
     """Yield (line number, value, ...) for each line of a list: paths as bytes, integers as int.
 
     form: the names of the fields, as in 'path,label'; path, mask.png and ignore.png are paths, all others are integers.
+    A line may end before ignore.png.
     problems: a list that takes a sentence for each line of another form; without it such a line raises UserError.
     """
     names = form.split(',')
-    paths = sum(name in FIELDS for name in names)  # they come first
-    pattern = re.compile(b','.join(FIELDS.get(name, INTEGER) for name in names))
+    paths = sum(name in PATHS for name in names)  # they come first
+    pattern = COMMA.join((PATHS | CORNERS).get(name, INTEGER) for name in names if name != 'ignore.png')
+    if 'ignore.png' in names:
+        pattern += rb'(?:' + COMMA + PATHS['ignore.png'] + rb')?'
+    pattern, cut = re.compile(pattern), 0
     try:
         with open(path, 'rb') as file:
-            for number, line in enumerate(file, 1):
-                match = pattern.fullmatch(line.strip())
-                values = match.groups() if match else ()
+            for number, line in _lines(file):
+                match = pattern.fullmatch(line)
+                values = match.groups(b'') if match else ()
                 if not match or not _is_text(line):
                     problem = f'expected "{form}", found'
                 elif any(map(leads_out, values[:paths])):
                     problem = 'a path leads out of its folder in'
                 else:
+                    cut += form == BOXES and FRACTION.search(line[match.end(1):]) is not None
                     yield number, *values[:paths], *map(int, values[paths:])
                     continue
-                problem = f'{path}, line {number}: {problem} "{line.strip()[:200].decode(errors="replace")}"'
+                problem = f'{path}, line {number}: {problem} "{line[:200].decode(errors="replace")}"'
                 if problems is None:
                     raise UserError(problem)
                 problems.append(problem)
     except OSError as error:
         raise UserError(f'{path}: {error.strerror}') from error
+    if cut:
+        warn(f'{path}: {cut} boxes lie between pixels; the fractions of their corners are cut off')
+
+
+def _lines(file):
+    """(number, line) of each line, without a byte order mark and without the blank lines at the end."""
+    blank = []
+    for number, line in enumerate(file, 1):
+        line = line.removeprefix(codecs.BOM_UTF8 if number == 1 else b'').strip()
+        blank.append((number, line))
+        if line:
+            yield from blank
+            blank = []
 
 
 def _is_text(line):
@@ -156,17 +181,17 @@ def read_boxes(folder, ids):
 
 
 def read_mask_paths(folder, ids):
-    """[(mask paths, ignore path)] of the images `ids` (N,) from a split's folder. Raises UserError naming the line."""
+    """[(mask paths, ignore path or '')] of the images `ids` (N,) from a split's folder. Raises UserError."""
     path = folder / 'localization.txt'
     by_image = {image_id: ([], []) for image_id in ids.tolist()}  # -> (masks, ignore masks)
     for _, image_id, mask, ignore in read_rows(path, MASKS):
         if image_id in by_image:
             by_image[image_id][0].append(mask.decode())
             by_image[image_id][1].extend([ignore.decode()] if ignore else [])
-    for image_id, files in by_image.items():
-        if not all(files):
-            raise UserError(f'{path} names no {"ignore mask" if files[0] else "mask"} of {image_id.decode()}')
-    return [(masks, ignores[0]) for masks, ignores in by_image.values()]
+    for image_id, (masks, _) in by_image.items():
+        if not masks:
+            raise UserError(f'{path} names no mask of {image_id.decode()}')
+    return [(masks, (ignores or [''])[0]) for masks, ignores in by_image.values()]
 
 
 def write_split(folder, rows):

@@ -120,8 +120,8 @@ class DataSet:
         return lists.read_boxes(self._places(split), image_ids)
 
     def mask_paths(self, split, image_ids):
-        """[(paths of an image's masks, path of its ignore mask)]."""
-        return [([self.mask_folder / name for name in masks], self.mask_folder / ignore)
+        """[(paths of an image's masks, path of its ignore mask or None)]."""
+        return [([self.mask_folder / name for name in masks], self.mask_folder / ignore if ignore else None)
                 for masks, ignore in lists.read_mask_paths(self._places(split), image_ids)]
 
     def _places(self, split):
@@ -129,7 +129,8 @@ class DataSet:
         path, command = self.list_folders[split] / 'localization.txt', self.prepare[split]
         if not path.is_file():
             raise UserError(f'{path} is not there: it says where the objects are, one line "path,x0,y0,x1,y1" for each '
-                            'box, with image_sizes.txt beside it ("path,width,height"), or "path,mask.png,ignore.png"'
+                            'box, with image_sizes.txt beside it ("path,width,height"), or "path,mask.png,ignore.png" '
+                            'or "path,mask.png"'
                             + (f'. To prepare it: {command}' if command.startswith('python') else ''))
         return path.parent
 

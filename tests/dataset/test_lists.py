@@ -1,4 +1,5 @@
 """dataset.lists: lists are read right, or refused with file and line; the real ones have the registry's numbers."""
+import re
 import tracemalloc
 
 import numpy as np
@@ -7,6 +8,7 @@ from conftest import shared
 
 from dataset.lists import read_boxes, read_columns, read_labels, read_mask_paths
 from dataset.registry import DATASETS, SPLITS
+from wsol.annotations import cub
 from wsol.annotations.cub import CueAnnotations
 from wsol.errors import UserError
 
@@ -84,9 +86,10 @@ def test_the_real_mask_lists_load(split, masks):
     (read_boxes, ['a.jpg,1,2,3'], ['line 1', 'path,x0,y0,x1,y1']),
     (read_boxes, ['a.jpg,1,2,3,4', 'b.jpg,5,2,3,4'], ['line 2', 'no box']),
     (read_boxes, ['a.jpg,1,2,3,4'], ['no line for b.jpg']),
-    (read_mask_paths, ['a.jpg,m.png'], ['line 1', 'path,mask.png,ignore.png']),
+    (read_mask_paths, ['a.jpg,m.jpg'], ['line 1', 'path,mask.png,ignore.png']),
+    (read_boxes, ['a.jpg,1,2,nan,4'], ['line 1', 'path,x0,y0,x1,y1']),
     (read_mask_paths, ['a.jpg,1,2,3,4'], ['line 1', 'path,mask.png,ignore.png']),
-    (read_mask_paths, ['a.jpg,m.png,'], ['no ignore mask of a.jpg']),
+    (read_mask_paths, ['a.jpg,m.png,'], ['no mask of b.jpg']),
     (read_mask_paths, ['b.jpg,m.png,i.png'], ['no mask of a.jpg'])])
 def test_bad_boxes_and_masks_are_refused_with_their_line(tmp_path, read, lines, words):
     (tmp_path / 'localization.txt').write_text('\n'.join(lines) + '\n')
@@ -102,3 +105,42 @@ def test_boxes_of_an_image_stay_together_whatever_the_order(tmp_path):
     boxes = read_boxes(tmp_path, np.array([b'a.jpg', b'b.jpg']))
     assert boxes.of(0).tolist() == [[3, 3, 4, 4]] and boxes.of(1).tolist() == [[1, 1, 2, 2], [5, 5, 6, 6]]
     assert boxes.sizes.tolist() == [[9, 9], [7, 8]]
+
+
+WRITTEN = {'plain': str, 'byte order mark': '\ufeff{}'.format, 'Windows': lambda text: text.replace('\n', '\r\n'),
+           'blank lines at the end': '{}\n \r\n'.format, 'no line end': str.rstrip,
+           'spaces around commas': lambda text: text.replace(',', ' ,  '),
+           'numbers of pandas': lambda text: re.sub(r',(\d+)(?=[,\n])', r',\1.0', text),
+           'all of it': lambda text: '\ufeff' + text.replace(',', ', ').replace('\n', '\r\n') + '\r\n'}
+
+
+@pytest.mark.parametrize('how', WRITTEN)
+def test_lists_are_read_alike_however_a_program_writes_them(tmp_path, how):
+    texts = {'image_ids.txt': 'c/b.png\na1.jpg\n', 'class_labels.txt': 'c/b.png,4\na1.jpg,0\n',
+             'image_sizes.txt': 'c/b.png,30,40\na1.jpg,20,10\n', 'localization.txt': 'a1.jpg,1,2,3,4\nc/b.png,5,6,7,8\n'}
+    for name, text in texts.items():
+        (tmp_path / name).write_bytes(WRITTEN[how](text).encode())
+    ids, labels = read_labels(tmp_path, 5)
+    boxes = read_boxes(tmp_path, ids)
+    assert ids.tolist() == [b'c/b.png', b'a1.jpg'] and labels.tolist() == [4, 0]
+    assert boxes.corners.tolist() == [[5, 6, 7, 8], [1, 2, 3, 4]] and boxes.sizes.tolist() == [[30, 40], [20, 10]]
+    (tmp_path / 'localization.txt').write_bytes(WRITTEN[how]('c/b.png,m 1.png,i.png\na1.jpg,n.png\nc/b.png,m2.png,\n').encode())
+    assert read_mask_paths(tmp_path, ids) == [(['m 1.png', 'm2.png'], 'i.png'), (['n.png'], '')]
+
+
+def test_corners_between_pixels_are_cut_off_with_a_warning_and_labels_are_not(tmp_path, capsys):
+    write_split(tmp_path, ['a.jpg'], ['a.jpg,1.5'])
+    (tmp_path / 'localization.txt').write_text('a.jpg,1.0,2.9,12.5,4.\n')
+    (tmp_path / 'image_sizes.txt').write_text('a.jpg,20,20\n')
+    assert read_boxes(tmp_path, np.array([b'a.jpg'])).corners.tolist() == [[1, 2, 12, 4]]
+    assert 'localization.txt: 1 boxes lie between pixels' in capsys.readouterr().err
+    with pytest.raises(UserError, match='line 1: expected "path,label"'):
+        read_labels(tmp_path, 5)
+
+
+@pytest.mark.parametrize('how', ['byte order mark', 'Windows', 'blank lines at the end', 'no line end'])
+def test_lists_of_cub_are_read_alike_too(tmp_path, how):
+    (tmp_path / 'images.txt').write_bytes(WRITTEN[how]('1 a/1.jpg\n2 a/2.jpg\n').encode())
+    (tmp_path / 'numbers.txt').write_bytes(WRITTEN[how]('1 2\n3 4\n').encode())
+    assert cub.read_by_id(tmp_path / 'images.txt') == {1: 'a/1.jpg', 2: 'a/2.jpg'}
+    assert cub._numbers(tmp_path / 'numbers.txt').tolist() == [[1, 2], [3, 4]]

@@ -109,6 +109,11 @@ def test_boxes_or_masks_enable_wsol(script, folder, tmp_path):
     assert code == 0, err
     assert 0 < read_result(tmp_path / 'save/result', 'wsol')['results']['PxAP']['test'] < 100
     assert not any(found_in(folder).values())
+    lists = folder / 'metadata/val/localization.txt'
+    lists.write_text(lists.read_text().replace(',val_ignore.png', ''))  # two columns: no ignore masks
+    masks = find_dataset(f'{folder}/')
+    assert masks.has_masks and masks.mask_paths('val', np.array([b'cat/0.jpg'])) == [([folder / 'val_mask.png'], None)]
+    assert not any(found_in(folder).values())
     (folder / 'val_mask.png').write_bytes(b'x')
     (folder / 'test_ignore.png').unlink()
     problems = found_in(folder)

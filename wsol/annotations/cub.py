@@ -210,7 +210,7 @@ def read_by_id(path, known=None):
     another form, for an id that is listed twice or unknown, and for missing ids.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding='utf-8-sig').rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'{path}: {getattr(error, "strerror", error)}. {LAYOUT}') from error
     values = {}
@@ -234,7 +234,7 @@ def _numbers(path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # numpy warns about an empty file, which is refused below
-            values = np.loadtxt(path, ndmin=2)
+            values = np.loadtxt(path, ndmin=2, encoding='utf-8-sig')
     except OSError as error:
         raise UserError(f'{path}: not found. {LAYOUT}') from error
     except ValueError as error:

@@ -38,8 +38,8 @@ def wordnet(folder, num_classes=1000):
     """
     relation, index = Path(folder) / 'wordnet.is_a.txt', Path(folder) / 'imagenet_class_index.json'
     try:
-        pairs = [line.split() for line in relation.read_text().splitlines() if line.strip()]
-        synsets = {value[0]: int(label) for label, value in json.loads(index.read_text()).items()}
+        pairs = [line.split() for line in relation.read_text('utf-8-sig').splitlines() if line.strip()]
+        synsets = {value[0]: int(label) for label, value in json.loads(index.read_text('utf-8-sig')).items()}
         parents = {}
         for parent, child in pairs:
             parents.setdefault(child, []).append(parent)
