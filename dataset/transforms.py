@@ -4,6 +4,7 @@ Source: the published code (Kim et al., ICCV 2021).
 """
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,16 +14,55 @@ from wsol.backbones._torchvision import import_torchvision
 from wsol.networks import IMAGENET
 
 
+class Fitting(NamedTuple):
+    """How a photo becomes a square in a classifier's own evaluation: PIL resizes it, then its centre is taken.
+
+    Sources: torchvision's Resize and CenterCrop, timm's ResizeKeepRatio and CenterCropOrPad; the pixels are theirs.
+    """
+    fit: str               # 'crop', 'squash' or 'pad'
+    resize_size: int       # what the photo's shorter side (crop), both sides (squash) or longer side (pad) becomes
+    interpolation: str     # PIL's name, in small letters
+    fill: tuple = (0, 0, 0)  # the colour of a square's pixels beside the photo
+
+    def __call__(self, image, size):
+        """PIL image -> PIL image of size x size."""
+        across, down, left, top = self._place(image.size, size)
+        square = Image.new('RGB', (size, size), self.fill)
+        square.paste(image.resize((across, down), Image.Resampling[self.interpolation.upper()]), (-left, -top))
+        return square
+
+    def box(self, photo, size):
+        """(x0,y0,x1,y1): the part of a photo (width, height) that the square shows, in shares of its width and height.
+        With 'pad' it is larger than the photo."""
+        across, down, left, top = self._place(photo, size)
+        return left / across, top / down, (left + size) / across, (top + size) / down
+
+    def _place(self, photo, size):
+        """The resized photo's width and height, and how far the square lies from its left and its top."""
+        (width, height), side = photo, self.resize_size
+        if self.fit == 'crop':
+            across, down = (max(side, int(side * length / min(photo))) for length in photo)
+        elif self.fit == 'pad':
+            ratio = max(width / side, height / side)
+            across, down = (max(1, round(length / ratio)) for length in photo)
+        else:
+            across = down = side
+        return across, down, *(-((size - length) // 2) if length < size else round((length - size) / 2)
+                               for length in (across, down))
+
+
 @dataclass(frozen=True)
 class Transform:
     """A photo -> a network's input, in two steps: bytes in a loader's worker, numbers on the device.
 
     resize_size: the side R of the square that photos are resized to. crop_size: the side S of the random crop that
-    training takes, mirrored or not; None: no crop. normalisation: the network's (mean, deviation).
+    training takes, mirrored or not; None: no crop. normalisation: the network's (mean, deviation). fitting: how photos
+    become that square; None: the whole photo is resized to it, as published.
     """
     resize_size: int
     crop_size: int | None = None
     normalisation: tuple = IMAGENET
+    fitting: Fitting | None = None
 
     def __post_init__(self):
         v2()  # imported here, not by each of a loader's workers
@@ -32,9 +72,15 @@ class Transform:
         return self.normalise(self.crop(self.resize(image)))
 
     def resize(self, image):
-        """PIL image -> (3,R,R) uint8: bilinear with anti-aliasing, within one grey level of PIL's."""
+        """PIL image -> (3,R,R) uint8. As published: bilinear with anti-aliasing, within one grey level of PIL's."""
+        if self.fitting is not None:
+            return v2().functional.pil_to_tensor(self.fitting(image, self.resize_size))
         pixels = v2().functional.pil_to_tensor(image)
         return v2().functional.resize(pixels, [self.resize_size] * 2, antialias=True)
+
+    def box(self, photo):
+        """Fitting.box of a photo (width, height)."""
+        return self.fitting.box(photo, self.resize_size) if self.fitting else (0.0, 0.0, 1.0, 1.0)
 
     def crop(self, pixels, generator=None):
         """(3,R,R) -> (3,S,S). generator: draws the crop, by default torch's global one. The draws are those of
@@ -71,9 +117,9 @@ def train_transform(resize_size, crop_size, normalisation=IMAGENET):
     return Transform(resize_size, crop_size, normalisation)
 
 
-def eval_transform(crop_size, normalisation=IMAGENET):
-    """Published: resize to a square of the crop's size. normalisation: the network's (mean, deviation)."""
-    return Transform(crop_size, normalisation=normalisation)
+def eval_transform(crop_size, normalisation=IMAGENET, fitting=None):
+    """Published: resize to a square of the crop's size. normalisation, fitting: of Transform."""
+    return Transform(crop_size, normalisation=normalisation, fitting=fitting)
 
 
 def as_image(picture):

@@ -11,6 +11,7 @@ from wsol.attribution.registry import METHODS
 from wsol.errors import UserError
 from wsol.foreign_networks import from_classifier, from_module
 from wsol.networks import ARCHITECTURES, HEADS, architecture_names, build_model, parameter_groups
+from wsol.preprocessing import preprocessing
 
 __all__ = ['ARCHITECTURES', 'HEADS', 'METHODS', 'UserError', 'architecture_names', 'attribution_maps', 'build_model',
-           'from_classifier', 'from_module', 'parameter_groups']
+           'from_classifier', 'from_module', 'parameter_groups', 'preprocessing']

@@ -60,6 +60,12 @@ def _settings(name):
     return settings
 
 
+def data_config(network):
+    """timm's data config of a network of its, given itself or by its name timm/NAME. Raises UserError."""
+    settings = _settings(network).to_dict() if isinstance(network, str) else network.pretrained_cfg
+    return _timm().data.resolve_data_config(pretrained_cfg=settings)
+
+
 class LastMap(nn.Module):
     """(B,3,H,W) -> (B,D,h,w): a timm network up to its last map or its grid of tokens."""
 
