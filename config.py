@@ -13,6 +13,7 @@ from typing import NamedTuple
 from munch import Munch
 
 from dataset.registry import DATASETS, canonical_name
+from runtime import screen
 from runtime.command_line import (
     COUNT,
     FILE,
@@ -279,10 +280,11 @@ def _add(group, flag, listed, text):
 
 def parse(parser, argv=None):
     """The flags that the parser's script reads, as a Munch; `args.given` names all that the command line states."""
-    given = vars(parser.parse_args(argv))
-    given.pop('ignored', None)
+    given = {name: value for name, value in vars(parser.parse_args(argv)).items() if name != 'ignored'}
     if 'iou_thresholds' in given:
         given['iou_thresholds'] = sum(given['iou_thresholds'], ())
+    if given.get('use_load_checkpoint') is False and 'use_load_checkpoint' not in parser.reads:
+        screen.say('--use_load_checkpoint=False changes main.py alone: an evaluation always opens a checkpoint')
     known = {name: value for name, value in given.items() if name in parser.reads or name not in ALL_FLAGS}
     return Munch(parser.defaults | known, given=sorted(given))
 

@@ -250,7 +250,7 @@ def report(summaries, dropped, published, is_control):
                          values['pairs'], *shares])
     if published:
         rows.append(['the paper (CUB, ResNet-50)', *published, sum(DATASETS['CUB'].cues.pairs), '-', '-'])
-    header = ['PxAP, %, by differing parts', *KEYS, 'pairs', 'dropped: true, %', 'false, %']
+    header = ['PxAP, %, by differing parts', *KEYS, 'pairs', 'dropped true, %', 'dropped false, %']
     screen.say(screen.table(header, rows))
 
 

@@ -173,19 +173,18 @@ def box_results(by_split, has_model):
     v2 = [results[name] for name in results if name.startswith('MaxBoxAccV2@')]
     mean = {key: float(np.mean([result[key] for result in v2])) for key in ('val', 'test', 'oracle')}
     results = {'MaxBoxAccV2': mean | {'threshold': None}} | results
-    results['GT-known Loc'] = dict(results['MaxBoxAcc'])  # another name of MaxBoxAcc
     if not has_model:
         del results['Top-1 Loc']
     return results
 
 
 def mask_results(by_split):
-    """PxAP, which needs no threshold. by_split: {split: MaskCounts}."""
+    """PxAP against masks, which needs no threshold. by_split: {split: MaskCounts}."""
     for split, counts in by_split.items():
         if not counts.counts[1].any():
             raise UserError(f'the masks of {split} show no object, so PxAP is not defined')
     pxap = {split: float(metrics.pixel_average_precision(counts.counts)) for split, counts in by_split.items()}
-    return {'PxAP': pxap | {'oracle': None, 'threshold': None}}
+    return {'mask PxAP': pxap | {'oracle': None, 'threshold': None}}
 
 
 def curves_figure(title, counts):

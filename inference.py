@@ -7,6 +7,7 @@ Result, in --output: for each photo a PNG of it beside its maps, or one HTML pag
     python inference.py photo.jpg --load_checkpoint=CALM_EM-CUB --contrast
     python inference.py folder/ --load_checkpoint=calm_em --score_map_process=jointll,grad_cam --format=html
 """
+import re
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from wsol.attribution.registry import METHODS
 from wsol.errors import UserError
 
 RUNNER_UP = 'runner-up'
+NUMBER = '(class )?(0|[1-9][0-9]*)'  # of a class, on the command line
 LARGE_PAGE = 100e6  # bytes: browsers are slow with a larger page
 
 
@@ -30,18 +32,25 @@ LARGE_PAGE = 100e6  # bytes: browsers are slow with a larger page
 
 
 def resolve_class(text, names, num_classes):
-    """A class by its exact name, by its number (from 0), or by a part of its name that no other name has."""
-    exact = [label for label, name in enumerate(names) if name == text]
-    if text.isdecimal() and not exact:
-        if len(text) > 9 or int(text) >= num_classes:
-            raise UserError(f'class {text} is out of range, classes are 0 to {num_classes - 1}')
-        return int(text)
-    hits = exact or [label for label, name in enumerate(names) if text.lower() in name.lower()]
+    """A class by its exact name, by its number (from 0), or by a part of its name that no other name has.
+
+    Where a name is a number itself, as of the folders 0, 1, 10, 2, a number is a name and nothing else; there "class 3"
+    stands for the number. 02 is no number.
+    """
+    hits, number = [label for label, name in enumerate(names) if name == text], re.fullmatch(NUMBER, text)
+    numbered = not any(name.isdecimal() for name in names)
+    if not hits and number and (numbered or number[1]):
+        if len(number[2]) > 9 or int(number[2]) >= num_classes:
+            raise UserError(f'class {number[2]} is out of range, classes are 0 to {num_classes - 1}')
+        return int(number[2])
+    if not hits and (numbered or not text.isdecimal()):
+        hits = [label for label, name in enumerate(names) if text.lower() in name.lower()]
     if len(hits) != 1:
         examples = ', '.join(names[hit] for hit in hits[:5])
         hint = f'or a name such as {names[0]}' if names else 'since this checkpoint has no class names'
         problem = f'names {len(hits)} classes: {examples}' if hits else 'names no class'
-        raise UserError(f'"{text}" {problem}; give a number from 0 to {num_classes - 1}, {hint}')
+        raise UserError(f'"{text}" {problem}; give {"a number" if numbered else "class N with N"} from 0 to '
+                        f'{num_classes - 1}, {hint}')
     return hits[0]
 
 
@@ -188,7 +197,7 @@ def report(entries, album, contrast):
     entries: of the photos. contrast: of chosen_classes."""
     for entry in entries[:20]:
         where = f', {album.folder / entry["picture"]}' if 'picture' in entry else ''
-        screen.say(f'{entry["image"]}: {entry["class_name"]}, p = {entry["probability"]:.3f}{where}')
+        screen.say(screen.shown(f'{entry["image"]}: {entry["class_name"]}, p = {entry["probability"]:.3f}{where}'))
     if album.reduced:
         screen.say(f'{len(album.reduced)} of {len(entries)} photos are drawn smaller than they are, as '
                    f'{album.reduced[0]}')

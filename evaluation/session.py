@@ -22,11 +22,11 @@ from dataset.registry import DataSet, find_dataset
 from dataset.transforms import eval_transform
 from evaluation.map_sources import ContrastMaps, FolderMaps, NetworkMaps, ObjectMasks
 from experiment import result_files, weights
-from runtime import processes, whole_files
+from runtime import processes, screen, whole_files
 from wsol.attribution.contrast import CONTRASTS, find_contrast
 from wsol.attribution.registry import METHODS, SamplingSettings, find_method
 from wsol.errors import UserError
-from wsol.networks import check_image_size
+from wsol.networks import check_image_size, options_taken
 from wsol.speed.folding import fold_batchnorm
 
 # --- the network --------------------------------------------------------------------------------------
@@ -98,6 +98,8 @@ def open_network(args, needed=True, or_classifier=False):
     processes.join(device)
     if needed or args.load_checkpoint is not None:
         checkpoint = _find_network(args, or_classifier)
+        if not checkpoint.network and 'large_feature_map' not in args.given:
+            _say_map_size(args, checkpoint)
         args = config.adopt(args, checkpoint.path, checkpoint.known, checkpoint.network)
         num_classes = checkpoint.num_classes or _named_data(find_dataset, args, checkpoint).num_classes
         model = checkpoint.build(config.network_settings(args), num_classes, device)
@@ -108,6 +110,13 @@ def open_network(args, needed=True, or_classifier=False):
         args.seed = args.seed or 0
         util.seed_everything(args.seed)
     return Network(args, device, checkpoint, model)
+
+
+def _say_map_size(args, checkpoint):
+    """Say which map size is taken: weights of either size fit, and their file does not tell."""
+    if 'large_feature_map' in options_taken(args.architecture, args.attribution_method):
+        screen.say(f'{checkpoint.path} holds weights alone, which do not tell the size of their maps: 14x14 is '
+                   'assumed. If the network was trained for 28x28, as the published ones were, add --large_feature_map')
 
 
 def _find_network(args, or_classifier):

@@ -11,7 +11,7 @@ COMPARED = 'per pair, all pixels'  # the count of PxAP by which methods are comp
 EXACT = f'exact part masks, {COMPARED}'
 PXAP = {count: ('parts', count) for count in COUNTS} | {EXACT: ('exact', COMPARED)}  # where results have them
 PERCENTS = [str(round(100 * ratio)) for ratio in metrics.ERASE_RATIOS]
-WSOL = {'MaxBoxAccV2': 'MaxBoxAccV2', 'MaxBoxAcc': 'MaxBoxAcc', 'Top-1 Loc': 'Top-1 Loc', 'mask PxAP': 'PxAP'}
+WSOL = ('MaxBoxAccV2', 'MaxBoxAcc', 'Top-1 Loc', 'mask PxAP')
 INTERVENTIONS = ('PxAP exact', 'rank corr.', 'mass on cue', 'sign', 'slope', 'error', 'deletion corr.',
                  'on distractors')  # the names in results too
 TABLES = {  # title -> {column: its name within the table}
@@ -92,8 +92,9 @@ def _pixel_perturb(result):
 
 
 def _wsol(result):
-    columns = {column: Estimate(result['results'][name]['test']) for column, name in WSOL.items()
-               if name in result['results']}
+    earlier = {'PxAP': 'mask PxAP'}  # a name that earlier results have
+    figures = {earlier.get(name, name): values for name, values in result['results'].items()}
+    columns = {name: Estimate(figures[name]['test']) for name in WSOL if name in figures}
     outcomes = {name: from_digits(text) for name, text in result.get('outcomes', {}).items()}
     by_metric = {'MaxBoxAccV2': [hits for name, hits in outcomes.items() if '@' in name],  # one for each overlap
                  'MaxBoxAcc': [hits for name, hits in outcomes.items() if '@' not in name]}

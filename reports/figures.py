@@ -5,6 +5,8 @@ Photos and maps are in pictures.py.
 import numpy as np
 from cycler import cycler
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.text import Text
 
 from runtime import whole_files
 
@@ -15,12 +17,18 @@ MARKERS = ('o', 's', '^')
 PERCENT = {'xlim': (0, 100), 'ylim': (0, 100)}
 
 
+def printable(text):
+    """A text with a box for each letter that the font lacks. matplotlib draws a box too, but warns, and fails at a byte
+    of a file's name that is no text."""
+    known = get_font(findfont(FontProperties())).get_charmap()
+    return ''.join(letter if letter in '\n\t' or ord(letter) in known else '□' for letter in text)
+
+
 def save(figure, path):
     """Write a figure as a whole PNG file. A $ in a name begins no formula."""
-    legends = [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]
-    names = [*figure.texts, *(axes.title for axes in figure.axes)]
-    for text in [*names, *(text for legend in legends for text in legend.get_texts())]:
+    for text in figure.findobj(Text):
         text.set_parse_math(False)
+        text.set_text(printable(text.get_text()))
     whole_files.write_atomically(path, lambda file: figure.savefig(file, format='png', metadata={'Software': None}))
 
 

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator
 
+from reports.figures import printable
 from wsol.maps import resize
 
 LEVELS = 256
@@ -174,12 +174,6 @@ class Panel:
     label: str = ''                    # of the colour bar: what the values are
     signed: bool = False
     cue: np.ndarray | None = None      # (H,W) bool, to be outlined
-
-
-def printable(text):
-    """A text with a box for each letter that the font lacks, which matplotlib draws too, but with a warning."""
-    letters = get_font(findfont(FontProperties())).get_charmap()
-    return ''.join(letter if ord(letter) in letters else '□' for letter in str(text).replace('\n', ' '))
 
 
 def wrapped(text, inches, lines):

@@ -1,5 +1,6 @@
 """Tables of figures with their intervals, as text, Markdown, LaTeX and CSV."""
 import csv
+import html
 import io
 from typing import NamedTuple
 
@@ -52,8 +53,11 @@ def as_text(tables, title='{}', style='simple'):
 
 
 def as_markdown(tables):
-    return as_text([table._replace(rows=[[cell if cell is None else str(cell).replace('|', '\\|') for cell in row]
-                                         for row in table.rows]) for table in tables], '## {}', 'pipe')
+    """Names in the tables can neither end a cell nor become HTML."""
+    def escaped(cell):
+        return cell if cell is None else html.escape(str(cell), quote=False).replace('|', '\\|')
+    return as_text([Table(screen.shown(escaped(table.title)), [*map(escaped, table.header)],
+                          [[*map(escaped, row)] for row in table.rows]) for table in tables], '## {}', 'pipe')
 
 
 def as_latex(tables):
@@ -62,7 +66,10 @@ def as_latex(tables):
 
 
 def as_csv(tables):
-    """A line for each cell, its numbers unrounded; mean ± deviation is text."""
+    """A line for each cell, its numbers unrounded; mean ± deviation is text. A name at whose first character a
+    spreadsheet would begin to calculate gets an apostrophe before it."""
+    def name_of(text):
+        return f"'{screen.shown(text)}" if str(text).startswith(('=', '+', '-', '@')) else screen.shown(text)
     file = io.StringIO()
     writer = csv.writer(file, lineterminator='\n')
     writer.writerow(['table', 'row', 'column', 'value', 'low', 'high'])
@@ -71,7 +78,7 @@ def as_csv(tables):
             for column, cell in zip(table.header[1:], cells, strict=True):
                 if cell is not None:
                     numbers = cell[:3] if isinstance(cell, Cell) else (cell, None, None)
-                    writer.writerow([table.title, name, column, *numbers])
+                    writer.writerow([*map(name_of, (table.title, name, column)), *numbers])
     return file.getvalue()
 
 

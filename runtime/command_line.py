@@ -138,4 +138,6 @@ class Parser(argparse.ArgumentParser):
 
 def plain_parser(description):
     """A parser whose help starts with the script's description."""
-    return Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    module = sys.modules['__main__'].__spec__  # of `python -m research.NAME`
+    return Parser(f'python -m {module.name}' if module else None, description=description, allow_abbrev=False,
+                  formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -10,6 +10,8 @@ from tqdm import tqdm
 from runtime import processes
 from wsol.errors import UserError
 
+# what a terminal would obey or a table would break at: control and half characters, line ends, changes of direction
+UNSHOWN = re.compile('[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
 MEMORY = 'lower --workers, whose processes each hold batches, or --batch_size'
 EXPLAINED = (  # (pattern of torch's message, what it means and the remedy)
     (r'killed by signal: Bus error|shared memory|/torch_\S+.*(No space|Cannot allocate)|/shm', 'the shared memory '
@@ -62,7 +64,7 @@ def _explain(error):
 def _last_words(message, code):
     """Print a message on stderr, unless another process of the run has already failed. Returns the code."""
     if processes.is_first_to_fail():
-        _print(message, sys.stderr)
+        _print(shown(message), sys.stderr)
     return code
 
 
@@ -83,6 +85,17 @@ def open_streams():
             getattr(sys, name).reconfigure(errors='backslashreplace')  # file names may hold bytes that are not text
 
 
+def shown(text):
+    """A name from outside, such as that of a file or a class, as one harmless line.
+
+    What a terminal would obey is escaped, such as '\\n' and '\\x1b', and so is a byte that is no text, such as '\\xff'.
+    """
+    def escape(match):
+        code = ord(match.group())
+        return ascii(chr(code - 0xdc00 if 0xdc80 <= code <= 0xdcff else code))[1:-1]
+    return UNSHOWN.sub(escape, str(text))
+
+
 def _print(text, stream, end='\n'):
     try:
         print(text, end=end if text else '', file=stream, flush=True)
@@ -96,13 +109,13 @@ def _print(text, stream, end='\n'):
 def say(text=''):
     """Print a line on stdout, in the first process of the run."""
     if processes.is_first():
-        _print(str(text), sys.stdout)
+        _print('\n'.join(map(shown, str(text).split('\n'))), sys.stdout)
 
 
 def warn(message):
     """Print a warning on stderr, in the first process of the run."""
     if processes.is_first():
-        _print('warning: ' + message, sys.stderr)
+        _print('warning: ' + shown(message), sys.stderr)
 
 
 class _Stderr:
@@ -132,6 +145,7 @@ def table(header, rows, style='simple'):
     style: one of tabulate's.
     """
     def show(cell):
-        return '-' if cell is None else f'{cell:.1f}' if isinstance(cell, float) else str(cell)
-    return tabulate([[show(cell) for cell in row] for row in rows], header, tablefmt=style, disable_numparse=True,
+        return '-' if cell is None else f'{cell:.1f}' if isinstance(cell, float) else shown(cell)
+    header, *rows = ([show(cell) for cell in row] for row in [header, *rows])
+    return tabulate(rows, header, tablefmt=style, disable_numparse=True,
                     colalign=['left', *['right'] * (len(header) - 1)] if rows else None)

@@ -117,7 +117,7 @@ def save_array(path, values):
 
 
 def write_lines(path, rows, durable=False):
-    write_atomically(path, lambda file: file.write_text(''.join(f'{row}\n' for row in rows)), durable)
+    write_atomically(path, lambda file: file.write_text(''.join(f'{row}\n' for row in rows), 'utf-8'), durable)
 
 
 def write_json(path, content):

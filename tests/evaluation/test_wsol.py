@@ -125,7 +125,7 @@ def test_wsol_agrees_with_a_naive_loop(script, tiny_birds, save, forwards, head,
     for column in ('val', 'test', 'oracle'):
         mean = (result['MaxBoxAccV2@20'][column] + result['MaxBoxAccV2@50'][column]) / 2
         assert result['MaxBoxAccV2'][column] == pytest.approx(mean)
-    assert result['GT-known Loc'] == result['MaxBoxAcc'] and 0 < result['Top-1 Loc']['oracle'] < result['MaxBoxAcc']['oracle']
+    assert 0 < result['Top-1 Loc']['oracle'] < result['MaxBoxAcc']['oracle']
 
 
 def test_the_class_is_right_by_the_probabilities_of_the_forward_that_gave_the_map(script, tiny_birds, save):

@@ -114,7 +114,7 @@ def test_classes_are_chosen_from_the_probabilities(target, contrast, expected):
 
 @pytest.mark.parametrize('text, names, expected', [
     ('3', (), 3), ('b', ['a', 'b'], 1), ('Laysan', ['001.Black', '002.Laysan_Albatross'], 1),
-    ('2', ['1', '2', '3', '4'], 1), ('0', ['1', '2', '3'], 0),       # an exact name, then a number
+    ('2', ['1', '2', '3', '4'], 1), ('10', ['0', '1', '10', '2'], 2), ('class 2', ['0', '1', '10', '2'], 2),
     ('1', ['a1', 'b', 'c'], 1), ('01', ['a', '01', '1'], 1),         # a number before a part of a name
     ('Crow', ['Crow', 'Fish_Crow'], 0), ('fish', ['Crow', 'Fish_Crow'], 1)])  # exact before a part; case is ignored
 def test_classes_are_found_by_exact_name_then_number_then_part(text, names, expected):
@@ -123,7 +123,9 @@ def test_classes_are_found_by_exact_name_then_number_then_part(text, names, expe
 
 @pytest.mark.parametrize('text, names, words', [
     ('crow', ['Fish_Crow', 'Hooded_Crow'], ['names 2 classes: Fish_Crow, Hooded_Crow', '0 to 3']),
-    ('Crow', ['Crow', 'b', 'Crow'], ['names 2 classes: Crow, Crow']), ('2', ['2', '2', 'c'], ['names 2 classes: 2, 2']),
+    ('Crow', ['Crow', 'b', 'Crow'], ['names 2 classes: Crow, Crow']), ('2', ['2', '2', 'c'], ['names 2 classes: 2, 2', 'class N']),
+    ('0', ['1', '2', '3'], ['names no class', 'a name such as 1']), ('02', ['1', '2', '3'], ['names no class']),
+    ('02', ['a', 'b', 'c'], ['names no class']), ('class 4', ['1', '2'], ['class 4 is out of range']),
     ('owl', ['a', 'b'], ['names no class']), ('4', ['a', 'b'], ['class 4 is out of range', '0 to 3']),
     ('albatross', [], ['no class names'])])
 def test_what_names_no_class_or_several_is_refused(text, names, words):

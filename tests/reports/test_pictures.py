@@ -218,6 +218,14 @@ def test_names_are_drawn_as_they_are_written(picture):
             pixels_of(figure)
 
 
+@pytest.mark.parametrize('name', ['\u6d77\u9ce5', 'caf\udce9', '\x1b[31mred', '$x_{$', 'two\nlines'])
+def test_a_curve_of_any_name_is_written(name, tmp_path):
+    '''The names of experiments and folders stand in titles and legends: no warning, and no error, costs a result.'''
+    log = [{'epoch': 1, 'train_loss': 1.0, 'train_accuracy': 1.0, 'val_accuracy': 1.0, 'lr': 1.0}]
+    for figure in (figures.training_curves(name, log), figures.precision_bands(name, {name: 4 * [[0, 50]]})):
+        figures.save(figure, tmp_path / 'curve.png')
+
+
 @pytest.mark.parametrize('maps, contrasts', [(1, 0), (1, 1), (3, 0), (3, 3), (6, 1), (4, 2)])
 @pytest.mark.parametrize('size', [(30, 40), (40, 30), (10, 90)])
 def test_a_sheet_holds_every_panel_once_and_contrasts_below_their_maps(maps, contrasts, size):

@@ -84,8 +84,9 @@ def test_checkpoints_of_another_network(script, birds, own, tmp_path):
     # weights without a record, as the published ones are
     bare = build_model('resnet18', 'CALM_EM', 200, last_stage='layer1').state_dict()
     torch.save({'state_dict': bare}, tmp_path / 'bare.pth')
-    refused(script('eval_pixel_perturb', *flags, '--load_checkpoint=bare.pth'), 'bare.pth does not fit',
-            '(200, 64, 1, 1)', '--attribution_method')
+    result = script('eval_pixel_perturb', *flags, '--load_checkpoint=bare.pth')
+    refused(result, 'bare.pth does not fit', '(200, 64, 1, 1)', '--attribution_method')
+    assert '14x14 is assumed' in result[1] and 'add --large_feature_map' in result[1]
     assert {path.name: path.read_bytes() for path in own.parent.iterdir()} == before
 
 

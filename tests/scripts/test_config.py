@@ -118,6 +118,15 @@ def test_a_published_command_is_taken_as_it_is_pasted(name):
     assert (args.data_root, args.metadata_root) == ('dataset/', 'metadata/')
 
 
+@pytest.mark.parametrize('flags, words', [
+    (['--use_load_checkpoint=no', '--load_checkpoint=x'], 'always opens a checkpoint'), (['--load_checkpoint=x'], '')])
+def test_an_evaluation_says_that_it_takes_a_checkpoint_whatever_use_load_checkpoint_says(flags, words, capsys):
+    flags_of('eval_wsol', flags)
+    assert words in (line := capsys.readouterr().out) and bool(line) == bool(words)
+    flags_of('main', flags)
+    assert not capsys.readouterr().out
+
+
 @pytest.mark.parametrize('text, value', [*((text, True) for text in ('True', 't', 'YES', 'y', '1')), *((text, False) for text in ('false', 'F', 'no', 'n', '0'))])
 def test_booleans(text, value):
     assert flags_of('main', [f'--use_bn={text}']).use_bn is value
