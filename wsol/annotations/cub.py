@@ -210,10 +210,12 @@ def read_by_id(path, known=None):
     another form, for an id that is listed twice or unknown, and for missing ids.
     """
     try:
-        lines = path.read_text(encoding='utf-8-sig').rstrip().splitlines()
+        lines = path.read_text(encoding='utf-8-sig').splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'{path}: {getattr(error, "strerror", error)}. {LAYOUT}') from error
     values = {}
+    while lines and not lines[-1].strip():
+        lines.pop()
     for number, line in enumerate(lines, 1):
         key, _, value = line.strip().partition(' ')
         if not key.isdecimal() or len(key) > 9 or not value.strip():
