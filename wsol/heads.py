@@ -83,11 +83,11 @@ def pointwise(features, convolution):
     """A 1x1 convolution, computed as a matrix product: (B,D,h,w) -> (B,C,h,w).
 
     cuDNN rounds the inputs of a float32 convolution to TF32 on recent GPUs; torch's matrix products keep float32
-    unless the caller has asked otherwise. Features in channels-last order are not copied.
+    unless the caller has asked otherwise. Features in channels-last order are not copied. The result has their type.
     """
-    weight = convolution.weight[:, :, 0, 0]  # (C,D)
+    weight, bias = (parameter.to(features.dtype) for parameter in (convolution.weight[:, :, 0, 0], convolution.bias))
     with full_precision(features):
-        return F.linear(features.movedim(1, -1), weight, convolution.bias).movedim(-1, 1)
+        return F.linear(features.movedim(1, -1), weight, bias).movedim(-1, 1)  # weight: (C,D)
 
 
 # --- the modules ---------------------------------------------------------------------------
@@ -96,7 +96,7 @@ PRIORS = {'relu': nn.ReLU, 'softplus': nn.Softplus}  # what makes CALM's attenti
 
 
 class Activations(NamedTuple):
-    """What one forward leaves for predictions, losses and maps, in the precision of the head's weights."""
+    """What one forward leaves for predictions, losses and maps, in float32 (float64 if the head's weights are)."""
     features: torch.Tensor              # (B,D,h,w), the backbone's last map
     logits: torch.Tensor                # (B,C,h,w), a 1x1 convolution of the features
     prior: torch.Tensor | None = None   # (B,h,w), p(z|x); None for CAM
@@ -124,9 +124,14 @@ class CAM(nn.Module):
             images = self.get_submodule(name)(images)
         return images
 
+    def in_full(self, features):
+        """Features in the precision of a head's arithmetic: float32, or float64 if the weights are. In float16 the
+        losses' epsilons would be 0, whatever has made the features or the weights so: autocast or half()."""
+        return features.to(torch.promote_types(self.conv_last.weight.dtype, torch.float32))
+
     def head(self, features):
-        """(B,D,h,w) -> Activations, in the precision of the weights, whatever autocast made of the features."""
-        features = features.to(self.conv_last.weight.dtype)
+        """(B,D,h,w) -> Activations."""
+        features = self.in_full(features)
         return Activations(features, pointwise(features, self.conv_last))
 
     def activations(self, images):
@@ -144,7 +149,7 @@ class CAM(nn.Module):
     def loss(self, images, labels):
         """Training loss () and class scores (B,C) of a batch. labels: (B,) int64."""
         # Pool the features, then classify, as Zhou et al. do: the same scores without a (B,C,h,w) map.
-        pooled = self.extract_features(images).to(self.conv_last.weight.dtype).mean((2, 3), keepdim=True)  # (B,D,1,1)
+        pooled = self.in_full(self.extract_features(images)).mean((2, 3), keepdim=True)  # (B,D,1,1)
         scores = pointwise(pooled, self.conv_last)[..., 0, 0]  # (B,C)
         return F.cross_entropy(scores, labels), scores.detach()
 

@@ -106,6 +106,12 @@ def test_autocast_rounds_no_map(networks, images, head, name):
         assert not torch.equal(maps, maps.bfloat16().float())
 
 
+@pytest.mark.parametrize('name', [name for head, name in EVERY if head == 'CALM_EM'])
+def test_a_network_in_half_precision_has_every_map_in_float32(networks, images, name):
+    maps = attribution_maps(copy.deepcopy(networks['CALM_EM']).half(), images[:1, :, :16, :16].half(), LABELS[:1], name, **FEW)
+    assert maps.dtype == torch.float32 and maps.isfinite().all()
+
+
 @pytest.fixture
 def training_network(networks):
     """A function (head's name) -> one of the networks, in training mode; its statistics are given back afterwards."""

@@ -341,12 +341,12 @@ def test_a_head_is_computed_in_as_its_network_is(dtype):
     model, images = from_module(network, '3', 'CAM'), torch.randn(2, 3, 96, 96, dtype=dtype)
     with torch.no_grad():
         rtol = 1e-12 if dtype == torch.float64 else 0.02
-        torch.testing.assert_close(model(images), network(images), rtol=rtol, atol=rtol * network(images).abs().max().item())
+        torch.testing.assert_close(model(images).to(dtype), network(images), rtol=rtol, atol=rtol * network(images).abs().max().item())
     with pytest.raises(UserError, match='does not end in average pooling'):
         from_module(network, '1', 'CAM')
     for method in ('CAM', 'CALM_EM'):
         model = from_module(network, '1', method, num_classes=9)
-        assert {parameter.dtype for parameter in model.parameters()} == {dtype} == {model(images).dtype}
+        assert model(images).dtype == torch.promote_types(dtype, torch.float32)  # a head is no coarser than float32
 
 
 @pytest.mark.parametrize('layer, options, words', [

@@ -1,4 +1,7 @@
 """wsol.heads: the published code's numbers, and the identities of probability."""
+import copy
+from collections import OrderedDict
+
 import pytest
 import torch
 from conftest import assert_close, golden
@@ -255,6 +258,25 @@ def test_autocast_changes_nothing_of_a_head(method, prior, layout):
     # features that come in bfloat16 are worked on in float32
     for value, reference in zip(low, model.head(features.bfloat16().float()), strict=True):
         assert value is reference is None or (value.dtype == torch.float32 and torch.equal(value, reference))
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('method, prior', [('CAM', 'relu'), ('CALM_EM', 'relu'), ('CALM_ML', 'relu'), ('CALM_EM', 'softplus')])
+def test_a_head_of_a_half_precision_network_computes_in_float32(method, prior, dtype):
+    """Of features in half precision, and with weights in it: what a float32 head makes of the same numbers. In float16
+    1e-8 and 1e-10 are 0, and the loss was NaN wherever the prior was."""
+    labels = torch.tensor([0, 1, 2])
+    for seed in range(5):
+        torch.manual_seed(seed)
+        half = HEADS[method](nn.Sequential(OrderedDict(identity=nn.Identity())), 16, 7, prior).to(dtype)
+        full, features = copy.deepcopy(half).float(), torch.randn(3, 16, 14, 14).to(dtype)
+        loss, scores = half.loss(features, labels)
+        reference, expected = full.loss(features.float(), labels)
+        assert loss.dtype == scores.dtype == torch.float32 and torch.isfinite(loss)
+        assert torch.equal(loss, reference) and torch.equal(scores, expected)
+        loss.backward(), reference.backward()
+        for parameter, exact in zip(half.parameters(), full.parameters(), strict=True):
+            assert torch.equal(parameter.grad, exact.grad.to(dtype))
 
 
 # --- the prior of the paper's text: softplus, then its share of the sum -------------------------------------

@@ -29,8 +29,8 @@ def gradients(query, score, inputs, reduce):
         leaf = inputs.detach().clone().requires_grad_()
         scores = query.explained(score(leaf))  # (B,K)
         count = scores.shape[1]
-        return torch.stack([reduce(torch.autograd.grad(scores[:, k].sum(), leaf, retain_graph=k < count - 1)[0])
-                            for k in range(count)], dim=1)
+        rows = (torch.autograd.grad(scores[:, k].sum(), leaf, retain_graph=k < count - 1)[0] for k in range(count))
+        return torch.stack([reduce(row.to(scores.dtype)) for row in rows], dim=1)  # maps add up in float32
 
 
 def _magnitudes(query, images):

@@ -17,7 +17,7 @@ def _scores_of_masked(query, masks):
     """Class scores (M,K) of one image under each mask. query: about one image. masks: (M,1,H,W) in 0..1."""
     at_a_time = versions_at_a_time(query, MASKS_AT_A_TIME, NUMBERS_KEPT)
     with torch.no_grad():
-        chunks = [query.model(query.images * part) for part in masks.split(at_a_time)]
+        chunks = [query.model(query.images * part.to(query.images.dtype)) for part in masks.split(at_a_time)]
     return query.explained(torch.cat(chunks))
 
 
@@ -52,4 +52,4 @@ def occlusion(query):
     intact = _scores_of_masked(query, torch.ones_like(squares[:1, None]))
     lost = intact - _scores_of_masked(query, 1 - squares[:, None])  # (M,K)
     with full_precision(squares):
-        return torch.einsum('mk,mhw->khw', lost, squares) / squares.sum(0)
+        return torch.einsum('mk,mhw->khw', lost, squares.to(lost.dtype)) / squares.sum(0)
