@@ -17,6 +17,7 @@ import util
 from dataset.image_files import broken_images, opening_images
 from evaluation import session
 from experiment import result_files, weights
+from experiment.settings import recorded_settings
 from reports.album import DIFFERENCE, MANIFEST, PAGE, Album, Explanation, contrast_key
 from reports.photos import Photos, find_images
 from runtime import processes, screen
@@ -187,7 +188,7 @@ def draw_all(network, images, names, album, sources, choose):
 
 def describe_run(network, methods):
     """What the manifest says of a run."""
-    settings = config.recorded_settings(network.args) | {'score_map_process': methods}
+    settings = recorded_settings(network.args) | {'score_map_process': methods}
     return {**result_files.checkpoint_identity(network.checkpoint), 'settings': settings,
             'versions': result_files.versions(), 'machine': result_files.machine(network.device)}
 

@@ -22,6 +22,7 @@ from dataset import open_dataset, registry
 from dataset.transforms import eval_transform, train_transform
 from evaluation import session
 from experiment import checkpoint_files, frozen, result_files, weights
+from experiment.settings import changed_settings, network_settings
 from experiment.training import Keeper, Training, lr_factor, shared_loss, top1_accuracy
 from experiment.training_log import TrainingLog
 from reports import figures
@@ -88,7 +89,7 @@ def check_resumable(checkpoint, args):
         raise UserError(f'{checkpoint.path} holds weights but no training to resume; choose another --experiment_name '
                         'and start from it with --load_checkpoint, or start afresh with --override_cache')
     earlier = checkpoint.content['args']
-    changed = config.changed_settings(args, earlier | checkpoint.network)
+    changed = changed_settings(args, earlier | checkpoint.network)
     if args.lr_schedule == 'one_cycle' and earlier.get('epochs') != args.epochs:
         changed.append(f'epochs was {earlier.get("epochs")}, is {args.epochs} (one_cycle plans all epochs ahead)')
     if checkpoint.epoch + (checkpoint.step > 0) > args.epochs:
@@ -125,7 +126,7 @@ def initial_network(args, data, checkpoint, folder, device):
 
     checkpoint: of the training to resume, or None. Raises UserError if weights, flags and class folders do not fit.
     """
-    settings, source, new_classifier = config.network_settings(args), checkpoint, False
+    settings, source, new_classifier = network_settings(args), checkpoint, False
     if checkpoint is None and starts_from_checkpoint(args):
         source = weights.read_checkpoint(weights.find_checkpoint(args.load_checkpoint, args.save_root, folder))
         new_classifier = args.is_different_checkpoint
@@ -157,7 +158,7 @@ def make_training(args, model, images, device, folder, stop):
                                 weight_decay=args.weight_decay)
     factor_at = partial(lr_factor, schedule=args.lr_schedule, epochs=args.epochs,
                         decay_frequency=args.lr_decay_frequency)
-    network = config.network_settings(args) | {'num_classes': model.conv_last.out_channels}
+    network = network_settings(args) | {'num_classes': model.conv_last.out_channels}
     record = {'architecture': args.architecture, 'model': network, 'args': dict(args),
               'class_names': list(images['train'].class_names), 'normalisation': normalisation(args.architecture),
               'command': result_files.command_line()}

@@ -22,6 +22,7 @@ from dataset.registry import DataSet, find_dataset
 from dataset.transforms import eval_transform
 from evaluation.map_sources import ContrastMaps, FolderMaps, NetworkMaps, ObjectMasks
 from experiment import result_files, weights
+from experiment.settings import adopt, network_settings, recorded_settings
 from runtime import processes, screen, whole_files
 from wsol.attribution.contrast import CONTRASTS, find_contrast
 from wsol.attribution.registry import METHODS, SamplingSettings, find_method
@@ -78,7 +79,7 @@ class Network:
     def result_file(self, metric, data, images, *names, args=None):
         """The ResultFile of a metric on test images. names: further parts of its name. args: the flags (default: the
         network's)."""
-        settings = config.recorded_settings(args or self.args)
+        settings = recorded_settings(args or self.args)
         about = result_files.identity(metric, data, 'test', images, self.checkpoint, settings)
         known = self.checkpoint.known if self.checkpoint else {}
         usual = {'crop_size': known.get('crop_size', config.ALL_FLAGS['crop_size'].default)}
@@ -100,9 +101,9 @@ def open_network(args, needed=True, or_classifier=False):
         checkpoint = _find_network(args, or_classifier)
         if not checkpoint.network and 'large_feature_map' not in args.given:
             _say_map_size(args, checkpoint)
-        args = config.adopt(args, checkpoint.path, checkpoint.known, checkpoint.network)
+        args = adopt(args, checkpoint.path, checkpoint.known, checkpoint.network)
         num_classes = checkpoint.num_classes or _named_data(find_dataset, args, checkpoint).num_classes
-        model = checkpoint.build(config.network_settings(args), num_classes, device)
+        model = checkpoint.build(network_settings(args), num_classes, device)
         check_image_size(model, args.crop_size)
     if 'seed' in args:  # otherwise the script sends no image through the network
         args.precision = util.pick_precision(args.precision, device)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 import config
+from experiment.settings import problem_of
 from runtime import whole_files
 from wsol.backbones import state_dicts
 from wsol.errors import UserError
@@ -206,7 +207,7 @@ def _problem_of_record(content):
         return f'its num_classes is {_short(classes)}, its classifier {_short(weight)}'
     known = {name: value for name, value in content.get('args', {}).items() if name in config.ALL_FLAGS}
     for name, value in [*model.items(), *known.items()]:
-        problem = config.problem_of(name, value)
+        problem = problem_of(name, value)
         if problem:
             return f'its setting {name}: {problem}'
     wrong = next((key for key, fits in RECORD.items() if key in content and not fits(content[key])), None)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import config
+from experiment.settings import usual_settings
 from runtime import screen, whole_files
 from wsol.attribution.contrast import CONTRASTS, default_scale
 from wsol.attribution.registry import METHODS, SamplingSettings
@@ -52,7 +53,7 @@ def key(about, **usual):
 
     about: an identity. usual: the usual settings of this network, beside those of config.
     """
-    usual, settings = as_compared(config.usual_settings() | usual), as_compared(about['settings'])
+    usual, settings = as_compared(usual_settings() | usual), as_compared(about['settings'])
     named = {name for name in NAMED if not isinstance(settings.get(name), list)}  # a file's name holds no list
     unusual = {name: settings[name] for name in usual.keys() & settings.keys() - named if settings[name] != usual[name]}
     text = f'{about["images_sha256"]} {about["weights_sha256"]}'
@@ -169,7 +170,7 @@ def find_result(folder, metric, method, weights_sha256, images_sha256=None, **se
     method: None if contrast_method is among the settings. images_sha256: None accepts any images. settings: those that
     the command line gives; all others must have their usual values. Raises UserError.
     """
-    usual = config.usual_settings() | usual_scale(metric, method, settings.get('contrast_method'))
+    usual = usual_settings() | usual_scale(metric, method, settings.get('contrast_method'))
     expected = as_compared(usual | {'score_map_process': method} | settings)
     for path in sorted(Path(folder).glob(f'{metric}_*.json'), key=lambda path: -path.stat().st_mtime_ns):
         content = read_result(path)

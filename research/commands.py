@@ -14,6 +14,7 @@ from munch import Munch
 import config
 import util
 from experiment import result_files
+from experiment.settings import changed_settings, network_settings, usual_settings
 from runtime import processes, screen
 from wsol.attribution.contrast import CONTRASTS
 from wsol.attribution.registry import METHODS
@@ -61,7 +62,7 @@ def is_trained(folder, experiment):
     return (folder / experiment / 'results.json').is_file()
 
 
-def changed_settings(folder, experiment, *flags):
+def changed_since(folder, experiment, *flags):
     """How the settings of a finished training differ from these flags of main.py: ['epochs was 1, is 40']. Raises
     UserError if its result cannot be read."""
     path = folder / experiment / 'results.json'
@@ -73,7 +74,7 @@ def changed_settings(folder, experiment, *flags):
     now = parse('main', flags)
     now.precision = before.precision if 'precision' not in now.given else util.pick_precision(
         now.precision, util.pick_device(now.device), auto='bfloat16')
-    changed = config.changed_settings(now, before | config.network_settings(before))
+    changed = changed_settings(now, before | network_settings(before))
     return changed + [f'epochs was {before.epochs}, is {now.epochs}'] * (before.epochs != now.epochs)
 
 
@@ -84,7 +85,7 @@ def train(folder, experiment, *flags):
         run(folder, 'main', f'--experiment_name={experiment}', *flags)
         return
     # PRECISION depends on the machine: a network that another machine trained is not trained again
-    changed = changed_settings(folder, experiment, *(flag for flag in flags if flag != PRECISION))
+    changed = changed_since(folder, experiment, *(flag for flag in flags if flag != PRECISION))
     if changed:
         raise UserError(f'{folder / experiment} was trained with other settings ({"; ".join(changed)}). Move that '
                         'folder away, and those of networks that started from it, and run again: they are trained anew')
@@ -94,7 +95,7 @@ def stated_settings(script, flags):
     """{name: value} of the flags that distinguish results, as a result records them. Raises UserError for a mistake in
     the flags."""
     args = parse(script, flags)
-    distinguishing = {'crop_size', *config.usual_settings()} & set(args.given) & args.keys()
+    distinguishing = {'crop_size', *usual_settings()} & set(args.given) & args.keys()
     settings = {name: args[name] for name in args.given if name in distinguishing}
     listed = parser_of(script).listed
     settings = {name: value[0] if name in listed and len(value) == 1 else value

@@ -23,6 +23,7 @@ import util
 from dataset.toybirds import Repainter
 from evaluation import session
 from evaluation.map_sources import FolderMaps, ObjectMasks
+from experiment.settings import network_settings
 from reports.columns import INTERVENTIONS
 from research.repainting import BACKGROUND, REGIONS, SHAPES, ask, masses, true_effects
 from runtime import processes, screen, whole_files
@@ -93,7 +94,7 @@ def control_sources(run, source, masks):
 
     # another seed for each network, so that no training started from these random weights
     torch.manual_seed(util.seed_of(run.args.seed, int(run.checkpoint.sha256[:16], 16)))
-    untrained = build_model(**config.network_settings(run.args), num_classes=run.model.conv_last.out_channels)
+    untrained = build_model(**network_settings(run.args), num_classes=run.model.conv_last.out_channels)
     untrained = untrained.to(run.device).eval()
     controls = {'control: random': noise,
                 "control: the bird's mask": bird,

@@ -220,7 +220,7 @@ def refuse_other_settings(steps):
     those of these flags."""
     for network in (step.network for step in steps if not step.metric and step.is_done()):
         flags = (flag for flag in network.training if flag != commands.PRECISION)  # which depends on the machine
-        changed = commands.changed_settings(network.folder, network.name, *flags, *network.flags)
+        changed = commands.changed_since(network.folder, network.name, *flags, *network.flags)
         if changed:
             raise UserError(f'{network.folder / network.name} was trained with other settings ({"; ".join(changed)}). '
                             'State these again, or choose another --save_root')

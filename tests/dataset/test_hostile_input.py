@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import config
 import main
 from dataset import archives, image_files
+from experiment.settings import problem_of
 from wsol.errors import UserError
 
 EACH = 80  # files for each parser
@@ -54,7 +55,7 @@ def test_any_text_is_a_flags_value_or_refused(flag, text):
     except argparse.ArgumentTypeError as error:
         assert str(error)
         return
-    assert config.problem_of(flag, value) is None
+    assert problem_of(flag, value) is None
 
 
 @settings(max_examples=200, **RELAXED)
@@ -62,7 +63,7 @@ def test_any_text_is_a_flags_value_or_refused(flag, text):
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
     lambda inner: st.lists(inner) | st.tuples(inner) | st.dictionaries(st.text(), inner), max_leaves=4))
 def test_any_setting_of_a_checkpoint_is_looked_at(flag, value):
-    problem = config.problem_of(flag, value)
+    problem = problem_of(flag, value)
     assert problem or not isinstance(value, (list, dict, bytes))  # of which no flag has a value
 
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, explained_columns, read_result, refused, run_main
 
 import compare
-import config
+from experiment.settings import usual_settings
 from reports import columns, figures, intervals, paper, rows
 from reports.columns import COMPARED, EXACT
 from reports.intervals import Estimate, mean_terms
@@ -145,7 +145,7 @@ def test_rows_are_told_apart_by_what_differs(script, evaluated):
 def test_every_setting_that_makes_another_result_is_named():
     """But for those that the method's name and scale hold already, and what the images say."""
     named = {*rows.NAMED_BY, 'score_map_process', 'score_map_method', 'contrast_method', 'scoremap_root', 'drop_lowest', 'skip_broken'}
-    assert {*config.usual_settings(), 'crop_size'} <= named
+    assert {*usual_settings(), 'crop_size'} <= named
 
 
 def test_other_images_are_not_compared(script, evaluated):

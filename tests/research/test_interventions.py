@@ -13,11 +13,11 @@ from munch import Munch
 from PIL import Image
 from torch import nn
 
-import config
 from dataset import open_dataset
 from dataset.toybirds import Repainter, class_colours
 from dataset.transforms import eval_transform
 from experiment import weights
+from experiment.settings import network_settings
 from reports.rows import read_rows
 from research import interventions, repainting
 from wsol import build_model
@@ -295,7 +295,7 @@ def test_every_network_has_a_control_with_random_weights_of_its_own():
     def control(sha256):
         return controls(sha256, args)['log-odds'][0].conv_last.weight
     torch.manual_seed(0)
-    start = build_model(**config.network_settings(args), num_classes=18).conv_last.weight
+    start = build_model(**network_settings(args), num_classes=18).conv_last.weight
     first, again, second = (control(digit * 64) for digit in 'aab')
     assert torch.equal(first, again)
     assert not any(torch.equal(*pair) for pair in ((first, second), (first, start), (second, start)))

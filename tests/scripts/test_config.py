@@ -10,6 +10,7 @@ from conftest import ROOT, SCRIPTS, flags_of, refused, run_main
 
 import config
 from config import ALL_FLAGS
+from experiment.settings import adopt, changed_settings, network_settings
 from runtime import command_line
 from wsol.errors import UserError
 
@@ -196,7 +197,7 @@ def test_numbers_are_bounded_where_the_table_says():
 # --- the flags and a checkpoint -------------------------------------------------------------------------
 
 def settings(*flags):
-    return config.network_settings(flags_of('main', list(flags)))
+    return network_settings(flags_of('main', list(flags)))
 
 
 def test_use_bn_and_prior_count_only_where_a_network_takes_them():
@@ -215,28 +216,28 @@ def test_a_checkpoint_is_contradicted_by_use_bn_only_where_it_matters(architectu
     again = flags_of('main', [f'--architecture={architecture}', '--use_bn=True'])
     if compared:
         with pytest.raises(UserError, match='x.pth was trained with --use_bn=False, not --use_bn=True'):
-            config.adopt(stated, 'x.pth', {}, network)
-        assert config.changed_settings(again, before) == ['use_bn was False, is True']
+            adopt(stated, 'x.pth', {}, network)
+        assert changed_settings(again, before) == ['use_bn was False, is True']
     else:
-        assert config.adopt(stated, 'x.pth', {}, network).use_bn is False
-        assert config.changed_settings(again, before) == []
+        assert adopt(stated, 'x.pth', {}, network).use_bn is False
+        assert changed_settings(again, before) == []
 
 
 def test_silent_flags_take_what_the_checkpoint_knows_and_stated_ones_stay():
     network = settings('--architecture=resnet18', '--attribution_method=CALM_EM', '--last_stage=layer1')
     known = {'dataset': 'ToyBirds', 'crop_size': 56, 'resize_size': 64}  # no evaluation reads the last
-    args = config.adopt(flags_of('eval_wsol', ['--crop_size=48', '--attribution_method=CALM_EM']), 'x', known, network)
+    args = adopt(flags_of('eval_wsol', ['--crop_size=48', '--attribution_method=CALM_EM']), 'x', known, network)
     assert (args.dataset, args.crop_size, 'resize_size' in args) == ('ToyBirds', 48, False)
     assert args.architecture == 'resnet18' and args.last_stage == 'layer1'
     assert args.batch_size == ALL_FLAGS['batch_size'].default
     with pytest.raises(UserError, match='--last_stage=layer1, not --last_stage=layer2'):
-        config.adopt(flags_of('eval_wsol', ['--last_stage=layer2']), 'x', known, network)
+        adopt(flags_of('eval_wsol', ['--last_stage=layer2']), 'x', known, network)
 
 
 def test_a_flag_that_the_network_cannot_have_is_refused_and_not_dropped():
     """convnext takes no --last_stage; the checkpoint would win, and the result would not say so."""
     with pytest.raises(UserError, match='x was trained with --last_stage='):
-        config.adopt(flags_of('eval_wsol', ['--last_stage=layer2']), 'x', {}, settings('--architecture=convnext_tiny'))
+        adopt(flags_of('eval_wsol', ['--last_stage=layer2']), 'x', {}, settings('--architecture=convnext_tiny'))
 
 
 def test_a_crop_larger_than_the_resized_image_is_refused_where_images_are_cropped(script):
@@ -248,9 +249,9 @@ def test_a_crop_larger_than_the_resized_image_is_refused_where_images_are_croppe
 def test_changed_settings_are_those_that_a_training_keeps():
     before = dict(flags_of('main', ['--seed=1']))
     free = ['--experiment_name=x', '--workers=1', '--device=cpu', '--epochs=9', '--data_root=y', '--pretrained=False', '--seed=1']
-    assert config.changed_settings(flags_of('main', free), before) == []
+    assert changed_settings(flags_of('main', free), before) == []
     changed = ['--seed=2', '--lr=0.5', '--batch_size=3', '--crop_size=100', '--precision=bfloat16', '--dataset=ToyBirds']
-    assert config.changed_settings(flags_of('main', changed), before) == [
+    assert changed_settings(flags_of('main', changed), before) == [
         'seed was 1, is 2', 'precision was auto, is bfloat16', 'batch_size was 64, is 3', 'dataset was CUB, is ToyBirds',
         'crop_size was 224, is 100', 'lr was 0.01, is 0.5']
 

@@ -6,7 +6,7 @@ import torch
 from conftest import flags_of, refused
 from test_heads import calm
 
-import config
+from experiment.settings import changed_settings
 from wsol.prior_training import parse
 
 LABELS = torch.tensor([0, 3, 4])
@@ -80,6 +80,6 @@ def test_it_is_calms_alone(script):
 def test_a_training_that_goes_on_keeps_it():
     before = dict(flags_of('main', ['--attribution_method=CALM_EM', '--prior_training=entropy:-1']))
     now = flags_of('main', ['--attribution_method=CALM_EM'])
-    assert config.changed_settings(now, before) == ['prior_training was entropy:-1, is None']
+    assert changed_settings(now, before) == ['prior_training was entropy:-1, is None']
     del before['prior_training']  # of a checkpoint that was written before there was such a flag
-    assert config.changed_settings(now, before) == []
+    assert changed_settings(now, before) == []
