@@ -145,7 +145,7 @@ def choose_contrast(args, network):
     if name == DIFFERENCE:
         return name, None
     if args.contrast_method is None:
-        screen.say(f'the contrast is {name}, for the reasons in docs/findings_painted_birds.md; '
+        screen.say(f'the contrast is {name}, for the reasons in docs/findings.md; '
                    '--contrast_method=difference subtracts the maps of the two classes')
     return name, session.choose_maps(network, None, contrast=name, score_map_process=None,
                                      score_map_method='activation_map')

@@ -24,12 +24,13 @@ def printable(text):
     return ''.join(letter if letter in '\n\t' or ord(letter) in known else '□' for letter in text)
 
 
-def save(figure, path):
-    """Write a figure as a whole PNG file. A $ in a name begins no formula."""
+def save(figure, path, dpi='figure'):
+    """Write a figure as a whole PNG file; dpi: dots per inch. A $ in a name begins no formula."""
     for text in figure.findobj(Text):
         text.set_parse_math(False)
         text.set_text(printable(text.get_text()))
-    whole_files.write_atomically(path, lambda file: figure.savefig(file, format='png', metadata={'Software': None}))
+    whole_files.write_atomically(path, lambda file: figure.savefig(file, format='png', dpi=dpi,
+                                                                   metadata={'Software': None}))
 
 
 def _axes(title, xlabel, ylabel, **limits):

@@ -15,6 +15,7 @@ import config
 from dataset.prepare import RECIPES
 from dataset.toybirds import class_colours
 from experiment import checkpoint_files, weights
+from research import findings
 from wsol import attribution_maps, build_model
 from wsol.attribution.registry import METHODS
 from wsol.heads import CALM
@@ -69,11 +70,8 @@ def test_every_linked_file_is_there(page):
 
 @pytest.mark.parametrize('page', TEXTS, ids=str)
 def test_python_files_that_are_named_exist(page):
-    """Findings may also name a file of an earlier commit, with that commit."""
     for name in re.findall(r'(?<![\w/.-])((?:\w+/)*\w+\.py)\b', TEXTS[page]):
-        is_retired = page.name.startswith('findings') and re.search(
-            rf'{re.escape(name)}[^`]*`\s+of\s+commit\s+[0-9a-f]{{7,}}', TEXTS[page])
-        assert 'NAME' in name or is_retired or (ROOT / name).is_file(), name
+        assert 'NAME' in name or (ROOT / name).is_file(), name
 
 
 def test_every_page_is_in_the_contents():
@@ -89,10 +87,13 @@ def test_make_targets_exist():
     assert named and set(named) <= set(targets)
 
 
-@pytest.mark.parametrize('page', TEXTS, ids=str)
+@pytest.mark.parametrize('page', [*TEXTS, Path('docs/data/commands.csv')], ids=str)
 def test_commands_parse(page):
-    """The published commands and all others: each parses, and states nothing that its script does not read."""
-    text = TEXTS[page].replace('\\\n', ' ')
+    """The published commands and all others: each parses, and states nothing that its script does not read. A command of
+    an earlier commit may not."""
+    commits = {row['run']: row['commit'] for row in findings.read('runs')}
+    text = TEXTS[page].replace('\\\n', ' ') if page in TEXTS else ''.join(
+        f'    {row["command"]}\n' for row in findings.read('commands') if not commits[row['run']])
     parser_of = parsers()
     for script, command in re.findall(r'^    (?:torchrun .*? (?=\w+\.py)|python )(?:-m research\.)?([\w/]+?)(?:\.py)?( .*|)$', text, re.M):
         words = shlex.split(command, comments=True)

@@ -128,7 +128,7 @@ def contrast_maps(model, images, labels, contrast, method=None, seeds=None, sett
     """Signed maps (B,h,w) of why the classes `labels` (B,) and not `contrast` (B,).
 
     method: a key of CONTRASTS, which says its unit and what its cells sum to. The default is the head's own:
-    prior-log-odds for CALM, log-odds for CAM (docs/findings_painted_birds.md gives the reasons). The other arguments
+    prior-log-odds for CALM, log-odds for CAM (docs/findings.md gives the reasons). The other arguments
     are those of attribution_maps. Raises UserError.
     """
     method = find_contrast(method or model.default_contrast, type(model))

@@ -1,0 +1,141 @@
+"""The tables and plots of docs/findings.md, from the measurements in docs/data/*.csv.
+
+docs/measurements.md says what the columns of these files are. The text between the tables is written by hand and stays
+as it is. Result: docs/findings.md with its tables made anew, docs/forest.png and docs/abstention.png.
+
+    python -m research.findings
+"""
+import csv
+import re
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from reports import figures
+from runtime import command_line, screen, whole_files
+
+DOCS = Path(__file__).resolve().parents[1] / 'docs'
+HEADS = ('CALM_EM, relu', 'CALM_ML, relu', 'CALM_EM, softplus', 'CALM_ML, softplus')
+SPREAD = 'CALM_EM, softplus, entropy -1'
+TRAININGS = {  # title: {network: run}
+    'as a whole, 14x14': {**dict.fromkeys(('CAM', *HEADS), 'whole12'), SPREAD: 'whole14'},
+    'as a whole, 28x28': dict.fromkeys(('CAM', *HEADS, SPREAD), 'whole28'),
+    'frozen backbone, 14x14': dict.fromkeys(('CAM', HEADS[0], HEADS[2], SPREAD), 'frozen')}
+PAIRS = {'as a whole, 14x14, two networks each': dict.fromkeys(HEADS, 'whole12_pairs')}
+COUNTS = ('published', 'published, all pixels')
+OVER = {'pairs and trainings': '', 'trainings': ' †', 'pairs': ' ‡'}  # what an interval is over: its mark in the plot
+PAINTED = ('PxAP', 'rank corr.', 'mass on cue', 'deletion corr.', 'on distractors')
+CONTROLS = {'object_mask': "control: the bird's mask", 'random': 'control: random maps'}
+DPI = 240  # so that plots are at least 1,200 dots wide
+
+
+def read(name, **wanted):
+    """The rows of docs/data/<name>.csv with these values: [{column: text}]."""
+    with open(DOCS / 'data' / f'{name}.csv', newline='') as file:
+        return [row for row in csv.DictReader(file) if all(row[column] == value for column, value in wanted.items())]
+
+
+def cell(data, **wanted):
+    """The text of one measurement, "42.4 ± 0.8"; empty where there is none. Several are an error."""
+    row, = [row for row in data if all(row[column] == value for column, value in wanted.items())] or [None]
+    return row['value'] + (f' ± {row["deviation"]}' if row['deviation'] else '') if row else ''
+
+
+def table(header, rows):
+    return ''.join(f'| {" | ".join(row)} |\n' for row in [header, ['---'] * len(header), *rows])
+
+
+def trainings_table():
+    """Real birds: accuracy, dropped pixels, and PxAP of each network's map and of its prior."""
+    rows = []
+    for title, networks in TRAININGS.items():
+        for network, run in networks.items():
+            data = read('real_birds', run=run, network=network, minus='', drop_lowest='')
+            seeds = max((row['seeds'] for row in data), key=len)
+            data = [row for row in data if row['seeds'] == seeds and row['scores'] != 'by rank']
+            shown = {'map': 'log-odds' if network == 'CAM' else 'joint-difference'}
+            rows.append([title, network + (' (one network)' if seeds == '0' else ''), cell(data, figure='accuracy'),
+                         *(cell(data, figure=f'dropped {kind}', **shown) for kind in ('true', 'false')),
+                         *(cell(data, map=name, figure='PxAP', count=count, parts='mean')
+                           for name in (shown['map'], 'prior') for count in COUNTS)])
+    return table(['training', 'network', 'accuracy', 'dropped: true', 'false', *COUNTS,
+                  *(f'its prior: {count}' for count in COUNTS)], rows)
+
+
+def painted_table():
+    """Eight maps of "why A and not B" on painted birds."""
+    data = read('painted_birds', run='deletion', minus='')
+    maps = [('CAM', 'log-odds'), ('CAM', 'input_x_gradient'),
+            *((HEADS[0], name) for name in ('joint-difference', 'log-odds', 'prior-log-odds', 'prior')),
+            ('CAM', 'object_mask'), ('CAM', 'random')]
+    return table(['map', *PAINTED], [
+        [CONTROLS.get(name, f'{network}: `{name}`'), *(cell(data, network=network, map=name, figure=figure)
+                                                       for figure in PAINTED)] for network, name in maps])
+
+
+def difference(network, run, count):
+    """The measurement of CALM's joint difference less CAM's map; of several the one whose interval covers most."""
+    rows = [row for row in read('real_birds', run=run, network=network, map='joint-difference', count=count)
+            if row['scores'] == 'as is' and row['minus'].startswith('CAM') and row['over'] in OVER]
+    return min(rows, key=lambda row: list(OVER).index(row['over']))
+
+
+def forest():
+    """A Figure: CALM less CAM in both counts, with 95 % intervals."""
+    figure = Figure(figsize=(5.8, 6), layout='constrained')
+    axes, lines = figure.subplots(), []
+    for title, networks in (TRAININGS | PAIRS).items():
+        lines.append(title)
+        for network, run in networks.items():
+            if network == 'CAM':
+                continue
+            for number, count in enumerate(COUNTS):
+                row = difference(network, run, count)
+                value, low, high = (float(row[column]) for column in ('value', 'low', 'high'))
+                axes.errorbar(value, 0.15 - 0.3 * number - len(lines), xerr=[[value - low], [high - value]], capsize=2,
+                              fmt='os'[number], markersize=4, color=figures.COLOURS[number])
+            lines.append(network + OVER[row['over']])
+    axes.axvline(0, color='0.6', linewidth=1)
+    axes.set_yticks(range(0, -len(lines), -1), lines, fontsize=8)
+    for label in axes.get_yticklabels():
+        label.set_fontweight('bold' if label.get_text() in TRAININGS | PAIRS else 'normal')
+    axes.set(xlabel='PxAP of CALM less that of CAM, points', ylim=(-len(lines) + 0.4, 0.6))
+    figure.legend(axes.containers[:2], COUNTS, fontsize=8, loc='outside upper center', ncols=2)
+    return figure
+
+
+def dropping():
+    """A Figure: PxAP over the share of dropped pixels, a point for each measurement (seed 2)."""
+    curves = {}
+    for row in read('real_birds', run='abstention_whole12'):
+        if row['seeds'] in ('2', '') and row['map'] != 'prior':
+            name = CONTROLS.get(row['map'], row['network'])
+            curves.setdefault(name, {}).setdefault(row['count'], []).append(float(row['value']))
+    return figures.abstention_curves('What dropping pixels does to PxAP', {
+        name: tuple(by_count.values()) for name, by_count in curves.items()})
+
+
+TABLES = {'trainings': trainings_table, 'painted': painted_table}
+
+
+def filled(page):
+    """The text of a page with its tables made anew."""
+    return re.sub(r'(<!-- table: (\w+) -->\n).*?(<!-- end -->)',
+                  lambda match: f'{match[1]}\n{TABLES[match[2]]()}\n{match[3]}', page, flags=re.S)
+
+
+def make_parser():
+    return command_line.plain_parser(__doc__)
+
+
+def main():
+    make_parser().parse_args()
+    page = DOCS / 'findings.md'
+    whole_files.write_lines(page, filled(page.read_text()).splitlines())
+    for name, draw in {'forest': forest, 'abstention': dropping}.items():
+        figures.save(draw(), DOCS / f'{name}.png', DPI)
+    screen.say(f'{page}, {DOCS / "forest.png"}, {DOCS / "abstention.png"}')
+
+
+if __name__ == '__main__':
+    screen.run(main)
