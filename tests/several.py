@@ -1,4 +1,4 @@
-"""Runs of several processes, in tests: started by torchrun, or forked from one process that imports torch once.
+"""Runs of several processes, in tests: started by torchrun, or forked from one process that imports all libraries once.
 
     several.py TASKS    one process of a run; TASKS: a JSON file [[script, flag, ...], ...]
     several.py          forks the processes of runs (Forks): a job in each line of stdin, its outcome in a line of stdout
@@ -7,6 +7,7 @@ resnet34 stands for a tiny network without BatchNorm, which sees one image at a 
 what one computes. A fault, "rank,step,kind", makes one process fail before a step of a training: "error" by a UserError,
 the others by signals: "kill" at once, "stop", "warn" and "interrupt" as schedulers and users ask.
 """
+import importlib
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ import torch
 from conftest import ROOT, run_main
 from torch import nn
 
+from dataset import image_files
 from experiment import training
 from runtime import processes, screen
 from wsol import networks
@@ -51,6 +53,13 @@ def fail_at(step, kind, rank=0):
             os.kill(os.getpid(), SIGNALS[kind])
         return take_step(*inputs)
     return fail
+
+
+def import_libraries():
+    """Import what a training imports late. Forked processes share it; each would take two seconds to import it again."""
+    importlib.import_module('main')
+    importlib.import_module('torch._subclasses')  # for the shapes of a network
+    image_files.v2()
 
 
 def free_port():
@@ -147,6 +156,7 @@ if __name__ == '__main__':
     torch.set_num_threads(1)
     networks.ARCHITECTURES.update(PLAIN)
     if len(sys.argv) == 1:
+        import_libraries()
         _serve()
     else:
         screen.run(lambda: run(json.loads(Path(sys.argv[1]).read_text())))

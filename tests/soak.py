@@ -213,6 +213,7 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(1)
     networks.ARCHITECTURES.update(several.PLAIN)
+    several.import_libraries()
     folder, draw, start = Path(tempfile.mkdtemp()), random.Random(args.seed), time.monotonic()
     try:
         (folder / 'bench').mkdir()
