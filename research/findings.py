@@ -1,7 +1,7 @@
-"""The tables and plots of docs/findings.md, from the measurements in docs/data/*.csv.
+"""The tables and plots of docs/findings.md and docs/performance.md, from the measurements in docs/data/*.csv.
 
 docs/measurements.md says what the columns of these files are. The text between the tables is written by hand and stays
-as it is. Result: docs/findings.md with its tables made anew, docs/forest.png and docs/abstention.png.
+as it is. Result: these two pages with their tables made anew, docs/forest.png and docs/abstention.png.
 
     python -m research.findings
 """
@@ -15,6 +15,7 @@ from reports import figures
 from runtime import command_line, screen, whole_files
 
 DOCS = Path(__file__).resolve().parents[1] / 'docs'
+PAGES = (DOCS / 'findings.md', DOCS / 'performance.md')
 HEADS = ('CALM_EM, relu', 'CALM_ML, relu', 'CALM_EM, softplus', 'CALM_ML, softplus')
 SPREAD = 'CALM_EM, softplus, entropy -1'
 TRAININGS = {  # title: {network: run}
@@ -73,6 +74,18 @@ def painted_table():
                                                        for figure in PAINTED)] for network, name in maps])
 
 
+def speed_table():
+    """Times faster than the plain way, on two processors."""
+    def spread(item, run, figure):
+        rows = read('performance', run=run, item=item, figure=figure)
+        return f'{rows[0]["value"]} ({rows[0]["low"]} .. {rows[0]["high"]})' if rows else ''
+    header = ['per image', 'the plain way, ms', 'times faster, float32', 'times faster, bfloat16', 'over the floor']
+    return table(header, [
+        [row['item'], row['value'], spread(row['item'], 'bench_cpu', 'times faster'),
+         spread(row['item'], 'bench_cpu_bfloat16', 'times faster'), spread(row['item'], 'bench_cpu', 'over the floor')]
+        for row in read('performance', run='bench_cpu', figure='plain way, ms an image')])
+
+
 def difference(network, run, count):
     """The measurement of CALM's joint difference less CAM's map; of several the one whose interval covers most."""
     rows = [row for row in read('real_birds', run=run, network=network, map='joint-difference', count=count)
@@ -115,7 +128,7 @@ def dropping():
         name: tuple(by_count.values()) for name, by_count in curves.items()})
 
 
-TABLES = {'trainings': trainings_table, 'painted': painted_table}
+TABLES = {'trainings': trainings_table, 'painted': painted_table, 'speed': speed_table}
 
 
 def filled(page):
@@ -130,11 +143,11 @@ def make_parser():
 
 def main():
     make_parser().parse_args()
-    page = DOCS / 'findings.md'
-    whole_files.write_lines(page, filled(page.read_text()).splitlines())
+    for page in PAGES:
+        whole_files.write_lines(page, filled(page.read_text()).splitlines())
     for name, draw in {'forest': forest, 'abstention': dropping}.items():
         figures.save(draw(), DOCS / f'{name}.png', DPI)
-    screen.say(f'{page}, {DOCS / "forest.png"}, {DOCS / "abstention.png"}')
+    screen.say(f'the tables and plots in {DOCS} are made anew')
 
 
 if __name__ == '__main__':

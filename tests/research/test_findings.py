@@ -11,9 +11,10 @@ MEASURED = {name: findings.read(name) for name in ('real_birds', 'painted_birds'
 RUNS = {row['run'] for row in findings.read('runs')}
 
 
-def test_the_tables_of_the_page_are_those_of_the_data():
-    assert len(re.findall(r'<!-- table: ', PAGE)) == len(findings.TABLES)
-    assert findings.filled(PAGE) == PAGE
+def test_the_tables_of_the_pages_are_those_of_the_data():
+    pages = [path.read_text() for path in findings.PAGES]
+    assert sorted(re.findall(r'<!-- table: (\w+) -->', ''.join(pages))) == sorted(findings.TABLES)
+    assert [findings.filled(page) for page in pages] == pages
 
 
 def test_a_changed_measurement_changes_the_page(monkeypatch):
@@ -54,7 +55,7 @@ def test_each_measurement_has_one_row_and_a_run(name):
     keys = Counter(tuple(value for column, value in row.items() if column not in ('value', 'deviation', 'low', 'high'))
                    for row in MEASURED[name])
     assert not [key for key, count in keys.items() if count > 1]
-    assert {row['run'] for row in MEASURED[name]} <= RUNS
+    assert {row['run'] for row in [*MEASURED[name], *findings.read('performance')]} <= RUNS
     for row in MEASURED[name]:
         assert row['figure'] and (row['figure'] == 'PxAP') == bool(row['count']) == bool(row['parts']), row
         assert row['count'] in ('', 'published', 'published, all pixels', 'per pair', 'per pair, all pixels')
