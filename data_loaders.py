@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dataset.images import Images
 from runtime import processes
 from util import to_device
+from wsol.errors import UserError
 
 
 def batches_in_order(length, batch_size):
@@ -29,27 +30,41 @@ class SeededBatches(Sampler):
     So a run is the same with any number of workers, and a resumed run goes on at any step as if uninterrupted. Several
     processes share each batch. A process without a share gets the batch's first image, to which the training gives the
     weight 0, because every process must take part in the step.
+
+    least: the fewest images that the network trains on in a process. If the last batch gives a process fewer, it joins
+    the batch before. Raises UserError if all batches are so small.
     """
 
-    def __init__(self, length, batch_size, seed):
+    def __init__(self, length, batch_size, seed, least=1):
         self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.least = 1 if least == 1 else least * processes.size()  # images of a batch
         self.epoch, self.start = 0, 0  # where the next iteration begins
+        if min(length, batch_size) < self.least:
+            raise UserError('BatchNorm after pooling to one cell trains on the statistics of a batch, so this network '
+                            f'needs {self.least} images at a step ({least} in each process); --batch_size={batch_size} '
+                            f'and {length} training images give fewer')
 
     def __len__(self):
         """The steps of a whole epoch."""
-        return -(-self.length // self.batch_size)
+        return self.length // self.batch_size + (self.length % self.batch_size >= self.least)
+
+    def rows(self, step):
+        """The places of a step's batch in the order of the epoch."""
+        stop = self.length if step + 1 >= len(self) else (step + 1) * self.batch_size
+        return slice(step * self.batch_size, stop)
 
     def counts(self, step):
         """The number of images in a step's batch: in this process's share, and in all."""
-        total = min(self.batch_size, self.length - step * self.batch_size)
+        rows = self.rows(step)
+        total = rows.stop - rows.start
         return len(range(processes.rank(), total, processes.size())), total
 
     def __iter__(self):
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
         order = torch.randperm(self.length, generator=generator).tolist()
         seeds = torch.randint(2**62, (self.length,), generator=generator).tolist()
-        for start in range(self.start * self.batch_size, self.length, self.batch_size):
-            rows = slice(start, start + self.batch_size)
+        for step in range(self.start, len(self)):
+            rows = self.rows(step)
             batch = list(zip(order[rows], seeds[rows], strict=True))
             yield batch[processes.rank()::processes.size()] or batch[:1]
 

@@ -31,7 +31,7 @@ from wsol import HEADS, build_model, parameter_groups, prior_training
 from wsol.backbones.resnet import check_effect
 from wsol.errors import UserError
 from wsol.heads import CALM
-from wsol.networks import check_image_size, normalisation
+from wsol.networks import check_image_size, fewest_images, normalisation
 from wsol.speed.depthwise import keep_depthwise_in_float32
 
 
@@ -166,7 +166,8 @@ def make_training(args, model, images, device, folder, stop):
     # timm's networks have layers after the last map, which the loss does not use
     loss = shared_loss(model, device, some_unused=args.architecture.startswith('timm/'))
     return Training(model, loss, optimiser, factor_at, args.epochs, args.seed, device, args.precision, args.accumulate,
-                    Keeper(folder, args.checkpoint_minutes, record, display), stop)
+                    Keeper(folder, args.checkpoint_minutes, record, display), stop,
+                    least=1 if args.freeze else fewest_images(model, args.crop_size))  # --freeze trains no BatchNorm
 
 
 # --- what main() does -----------------------------------------------------------------------------------
@@ -213,13 +214,13 @@ def train(args, folder, device, stop):
     util.seed_everything(args.seed)
     model = initial_network(args, data, checkpoint, folder, device)
     training = make_training(args, frozen.head_of(model) if args.freeze else model, images, device, folder, stop)
+    sampler = SeededBatches(len(images['train']), args.batch_size, args.seed, training.least)
     if processes.is_first():
         whole_files.check_writable(folder, training.bytes_of_checkpoint())
     inputs, workers = images, args.workers
     if args.freeze and (checkpoint is None or checkpoint.epoch < args.epochs):  # else no epoch is left to train
         inputs, workers = frozen.extract_all(model, images, folder, args, device), 0
     training.begin(checkpoint)
-    sampler = SeededBatches(len(images['train']), args.batch_size, args.seed)
     training.run({'train': make_loader(inputs['train'], args.batch_size, workers, device, sampler),
                   'val': make_loader(inputs['val'], args.batch_size, workers, device)})
     accuracies = show_accuracies(model, lambda split: make_loader(images[split], args.batch_size, args.workers, device),

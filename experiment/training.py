@@ -38,6 +38,14 @@ def lr_factor(epoch, schedule, epochs, decay_frequency):
     return done / 0.3 if done < 0.3 else (1 + math.cos(math.pi * (done - 0.3) / 0.7)) / 2
 
 
+def part_sizes(count, parts, least):
+    """The sizes of the parts, at most so many, in which a step takes its `count` images, each of `least` at least."""
+    size = max(-(-count // parts), least)
+    whole, rest = divmod(count, size)
+    sizes = [size] * whole + [rest] * (rest > 0)
+    return sizes if sizes[-1] >= least else [*sizes[:-2], sum(sizes[-2:])]
+
+
 class Loss(nn.Module):
     """A network's training loss as a forward, which is what DistributedDataParallel wraps."""
 
@@ -103,6 +111,7 @@ class Training:
     accumulate: int         # the number of parts in which a step takes its images
     keeper: Keeper
     stop: processes.Stop
+    least: int = 1          # the fewest images of a part
     done: int = 0           # finished epochs
     step: int = 0           # finished steps of the next epoch
     sums: tuple = NO_SUMS   # of this process over these steps
@@ -171,7 +180,8 @@ class Training:
         for group in self.optimiser.param_groups:
             group['lr'] = group['initial_lr'] * self.factor_at(time_in_epochs)
         self.optimiser.zero_grad()
-        parts = list(zip(images.chunk(self.accumulate), labels.chunk(self.accumulate), strict=True))
+        sizes = part_sizes(len(images), self.accumulate, self.least)
+        parts = list(zip(images.split(sizes), labels.split(sizes), strict=True))
         sums = torch.zeros(2, device=self.device)
         for number, (part, classes) in enumerate(parts, 1):
             part, classes = util.to_device(part, self.device), util.to_device(classes, self.device)

@@ -2,6 +2,7 @@
 import os
 import re
 import sys
+import traceback
 from contextlib import suppress
 
 from tabulate import tabulate
@@ -38,27 +39,32 @@ def run(main):
         code = stop.code
         if processes.is_first():
             _print(stop.message, sys.stderr)
-    except (UserError, OSError, MemoryError, RuntimeError) as error:
+    except Exception as error:
         code = _explain(error)
     say()
     processes.leave(code)
 
 
 def _explain(error):
-    """Say in one line what went wrong and return the exit code. Raises any other error again."""
+    """Say in one line what went wrong and return the exit code. Of a fault of the program, print the traceback.
+
+    To raise it would keep the frames alive, and with them the loader processes, for which Python would wait for ever.
+    """
     text = str(error) or type(error).__name__
     if isinstance(error, UserError):
         # an error of a loader process comes with a traceback, whose last line is our message
         return _last_words('error: ' + ' '.join(text.rsplit('UserError: ', 1)[-1].strip().splitlines()), 2)
-    reason = text.strip().splitlines()[-1 if 'Traceback' in text else 0][:300]
-    advice = next((advice for pattern, advice in EXPLAINED if re.search(pattern, text)), None)
-    if advice is not None:
-        return _last_words(f'error: {advice} ({reason})', 2)
-    if processes.is_end_of_another(error):
-        return _last_words('error: another process of this run has ended; what was saved is kept', 1)
-    if not isinstance(error, (OSError, MemoryError)):
-        raise error
-    return _last_words(f'error: {reason}', 2)
+    if isinstance(error, (OSError, MemoryError, RuntimeError)):
+        reason = text.strip().splitlines()[-1 if 'Traceback' in text else 0][:300]
+        advice = next((advice for pattern, advice in EXPLAINED if re.search(pattern, text)), None)
+        if advice is not None:
+            return _last_words(f'error: {advice} ({reason})', 2)
+        if processes.is_end_of_another(error):
+            return _last_words('error: another process of this run has ended; what was saved is kept', 1)
+        if not isinstance(error, RuntimeError):
+            return _last_words(f'error: {reason}', 2)
+    _print(traceback.format_exc().rstrip(), sys.stderr)
+    return 1
 
 
 def _last_words(message, code):

@@ -9,6 +9,7 @@ the others by signals: "kill" at once, "stop", "warn" and "interrupt" as schedul
 """
 import importlib
 import json
+import multiprocessing.util
 import os
 import signal
 import socket
@@ -68,8 +69,11 @@ def free_port():
         return found.getsockname()[1]
 
 
-def fork(out, err, work):
-    """Begin work() in a process of its own, whose output is appended to the files out and err. Returns its id."""
+def fork(out, err, work, limit=600):
+    """Begin work() in a process of its own, whose output is appended to the files out and err. Returns its id.
+
+    limit: seconds after which it is ended.
+    """
     number = os.fork()
     if number:
         return number
@@ -77,14 +81,16 @@ def fork(out, err, work):
     try:
         for path, stream in ((out, 1), (err, 2)):
             os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream)
-        signal.alarm(600)  # nothing waits for ever
+        signal.alarm(limit)  # nothing waits for ever
         screen.run(work)
         code = 0
     except SystemExit as end:
         code = end.code
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
+        sys.last_value = error  # Python keeps it, too
     finally:
+        multiprocessing.util._exit_function()  # ends the processes of loaders, as Python does
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from wsol.backbones import inception, timm_networks, torchvision_networks, vgg
 from wsol.backbones.resnet import resnet
@@ -133,6 +134,26 @@ def check_image_size(model, size):
         raise UserError(f'crop_size={size} does not suit this network ({reason})') from error
     if grid.numel() < 2:
         raise UserError(f'crop_size={size} is too small for this network: its map has one cell')
+
+
+def fewest_images(model, size):
+    """The fewest images of size x size that a training step can take: 2 where BatchNorm follows pooling to one cell.
+
+    Only shapes are computed. Raises UserError for a network that cannot be trained on such images.
+    """
+    for count in (1, 2):
+        try:
+            with shapes_only(), evaluating(model):  # the latter restores the modes in the end
+                images = torch.zeros(count, 3, size, size, device=next(model.parameters()).device)
+                buffers = {name: value.clone() for name, value in model.named_buffers()}  # BatchNorm counts its batches
+                functional_call(model.train(), buffers, images)
+        except ValueError as error:  # of BatchNorm: one value in each channel
+            problem = ' '.join(str(error).split())[:200]
+        except RuntimeError:  # the values decide what is computed: shapes do not tell
+            return 1
+        else:
+            return count
+    raise UserError(f'images of {size}x{size} are too small to train this network ({problem})')
 
 
 def _initialise(model, recipe, pretrained):

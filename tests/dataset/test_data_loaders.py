@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import several
 import torch
 from conftest import noise_dataset
 from PIL import Image
@@ -124,6 +125,16 @@ def test_loader_processes_outlive_the_first_signal_to_the_group_and_end_at_the_s
     assert worker.exitcode == 0
 
 
+def test_a_fault_of_the_program_ends_it_though_loader_processes_are_at_work(tmp_path, capfd):
+    """They outlive a first signal, and Python sends no second one: a traceback must not keep them."""
+    def fail():
+        loader = make_loader(noise_dataset(tmp_path, 12), 2, 2, torch.device('cpu'), SeededBatches(12, 2, 0))
+        for _ in loader:
+            raise ValueError('a fault of the program')
+    assert several.code_of(several.fork(tmp_path / 'out', tmp_path / 'err', fail, limit=20)) == 1
+    assert capfd.readouterr().err.rstrip().endswith('ValueError: a fault of the program')
+
+
 def test_training_images_depend_on_seed_and_epoch_but_not_on_the_workers(tmp_path):
     dataset = noise_dataset(tmp_path, 10, (24, 16))
     images, order = drawn(dataset, 3, 1, 0)
@@ -216,6 +227,35 @@ def test_the_epoch_an_image_is_drawn_in_does_not_repeat_its_crops():
         assert sorted(order) == list(range(20))
         seeds += drawn
     assert len(set(seeds)) == 1000
+
+
+@pytest.mark.parametrize('size', [1, 2, 3])
+def test_no_process_trains_on_one_image_where_the_network_needs_two(monkeypatch, size):
+    """A last batch that is too small joins the one before; the order and the crops stay. Elsewhere nothing changes."""
+    monkeypatch.setattr('runtime.processes.size', lambda: size)
+    for length in range(2 * size, 40):
+        for batch_size in (2 * size, 2 * size + 1, 8, 50):
+            usual, joined, shares = SeededBatches(length, batch_size, 3), SeededBatches(length, batch_size, 3, 2), []
+            for rank in range(size):
+                monkeypatch.setattr('runtime.processes.rank', lambda rank=rank: rank)
+                shares.append(list(joined))
+                assert [len(batch) for batch in shares[-1]] == [joined.counts(step)[0] for step in range(len(joined))]
+                assert min(map(len, shares[-1])) >= 2
+                joined.start = len(joined) - 1
+                assert list(joined) == shares[-1][-1:]
+                joined.start = 0
+            assert len(usual) == -(-length // batch_size)
+            batches = [sorted(pair for share in step for pair in share) for step in zip(*shares, strict=True)]
+            monkeypatch.setattr('runtime.processes.size', lambda: 1)
+            monkeypatch.setattr('runtime.processes.rank', lambda: 0)
+            plain = [sorted(batch) for batch in usual]
+            monkeypatch.setattr('runtime.processes.size', lambda: size)
+            assert batches[:-1] == plain[:len(batches) - 1]
+            assert batches[-1] == sorted(pair for batch in plain[len(batches) - 1:] for pair in batch)
+            assert len(plain) - len(batches) == (0 < length % batch_size < 2 * size <= batch_size < length)
+    for length, batch_size in ((2 * size - 1, 8), (8, 2 * size - 1)):
+        with pytest.raises(UserError, match=f'needs {2 * size} images at a step'):
+            SeededBatches(length, batch_size, 0, 2)
 
 
 # --- data sets as objects -----------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ import util
 from dataset.images import ImageDataset
 from experiment import training, weights
 from wsol import build_model, networks
+from wsol.errors import UserError
 from wsol.heads import CAM
 
 # --- the schedule -------------------------------------------------------------------------------------------------
@@ -254,6 +255,79 @@ def test_fine_tuning_on_another_label_set_keeps_all_but_the_classifier(script, r
     learned = [name for name in source if not any(word in name for word in ('running', 'num_batches', 'conv_last'))]
     assert all(torch.equal(source[name], target[name]) for name in learned)
     assert target['conv_last.weight'].shape == (3, 64, 1, 1)
+
+
+# --- a network that needs two images at a step -----------------------------------------------------------------------
+
+@pytest.fixture
+def pooled(monkeypatch):
+    """resnet18 stands for a tiny network whose channels are weighted by BatchNorm of their means, as in timm's skresnet18."""
+    from torch import nn
+
+    class Pooled(nn.Sequential):
+        def forward(self, features):
+            return features * super().forward(features).sigmoid()
+
+    def build(weights=None, **options):
+        stages = nn.Sequential()
+        stages.add_module('conv1', nn.Conv2d(3, 4, 3, 4))
+        stages.add_module('layer1', Pooled(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4)))
+        return stages, 4
+    usual = networks.ARCHITECTURES['resnet18']
+    monkeypatch.setitem(networks.ARCHITECTURES, 'resnet18', networks.Architecture(build, usual.slow, usual.backbone, usual.options))
+
+
+@pytest.mark.parametrize('flags, sizes', [
+    ([], [4, 5, 3]), (['--batch_size=11'], [12]), (['--batch_size=4', '--accumulate=3'], [2, 2, 2, 2, 2, 2]),
+    (['--batch_size=3', '--accumulate=2'], [3, 3, 3, 3]), (['--batch_size=1'], 'needs 2 images at a step')])
+def test_batchnorm_after_pooling_never_sees_one_image(script, pets, pooled, tmp_path, monkeypatch, flags, sizes):
+    """12 training images, or 9 of 13 in the first case, whose last batch would have one."""
+    folder, seen, loss = tmp_path / 'pets', [], CAM.loss
+    monkeypatch.setattr(CAM, 'loss', lambda model, images, labels: seen.append(len(images)) or loss(model, images, labels))
+    if not flags:
+        flags, sizes = ['--batch_size=4'], [4, 5]
+        for path in sorted((folder / 'train').rglob('*.*'))[:3]:
+            path.unlink()
+    result = script('main', *without(pets, 'batch_size'), '--epochs=1', *flags)
+    if isinstance(sizes, str):
+        refused(result, sizes)
+        assert not files_below(tmp_path / 'save/result')
+    else:
+        assert result[0] == 0, result[2]
+        assert seen == sizes
+
+
+def test_training_on_one_image_is_refused_where_the_network_needs_two(script, pets, pooled, tmp_path):
+    for path in sorted((tmp_path / 'pets/train').rglob('*.*'))[1:]:
+        path.unlink()
+    refused(script('main', *pets, '--epochs=1'), 'needs 2 images at a step', '1 training images')
+    code, _, err = script('main', *pets, '--epochs=1', '--freeze')  # BatchNorm keeps its statistics
+    assert code == 0, err
+
+
+def test_the_fewest_images_of_a_step(pooled):
+    from torch import nn
+    model = build_model('resnet18', 'CAM', 3)
+    before, draws = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    modes = [module.training for module in model.modules()]
+    assert networks.fewest_images(model, 32) == 2
+    assert same(model.state_dict(), before) and torch.equal(torch.get_rng_state(), draws)
+    assert [module.training for module in model.modules()] == modes
+    model.layer1[1] = nn.Conv2d(4, 4, 1)
+    assert networks.fewest_images(model, 32) == 1
+    model.layer1[1] = nn.GroupNorm(4, 4)
+    assert networks.fewest_images(model, 32) == 2
+    model.layer1[1] = nn.InstanceNorm2d(4)
+    with pytest.raises(UserError, match='images of 32x32 are too small to train this network'):
+        networks.fewest_images(model, 32)
+
+
+def test_the_parts_of_a_step():
+    for count in range(1, 30):
+        for parts in range(1, 12):
+            assert training.part_sizes(count, parts, 1) == [len(part) for part in torch.zeros(count).chunk(parts)]
+            sizes = training.part_sizes(count, parts, 2)
+            assert sum(sizes) == count and len(sizes) <= parts and (count == 1 or min(sizes) >= 2)
 
 
 # --- precision, proxy training set, prior -----------------------------------------------------------------------------
