@@ -50,13 +50,13 @@ class BoxCounts(Counts):
 
     boxes: the lists.Boxes of the split. ious: the overlaps that count as found, in percent.
     """
-    summed = ('found', 'largest', 'largest_and_class', 'images', 'by_image')  # other processes' images are zero rows
+    summed = ('hits', 'largest', 'largest_and_class', 'images', 'by_image')  # other processes' images are zero rows
 
     def __init__(self, boxes, size, norm_type, interval, ious):
         self.boxes, self.size, self.norm_type, self.ious = boxes, size, norm_type, np.array(ious) / 100
         self.thresholds = np.arange(0, 1, interval)
         total = len(self.thresholds)
-        self.found, self.images = np.zeros((len(self.ious), total), np.int64), 0  # any contour, per IoU
+        self.hits, self.images = np.zeros((len(self.ious), total), np.int64), 0  # of any contour, per IoU
         self.largest, self.largest_and_class = (np.zeros(total, np.int64) for _ in range(2))  # at IoU 50 %
         # (N,IoUs+1,T/8), eight thresholds a byte: found by any contour per IoU, and by the largest
         self.by_image = np.zeros((len(boxes.sizes), len(self.ious) + 1, (total + 7) // 8), np.uint8)
@@ -71,14 +71,14 @@ class BoxCounts(Counts):
     def add(self, overlaps, class_is_right):
         """Count the overlaps of one map, as measure() gives them."""
         best, largest = overlaps
-        self.found += best >= self.ious[:, None]
+        self.hits += best >= self.ious[:, None]
         self.largest += largest >= 0.5
         self.largest_and_class += (largest >= 0.5) & class_is_right
         self.images += 1
 
     def curves(self):
         """{metric: accuracy in percent at every threshold (T,)}."""
-        rows = {f'MaxBoxAccV2@{round(100 * iou)}': row for iou, row in zip(self.ious, self.found, strict=True)}
+        rows = {f'MaxBoxAccV2@{round(100 * iou)}': row for iou, row in zip(self.ious, self.hits, strict=True)}
         rows |= {'MaxBoxAcc': self.largest, 'Top-1 Loc': self.largest_and_class}
         return {name: 100 * row / self.images for name, row in rows.items()}
 

@@ -10,7 +10,7 @@ Result: <output>/abstention.txt, the table, and abstention.png: PxAP over the sh
 without and with the dropped pixels (`per pair` and `per pair, all pixels`).
 
     python -m research.abstention save/demo/CAM save/demo/CALM_EM --drop=0,20,50,80
-    python -m research.abstention save/demo/CALM_EM --methods=own,saliency,log-odds,random
+    python -m research.abstention save/demo/CALM_EM --methods=default,saliency,log-odds,random
 """
 from itertools import groupby
 from pathlib import Path
@@ -27,7 +27,7 @@ from wsol.attribution.contrast import CONTRASTS
 from wsol.attribution.registry import METHODS
 from wsol.errors import UserError
 
-OWN = 'own'
+DEFAULT = 'default'
 CHOSEN = ('experiment_name', 'save_root', 'load_checkpoint', 'scoremap_root', 'score_map_method', 'threshold_type',
           'score_map_process', 'contrast_method', 'drop_lowest')
 CONTROLS = {config.OBJECT_MASK: "control: the object's mask", 'random': 'control: random maps'}
@@ -41,10 +41,11 @@ def make_parser():
     parser.add_argument('--drop', default=(0.0, 20.0, 50.0, 80.0), metavar='PERCENT,...',
                         type=command_line.several(command_line.number(float, 0, True, 100)),
                         help='percentages of the pixels (default: 0,20,50,80)')
-    parser.add_argument('--methods', metavar='METHOD,...', default=(OWN,), type=command_line.several(
-        command_line.choice((OWN, *METHODS, *(name for name in CONTRASTS if name not in METHODS), config.OBJECT_MASK))),
-        help='attribution methods, and contrasts such as log-odds, for each network that has them; own: vanilla for '
-             'CAM, jointll for CALM (default: own)')
+    names = (DEFAULT, *METHODS, *(name for name in CONTRASTS if name not in METHODS), config.OBJECT_MASK)
+    parser.add_argument('--methods', metavar='METHOD,...', default=(DEFAULT,),
+                        type=command_line.several(command_line.choice(names)),
+                        help='attribution methods, and contrasts such as log-odds, for each network that has them; '
+                        'default, also without this flag: vanilla for CAM, jointll for CALM')
     parser.add_argument('--output', default='abstention', metavar='FOLDER', help='default: abstention')
     return parser
 
@@ -56,7 +57,7 @@ def methods_of(folder, names):
     if head not in HEADS:
         raise UserError(f'{folder} holds no finished training; name the folder of an experiment, such as save/calm_em')
     head = HEADS[head]
-    names = dict.fromkeys(head.default_method if name == OWN else name for name in names)
+    names = dict.fromkeys(head.default_method if name == DEFAULT else name for name in names)
     return [name for name in names if name in CONTROLS or issubclass(head, {**CONTRASTS, **METHODS}[name].head)]
 
 
@@ -101,7 +102,7 @@ def evaluate_all(args, flags, percents):
         raise UserError(f'none of the networks defines --methods={",".join(args.methods)}')
     for folder in folders:
         for method, values in evaluate(folder, methods[folder], percents, flags, settings).items():
-            row = folder.name if args.methods == (OWN,) else f'{folder.name}, {method}'
+            row = folder.name if args.methods == (DEFAULT,) else f'{folder.name}, {method}'
             points.setdefault(CONTROLS.get(method, row), []).append(values)
     return {row: np.stack(values) for row, values in points.items()}
 

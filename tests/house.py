@@ -40,15 +40,15 @@ def room_of(module):
 def imported_modules(tree, path):
     """[(line, package, names)] of every import in a file, those inside functions too: `from a import b, c` gives a and
     (b, c), which may be modules of a; `import a` gives a and ()."""
-    found = []
+    modules_read = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found += [(node.lineno, alias.name, ()) for alias in node.names]
+            modules_read += [(node.lineno, alias.name, ()) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             package = path.parts[:len(path.parts) - node.level] if node.level else ()
             base = '.'.join([*package, *([node.module] if node.module else [])])
-            found.append((node.lineno, base, tuple(alias.name for alias in node.names)))
-    return found
+            modules_read.append((node.lineno, base, tuple(alias.name for alias in node.names)))
+    return modules_read
 
 
 def wrong_imports(path, imports):

@@ -64,9 +64,9 @@ def import_libraries():
 
 
 def free_port():
-    with socket.socket() as found:
-        found.bind(('127.0.0.1', 0))
-        return found.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return free.getsockname()[1]
 
 
 def fork(out, err, work, limit=600):

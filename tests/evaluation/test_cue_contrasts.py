@@ -24,8 +24,8 @@ def test_cue_localization_by_the_papers_contrast_equals_the_difference_of_the_ma
         assert code == 0, err
     by_maps, by_contrast = (cue_result(save / 'CALM_EM', word) for word in ('jointll', 'joint-difference'))
     assert by_maps['evaluations'] == by_contrast['evaluations'] > 20
-    for own, other in zip(by_maps['pairs'], by_contrast['pairs'], strict=True):
-        assert own['pxap']['exact']['per pair, all pixels'] == pytest.approx(other['pxap']['exact']['per pair, all pixels'], abs=0.05)
+    for single, expected_pair in zip(by_maps['pairs'], by_contrast['pairs'], strict=True):
+        assert single['pxap']['exact']['per pair, all pixels'] == pytest.approx(expected_pair['pxap']['exact']['per pair, all pixels'], abs=0.05)
     assert by_contrast['settings']['norm_type'] == 'clipping' and by_contrast['settings']['score_map_process'] is None
 
 
@@ -42,12 +42,12 @@ def test_several_methods_in_one_pass_are_measured_as_one_by_one(flag, methods, d
         code, _, err = script(*cue, f'--{flag}={method}', f'--drop_lowest={share}')
         assert code == 0, err
     for path in (save / 'CALM_EM').glob('cue_location*.json'):
-        own, before = result_files.read_result(path), together[path.name]
-        assert own['settings'] == before['settings']
-        again += own['command'] != before['command']
-        for pair, other in zip(own['pairs'], before['pairs'], strict=True):
+        single, before = result_files.read_result(path), together[path.name]
+        assert single['settings'] == before['settings']
+        again += single['command'] != before['command']
+        for pair, expected_pair in zip(single['pairs'], before['pairs'], strict=True):
             # a network that serves a gradient method too keeps its BatchNorms
-            assert pair['pxap']['exact']['per pair, all pixels'] == pytest.approx(other['pxap']['exact']['per pair, all pixels'], abs=0.02)
+            assert pair['pxap']['exact']['per pair, all pixels'] == pytest.approx(expected_pair['pxap']['exact']['per pair, all pixels'], abs=0.02)
     assert again == len(alone)
 
 
@@ -68,8 +68,8 @@ def test_cue_localization_by_a_contrast_is_that_of_its_maps_one_by_one(method, t
         exact = cues.annotations.true_parts(images.image_id(index), SIZE)
         for number in cues.pairs[index]:
             first, second, parts = pairs[number][:3]
-            own = int(images.labels[index])
-            classes = torch.tensor([[own], [second if own == first else first]])
+            single = int(images.labels[index])
+            classes = torch.tensor([[single], [second if single == first else first]])
             signed = contrast_maps(model, images[index][0][None], *classes, method)
             scores = eval_cue_location.cue_scores(signed, (SIZE, SIZE), 'minmax')
             truth = torch.from_numpy(np.isin(exact, parts)).flatten()[None]
@@ -113,8 +113,8 @@ def test_the_lowest_pixels_get_the_score_zero():
         zeros = (scores == 0).flatten(1).sum(1)
         assert (zeros >= share / 100 * 400).all() and (zeros <= share / 100 * 400 + 4).all()  # corners are flat
         assert torch.equal(scores[scores > 0], whole[scores > 0])
-        for own, all_of_it in zip(scores.flatten(1), whole.flatten(1), strict=True):
-            assert not (own > 0).any() or own[own > 0].min() >= all_of_it[own == 0].max()
+        for single, all_of_it in zip(scores.flatten(1), whole.flatten(1), strict=True):
+            assert not (single > 0).any() or single[single > 0].min() >= all_of_it[single == 0].max()
 
 
 def test_which_of_equal_pixels_are_dropped_falls_at_random_by_the_seed():

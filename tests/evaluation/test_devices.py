@@ -102,8 +102,8 @@ def test_the_oracle_refuses_what_an_accelerator_refuses(far_away, mix):
 def test_heads_and_losses(far_away, head, prior, training):
     model = small_network(head, prior).train(training)
     images, labels = torch.zeros(2, 3, 8, 8, device=FAR), torch.zeros(2, dtype=torch.int64, device=FAR)
-    found = [model(images), *(part for part in model.activations(images) if part is not None), *model.loss(images, labels)]
-    assert {tensor.device for tensor in found} == {FAR}
+    computed = [model(images), *(part for part in model.activations(images) if part is not None), *model.loss(images, labels)]
+    assert {tensor.device for tensor in computed} == {FAR}
     model.loss(images, labels)[0].backward()
     assert {parameter.grad.device for parameter in model.parameters()} == {FAR}
     assert set(far_away) == {FAR.type}

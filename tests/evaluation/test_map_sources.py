@@ -29,7 +29,7 @@ def network_files(tiny_birds, trained, tmp_path_factory):
                 maps = attribution_maps(model, images[index][0][None], None, 'jointll')[0].numpy()
             name = f'{images.image_id(index)}.npy'
             for path, values in ((root / split / name, maps[label]), *(
-                    (root / split / str(other) / name, values) for other, values in enumerate(maps))):
+                    (root / split / str(label_of_map) / name, values) for label_of_map, values in enumerate(maps))):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 np.save(path, values)
     return root
@@ -55,7 +55,7 @@ def test_maps_from_files_score_as_those_of_the_network(script, tiny_birds, save,
                                                            unfolded):
     base, metric = [*tiny_birds, '--batch_size=1', '--cam_curve_interval=0.02'], EVALUATIONS[name]
     assert script(name, *base, '--experiment_name=CALM_EM', '--norm_type=minmax', '--threshold_type=even')[0] == 0
-    own = read_result(save / 'CALM_EM', metric)
+    from_network = read_result(save / 'CALM_EM', metric)
     forwards.clear()
     folder = 'CALM_EM' if needs_model else 'elsewhere'
     code, out, err = script(name, *base, f'--scoremap_root={network_files}',
@@ -64,18 +64,18 @@ def test_maps_from_files_score_as_those_of_the_network(script, tiny_birds, save,
     assert len(forwards) == (36 * 11 if needs_model else 0)
     read = read_result(save / folder, metric, 'maps-files-')
     if name == 'eval_wsol':
-        own['results'].pop('Top-1 Loc')  # without a network there is no class
+        from_network['results'].pop('Top-1 Loc')  # without a network there is no class
     key = {'wsol': 'results', 'cue_location': 'pxap', 'pixel_perturb': 'ratios'}[metric]
-    assert read[key] == own[key]
-    assert read['images_sha256'] == own['images_sha256']
-    assert read['weights_sha256'] == (own['weights_sha256'] if needs_model else None)
+    assert read[key] == from_network[key]
+    assert read['images_sha256'] == from_network['images_sha256']
+    assert read['weights_sha256'] == (from_network['weights_sha256'] if needs_model else None)
 
 
 def test_a_named_network_gives_the_classes_of_maps_from_files(script, tiny_birds, save, network_files):
     for flags in (['--experiment_name=CALM_EM'], ['--load_checkpoint=CALM_EM', f'--scoremap_root={network_files}']):
         assert script('eval_wsol', *tiny_birds, *flags, '--batch_size=1', '--cam_curve_interval=0.02')[0] == 0
-    own, read = (read_result(save / 'CALM_EM', 'wsol', named) for named in ('jointll', 'maps-files'))
-    assert own['results'] == read['results'] and 'Top-1 Loc' in own['results']
+    from_network, read = (read_result(save / 'CALM_EM', 'wsol', named) for named in ('jointll', 'maps-files'))
+    assert from_network['results'] == read['results'] and 'Top-1 Loc' in from_network['results']
 
 
 def test_folders_of_maps_of_one_name_have_different_names_in_results(network_files, tmp_path):

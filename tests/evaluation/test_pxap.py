@@ -20,18 +20,18 @@ def test_draws_of_the_published_protocol_are_its_figures_for_the_pairs_drawn(mon
     counts, evaluations = rng.integers(0, 50, (6, 2, 13)), np.array([3, 0, 1, 2, 1, 1])
     counts[4, 1] = 0
     pairs = [ClassPair(0, 1, tuple(range(k))) for k in (1, 2, 2, 3, 1, 1)]
-    found = class_pairs.resample_pairs(counts, pairs, evaluations)
+    drawn_again = class_pairs.resample_pairs(counts, pairs, evaluations)
     drawn = np.sort(np.random.default_rng(class_pairs.SEED).integers(5, size=(40, 5)), axis=1)
     missing = 0
     for number, draw in enumerate(np.flatnonzero(evaluations)[drawn]):
         summary, _ = class_pairs.summarise(counts[draw], [pairs[index] for index in draw], np.ones(5))
         for name in ('published', 'published, all pixels'):
             for key in paper.KEYS:
-                actual, expected = from_text(found[name][key])[number], summary[name][key]
+                actual, expected = from_text(drawn_again[name][key])[number], summary[name][key]
                 assert np.isnan(actual) if expected is None else abs(actual - expected) <= 0.005 + 1e-9
                 missing += expected is None
     assert missing  # some draws have no pair of a kind
-    assert class_pairs.resample_pairs(counts, pairs, evaluations) == found
+    assert class_pairs.resample_pairs(counts, pairs, evaluations) == drawn_again
     monkeypatch.setattr(class_pairs, 'LARGEST', 5 * 2 * 13 - 1)
     assert class_pairs.resample_pairs(counts, pairs, evaluations) is None  # so many thresholds take too long
 
@@ -64,5 +64,5 @@ def test_cue_localization_from_maps_to_metric_is_the_published_one(kind, norm_ty
     # a score that float32's rounding carries across an edge counts for 1e-6
     np.testing.assert_allclose(ours, published, rtol=0, atol=1e-5)
     # the oracle sees the order: made absolute first, the ridges where A - B changes its sign are washed out
-    other = normalise(resize(differences.abs(), shape[1:]), norm_type)
-    assert np.abs(running_pxap(other) - published).max() > 1e-4
+    absolute_first = normalise(resize(differences.abs(), shape[1:]), norm_type)
+    assert np.abs(running_pxap(absolute_first) - published).max() > 1e-4

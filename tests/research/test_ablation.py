@@ -36,10 +36,10 @@ def test_both_tables(script, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(commands, 'SIZES', [*commands.SIZES, '--batch_size=16'])
     refused(script('research.ablation', '1', '--rows', 'CAM', '--epochs=1'),
             'seed0/start_layer1 was trained with other settings (batch_size was 32, is 16)', 'Move that folder away')
-    other = '--precision=' + ('float32' if commands.PRECISION.endswith('bfloat16') else 'bfloat16')
+    other_precision = '--precision=' + ('float32' if commands.PRECISION.endswith('bfloat16') else 'bfloat16')
     monkeypatch.setattr(commands, 'SIZES', commands.SIZES[:-1])
-    monkeypatch.setattr(commands, 'TRAIN', [other if flag == commands.PRECISION else flag for flag in commands.TRAIN])
-    monkeypatch.setattr(commands, 'PRECISION', other)
+    monkeypatch.setattr(commands, 'TRAIN', [other_precision if flag == commands.PRECISION else flag for flag in commands.TRAIN])
+    monkeypatch.setattr(commands, 'PRECISION', other_precision)
     ablation.train(folder / 'seed0', 'CAM', 0, '--epochs=1')
     assert tiny[before:] == []
 
@@ -48,10 +48,10 @@ def check_the_table_of_parts(script, folder):
     code, out, err = script('research.ablation', '2', '--epochs=1')
     assert code == 0, err
     text = (folder / 'table.txt').read_text()
-    rows, found = rows_of(text), {}
+    rows, matching = rows_of(text), {}
     assert list(rows) == list(ablation.ROWS) and text in out + '\n'
     for name, (head, *_) in ablation.ROWS.items():
-        results = found[name] = [results_of(folder / f'seed{seed}' / name.replace(', ', '_')) for seed in (0, 1)]
+        results = matching[name] = [results_of(folder / f'seed{seed}' / name.replace(', ', '_')) for seed in (0, 1)]
         columns = [[result['results']['test_accuracy'] for result in results]]
         for method in ['vanilla'] if head == 'CAM' else ['jointll', 'saliency']:
             columns += [[result['cue_location', method]['pxap']['exact'][COUNT][k] for result in results] for k in ('1', '2', '3')]
@@ -61,15 +61,15 @@ def check_the_table_of_parts(script, folder):
             settings = result['results']['settings']
             assert settings['seed'] == seed and settings['attribution_method'] == head and settings['epochs'] == 1
             assert settings['prior'] == ('softplus' if 'softplus' in name else 'relu')
-    return found
+    return matching
 
 
 def exact(folder, contrast):
     """The mean PxAP in the one result of a contrast; of the prior if contrast is None."""
-    found = [result for path in folder.glob('cue_location_*.json') if (result := json.loads(path.read_text()))['settings'][
+    matching = [result for path in folder.glob('cue_location_*.json') if (result := json.loads(path.read_text()))['settings'][
         'norm_type'] == 'rank' and result['settings']['contrast_method'] == contrast]
-    assert len(found) == 1
-    return found[0]['pxap']['exact'][COUNT]['mean']
+    assert len(matching) == 1
+    return matching[0]['pxap']['exact'][COUNT]['mean']
 
 
 def check_the_table_of_contrasts(script, folder):

@@ -43,7 +43,7 @@ def test_networks_of_one_name_are_one_line_for_each_method_they_have(at_home, sa
     for name in ('CAM', 'CALM_EM'):
         shutil.copytree(save / name, save / 'again' / name)
     code, _, err = script('research.abstention', *(f'save/{name}' for name in ('CAM', 'again/CAM', 'CALM_EM', 'again/CALM_EM')),
-                          '--drop=0', '--methods=own,saliency,object_mask', *small)
+                          '--drop=0', '--methods=default,saliency,object_mask', *small)
     assert code == 0, err
     lines = (tmp_path / 'abstention' / 'abstention.txt').read_text().splitlines()
     rows = [re.split(r'\s{2,}', line.strip()) for line in lines[2:]]
@@ -56,7 +56,7 @@ def test_networks_of_one_name_are_one_line_for_each_method_they_have(at_home, sa
 def test_contrast_methods_are_methods_too(at_home, save, script, tiny_birds, tmp_path):
     small = ['--crop_size=56', '--workers=0', '--device=cpu']
     for _ in range(2):  # nothing is measured twice
-        code, _, err = script('research.abstention', 'save/CAM', 'save/CALM_EM', '--drop=0,50', '--methods=own,log-odds,evidence,random',
+        code, _, err = script('research.abstention', 'save/CAM', 'save/CALM_EM', '--drop=0,50', '--methods=default,log-odds,evidence,random',
                               *small)
         assert code == 0 and len(at_home) == 4, err
     lines = (tmp_path / 'abstention' / 'abstention.txt').read_text().splitlines()

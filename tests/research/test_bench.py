@@ -80,8 +80,8 @@ def test_the_ways_take_turns_and_a_ratio_is_of_one_round(bench, monkeypatch):
     order, clock = [], count()
     monkeypatch.setattr(benchmark.time, 'perf_counter', lambda: next(clock))
     ways = {name: lambda name=name: order.append(name) for name in ('plain', 'float32')}
-    found, said = bench.measure(bench_items.Item('', ways, 4, compare=', '.join))
-    assert order == ['plain', 'float32'] * 3 and found == {'plain': [250, 250], 'float32': [250, 250]}
+    milliseconds, said = bench.measure(bench_items.Item('', ways, 4, compare=', '.join))
+    assert order == ['plain', 'float32'] * 3 and milliseconds == {'plain': [250, 250], 'float32': [250, 250]}
     assert said == 'plain, float32'
     assert benchmark.ratio([6, 8, 30], [2, 4, 3]) == '3.00 (2.00 .. 10.00)'
     line = benchmark.row('x', {'plain': [6, 8, 30], 'float32': [2, 4, 3], 'floor': [1, 2, 3]})

@@ -17,13 +17,13 @@ ROWS = {'CAM': ('CAM', 'vanilla'), 'CALM_EM': ('CALM_EM', 'jointll'), "control: 
 
 def results_of(folder):
     """{(metric, method): result} of an experiment, read from its files; the training's under 'results'."""
-    found = {'results': json.loads((folder / 'results.json').read_text())}
+    by_metric = {'results': json.loads((folder / 'results.json').read_text())}
     for path in folder.glob('*_*.json'):
         result = json.loads(path.read_text())
         key = result['metric'], result['settings']['score_map_process']
-        assert key not in found
-        found[key] = result
-    return found
+        assert key not in by_metric
+        by_metric[key] = result
+    return by_metric
 
 
 def rows_of(text):

@@ -90,8 +90,8 @@ def test_only_what_is_repainted_changes(birds):
     with Image.open(annotations.root / 'part_masks' / Path(image_id).with_suffix('.png')) as file:
         parts = np.asarray(file).astype(int) - 1  # -1 off the bird
     for name in ('head', 'belly'):
-        other = 'violet' if painter.colours[image_id.split('/')[0]][name] != 'violet' else 'green'
-        changed = np.abs(painter.paint(image_id, {name: other}).astype(int) - before).max(2) > 40
+        replaced = 'violet' if painter.colours[image_id.split('/')[0]][name] != 'violet' else 'green'
+        changed = np.abs(painter.paint(image_id, {name: replaced}).astype(int) - before).max(2) > 40
         assert changed.sum() > 20 and (parts[changed] == UNION_PARTS.index(name)).mean() > 0.9
     changed = np.abs(painter.paint(image_id, background=1).astype(int) - before).max(2) > 40
     assert changed.sum() > 500 and (parts[changed] == -1).mean() > 0.97
@@ -132,15 +132,15 @@ def test_the_effects_are_those_of_pictures_painted_by_hand(birds, asked):
         return float(scores[question.first] - scores[question.second])
 
     for row, question in enumerate(some.questions):
-        image_id, other = images.image_id(question.index), colours[question.second]
+        image_id, replaced = images.image_id(question.index), colours[question.second]
         clean = odds(np.array(painter.paint(image_id)), question)
         expected, deletion, shapes = np.zeros(8), np.zeros(7), np.zeros(18)
         for part in question.parts:
             name = UNION_PARTS[part]
-            expected[part] = clean - odds(np.array(painter.paint(image_id, {name: other[name]})), question)
+            expected[part] = clean - odds(np.array(painter.paint(image_id, {name: replaced[name]})), question)
         expected[7] = clean - odds(np.array(painter.paint(image_id, background=1)), question)
         np.testing.assert_allclose(effects.log_odds[row], expected, atol=2e-5)
-        everything = {UNION_PARTS[part]: other[UNION_PARTS[part]] for part in question.parts}
+        everything = {UNION_PARTS[part]: replaced[UNION_PARTS[part]] for part in question.parts}
         assert effects.all_parts[row] == pytest.approx(clean - odds(np.array(painter.paint(image_id, everything)), question), abs=2e-5)
         for part in set(asked.regions[question.index].ravel().tolist()) - {7}:
             deletion[part] = clean - odds(np.array(painter.paint(image_id, without=[UNION_PARTS[part]])), question)
@@ -179,8 +179,8 @@ def test_the_figures_of_deletion_and_distractors(asked):
     effects = repainting.Effects(np.zeros((12, 8)), np.zeros((12, 8)), zeros, zeros > 0, zeros > 0, deletion, shapes)
 
     def figures(signed, on_shapes):
-        found = interventions.deletion_figures(signed, np.abs(signed), on_shapes, effects, present, areas)
-        return {name: numerators.sum() / denominators.sum() for name, (numerators, denominators) in found.items()}
+        by_figure = interventions.deletion_figures(signed, np.abs(signed), on_shapes, effects, present, areas)
+        return {name: numerators.sum() / denominators.sum() for name, (numerators, denominators) in by_figure.items()}
     masses = np.concatenate([deletion, np.full((12, 1), 9.0)], 1)  # the background's has no part in the ranks
     assert figures(masses, 0 * areas) == {'deletion corr.': pytest.approx(1), 'on distractors': 0}
     assert figures(-masses, 0 * areas)['deletion corr.'] == pytest.approx(-1)
@@ -204,8 +204,8 @@ def test_masses_add_up_to_the_map(asked):
 
 def figures_of(signed, effects, questions, unit='nats'):
     present = np.ones_like(signed, bool)
-    found = interventions.effect_figures(signed, np.abs(signed), questions, effects, unit, present)
-    return {name: numerators.sum() / denominators.sum() for name, (numerators, denominators) in found.items()}
+    by_figure = interventions.effect_figures(signed, np.abs(signed), questions, effects, unit, present)
+    return {name: numerators.sum() / denominators.sum() for name, (numerators, denominators) in by_figure.items()}
 
 
 @pytest.fixture
@@ -264,8 +264,8 @@ def test_the_script_ranks_a_map_of_the_cue_above_noise(script, tiny_birds, save,
     assert code == 0, err
     (path,) = (save / 'CALM_EM').glob('interventions_*.json')
     content = json.loads(path.read_text())
-    found, noise = content['methods']['log-odds'], content['methods']['control: random']
-    assert found['mass on cue'][0] == pytest.approx(100) and found['PxAP exact'][0] > 99 and found['rank corr.'][0] > noise['rank corr.'][0]
+    by_figure, noise = content['methods']['log-odds'], content['methods']['control: random']
+    assert by_figure['mass on cue'][0] == pytest.approx(100) and by_figure['PxAP exact'][0] > 99 and by_figure['rank corr.'][0] > noise['rank corr.'][0]
     assert noise['mass on cue'][0] < 30 and noise['mass on cue'][1] < noise['mass on cue'][0] < noise['mass on cue'][2]
     assert noise['PxAP exact'][1] < noise['PxAP exact'][0] < noise['PxAP exact'][2]  # over the class pairs
     assert content['network']['accuracy'] <= 100 and 'log-odds' in out
@@ -403,8 +403,8 @@ def test_maps_made_elsewhere_are_held_against_the_same_effects(script, tiny_bird
     for figure in ('PxAP exact', 'rank corr.', 'mass on cue', 'sign'):
         assert mine[figure][0] == pytest.approx(theirs[figure][0], rel=1e-3), figure
     refused(script('research.interventions', *flags, '--scoremap_root=mine', '--contrast_method=log-odds'), 'leave one of them out')
-    for other in (tmp_path / 'mine/test').rglob(path.name):
-        np.save(other, np.zeros((3, 3)))
+    for replaced in (tmp_path / 'mine/test').rglob(path.name):
+        np.save(replaced, np.zeros((3, 3)))
     mistakes = [('different images have different sizes', lambda: None), ('no score map', path.unlink)]
     for words, make in mistakes:
         make()

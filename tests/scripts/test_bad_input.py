@@ -21,7 +21,7 @@ def birds(tiny_birds, tmp_path):
 
 
 @pytest.fixture
-def own(trained, tmp_path):
+def checkpoint(trained, tmp_path):
     """The path of a trained checkpoint of CAM in the experiment `result`, with its results."""
     shutil.copytree(trained / 'CAM', tmp_path / 'save/result')
     return tmp_path / 'save/result' / weights.FILE
@@ -72,9 +72,9 @@ def test_a_checkpoint_that_would_run_code_is_refused(script, tiny_birds, tmp_pat
     assert not (tmp_path / 'ran').exists()
 
 
-def test_checkpoints_of_another_network(script, birds, own, tmp_path):
+def test_checkpoints_of_another_network(script, birds, checkpoint, tmp_path):
     flags, *_ = birds
-    before = {path.name: path.read_bytes() for path in own.parent.iterdir()}
+    before = {path.name: path.read_bytes() for path in checkpoint.parent.iterdir()}
     evaluate = without(flags, 'architecture', 'last_stage')
     refused(script('eval_pixel_perturb', *evaluate, '--architecture=resnet50'), '--architecture=resnet18', 'resnet50')
     refused(script('eval_pixel_perturb', *evaluate, '--attribution_method=CALM_EM'), '--attribution_method=CAM')
@@ -87,7 +87,7 @@ def test_checkpoints_of_another_network(script, birds, own, tmp_path):
     result = script('eval_pixel_perturb', *flags, '--load_checkpoint=bare.pth')
     refused(result, 'bare.pth does not fit', '(200, 64, 1, 1)', '--attribution_method')
     assert '14x14 is assumed' in result[1] and 'add --large_feature_map' in result[1]
-    assert {path.name: path.read_bytes() for path in own.parent.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in checkpoint.parent.iterdir()} == before
 
 
 @pytest.mark.parametrize('file, line, words', [
@@ -112,14 +112,14 @@ def test_an_image_that_does_not_open(script, birds, workers, tmp_path):
     assert not (tmp_path / 'save/result' / weights.FILE).exists()
 
 
-def test_no_test_images(script, birds, own):
+def test_no_test_images(script, birds, checkpoint):
     flags, _, meta = birds
     for name in ('image_ids.txt', 'class_labels.txt'):
         (meta / 'test' / name).write_text('')
     refused(script('eval_cue_location', *flags), 'test/image_ids.txt is empty')
 
 
-def test_no_class_pair_with_images(script, birds, own):
+def test_no_class_pair_with_images(script, birds, checkpoint):
     flags, _, meta = birds
     for name in ('image_ids.txt', 'class_labels.txt'):
         path = meta / 'test' / name
@@ -127,17 +127,17 @@ def test_no_class_pair_with_images(script, birds, own):
     refused(script('eval_cue_location', *flags), 'no class pair to evaluate', '32 pairs')
 
 
-def test_cue_location_needs_parts(script, birds, own):
+def test_cue_location_needs_parts(script, birds, checkpoint):
     flags, data, _ = birds
     shutil.rmtree(data / 'segmentations')
     refused(script('eval_cue_location', *flags), 'segmentations')
 
 
-def test_a_loss_that_is_no_number_stops_training_and_keeps_the_checkpoint(script, birds, own):
+def test_a_loss_that_is_no_number_stops_training_and_keeps_the_checkpoint(script, birds, checkpoint):
     flags, *_ = birds
-    before = own.read_bytes()
+    before = checkpoint.read_bytes()
     refused(script('main', *flags, '--override_cache', '--lr=1e30'), 'the loss is', 'epoch 1, step', '--lr')
-    assert own.read_bytes() == before
+    assert checkpoint.read_bytes() == before
 
 
 def test_a_folder_that_cannot_be_written(script, birds, tmp_path):
@@ -152,18 +152,18 @@ def test_a_network_that_diverges_in_its_last_step_is_not_saved(script, birds):
     assert not Path('save/result', weights.FILE).exists()
 
 
-def test_checkpoints_of_odd_structure(script, birds, own):
+def test_checkpoints_of_odd_structure(script, birds, checkpoint):
     flags, *_ = birds
-    content = torch.load(own, weights_only=True)
+    content = torch.load(checkpoint, weights_only=True)
     values = content['state_dict']
     nan = {name: value * float('nan') if name == 'conv_last.weight' else value for name, value in values.items()}
     for change, words in (({'state_dict': [1]}, 'state_dict is a list'), ({'model': 'resnet18'}, 'model is a str'),
                           ({'state_dict': {3: torch.ones(1)}}, '3 is no name'), ({'state_dict': nan}, 'diverged'),
                           ({'model': content['model'] | {'attribution_method': 'CALM'}}, 'its setting attribution_method: "CALM" is not one of')):
-        torch.save(content | change, own)
+        torch.save(content | change, checkpoint)
         refused(script('eval_pixel_perturb', *data_flags(flags)), words)
-    torch.save(content, own)
-    change_checkpoint(own, lambda content: {key: value for key, value in content.items() if key != 'optimizer'})
+    torch.save(content, checkpoint)
+    change_checkpoint(checkpoint, lambda content: {key: value for key, value in content.items() if key != 'optimizer'})
     refused(script('main', *flags), 'no training to resume')
 
 
@@ -175,21 +175,21 @@ def test_calm_weights_without_a_record_are_not_silently_cam(script, birds):
     assert code == 0 and 'has an attention layer' in err and '--attribution_method=CALM_EM' in err
 
 
-def test_going_on_needs_no_imagenet_weights(script, birds, own, monkeypatch):
+def test_going_on_needs_no_imagenet_weights(script, birds, checkpoint, monkeypatch):
     """As when the network is gone: the checkpoint replaces them anyway."""
     flags, *_ = birds
     monkeypatch.setattr('torch.hub.download_url_to_file', lambda *_, **__: pytest.fail('downloads'))
     code, _, err = script('main', *without(flags, 'pretrained', 'epochs'), '--epochs=4')
     assert code == 0, err
-    assert torch.load(own, weights_only=True)['epoch'] == 4
+    assert torch.load(checkpoint, weights_only=True)['epoch'] == 4
 
 
-def test_evaluating_keeps_the_trainings_results(script, birds, own):
+def test_evaluating_keeps_the_trainings_results(script, birds, checkpoint):
     flags, *_ = birds
-    before = {path.name: path.read_bytes() for path in own.parent.iterdir()}
+    before = {path.name: path.read_bytes() for path in checkpoint.parent.iterdir()}
     code, _, err = script('main', '--is_train=False', *data_flags(flags))
     assert code == 0, err
-    after = {path.name: path.read_bytes() for path in own.parent.iterdir()}
+    after = {path.name: path.read_bytes() for path in checkpoint.parent.iterdir()}
     (added,) = after.keys() - before.keys()
     assert added.startswith('accuracy_ToyBirds_CAM.') and before == {name: after[name] for name in before}
 
@@ -201,7 +201,7 @@ def test_images_too_small_for_the_network(script, birds):
     refused(script('main', *flags, '--architecture=resnet18', '--crop_size=16'), 'crop_size=16', 'one cell')
 
 
-def test_nothing_to_localise(script, birds, own):
+def test_nothing_to_localise(script, birds, checkpoint):
     flags, data, _ = birds
     locations = data / 'parts' / 'part_locs.txt'
     lines = locations.read_text().splitlines()

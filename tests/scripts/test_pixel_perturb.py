@@ -43,8 +43,8 @@ def test_batches_are_filled_across_the_ratios():
     seen, again = [], []
     together = classify_erased([0.5] * SIDE, 72, batch_size=7, seen=seen)
     one_by_one = classify_erased([0.5] * SIDE, 72, batch_size=1, seen=again)
-    for own, plain in zip(together, one_by_one, strict=True):
-        np.testing.assert_array_equal(own, plain)
+    for batched, plain in zip(together, one_by_one, strict=True):
+        np.testing.assert_array_equal(batched, plain)
     assert 0 < together[1].sum() < 360 and 0 < together[2].sum() < 360
     assert sorted(map(len, seen)) == sorted([7] * 11 * 10 + [2, 7, 7, 6]) and len(again) == 11 * 72
     by_content = [sorted(image.sum().item() for batch in batches for image in batch) for batches in (seen, again)]

@@ -267,8 +267,8 @@ def test_the_published_long_form_is_accepted_after_the_short_one(script, tiny_bi
     """A ResNet has no use for --use_bn: whether it is stated changes nothing, and is no contradiction."""
     short = [*tiny_birds, *SMALL, '--attribution_method=CALM_EM']
     assert script('main', *short, '--epochs=1')[0] == 0
-    files, own = [], ['--use_load_checkpoint=True', '--load_checkpoint=checkpoint_name/']
-    for flags in ([], [*own, *SMALL, '--attribution_method=CALM_EM', '--use_bn=True']):
+    files, loading = [], ['--use_load_checkpoint=True', '--load_checkpoint=checkpoint_name/']
+    for flags in ([], [*loading, *SMALL, '--attribution_method=CALM_EM', '--use_bn=True']):
         code, _, err = script('eval_pixel_perturb', *tiny_birds, *flags, '--batch_size=20')
         assert code == 0, err
         files.append(read_result(tmp_path / 'save/result', 'pixel_perturb'))
@@ -277,7 +277,7 @@ def test_the_published_long_form_is_accepted_after_the_short_one(script, tiny_bi
     before = torch.load(tmp_path / 'save/result' / weights.FILE, weights_only=True)
     code, out, err = script('main', *short, '--use_bn=True', '--epochs=1')
     assert code == 0 and '1 finished epochs' in out, err
-    code, out, err = script('main', *short, *own, '--use_bn=True', '--epochs=2')
+    code, out, err = script('main', *short, *loading, '--use_bn=True', '--epochs=2')
     assert code == 0 and '1 finished epochs' in out, err
     after = torch.load(tmp_path / 'save/result' / weights.FILE, weights_only=True)
     assert after['epoch'] == 2 and after['model'] == before['model']

@@ -102,19 +102,19 @@ def box_of(pixels, shape):
 def slow_boxes(image, level):
     """Boxes of all contours, as a set, and those that the largest one may have (several may be equally large)."""
     mask = np.pad(image > level, 1)  # a frame of background
-    found, largest = set(), (-1, set())
+    boxes_seen, largest = set(), (-1, set())
     for pixels in components(mask, 2):
         inside = {(row - 1, column - 1) for row, column in pixels}
         box = box_of(inside, image.shape)
-        found.add(box)
+        boxes_seen.add(box)
         area = outline_area(inside)
         largest = (area, {box}) if area > largest[0] else (area, largest[1] | {box}) if area == largest[0] else largest
     for pixels in components(~mask, 1):
         if (0, 0) not in pixels:  # a hole: its contour runs over the pixels around it
             around = {(row + down - 1, column + right - 1) for row, column in pixels for down, right in FOUR
                       if mask[row + down, column + right]}
-            found.add(box_of(around, image.shape))
-    return found or {(0, 0, 0, 0)}, largest[1] or {(0, 0, 0, 0)}
+            boxes_seen.add(box_of(around, image.shape))
+    return boxes_seen or {(0, 0, 0, 0)}, largest[1] or {(0, 0, 0, 0)}
 
 
 def agrees(image):

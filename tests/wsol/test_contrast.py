@@ -122,5 +122,5 @@ def test_what_cannot_be_contrasted_is_refused(networks, images):
 
 @pytest.mark.parametrize('name, method', [('CAM', 'log-odds'), ('CALM_EM', 'prior-log-odds')])
 def test_each_head_has_a_contrast_of_its_own(networks, images, name, method):
-    own, named = (contrast_maps(networks[name], images, FIRST, SECOND, *asked) for asked in ([], [method]))
-    assert torch.equal(own, named)
+    by_default, named = (contrast_maps(networks[name], images, FIRST, SECOND, *asked) for asked in ([], [method]))
+    assert torch.equal(by_default, named)

@@ -72,9 +72,9 @@ def ask(python, code, folder):
 
 def test_pip_installs_the_package_wsol_and_nothing_else(installed, tmp_path):
     python, names = installed
-    found = ask(python, 'import importlib.metadata as m, json; d = m.distribution("calm"); '
+    reported = ask(python, 'import importlib.metadata as m, json; d = m.distribution("calm"); '
                         'print(json.dumps([d.read_text("top_level.txt").split(), [str(f) for f in d.files]]))', tmp_path)
-    top_level, files = found
+    top_level, files = reported
     assert top_level == ['wsol']
     bookkeeping = re.compile(r'calm-[\d.]+\.dist-info|__editable__.*calm.*|__pycache__')
     packages = {name for name in names if not bookkeeping.fullmatch(name)}
@@ -106,8 +106,8 @@ print(json.dumps([wsol.__file__, type(model).__name__, sorted(wsol.METHODS), ori
     assert head == 'CALM_EM' and 'jointll' in processes and 'occlusion' in processes
     assert str(source) in where or 'site-packages' in where
     ours = (str(source), str(python.parent.parent), str(ROOT / 'wsol'))
-    found = {name: origin for name, origin in origins.items() if origin and origin.startswith(ours)}
-    assert not found
+    reported = {name: origin for name, origin in origins.items() if origin and origin.startswith(ours)}
+    assert not reported
     assert all(origins[name] is None for name in ('config', 'data_loaders', 'dataset', 'experiment'))
 
 

@@ -183,22 +183,22 @@ def few_images(flags, folder, count=4):
 
 def test_a_registered_method_runs_everywhere(script, tiny_birds, save, tmp_path, registered):
     flags = few_images(tiny_birds, tmp_path / 'lists')
-    own = [*flags, '--experiment_name=CALM_EM']
+    on_experiment = [*flags, '--experiment_name=CALM_EM']
     photo = next((roots_of(tiny_birds)[0] / 'ToyBirds/images').rglob('*_test_*.jpg'))
-    code, _, err = script('inference', photo, *own, '--output=out', '--score_map_process=mine,slow', '--contrast')
+    code, _, err = script('inference', photo, *on_experiment, '--output=out', '--score_map_process=mine,slow', '--contrast')
     assert code == 0, err
     manifest = json.loads((tmp_path / 'out/manifest.json').read_text())
     assert manifest['methods'] == {'mine': 'mine of A per cell', 'slow': 'slow the score of A'}
 
-    code, out, err = script('eval_cue_location', *own, '--score_map_process=mine,jointll')
+    code, out, err = script('eval_cue_location', *on_experiment, '--score_map_process=mine,jointll')
     assert code == 0 and 'maps: CALM_EM_mine, norm clipping, thresholds log' in out, err
     mine, same = (read_result(save / 'CALM_EM', 'cue_location', f'_{name}_clipping_log') for name in ('mine', 'jointll'))
     assert mine['pxap'] == same['pxap']
-    code, out, err = script('eval_wsol', *own, '--score_map_process=mine')
+    code, out, err = script('eval_wsol', *on_experiment, '--score_map_process=mine')
     assert code == 0 and 'maps: CALM_EM_mine, norm minmax' in out, err
     refused(script('eval_wsol', *flags, '--experiment_name=CAM', '--score_map_process=mine'), 'CAM does not define mine')
 
-    code, _, err = script('research.interventions', *own, '--contrast_method=mine-difference,slow', '--slow_questions=2')
+    code, _, err = script('research.interventions', *on_experiment, '--contrast_method=mine-difference,slow', '--slow_questions=2')
     assert code == 0, err
     rows = read_result(save / 'CALM_EM', 'interventions')['methods']
     assert rows['slow']['questions'] == 2 < rows['mine-difference']['questions']
