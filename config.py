@@ -125,6 +125,10 @@ FLAGS = {
              'below save_root/cache/, so that no image is decoded again; prints their size first'),
         _recorded('crop_size', 224, SIZE, 'side of the square images that the network takes, in pixels: training '
                   'images are cropped to it, evaluation images resized', kept=True),
+        _recorded('fit', None, choice(('crop', 'squash', 'pad')), 'how photos become squares. crop: the shorter side '
+                  'becomes resize_size, and the centre is taken; squash: the whole photo is resized to the square, as '
+                  "published; pad: the longer side fits, the rest has the mean colour (default: the classifier's "
+                  'evaluation; squash for networks that main.py trained)'),
     ),
     'network': (
         _network('architecture', 'resnet50', ARCHITECTURE, 'resnet50, vgg16, inception_v3, another classifier of '
@@ -150,7 +154,8 @@ FLAGS = {
         _kept('lr_decay_frequency', 30, COUNT, 'step schedule: multiply the rate by 0.1 every so many epochs'),
         _kept('momentum', 0.9, number(float, 0, True, 1), 'momentum (Nesterov)'),
         _kept('weight_decay', 1e-4, RATE, 'L2 penalty on the weights'),
-        _kept('resize_size', 256, SIZE, 'training images are resized to this square, then cropped to crop_size'),
+        _recorded('resize_size', 256, SIZE, 'training images are resized to this square, then cropped to crop_size; '
+                  'with fit=crop, the shorter side of a photo', kept=True),
         _kept('proxy_training_set', False, boolean, 'train on the smaller set that image_ids_proxy.txt lists, if '
               'the data set has one'),
         _recorded('freeze', False, boolean, 'train only the head, on features that are computed once: no '
@@ -227,8 +232,8 @@ PICTURES = tuple(flag.name for flag in FLAGS['pictures'])
 
 # --- which flags a script reads -------------------------------------------------------------------------
 
-EVERYWHERE = ('experiment_name', 'save_root', 'device', 'dataset', 'data_root', 'metadata_root', 'crop_size', *NETWORK,
-              'load_checkpoint')
+EVERYWHERE = ('experiment_name', 'save_root', 'device', 'dataset', 'data_root', 'metadata_root', 'crop_size', 'fit',
+              'resize_size', *NETWORK, 'load_checkpoint')
 IMAGES = ('seed', 'workers', 'precision', 'batch_size', 'skip_broken')  # for scripts that send images through a network
 SAMPLING = ('smooth_grad_nr_iter', 'smooth_grad_sigma', 'integrated_grad_nr_iter')
 MAPS = (*IMAGES, 'score_map_process', 'score_map_method', 'superclass_file', *SAMPLING)

@@ -297,7 +297,7 @@ def open_maps(args):
                                   for values in (args[name] for name in LISTED))
     if args.scoremap_root and len(methods) * len(contrasts) > 1:
         raise UserError("--scoremap_root is one source of maps, and a list of methods asks for several; leave one out")
-    network = session.open_network(args, needed=args.scoremap_root is None)
+    network = session.open_network(args, needed=args.scoremap_root is None, whole=True)
     data = session.open_data(network)
     chosen = [session.choose_maps(network, data, 'cue_location', None if contrast == 'difference' else contrast,
                                   score_map_process=method, contrast_method=contrast, drop_lowest=share)

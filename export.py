@@ -2,9 +2,9 @@
 
 CALM's maps p(y,z|x) are part of the classifier, and so are CAM's logits: an exported network needs no other code to
 explain its predictions. Result: a file for ONNX (name.onnx) or for torch.export (name.pt2).
-Input: images (B,3,S,S), RGB in 0..1, resized to S x S, with any B; the network normalises them. Outputs: probabilities
+Input: images (B,3,S,S), RGB in 0..1, fitted to S x S, with any B; the network normalises them. Outputs: probabilities
 (B,C) and maps (B,C,h,w), for CALM the joint p(y,z|x), for CAM the logits. The file also names the classes, the image
-size and the attribution method.
+size, how photos are fitted to it (`preprocessing`) and the attribution method.
 
     python export.py --load_checkpoint=calm_em --output=calm.onnx
 """
@@ -45,6 +45,7 @@ def describe(network):
     model, checkpoint = network.model, network.checkpoint
     names = checkpoint.class_names or [f'class {label}' for label in range(model.conv_last.out_channels)]
     return {'classes': json.dumps(list(names)), 'image_size': str(network.args.crop_size),
+            'preprocessing': json.dumps(network.preprocessing),
             'attribution_method': network.args.attribution_method, 'maps': model.default_method,
             'weights_sha256': checkpoint.sha256}
 

@@ -180,7 +180,8 @@ def draw_all(network, images, names, album, sources, choose):
                 album.write_manifest(entries.values())
             for index, is_open, result in zip(indices.tolist(), opens, explained, strict=True):
                 if is_open:
-                    entries[index] = album.add(Explanation(names[index], images.paths[index], *result))
+                    entries[index] = album.add(
+                        Explanation(names[index], images.paths[index], *result, images.box(index)))
                 bar.update()
     album.share(list(entries))
     return dict(sorted(item for part in processes.gather(entries) for item in part.items()))
@@ -190,7 +191,8 @@ def describe_run(network, methods):
     """What the manifest says of a run."""
     settings = recorded_settings(network.args) | {'score_map_process': methods}
     return {**result_files.checkpoint_identity(network.checkpoint), 'settings': settings,
-            'versions': result_files.versions(), 'machine': result_files.machine(network.device)}
+            'preprocessing': network.preprocessing, 'versions': result_files.versions(),
+            'machine': result_files.machine(network.device)}
 
 
 def report(entries, album, contrast):

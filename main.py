@@ -241,6 +241,9 @@ def main():
     args = config.parse(make_parser())
     if not args.is_train:
         return test_checkpoint(args)
+    if args.fit not in (None, 'squash'):
+        raise UserError(f'--fit={args.fit} is for evaluations; trainings squash whole photos, as published')
+    args.fit = 'squash'
     if not args.freeze and args.crop_size > args.resize_size:
         raise UserError(f'--crop_size={args.crop_size} is larger than --resize_size={args.resize_size}')
     with processes.Stop() as stop:

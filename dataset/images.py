@@ -73,11 +73,11 @@ class ImageDataset(Images):
     def cached(self, folder, name):
         """Itself, reading all resized images from one file below folder, which is written if it is missing.
 
-        name: of data set and split. The file's name also holds the images' size and fingerprint, so that other names,
-        labels or photos mean another file. Raises UserError.
+        name: of data set and split. The file's name also holds the images' size, fitting and fingerprint, so that other
+        names, labels or photos mean another file. Raises UserError.
         """
         size = self.transform.resize_size
-        path = Path(folder) / f'{name}_{size}.{self.fingerprint()[:16]}.pixels'
+        path = Path(folder) / f'{name}_{size}{self.transform.name()}.{self.fingerprint()[:16]}.pixels'
         total = len(self) * 3 * size**2
         if processes.is_first() and (not path.is_file() or path.stat().st_size != total):
             make_folder(path.parent)

@@ -22,7 +22,13 @@ class Fitting(NamedTuple):
     fit: str               # 'crop', 'squash' or 'pad'
     resize_size: int       # what the photo's shorter side (crop), both sides (squash) or longer side (pad) becomes
     interpolation: str     # PIL's name, in small letters
-    fill: tuple = (0, 0, 0)  # the colour of a square's pixels beside the photo
+    fill: tuple            # the colour of a square's pixels beside the photo
+
+    @classmethod
+    def of(cls, way):
+        """The Fitting of a record of wsol.preprocessing."""
+        fill = tuple(round(255 * value) for value in way['mean'])
+        return cls(way['fit'], way['resize_size'], way['interpolation'], fill if way['fit'] == 'pad' else (0, 0, 0))
 
     def __call__(self, image, size):
         """PIL image -> PIL image of size x size."""
@@ -81,6 +87,10 @@ class Transform:
     def box(self, photo):
         """Fitting.box of a photo (width, height)."""
         return self.fitting.box(photo, self.resize_size) if self.fitting else (0.0, 0.0, 1.0, 1.0)
+
+    def name(self):
+        """What the name of a cache says of the fitting: '' as published."""
+        return '-'.join(map(str, ['', *self.fitting[:3], *self.fitting.fill])) if self.fitting else ''
 
     def crop(self, pixels, generator=None):
         """(3,R,R) -> (3,S,S). generator: draws the crop, by default torch's global one. The draws are those of

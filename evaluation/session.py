@@ -19,7 +19,7 @@ import util
 from data_loaders import make_loader
 from dataset import open_dataset
 from dataset.registry import DataSet, find_dataset
-from dataset.transforms import eval_transform
+from dataset.transforms import Fitting, eval_transform
 from evaluation.map_sources import ContrastMaps, FolderMaps, NetworkMaps, ObjectMasks
 from experiment import result_files, weights
 from experiment.settings import adopt, network_settings, recorded_settings
@@ -29,6 +29,8 @@ from wsol.attribution.registry import METHODS, SamplingSettings, find_method
 from wsol.errors import UserError
 from wsol.networks import check_image_size, options_taken
 from wsol.speed.folding import fold_batchnorm
+
+FITS = {'crop': 'the shorter side has', 'squash': 'both sides have', 'pad': 'the longer side has'}
 
 # --- the network --------------------------------------------------------------------------------------
 
@@ -43,8 +45,18 @@ class Network:
 
     def transform(self):
         """The Transform of evaluation images: PIL image -> (3,S,S)."""
-        normalisation = {'normalisation': self.checkpoint.normalisation} if self.checkpoint else {}
-        return eval_transform(self.args.crop_size, **normalisation)
+        if self.checkpoint is None:
+            return eval_transform(self.args.crop_size)
+        is_published = self.args.fit == 'squash' and not self.checkpoint.is_foreign
+        fitting = None if is_published else Fitting.of(self.preprocessing)
+        return eval_transform(self.args.crop_size, self.checkpoint.normalisation, fitting)
+
+    @property
+    def preprocessing(self):
+        """How photos become the network's input, as wsol.preprocessing gives it, with the flags."""
+        args = self.args
+        return self.checkpoint.preprocessing | {'fit': args.fit, 'input_size': args.crop_size,
+                                                'resize_size': args.resize_size}
 
     def open_split(self, data, split):
         """The ImageDataset of a split, as --skip_broken and --cache ask for it."""
@@ -82,18 +94,19 @@ class Network:
         settings = recorded_settings(args or self.args)
         about = result_files.identity(metric, data, 'test', images, self.checkpoint, settings)
         known = self.checkpoint.known if self.checkpoint else {}
-        usual = {'crop_size': known.get('crop_size', config.ALL_FLAGS['crop_size'].default)}
+        usual = {name: known.get(name, config.ALL_FLAGS[name].default) for name in ('crop_size', 'resize_size')}
         if self.checkpoint and not self.checkpoint.network:  # weights only: the flags decide which network it is
             usual |= {name: config.ALL_FLAGS[name].default for name in config.NETWORK}
         name = '_'.join([metric, data.label, *names]) + f'.{result_files.key(about, **usual)}.json'
         return result_files.ResultFile(self.results_folder() / name, about, self.device)
 
 
-def open_network(args, needed=True, or_classifier=False):
+def open_network(args, needed=True, or_classifier=False, whole=False):
     """The Network that the flags name. Raises UserError if there is none, or if its weights do not fit the flags.
 
     needed: False for maps made elsewhere, which take a network only if --load_checkpoint names one.
     or_classifier: accept --architecture alone as a trained classifier of torchvision or timm.
+    whole: the evaluation compares maps with annotations, which belong to whole photos.
     """
     args, device, checkpoint, model = Munch(args), util.pick_device(args.device), None, None
     processes.join(device)
@@ -105,6 +118,8 @@ def open_network(args, needed=True, or_classifier=False):
         num_classes = checkpoint.num_classes or _named_data(find_dataset, args, checkpoint).num_classes
         model = checkpoint.build(network_settings(args), num_classes, device)
         check_image_size(model, args.crop_size)
+    made_elsewhere = args.get('scoremap_root') or args.get('score_map_process') == config.OBJECT_MASK
+    _settle_fit(args, checkpoint, whole or made_elsewhere)
     if 'seed' in args:  # otherwise the script sends no image through the network
         args.precision = util.pick_precision(args.precision, device)
         args.workers = util.pick_workers(args.workers, 'workers' in args.given)
@@ -118,6 +133,36 @@ def _say_map_size(args, checkpoint):
     if 'large_feature_map' in options_taken(args.architecture, args.attribution_method):
         screen.say(f'{checkpoint.path} holds weights alone, which do not tell the size of their maps: 14x14 is '
                    'assumed. If the network was trained for 28x28, as the published ones were, add --large_feature_map')
+
+
+def _settle_fit(args, checkpoint, whole):
+    """Complete --fit and --resize_size, and say how photos become squares where this is not as published.
+
+    whole: of open_network, or the maps were made elsewhere. Raises UserError.
+    """
+    if whole or checkpoint is None:
+        if args.fit not in (None, 'squash'):
+            reason = 'boxes, masks, parts and score maps belong to whole photos'
+            if 'fit' in args.given:
+                raise UserError(f'--fit={args.fit}: {reason}; leave the flag out here')
+            screen.say(f'photos: squashed to {args.crop_size} x {args.crop_size}, since {reason} (this classifier was '
+                       f'made for {args.fit})')
+        args.fit, args.resize_size = 'squash', args.crop_size
+        return
+    way, is_foreign = checkpoint.preprocessing, checkpoint.is_foreign
+    args.fit = args.fit or way['fit']
+    is_usual = is_foreign and args.fit == way['fit']
+    if 'resize_size' not in args.given:
+        args.resize_size = round(args.resize_size * args.crop_size / way['input_size'])
+        if not is_usual:
+            args.resize_size = max(args.resize_size, args.crop_size)
+    elif args.fit == 'crop' and args.resize_size < args.crop_size:
+        raise UserError(f'--fit=crop: --crop_size={args.crop_size} is larger than --resize_size={args.resize_size}')
+    if args.fit != 'crop' and not is_usual:
+        args.resize_size = args.crop_size
+    if is_foreign or args.fit != 'squash':
+        screen.say(f'photos: fit {args.fit}, {FITS[args.fit]} {args.resize_size} pixels, the input {args.crop_size} x '
+                   f'{args.crop_size} of their centre ({way["interpolation"]})')
 
 
 def _find_network(args, or_classifier):

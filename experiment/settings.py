@@ -59,9 +59,11 @@ def usual_settings():
     """{flag: value}: the usual values of the settings that distinguish results of the same maps. crop_size is not among
     them: its usual value is the training's."""
     usual = {flag.name: flag.default for flag in FLAGS['maps and metrics'] if flag.recorded}
-    return usual | {'seed': 0, 'precision': 'float32', 'skip_broken': False}
+    return usual | {'seed': 0, 'precision': 'float32', 'skip_broken': False, 'fit': 'squash'}
 
 
 def recorded_settings(args):
     """The settings that a result records: the flags that its script reads and that bear on the result."""
-    return {name: args[name] for name, flag in sorted(ALL_FLAGS.items()) if flag.recorded and name in args}
+    idle = {'resize_size'} if args.get('resize_size') == args.get('crop_size') else ()  # nothing is cut off
+    return {name: args[name] for name, flag in sorted(ALL_FLAGS.items())
+            if flag.recorded and name in args and name not in idle}

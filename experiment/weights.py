@@ -21,7 +21,7 @@ from dataset import download
 from dataset.registry import ALIASES, DATASETS
 from experiment import checkpoint_files
 from runtime.screen import warn
-from wsol import build_model, from_classifier
+from wsol import build_model, from_classifier, preprocessing
 from wsol.backbones._torchvision import import_torchvision
 from wsol.backbones.vgg import published_names
 from wsol.errors import UserError
@@ -58,7 +58,9 @@ class Checkpoint:
     def known(self):
         """{flag: value} of the data set and the sizes of its images; {} for a file from elsewhere."""
         args = self.content.get('args', {}) if self.network else {}
-        return {key: args[key] for key in ('dataset', 'resize_size', 'crop_size') if key in args}
+        if self.is_foreign:
+            args = args | self.preprocessing | {'crop_size': self.preprocessing['input_size']}
+        return {key: args[key] for key in ('dataset', 'resize_size', 'crop_size', 'fit') if key in args}
 
     @property
     def class_names(self):
@@ -79,6 +81,20 @@ class Checkpoint:
     def normalisation(self):
         """(mean, deviation) per colour, by which the network's images are normalised."""
         return self.content.get('normalisation') or normalisation(self.network.get('architecture', ''))
+
+    @property
+    def is_foreign(self):
+        """Whether main.py did not train the network: it is a classifier of torchvision or timm."""
+        return 'preprocessing' in self.content
+
+    @property
+    def preprocessing(self):
+        """The network's wsol.preprocessing; as published for a network that main.py has trained."""
+        args, (mean, deviation) = self.content.get('args', {}), self.normalisation
+        size = args.get('crop_size', config.ALL_FLAGS['crop_size'].default)
+        published = {'input_size': size, 'fit': 'squash', 'resize_size': size, 'interpolation': 'bilinear',
+                     'mean': mean, 'deviation': deviation}
+        return self.content.get('preprocessing', published)
 
     @cached_property
     def weights(self):
@@ -124,7 +140,9 @@ def trained_classifier(architecture, source):
     usual = {name: flag.default for name, flag in config.ALL_FLAGS.items() if flag.network}
     network = usual | {'architecture': architecture, 'attribution_method': 'CAM', 'num_classes': classes}
     names = import_torchvision().models.get_model_weights('resnet50').DEFAULT.meta['categories']  # ImageNet's
-    content = {'model': network, 'state_dict': model.state_dict(), 'normalisation': normalisation(architecture),
+    fitted = preprocessing(architecture, source)
+    content = {'model': network, 'state_dict': model.state_dict(), 'preprocessing': fitted,
+               'normalisation': (fitted['mean'], fitted['deviation']),
                'class_names': names if classes == len(names) else None,
                'args': {'dataset': 'ILSVRC'} if source is True else {}}
     path = Path(f'{architecture} with ImageNet weights' if source is True else source)

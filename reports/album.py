@@ -26,6 +26,7 @@ from wsol.errors import UserError
 DIFFERENCE = 'difference'  # the contrast that subtracts the shown maps of two classes, where no contrast method is used
 SMALLEST = 480         # pixels: a smaller photo is enlarged to this, so that its colour bars can be read
 MOST_PIXELS = 24e6     # of all panels of a picture: two of 4000 x 3000, for which a gigabyte of memory is enough
+WHOLE = (0.0, 0.0, 1.0, 1.0)
 MANIFEST, PAGE = 'manifest.json', 'gallery.html'
 WRITER = 'inference.py'  # the mark of a manifest of ours; earlier ones have none
 
@@ -37,6 +38,12 @@ class Explanation(NamedTuple):
     probs: list       # p(y | x) of every class
     classes: list     # the explained ones: A, with a contrast B, perhaps more
     maps: dict        # attribution method -> (K,h,w), of the first K of the classes; contrast_key -> (1,h,w)
+    box: tuple = WHOLE  # (x0,y0,x1,y1): the part of the photo that maps cover, in shares of its width and height
+
+    def caption(self, *classes):
+        """The caption of these classes, and what is dimmed."""
+        is_cut = min(self.box[2:]) < 1
+        return caption(*classes) + '; dimmed: not seen by the network' * is_cut
 
 
 class View(NamedTuple):
@@ -47,9 +54,9 @@ class View(NamedTuple):
     signed: bool
     maps: Callable    # Explanation -> (K,h,w): a map for each class, or one in all
 
-    def panel(self, picture, values, title):
+    def panel(self, picture, values, title, box):
         """A Panel of one of its maps."""
-        return Panel(picture, title, values, self.label, self.signed)
+        return Panel(picture, title, values, self.label, self.signed, box=None if box == WHOLE else box)
 
 
 def contrast_key(name):
@@ -126,7 +133,9 @@ class Album:
         """Write the files of an Explanation, and put it on the page. Returns its entry in the manifest."""
         classes = [{'class': label, 'class_name': self.class_name(label), 'probability': photo.probs[label]}
                    for label in photo.classes]
+        size = upright_size(photo.path)
         entry = {'image': str(photo.path), 'predicted': int(np.argmax(photo.probs)), **classes[0],
+                 'box': [round(share * side, 2) for share, side in zip(photo.box, 2 * size, strict=True)],
                  'maps': self._save_maps(photo, self.views)}
         if self.contrasts:
             entry['contrast'] = {**classes[1], 'maps': self._save_maps(photo, self.contrasts)}
@@ -159,10 +168,10 @@ class Album:
     def _draw(self, photo, classes):
         """Write the picture of a photo: the photo, maps and contrasts. Returns its file's name."""
         picture = self._open(photo.path, 1 + len(self.views) + len(self.contrasts))
-        maps, against = ([view.panel(picture, view.maps(photo)[0], view.title) for view in views]
+        maps, against = ([view.panel(picture, view.maps(photo)[0], view.title, photo.box) for view in views]
                          for views in (self.views, self.contrasts))
         rows = pictures.arrange(Panel(picture, 'photo'), maps, against)
-        header = caption(*classes[:2 if against else 1])
+        header = photo.caption(*classes[:2 if against else 1])
         file = f'{photo.name}_{self.picture_end}'
         figures.save(pictures.sheet(rows, header, overlay=self.overlay), self.folder / file)
         return file
@@ -182,9 +191,9 @@ class Album:
         """Put a photo on the page."""
         longest = min(self.picture_size, gallery.SIZE)
         picture = open_picture(photo.path, longest, longest)
-        panels = [[view.panel(picture, values, f'{view.title}. {caption(shown)}')
+        panels = [[view.panel(picture, values, f'{view.title}. {photo.caption(shown)}', photo.box)
                    for shown, values in zip(classes, view.maps(photo), strict=False)] for view in self.views]
-        panels += [[view.panel(picture, view.maps(photo)[0], f'{view.title}. {caption(*classes[:2])}')]
+        panels += [[view.panel(picture, view.maps(photo)[0], f'{view.title}. {photo.caption(*classes[:2])}', photo.box)]
                    for view in self.contrasts]
         self.page.add(photo.name, picture, [(one['class_name'], one['probability']) for one in classes], panels)
 

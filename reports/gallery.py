@@ -46,7 +46,8 @@ class Gallery:
     def _map(self, panel):
         """The picture of a map and what stands beside its colour bar: texts, and where each tick is (0 to 1)."""
         scale = Scale.of(panel.values, panel.signed)
-        picture = _image(shade(panel.picture, panel.values, scale, self.overlay), 'JPEG', quality=QUALITY)
+        shaded = shade(panel.picture, panel.values, scale, self.overlay, panel.box)
+        picture = _image(shaded, 'JPEG', quality=QUALITY)
         ticks = [[scale.share(value), text] for value, text in zip(*scale.ticks(), strict=True)]
         return {'picture': picture, 'text': f'{panel.title}. Colours: {scale.label(panel.label)}',
                 'signed': panel.signed, 'ticks': ticks}

@@ -32,6 +32,7 @@ DIVERGING = LinearSegmentedColormap.from_list('blue-white-red', [NEGATIVE, '#fff
 FINE, PERCENTILE = 10_000, 99.5  # the scale of a map of more cells ends at this percentile
 STRENGTH = 0.85   # opacity of the palette's strongest colour over the photo
 DARKEST = 0.2     # the share of the photo's brightness that a mask keeps where the map is lowest
+DIMMED = 0.35     # the brightness of the part of a photo that the network did not see
 OUTLINES = np.array([0.25, 0.5, 0.75])  # shares of the scale at which lines are drawn; on both sides of zero if signed
 STYLE = {'font.size': 8, 'axes.titlesize': 8, 'xtick.labelsize': 7, 'ytick.labelsize': 7, 'axes.linewidth': 0.6,
          'text.parse_math': False, 'figure.constrained_layout.use': False, 'figure.autolayout': False}
@@ -99,12 +100,16 @@ def hues(overlay, signed):
     return SEQUENTIAL(share)[:, :3]
 
 
-def shade(picture, values, scale, overlay):
-    """A map over a photo. picture: (H,W,3) uint8; values: (h,w) of any size; overlay: a key of config.OVERLAYS.
-    Returns (H,W,3) uint8.
+def shade(picture, values, scale, overlay, box=None):
+    """A map over a photo. picture: (H,W,3) uint8; values: (h,w) of any size; overlay: a key of config.OVERLAYS; box: of
+    Panel. Returns (H,W,3) uint8.
 
     It works in parts of some rows, so that it needs the memory of the photo and not of its floating-point numbers.
     """
+    if box is not None:
+        dimmed, (part, values) = dim(picture), within(values, box, picture.shape[:2])
+        dimmed[part] = shade(picture[part], values, scale, overlay)
+        return dimmed
     values, shaded = enlarge(values, picture.shape[:2]), np.empty_like(picture)
     palette = 255 * hues(overlay, scale.signed).astype(np.float32)
     for row in range(0, len(picture), 128):
@@ -124,6 +129,22 @@ def shade(picture, values, scale, overlay):
             mixed = palette[levels]
         shaded[rows] = np.rint(mixed)
     return shaded
+
+
+def dim(picture):
+    """A photo, (H,W,3) uint8, in dark grey."""
+    return np.rint(DIMMED * luminance(picture)).astype(np.uint8)[..., None].repeat(3, 2)
+
+
+def within(values, box, size):
+    """(slices of a picture's rows and columns, the map there): a map on its part of a picture. box: of Panel. size:
+    (height, width) of the picture."""
+    ends = [(round(box[axis] * length), max(round(box[axis] * length) + 1, round(box[axis + 2] * length)))
+            for axis, length in ((1, size[0]), (0, size[1]))]
+    enlarged = enlarge(values, [end - start for start, end in ends])
+    part = tuple(slice(max(0, start), min(length, end)) for (start, end), length in zip(ends, size, strict=True))
+    return part, enlarged[tuple(slice(seen.start - start, seen.stop - start)
+                                for seen, (start, _) in zip(part, ends, strict=True))]
 
 
 def _with_lines(photo, values, above, scale, palette, width):
@@ -174,6 +195,7 @@ class Panel:
     label: str = ''                    # of the colour bar: what the values are
     signed: bool = False
     cue: np.ndarray | None = None      # (H,W) bool, to be outlined
+    box: tuple | None = None           # (x0,y0,x1,y1): where the map lies, in shares of the width and height; None: all
 
 
 def wrapped(text, inches, lines):
@@ -253,7 +275,7 @@ def _draw(figure, panel, overlay, x, y, pixels):
     _write(figure, '\n'.join(wrapped(panel.title, width / figure.dpi, 2)), x, y - pixels(GAP), va='baseline')
     if panel.values is not None:
         scale = Scale.of(panel.values, panel.signed)
-        picture = shade(picture, panel.values, scale, overlay)
+        picture = shade(picture, panel.values, scale, overlay, panel.box)
         _draw_bar(_axes(figure, x + width + pixels(GAP), y, pixels(BAR), height), scale, overlay, panel.label, height)
     for row in range(0, height, BAND):
         part = picture[row:row + BAND]

@@ -15,9 +15,9 @@ from wsol.errors import UserError
 ABOUT = ('dataset', 'images_sha256', 'weights_sha256', 'images', 'epoch')  # what all results of a row share
 NAMED_BY = {'norm_type': 'norm', 'threshold_type': 'thresholds', 'cam_curve_interval': 'step', 'seed': 'seed',
             'smooth_grad_nr_iter': 'copies', 'smooth_grad_sigma': 'noise', 'integrated_grad_nr_iter': 'points',
-            'precision': 'precision', 'crop_size': 'size', 'superclass_file': 'superclasses of',
-            'iou_thresholds': 'IoU', 'slow_questions': 'slow methods asked', 'prior': 'prior',
-            'large_feature_map': 'large map'}  # setting -> its word in the name of a row
+            'precision': 'precision', 'crop_size': 'size', 'fit': 'fit', 'resize_size': 'resized to',
+            'superclass_file': 'superclasses of', 'iou_thresholds': 'IoU', 'slow_questions': 'slow methods asked',
+            'prior': 'prior', 'large_feature_map': 'large map'}  # setting -> its word in the name of a row
 
 
 @dataclass

@@ -263,7 +263,7 @@ def make_parser():
 
 
 def main():
-    run = session.open_network(config.parse(make_parser()))
+    run = session.open_network(config.parse(make_parser()), whole=True)
     data = session.open_data(run)
     if data.name != 'ToyBirds':
         raise UserError(f'interventions need the painter: --dataset=ToyBirds, not {data.name}')

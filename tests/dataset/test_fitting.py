@@ -20,9 +20,7 @@ def photo(size, seed=0):
 
 
 def transform_of(way):
-    fill = [round(255 * value) for value in way['mean']] if way['fit'] == 'pad' else [0, 0, 0]
-    fitting = Fitting(way['fit'], way['resize_size'], way['interpolation'], tuple(fill))
-    return Transform(way['input_size'], None, (way['mean'], way['deviation']), fitting)
+    return Transform(way['input_size'], None, (way['mean'], way['deviation']), Fitting.of(way))
 
 
 def assert_equal(theirs, way, sizes):
@@ -73,7 +71,7 @@ def test_the_box_is_what_the_square_shows(fit, size):
     across, down = (np.arange(length) / max(1, length - 1) * 255 for length in size)
     picture = np.stack([np.broadcast_to(across, (height, width)), np.broadcast_to(down[:, None], (height, width)),
                         np.full((height, width), 255)], 2).round().astype(np.uint8)
-    fitting, side = Fitting(fit, 72 if fit == 'crop' else 64, 'bilinear'), 64
+    fitting, side = Fitting(fit, 72 if fit == 'crop' else 64, 'bilinear', (0, 0, 0)), 64
     square = np.asarray(fitting(Image.fromarray(picture), side)).astype(float)
     x0, y0, x1, y1 = fitting.box(size, side)
     seen = square[..., 2] > 254  # not beside the photo

@@ -90,7 +90,7 @@ def test_all_scripts_take_one_command_line():
     for flag in ALL_FLAGS.values():
         if flag.shared:
             value = flag.default if flag.default is not None else {
-                'seed': 7, 'prior_training': 'entropy:-1', 'score_map_process': 'random', 'norm_type': 'max', 'threshold_type': 'log'}.get(flag.name, 'x')
+                'seed': 7, 'fit': 'pad', 'prior_training': 'entropy:-1', 'score_map_process': 'random', 'norm_type': 'max', 'threshold_type': 'log'}.get(flag.name, 'x')
             line.append(f'--{flag.name}={",".join(map(str, value)) if isinstance(value, tuple) else value}')
             values[flag.name] = value
     for name in SCRIPTS:
@@ -225,9 +225,9 @@ def test_a_checkpoint_is_contradicted_by_use_bn_only_where_it_matters(architectu
 
 def test_silent_flags_take_what_the_checkpoint_knows_and_stated_ones_stay():
     network = settings('--architecture=resnet18', '--attribution_method=CALM_EM', '--last_stage=layer1')
-    known = {'dataset': 'ToyBirds', 'crop_size': 56, 'resize_size': 64}  # no evaluation reads the last
+    known = {'dataset': 'ToyBirds', 'crop_size': 56, 'resize_size': 64}
     args = adopt(flags_of('eval_wsol', ['--crop_size=48', '--attribution_method=CALM_EM']), 'x', known, network)
-    assert (args.dataset, args.crop_size, 'resize_size' in args) == ('ToyBirds', 48, False)
+    assert (args.dataset, args.crop_size, args.resize_size) == ('ToyBirds', 48, 64)
     assert args.architecture == 'resnet18' and args.last_stage == 'layer1'
     assert args.batch_size == ALL_FLAGS['batch_size'].default
     with pytest.raises(UserError, match='--last_stage=layer1, not --last_stage=layer2'):
