@@ -35,7 +35,7 @@ class SelfExplaining(nn.Module):
 
     def forward(self, images):
         activations = self.model.activations((images - self.mean) / self.deviation)
-        probabilities = self.model.class_scores(activations).softmax(1)
+        probabilities = self.model.probabilities(self.model.class_scores(activations))
         _, logits, prior = activations
         return probabilities, logits if prior is None else joint(log_conditional(logits), prior)
 

@@ -56,7 +56,7 @@ class MapSource:
     def probabilities(self, activations):
         """(B,C); None without a network."""
         with torch.no_grad():
-            return None if activations is None else self.model.class_scores(activations).softmax(1)
+            return None if activations is None else self.model.probabilities(self.model.class_scores(activations))
 
     def check_pairs(self, pairs):
         """Raise UserError if the two classes have the same map in each of these pairs."""

@@ -108,7 +108,7 @@ def contact_sheet(folder):
 def method_panels(name, model, image, labels, picture, cue):
     """The panels of one network for one image: A, B, and A - B."""
     first, second = attribution_maps(model, image, torch.tensor([labels]))[0].numpy()
-    probs = model(image).softmax(1)[0, labels].tolist()
+    probs = model.probabilities(model(image))[0, labels].tolist()
     return [*(pictures.Panel(picture, f'{name}: {letter}, p = {probability:.2f}', values, cue=cue)
               for letter, probability, values in zip('AB', probs, (first, second), strict=True)),
             pictures.Panel(picture, f'{name}: why A, not B', first - second, signed=True, cue=cue)]

@@ -17,6 +17,8 @@ from wsol.networks import find_head
 
 TOLERANCE = 1e-4  # relative: by how much the scores of CAM may differ from the classifier's
 IMAGE_SIZE = 224  # the size of the image on which a network is tried, if the caller gives none
+ENDS = ((None, lambda scores: scores), ('softmax', lambda scores: scores.softmax(1)),
+        ('softmax', lambda scores: scores.log_softmax(1)), ('sigmoid', torch.sigmoid))  # what a classifier may end in
 
 
 class LayerOutput(nn.Module):
@@ -42,7 +44,7 @@ class LayerOutput(nn.Module):
 
 
 def from_module(module, layer, attribution_method='CALM_EM', num_classes=None, prior='relu', to_map=None,
-                image_size=IMAGE_SIZE):
+                image_size=IMAGE_SIZE, scores=None):
     """A head on the output of a layer of any module, to be trained; or CAM of a classifier that is already trained.
 
     module: takes images (B,3,H,W), normalised as in its training.
@@ -52,6 +54,8 @@ def from_module(module, layer, attribution_method='CALM_EM', num_classes=None, p
     num_classes: of the new head. None, for 'CAM' only, takes the module's classifier: the module must then end in
     average pooling and one linear layer.
     image_size: of the blank image on which the layer is tried.
+    scores: 'softmax' over the classes, or 'sigmoid' for several labels (default: what the module ends in, or softmax).
+    A classifier of one logit becomes one of the two classes 0 and 1, no and yes.
     Returns an nn.Module as build_model does. Raises UserError.
     """
     if layer not in dict(module.named_modules()):
@@ -62,7 +66,7 @@ def from_module(module, layer, attribution_method='CALM_EM', num_classes=None, p
     if num_classes is None:
         if attribution_method != 'CAM':
             raise UserError(f'{attribution_method} has to be trained: say num_classes=')
-        return cam_of_classifier(module, backbone, f'this module, up to {layer},', image_size)
+        return cam_of_classifier(module, backbone, f'this module, up to {layer},', image_size, scores)
     with torch.no_grad(), evaluating(backbone):  # not shapes_only: a foreign module may branch on values
         like = next(module.parameters(), torch.zeros(()))
         features = backbone(like.new_zeros(1, 3, image_size, image_size))
@@ -70,6 +74,7 @@ def from_module(module, layer, attribution_method='CALM_EM', num_classes=None, p
         shape = tuple(getattr(features, 'shape', ())) or type(features).__name__
         raise UserError(f'the output of {layer} is no map (B,D,h,w) but {shape}; to_map= can make it one')
     model = find_head(attribution_method, prior)(_as_stage(backbone), features.shape[1], num_classes, prior)
+    model.use_scores(scores or 'softmax')
     for convolution in (model.conv_last, *([model.attention[0]] if hasattr(model, 'attention') else [])):
         convolution.to(features)  # the device and precision of the features
         nn.init.xavier_uniform_(convolution.weight)
@@ -89,11 +94,12 @@ def _as_stage(backbone):
     return nn.Sequential(OrderedDict(backbone=backbone))
 
 
-def from_classifier(architecture, source=True):
+def from_classifier(architecture, source=True, scores=None):
     """CAM of a trained classifier, without training: its linear layer becomes conv_last, its strides stay.
 
     architecture: of torchvision, or timm/NAME. source: True for ImageNet's weights, downloaded once, or a file with the
-    state dict of a classifier of any number of classes. The scores of CAM are compared with the classifier's.
+    state dict of a classifier of any number of classes. scores: as in from_module. CAM's scores are compared with the
+    classifier's.
     Raises UserError for a network that does not end in average pooling and one linear layer (VGG, ConvNeXt, ViT).
     """
     size = IMAGE_SIZE
@@ -107,7 +113,7 @@ def from_classifier(architecture, source=True):
         backbone = torchvision_networks.LastMap(network.eval(), node)
     else:
         raise UserError(f'no classifier "{architecture}" in torchvision; timm/NAME names one of timm\'s')
-    return cam_of_classifier(network, backbone, architecture, size)
+    return cam_of_classifier(network, backbone, architecture, size, scores)
 
 
 def _count_classes(path):
@@ -121,16 +127,20 @@ def _count_classes(path):
 
 
 @torch.no_grad()
-def cam_of_classifier(network, backbone, name, image_size=IMAGE_SIZE):
-    """CAM of a network: its backbone and its last linear layer. name: for the error message. Raises UserError."""
+def cam_of_classifier(network, backbone, name, image_size=IMAGE_SIZE, scores=None):
+    """CAM of a network: its backbone and its last linear layer. name: for the error message. scores: as in from_module.
+    Raises UserError."""
     linear = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
     remedy = ('does not end in average pooling and one linear layer, so its linear layer gives no map; train a CAM or '
               'CALM head on it, or use gradient methods on a network that does')
     if not linear:
         raise UserError(f'{name} {remedy}')
     weight, bias = linear[-1].weight, linear[-1].bias
-    model = CAM(_as_stage(backbone), weight.shape[1], weight.shape[0]).eval()
-    bias = torch.zeros(len(weight)) if bias is None else bias
+    bias, outputs = torch.zeros(len(weight)) if bias is None else bias, len(weight)
+    if outputs == 1:  # the classes no and yes
+        weight, bias = torch.cat([-weight, weight]), torch.cat([-bias, bias])
+    model = CAM(_as_stage(backbone), weight.shape[1], len(weight)).eval()
+    model.scores = 'one_logit' if outputs == 1 else 'softmax'
     model.conv_last.to(weight).load_state_dict({'weight': weight[:, :, None, None], 'bias': bias})
     images = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     images = images.to(next(network.parameters()))
@@ -141,11 +151,16 @@ def cam_of_classifier(network, backbone, name, image_size=IMAGE_SIZE):
         raise UserError(f'{name} does not take an image of {image_size} x {image_size} pixels ({reason}); '
                         'from_module tries another size by image_size=') from error
     try:
-        scores = model(images)
+        logits = model(images)[:, -outputs:]
         tolerance = max(TOLERANCE, 2 * torch.finfo(expected.dtype).eps)  # the second is for half precision
-        equal = scores.shape == expected.shape and (scores - expected).abs().max() <= tolerance * expected.abs().max()
+        ends = [end for end, activate in ENDS if (activate(logits) - expected.view_as(logits)).abs().max()
+                <= tolerance * expected.abs().max()]
     except (RuntimeError, AssertionError):  # the features are no map, or do not suit the linear layer
-        equal = False
-    if not equal:
+        ends = []
+    if not ends:
         raise UserError(f'{name} {remedy}')
+    if scores and ends[0] not in (None, scores):
+        raise UserError(f'{name} ends in a {ends[0]}, so scores={scores} does not suit it')
+    if scores or ends[0]:
+        model.use_scores(scores or ends[0])
     return model

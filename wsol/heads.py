@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from wsol.contexts import full_precision
+from wsol.errors import UserError
 
 # --- the equations -----------------------------------------------------------------------
 
@@ -93,6 +94,9 @@ def pointwise(features, convolution):
 # --- the modules ---------------------------------------------------------------------------
 
 PRIORS = {'relu': nn.ReLU, 'softplus': nn.Softplus}  # what makes CALM's attention >= 0
+SCORES = {  # what makes probabilities of class scores -> what these probabilities are
+    'softmax': 'softmax over the classes', 'sigmoid': 'sigmoid: the p of each label is its own, they do not sum to 1',
+    'one_logit': 'one logit: p(class 1) = sigmoid(logit), p(class 0) = 1 − p(class 1)'}
 
 
 class Activations(NamedTuple):
@@ -103,13 +107,15 @@ class Activations(NamedTuple):
 
 
 class CAM(nn.Module):
-    """Class activation mapping: the mean of the logits over the grid, then softmax.
+    """Class activation mapping: the mean of the logits over the grid, then softmax, or what `scores` says.
 
+    scores: a key of SCORES. With one_logit the classes 0 and 1, no and yes, have the logits -s and s.
     backbone: an nn.Sequential of named stages (wsol.backbones). The stages become children of this module, so that
     state-dict names are the published ones (`layer1...`, `conv_last...`). prior: ignored; only CALM has one.
     """
     default_method = 'vanilla'     # the attribution method that the paper shows for this head
     default_contrast = 'log-odds'  # its contrast method
+    scores = 'softmax'
 
     def __init__(self, backbone, num_features, num_classes, prior=None):
         super().__init__()
@@ -139,23 +145,47 @@ class CAM(nn.Module):
         return self.head(self.extract_features(images))
 
     def class_scores(self, activations):
-        """Activations -> (B,C); their softmax is p(y|x). CAM: logits, CALM: log-probabilities."""
+        """Activations -> (B,C); `probabilities` makes p(y|x) of them. CAM: logits, CALM: log-probabilities."""
         return activations.logits.mean((2, 3))
+
+    def use_scores(self, scores):
+        """Make probabilities by 'softmax' or 'sigmoid' from now on. Raises UserError."""
+        if scores not in ('softmax', 'sigmoid'):
+            raise UserError(f'no scores "{scores}"; there are softmax and sigmoid')
+        if self.scores != 'one_logit':
+            self.scores = scores
+        elif scores == 'softmax':
+            raise UserError('scores=softmax does not suit a network of one logit: the softmax of one number is 1')
+
+    def probabilities(self, scores):
+        """Class scores (B,C) -> p(y|x), (B,C)."""
+        return scores.softmax(1) if self.scores == 'softmax' else scores.sigmoid()
+
+    def log_probabilities(self, scores):
+        """Class scores (B,C) -> log p(y|x), (B,C)."""
+        return scores.log_softmax(1) if self.scores == 'softmax' else F.logsigmoid(scores)
+
+    def odds(self, difference):
+        """Scores or maps of a class minus those of another -> the part of them in "why this class and not that one":
+        by softmax the log-odds of the two; for two labels the difference of their logits; of one logit the logit."""
+        return difference / 2 if self.scores == 'one_logit' else difference
 
     def forward(self, images):
         """(B,3,H,W) -> class scores (B,C)."""
         return self.class_scores(self.activations(images))
 
     def loss(self, images, labels):
-        """Training loss () and class scores (B,C) of a batch. labels: (B,) int64."""
+        """Training loss () and class scores (B,C) of a batch. labels: (B,) int64; by sigmoid (B,C), 1 where true."""
         # Pool the features, then classify, as Zhou et al. do: the same scores without a (B,C,h,w) map.
         pooled = self.in_full(self.extract_features(images)).mean((2, 3), keepdim=True)  # (B,D,1,1)
         scores = pointwise(pooled, self.conv_last)[..., 0, 0]  # (B,C)
-        return F.cross_entropy(scores, labels), scores.detach()
+        if self.scores == 'softmax':
+            return F.cross_entropy(scores, labels), scores.detach()
+        return F.binary_cross_entropy_with_logits(scores, labels.to(scores)), scores.detach()
 
 
 class CALM(CAM):
-    """Class activation latent mapping: p(y|x) = sum_z p(y|x,z) p(z|x).
+    """Class activation latent mapping: p(y|x) = sum_z p(y|x,z) p(z|x), by construction: scores='softmax' keeps it.
 
     prior: 'relu' (the released code: attention by ReLU, its sum detached) or 'softplus' (the paper's text: softplus,
     then L1 normalisation, whose gradient is kept).
@@ -182,6 +212,10 @@ class CALM(CAM):
 
     def class_scores(self, activations):
         return log_marginal(log_conditional(activations.logits), activations.prior)
+
+    def use_scores(self, scores):
+        if scores != 'softmax':
+            raise UserError(f'scores={scores} does not suit {type(self).__name__}: its p(y|x) sums to 1 by construction')
 
     def loss(self, images, labels):
         features, logits, prior = self.activations(images)

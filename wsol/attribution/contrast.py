@@ -1,7 +1,8 @@
 """Contrast methods: two classes in, one map out that says why the first and not the second.
 
 A difference of two attribution maps is one way to contrast two classes. The others explain one score, the log-odds
-log p(A|x) / p(B|x) = s_A - s_B, s the class scores. Source: Kim et al., ICCV 2021, for the difference of maps;
+log p(A|x) / p(B|x) = s_A - s_B, s the class scores (of labels with probabilities of their own, the difference of their
+logits). Source: Kim et al., ICCV 2021, for the difference of maps;
 Finer-CAM, Zhang et al., CVPR 2025, for Grad-CAM of a difference of scores (here with alpha = 1: the whole score of the
 other class is subtracted).
 
@@ -43,7 +44,8 @@ def posterior_difference(query):
 @register_contrast('log-odds', unit='nats', label='log p(A | x, z) / p(B | x, z), nats', per='')
 def log_odds(query):
     """log p(A|x,z) / p(B|x,z), what each location says; for CAM the difference of the logits."""
-    return difference_of_maps(METHODS['vanilla'], query)[:, 0]  # for CALM: its normaliser is the same for both classes
+    difference = difference_of_maps(METHODS['vanilla'], query)[:, 0]
+    return query.model.odds(difference)  # for CALM: its normaliser is the same for both classes
 
 
 @register_contrast('prior-log-odds', head=CALM, unit='nats', label='p(z | x) log p(A | x, z) / p(B | x, z), nats',

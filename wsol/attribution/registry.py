@@ -136,7 +136,7 @@ class Query:
         """The scores that are explained: class scores (N,C) of N versions of the images, B or of one image -> (N,K)."""
         def of(classes):  # a copy: autograd keeps no tensors of inference mode
             return scores.gather(1, classes.expand(len(scores), -1).clone())
-        return of(self.asked) if self.contrast is None else of(self.asked) - of(self.contrast)
+        return of(self.asked) if self.contrast is None else self.model.odds(of(self.asked) - of(self.contrast))
 
     def single(self, index):
         """The same question about one image."""
