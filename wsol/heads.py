@@ -215,7 +215,7 @@ class CALM(CAM):
 
     def use_scores(self, scores):
         if scores != 'softmax':
-            raise UserError(f'scores={scores} does not suit {type(self).__name__}: its p(y|x) sums to 1 by construction')
+            raise UserError(f'scores={scores} does not suit {type(self).__name__}, whose p(y|x) sums to 1 anyway')
 
     def loss(self, images, labels):
         features, logits, prior = self.activations(images)
