@@ -2,7 +2,7 @@
 
 Reads the JSON files that the evaluations leave in an experiment's folder. Intervals are 95 % bootstraps over the test
 images (accuracy, R_k) or the class pairs (PxAP). Differences are paired, and given where both rows were measured on the
-same images, by a SHA-256 of their names, labels and file sizes. docs/comparing.md explains every column.
+same images and compared with the same truth, by SHA-256 of their content. docs/comparing.md explains every column.
 Result: <output>/table.md, table.csv, table.tex, and the curves ratios.png and precision_recall.png.
 
     python compare.py save/demo/CAM save/demo/CALM_EM
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiment import result_files
 from reports import columns, figures, intervals, table_files
 from reports.rows import paper_rows, read_experiments
 from reports.table_files import Table, mean_and_deviation
@@ -45,9 +46,10 @@ def make_parser():
 
 
 def _estimates(rows, column):
-    """The Estimates of rows in a column; None where one of them has no value."""
+    """The Estimates of rows in a column; None where one of them has no value, or where they are of different truth."""
     estimates = [row.estimates.get(column) for row in rows]
-    return None if any(one is None or one.value is None for one in estimates) else estimates
+    missing = any(one is None or one.value is None for one in estimates)
+    return None if missing or not same_truth(rows, column) else estimates
 
 
 def value_cell(rows, column):
@@ -71,13 +73,19 @@ def figure_cell(rows, column):
 
 
 def _comparable(rows, reference, column):
-    """The Estimates of both sides in a column, if all have a value and were measured on the same images; else None."""
+    """The Estimates of both sides in a column, if all have a value and the same images and truth; else None."""
     sides = _estimates(rows, column), _estimates(reference, column)
-    return sides if all(sides) and same_images(rows[0], reference[0]) else None
+    same = same_images(rows[0], reference[0]) and same_truth([*rows, *reference], column)
+    return sides if all(sides) and same else None
 
 
 def same_images(row, reference):
-    return row.about.get('images_sha256') == reference.about.get('images_sha256')
+    return result_files.same_images(row.about, reference.about)
+
+
+def same_truth(rows, column):
+    metric = columns.OF_METRIC.get(column)
+    return result_files.same_truth([row.results[metric] for row in rows if metric in row.results])
 
 
 def difference_cell(rows, reference, column):
@@ -166,6 +174,29 @@ def summary(rows):
     return [Table(title, ['', 'networks', *SUMMARY, 'difference', 'other trainings too'], lines)] if lines else []
 
 
+def refusals(rows):
+    """Lines: which rows are not compared with the first and why, with the files; which do not record their truth."""
+    first, problems = rows[0], {}
+    for row in rows[1:]:
+        if not same_images(row, first):
+            files = [next((result['path'] for result in one.results.values()), one.experiment) for one in (row, first)]
+            problems.setdefault(f'measured on other images than {first.name}, so no difference is given', []).append(
+                f'{row.name} ({", ".join(files)})')
+            continue
+        for metric in row.results.keys() & first.results.keys():
+            results = row.results[metric], first.results[metric]
+            if not result_files.same_truth(results):
+                problems.setdefault(f'{metric} was compared with other truth than for {first.name}, so no difference '
+                                    'is given', []).append(
+                    f'{row.name} ({", ".join(result["path"] for result in results)})')
+    unknown = [result['path'] for row in rows for metric, result in row.results.items()
+               if metric in columns.OF_METRIC.values() and 'truth_sha256' not in result]
+    if unknown and rows[1:]:
+        problems['of an earlier version, which does not record the truth: compared as if it were the same'] = unknown
+    return [f'{names[0]}{f" and {len(names) - 1} more" if names[1:] else ""}: {problem}'
+            for problem, names in problems.items()]
+
+
 # --- curves ----------------------------------------------------------------------------------------------
 
 
@@ -196,10 +227,8 @@ def main():
                         'eval_cue_location.py, or leave --summary out')
     screen.say(f'\n{table_files.as_text(summed if args.summary else tables[1:] + summed)}\nSquare brackets hold 95 % '
                'intervals. docs/comparing.md explains every column.')
-    others = [row.name for row in rows if not same_images(row, rows[0])]
-    if others:
-        more = f' and {len(others) - 1} more' if others[1:] else ''
-        screen.say(f'{others[0]}{more}: measured on other images than {rows[0].name}, so no difference is given')
+    for line in refusals(rows):
+        screen.say(line)
     folder = Path(args.output)
     paths = table_files.write_tables(folder / 'table', tables + summed, args.format) + draw(rows, folder)
     screen.say('\n' + ', '.join(map(str, paths)))

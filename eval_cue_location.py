@@ -17,6 +17,7 @@ import torch
 
 import config
 import util
+from dataset.fingerprints import combined
 from dataset.images import Images
 from dataset.registry import DATASETS
 from evaluation import session
@@ -60,6 +61,13 @@ class CueImages(Images):
         """The classes whose maps the pairs of an image compare: its label, then the others."""
         label = int(self.images.labels[index])
         return [label, *sorted({cls for pair in self.class_pairs(index) for cls in pair[:2]} - {label})]
+
+    def fingerprint(self):
+        """SHA-256 of all that the maps are compared with: class pairs, part points, masks."""
+        ids, annotations = [self.images.image_id(index) for index in self.rows], self.annotations
+        files = [path(image_id) for image_id in ids for path in (annotations.segmentation, annotations.part_mask)]
+        points = np.stack([annotations.points(image_id) for image_id in ids])
+        return combined(str(annotations.pairs), points, self.images.contents.of(files))
 
     def read(self, row):
         image, label, index = self.images.read(self.rows[row])
@@ -254,7 +262,7 @@ def report(summaries, dropped, published, is_control):
     screen.say(screen.table(header, rows))
 
 
-def finish(maps, is_control, counts, evaluations, images, cues):
+def finish(maps, result, is_control, counts, evaluations, cues):
     """Print and write the result of one evaluation. counts: {truth: (P,2,bins)}."""
     args, pairs = maps.args, cues.annotations.pairs
     number = np.array([len(pair.parts) for pair in pairs])
@@ -270,7 +278,6 @@ def finish(maps, is_control, counts, evaluations, images, cues):
     is_published = maps.data.name == 'CUB' and maps.folder is None and not args.drop_lowest
     published = paper.PXAP.get((args.attribution_method, args.score_map_process)) if is_published else None
     report(summaries, dropped, published, is_control)
-    result = maps.result_file(images)
     histogram = counts.get('exact', counts['parts'])
     curves = {f'{k} differing part{"s" * (k > 1)}': metrics.precision_recall(histogram[number == k].sum(0))
               for k in (1, 2, 3) if evaluations[number == k].any()}
@@ -319,10 +326,12 @@ def main():
     scorings = [Scoring(sources[maps.name], maps.args.norm_type,
                         metrics.bin_edges(maps.args.threshold_type, maps.args.cam_curve_interval),
                         maps.args.drop_lowest, maps.args.seed) for maps in chosen]
+    truth = cues.fingerprint()
+    results = [maps.result_file(images, [sources[maps.name]], truth) for maps in chosen]
     counts, evaluations = over_all(*fill_histograms(network.loader(cues), scorings, network.device))
     if processes.is_first():
-        for maps, scoring, totals in zip(chosen, scorings, counts, strict=True):
-            finish(maps, not scoring.source.per_class, totals, evaluations, images, cues)
+        for maps, result, scoring, totals in zip(chosen, results, scorings, counts, strict=True):
+            finish(maps, result, not scoring.source.per_class, totals, evaluations, cues)
 
 
 if __name__ == '__main__':

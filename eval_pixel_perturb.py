@@ -88,6 +88,7 @@ def main():
     network.speed_up(maps)
     images = network.open_split(data, 'test')
     source, loader, args = maps.source(images), network.loader(images), network.args
+    result = maps.result_file(images, [source])
     measured = classify_erased(network.model, loader, source, network.device, args.seed, args.precision,
                                args.batch_size)
     intact, top, random = (in_order(loader, part) for part in measured)
@@ -100,7 +101,6 @@ def main():
     screen.say(f'\n{maps.name}, on {len(images)} test images of {data.name}; accuracy {accuracy:.1f} %. R_k: lower is '
                'better')
     screen.say(screen.table(['erased', 'correct, top', 'correct, random', 'R_k', '95 % of the images'], rows))
-    result = maps.result_file(images)
     result.write({'accuracy': accuracy, 'ratios': records, 'outcomes': outcomes_by_image(intact, top, random)})
     figures.save(figures.ratio_curve(maps.title(), {maps.name: records}), result.figure())
 

@@ -8,6 +8,7 @@ Result: save/<experiment_name>/wsol_<data set>_<head>_<method>_<norm>.<8 digits>
 
     python eval_wsol.py --experiment_name=calm_em --score_map_process=jointll-superclass --norm_type=minmax
 """
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -16,6 +17,7 @@ import torch
 
 import config
 import util
+from dataset.fingerprints import combined
 from dataset.image_files import open_image
 from evaluation import session
 from experiment import result_files
@@ -61,6 +63,10 @@ class BoxCounts(Counts):
         # (N,IoUs+1,T/8), eight thresholds a byte: found by any contour per IoU, and by the largest
         self.by_image = np.zeros((len(boxes.sizes), len(self.ious) + 1, (total + 7) // 8), np.uint8)
 
+    def fingerprint(self, contents=None):
+        """SHA-256 of what the maps are compared with."""
+        return combined(*self.boxes)
+
     def measure(self, score_map, index):
         """The best overlaps of one map, over all contours and of the largest: two (T,)."""
         truth = metrics.scale_boxes(self.boxes.of(index), self.boxes.sizes[index], (self.size, self.size))
@@ -101,6 +107,11 @@ class MaskCounts(Counts):
         self.paths, self.size, self.norm_type = paths, size, norm_type
         self.edges = metrics.bin_edges('even', interval)
         self.counts, self.images = np.zeros((2, len(self.edges) + 1), np.int64), 0
+
+    def fingerprint(self, contents):
+        """SHA-256 of what the maps are compared with. contents: the Contents that knows the masks' SHA-256."""
+        files = [(*masks, ignore) for masks, ignore in self.paths]
+        return combined(list(map(len, files)), contents.of(list(itertools.chain.from_iterable(files))))
 
     def _mask(self, path):
         try:
@@ -210,6 +221,9 @@ def main():
     images = {split: network.open_split(data, split) for split in SPLITS}
     by_split = {split: open_counts(data, split, part, maps.args) for split, part in images.items()}
     sources = {split: maps.source(part, split) for split, part in images.items()}
+    truth = combined(images['val'].fingerprint(), *(by_split[split].fingerprint(part.contents)
+                                                    for split, part in images.items()))  # val's choose the thresholds
+    result = maps.result_file(images['test'], sources.values(), truth)
     for split, part in images.items():
         localise(network.loader(part), sources[split], by_split[split], network.device)
     if not processes.is_first():
@@ -220,7 +234,6 @@ def main():
     sizes = {split: counts.images for split, counts in by_split.items()}
     screen.say(f'\n{maps.name}, {data.name}: {sizes["val"]} val and {sizes["test"]} test images')
     screen.say(screen.table(['%', 'val', 'test', 'test, oracle', 'threshold'], rows))
-    result = maps.result_file(images['test'])
     outcomes = {} if data.has_masks else {'outcomes': by_split['test'].outcomes(results)}
     result.write({'images_by_split': sizes, 'results': results, **outcomes})
     figures.save(curves_figure(maps.title(), by_split['test']), result.figure())

@@ -186,10 +186,11 @@ def test_checkpoint(args):
     data = session.open_data(network)
     network.speed_up()
     images = {split: network.open_split(data, split) for split in ('val', 'test')}
+    result = network.result_file('accuracy', data, images['test'], network.args.attribution_method)
     accuracies = show_accuracies(network.model, lambda split: network.loader(images[split]), network.device,
                                  network.args.precision, title_of(network.args))
     if processes.is_first():
-        network.result_file('accuracy', data, images['test'], network.args.attribution_method).write(accuracies)
+        result.write(accuracies)
 
 
 def title_of(args):
@@ -225,9 +226,9 @@ def train(args, folder, device, stop):
                   'val': make_loader(inputs['val'], args.batch_size, workers, device)})
     accuracies = show_accuracies(model, lambda split: make_loader(images[split], args.batch_size, args.workers, device),
                                  device, evaluates_in, title_of(args))
+    trained = weights.Checkpoint(folder / weights.FILE, {'state_dict': model.state_dict(), 'epoch': training.done})
+    identity = result_files.identity('accuracy', data, 'test', images['test'], trained, dict(args))
     if processes.is_first():
-        trained = weights.Checkpoint(folder / weights.FILE, {'state_dict': model.state_dict(), 'epoch': training.done})
-        identity = result_files.identity('accuracy', data, 'test', images['test'], trained, dict(args))
         result_files.ResultFile(folder / 'results.json', identity, device).write(
             accuracies | {'processes': processes.size()})
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 import util
+from dataset.fingerprints import combined
 from runtime import screen
 from wsol.attribution.contrast import contrast_maps
 from wsol.attribution.maps import attribution_maps
@@ -58,6 +59,10 @@ class MapSource:
         with torch.no_grad():
             return None if activations is None else self.model.probabilities(self.model.class_scores(activations))
 
+    def fingerprint(self):
+        """SHA-256 of what the maps come from, beside the images and the network; None if there is no more. All
+        processes of a run call it."""
+
     def check_pairs(self, pairs):
         """Raise UserError if the two classes have the same map in each of these pairs."""
 
@@ -82,6 +87,10 @@ class NetworkMaps(MapSource):
         super().__init__(images, model, precision)
         self.method, self.seed, self.options = method, seed, options
         self.per_class = METHODS[method].per_class
+
+    def fingerprint(self):
+        members = self.options.get('superclasses')
+        return None if members is None else combined(members.numpy())
 
     def check_pairs(self, pairs):
         members = self.options.get('superclasses')
@@ -121,6 +130,10 @@ class ObjectMasks(MapSource):
         super().__init__(images, model, precision)
         self.annotations = annotations
 
+    def fingerprint(self):
+        ids = map(self.images.image_id, range(len(self.images)))
+        return combined(self.images.contents.of([self.annotations.segmentation(image_id) for image_id in ids]))
+
     def read(self, index, classes, size):
         mask = torch.from_numpy(self.annotations.object_mask(self.images.image_id(index), size)).float()
         return mask.expand(len(classes), -1, -1)
@@ -139,14 +152,18 @@ class FolderMaps(MapSource):
         self.root, self.split, self.by_class = Path(root), split, classes_of is not None
         if not self.root.is_dir():
             raise UserError(f'--scoremap_root={root}: no such folder')
-        rows, self.shapes = range(len(images)) if rows is None else rows, set()  # (h,w) of all maps
+        rows, self.shapes, self.paths = range(len(images)) if rows is None else rows, set(), []
         for index in screen.progress(rows, 'checking the score maps', 'image', leave=False):
-            shapes = {open_map(self.find(index, label), read=False).shape
-                      for label in (classes_of(index) if self.by_class else [None])}
+            paths = [self.find(index, label) for label in (classes_of(index) if self.by_class else [None])]
+            shapes = {open_map(path, read=False).shape for path in paths}
             if len(shapes) > 1:
                 raise UserError(f'the score maps of {images.image_id(index)} have different sizes for different '
                                 'classes')
-            self.shapes |= shapes
+            self.shapes |= shapes  # (h,w) of all maps
+            self.paths += paths
+
+    def fingerprint(self):
+        return combined(self.images.contents.of(self.paths))
 
     def find(self, index, label):
         """The file of an image's map. Raises UserError where there is none."""

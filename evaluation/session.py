@@ -18,6 +18,7 @@ import config
 import util
 from data_loaders import make_loader
 from dataset import open_dataset
+from dataset.fingerprints import combined
 from dataset.registry import DataSet, find_dataset
 from dataset.transforms import Fitting, eval_transform
 from evaluation.map_sources import ContrastMaps, FolderMaps, NetworkMaps, ObjectMasks
@@ -88,11 +89,14 @@ class Network:
                 return Path(args.save_root) / folder.relative_to(root)
         return weights.experiment_folder(args.save_root, args.experiment_name)
 
-    def result_file(self, metric, data, images, *names, args=None):
-        """The ResultFile of a metric on test images. names: further parts of its name. args: the flags (default: the
-        network's)."""
+    def result_file(self, metric, data, images, *names, args=None, **about):
+        """The ResultFile of a metric on test images. All processes of a run call it.
+
+        names: further parts of its name. args: the flags (default: the network's). about: truth and maps of
+        result_files.identity.
+        """
         settings = recorded_settings(args or self.args)
-        about = result_files.identity(metric, data, 'test', images, self.checkpoint, settings)
+        about = result_files.identity(metric, data, 'test', images, self.checkpoint, settings, **about)
         known = self.checkpoint.known if self.checkpoint else {}
         usual = {name: known.get(name, config.ALL_FLAGS[name].default) for name in ('crop_size', 'resize_size')}
         if self.checkpoint and not self.checkpoint.network:  # weights only: the flags decide which network it is
@@ -269,11 +273,16 @@ class ChosenMaps:
         data = data or _named_data(find_dataset, args, checkpoint)
         return data.superclasses(images.class_names, args.superclass_file, self.network.model.conv_last.out_channels)
 
-    def result_file(self, images):
-        """The ResultFile of the metric on images."""
+    def result_file(self, images, sources=(), truth=None):
+        """The ResultFile of the metric on images. All processes of a run call it before the first image.
+
+        sources: the MapSources. truth: SHA-256 of what the metric compares their maps with.
+        """
         dropped = self.args.get('drop_lowest')
         names = [self.name, *self.scale(), *([f'lowest{dropped:.10g}dropped'] if dropped else [])]
-        return self.network.result_file(self.metric, self.data, images, *names, args=self.args)
+        maps = [source.fingerprint() for source in sources]
+        return self.network.result_file(self.metric, self.data, images, *names, args=self.args, truth=truth,
+                                        maps=combined(maps) if any(maps) else None)
 
 
 def choose_maps(network, data, metric=None, contrast=None, **flags):

@@ -1,7 +1,8 @@
 """Result files: what they hold, how they are named, and how they are found again.
 
-A result records what it was measured on: data set, split, images, checkpoint, epoch, SHA-256 of the weights, settings
-and versions. The name of its file depends on the weights, the images, and the settings that differ from the usual ones.
+A result records what it was measured on: data set, split, checkpoint, epoch, settings, versions, and these by SHA-256
+of their content: the weights, the images, the truth that the metric compares maps with, and what else the maps come
+from. The name of its file depends on all these, and on the settings that differ from the usual ones.
 """
 import hashlib
 import json
@@ -34,11 +35,15 @@ def contrast_name(contrast):
     return f'{contrast}-of-log-odds' if contrast in METHODS else contrast
 
 
-def identity(metric, data, split, images, checkpoint, settings):
-    """What a result records about itself: metric, images, network and settings."""
+def identity(metric, data, split, images, checkpoint, settings, truth=None, maps=None):
+    """What a result records about itself: metric, images, truth, network and settings. All processes of a run call it.
+
+    truth: SHA-256 of what the metric compares the maps with, beside the images' labels. maps: SHA-256 of what the maps
+    come from, beside the images and the network.
+    """
     return {'metric': metric, 'format': FORMATS.get(metric, 1), 'dataset': data.label, 'split': split,
-            'images': len(images), 'images_sha256': images.size_fingerprint(), **checkpoint_identity(checkpoint),
-            'settings': settings}
+            'images': len(images), 'images_sha256': images.fingerprint(), 'files_sha256': images.size_fingerprint(),
+            'truth_sha256': truth, 'maps_sha256': maps, **checkpoint_identity(checkpoint), 'settings': settings}
 
 
 def checkpoint_identity(checkpoint):
@@ -49,14 +54,14 @@ def checkpoint_identity(checkpoint):
 
 
 def key(about, **usual):
-    """8 hexadecimal digits that depend on the images, the weights and the unusual settings.
+    """8 hexadecimal digits that depend on the images, the truth, the weights, the maps and the unusual settings.
 
     about: an identity. usual: the usual settings of this network, beside those of config.
     """
     usual, settings = as_compared(usual_settings() | usual), as_compared(about['settings'])
     named = {name for name in NAMED if not isinstance(settings.get(name), list)}  # a file's name holds no list
     unusual = {name: settings[name] for name in usual.keys() & settings.keys() - named if settings[name] != usual[name]}
-    text = f'{about["images_sha256"]} {about["weights_sha256"]}'
+    text = ' '.join(str(about[f'{part}_sha256']) for part in ('images', 'weights', 'truth', 'maps'))
     if unusual:
         text += f' {json.dumps(unusual, sort_keys=True)}'
     return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -113,8 +118,8 @@ class ResultFile:
         whole_files.write_json(self.unfinished(), self._content(measured))
 
     def write(self, measured):
-        """Write the result. An earlier result of this name has the same weights and images; the settings in which it
-        differs, such as the folder of the images, are printed."""
+        """Write the result. An earlier result of this name has the same weights, images, truth and maps; the settings
+        in which it differs, such as the folder of the images, are printed."""
         content = self._content(measured)
         before = read_result(self.path)['settings']
         now = json.loads(json.dumps(self.identity['settings']))  # lists in place of tuples, as in a file
@@ -157,18 +162,41 @@ def from_text(text):
 
 
 def read_result(path):
-    """A result's content, with its settings; both {} if the file cannot be read."""
+    """A result's content, with its settings (both {} if the file cannot be read) and its path."""
     content = whole_files.read_json(path)
     content = content if isinstance(content, dict) else {}
     settings = content.get('settings')
-    return content | {'settings': settings if isinstance(settings, dict) else {}}
+    return content | {'settings': settings if isinstance(settings, dict) else {}, 'path': str(path)}
 
 
-def find_result(folder, metric, method, weights_sha256, images_sha256=None, **settings):
+def same_images(first, second):
+    """Whether two results were measured on the same images: by content, or as earlier versions did by sizes."""
+    if first.get('files_sha256') and second.get('files_sha256'):
+        return first['images_sha256'] == second['images_sha256']
+    by_size = [result.get('files_sha256') or result.get('images_sha256') for result in (first, second)]
+    return by_size[0] == by_size[1]
+
+
+def same_truth(results):
+    """Whether results of a metric compared maps with the same truth, as far as they record it."""
+    return len({result['truth_sha256'] for result in results if 'truth_sha256' in result}) < 2
+
+
+def check_alike(results):
+    """Raise UserError unless results of a metric were measured on the same images and truth."""
+    first = max(results, key=lambda result: 'truth_sha256' in result, default=None)
+    for result in results:
+        what = 'truth' if same_images(first, result) else 'images'
+        if what == 'images' or not same_truth([first, result]):
+            raise UserError(f'{first["path"]} and {result["path"]} were measured on different {what}, so they are not '
+                            'compared: remove the one that is out of date, and run again')
+
+
+def find_result(folder, metric, method, weights_sha256, on_images_of=None, **settings):
     """The content of the latest result in an experiment's folder with this metric, attribution method and weights.
 
-    method: None if contrast_method is among the settings. images_sha256: None accepts any images. settings: those that
-    the command line gives; all others must have their usual values. Raises UserError.
+    method: None if contrast_method is among the settings. on_images_of: a result on the same images; None accepts any
+    images. settings: those that the command line gives; all others must have their usual values. Raises UserError.
     """
     usual = usual_settings() | usual_scale(metric, method, settings.get('contrast_method'))
     expected = as_compared(usual | {'score_map_process': method} | settings)
@@ -177,7 +205,7 @@ def find_result(folder, metric, method, weights_sha256, images_sha256=None, **se
         actual = as_compared(usual | content['settings'])  # an earlier version had fewer flags
         is_of_these = (content.get('format', 1) == FORMATS.get(metric, 1)
                        and content.get('weights_sha256') == weights_sha256
-                       and images_sha256 in (None, content.get('images_sha256')))
+                       and (on_images_of is None or same_images(content, on_images_of)))
         if is_of_these and all(actual.get(name) == value for name, value in expected.items()):
             return content
     stated = ' '.join(f'--{name}={value}' for name, value in ({'score_map_process': method} | settings).items()

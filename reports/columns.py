@@ -23,6 +23,10 @@ TABLES = {  # title -> {column: its name within the table}
     'Localization (WSOL), %': {name: name for name in WSOL},
     'Interventions': {name: name for name in (*INTERVENTIONS, 'turns', 'shapes that distract', 'questions')},
 }
+OF_METRIC = {  # column -> the metric whose results have it, if the metric compares maps with a truth
+    **{f'{count}: {key}': 'cue_location' for count in PXAP for key in KEYS}, **dict.fromkeys(WSOL, 'wsol'),
+    **dict.fromkeys(('dropped true', 'dropped false'), 'cue_location'),
+    **dict.fromkeys(TABLES['Interventions'], 'interventions')}
 DECIMALS = dict.fromkeys([*(f'R_{percent}' for percent in PERCENTS), 'rank corr.', 'slope', 'error', 'deletion corr.',
                           'on distractors'], 2) | {'questions': 0}  # of the other columns: 1
 

@@ -12,7 +12,7 @@ from reports.intervals import Estimate
 from wsol.attribution.contrast import CONTRASTS
 from wsol.errors import UserError
 
-ABOUT = ('dataset', 'images_sha256', 'weights_sha256', 'images', 'epoch')  # what all results of a row share
+ABOUT = ('dataset', 'images_sha256', 'files_sha256', 'weights_sha256', 'images', 'epoch')  # of a row
 NAMED_BY = {'norm_type': 'norm', 'threshold_type': 'thresholds', 'cam_curve_interval': 'step', 'seed': 'seed',
             'smooth_grad_nr_iter': 'copies', 'smooth_grad_sigma': 'noise', 'integrated_grad_nr_iter': 'points',
             'precision': 'precision', 'crop_size': 'size', 'fit': 'fit', 'resize_size': 'resized to',
@@ -39,17 +39,32 @@ def read_experiments(folders, reference=None):
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = map(str, folders)
-    rows = [row for folder, name in zip(folders, names, strict=True) for row in read_rows(folder, name)]
+    results = [read_results(folder) for folder in folders]
+    name_images_by_content(sum(results, []))
+    rows = [row for of_folder, name in zip(results, names, strict=True) for row in make_rows(of_folder, name)]
     rows = put_first(rows, reference) if reference else rows
     name_rows(rows)
     return rows
 
 
-def read_rows(folder, experiment):
-    """The Rows of an experiment's folder: one for each network, test set and attribution method, and one more for each
-    result of the same metric with other settings. experiment: its name. Raises UserError."""
+def name_images_by_content(results):
+    """Results of earlier versions know their images by sizes: give them the SHA-256 by content of results on images of
+    these sizes, if these results agree."""
+    contents = {}
+    for result in results:
+        if result.get('files_sha256'):
+            contents.setdefault(result['files_sha256'], set()).add(result['images_sha256'])
+    for result in results:
+        known = contents.get(result.get('images_sha256'), ())
+        if len(known) == 1 and not result.get('files_sha256'):
+            result['files_sha256'], (result['images_sha256'],) = result['images_sha256'], known
+
+
+def make_rows(results, experiment):
+    """The Rows of an experiment's results: one for each network, test set and attribution method, and one more for each
+    result of the same metric with other settings or of other truth. experiment: its name."""
     rows, accuracies = [], []
-    for result in read_results(folder):
+    for result in results:
         about = {key: result.get(key) for key in ABOUT}
         if result['metric'] == 'accuracy':
             accuracies.append((about, columns.read_estimates(result), result))
@@ -145,14 +160,22 @@ def name_rows(rows):
     for row in rows:
         row.name = row.method if row.method == row.experiment else f'{row.experiment}: {row.method}'
     for key, words in (('dataset', '{}'), ('images', '{} images'), ('epoch', 'epoch {}'),
-                       ('weights_sha256', 'weights {:.8}'), ('images_sha256', 'images {:.8}')):
+                       ('weights_sha256', 'weights {:.8}'), ('images_sha256', 'images {:.8}'),
+                       ('truth_sha256', 'truth {}'), ('maps_sha256', 'maps {}')):
         by_name = {}
         for row in rows:
             by_name.setdefault(row.name, []).append(row)
         for twins in by_name.values():
-            if len({row.about[key] for row in twins}) > 1:
-                for row in twins:
-                    row.name += ', ' + words.format(str(row.about[key]))
+            values = [row.about[key] if key in row.about else _hashes(row.results, key) for row in twins]
+            if len(set(values)) > 1:
+                for row, value in zip(twins, values, strict=True):
+                    row.name += f', {words.format(str(value))}' if value != '' else ''
+
+
+def _hashes(results, key):
+    """A SHA-256 of each of a row's results, shortened; '' if none has one."""
+    hashes = [result.get(key, 'not recorded') for _, result in sorted(results.items())]
+    return ' '.join(dict.fromkeys(value if value == 'not recorded' else value[:8] for value in hashes if value))
 
 
 def put_first(rows, reference):

@@ -122,9 +122,9 @@ def result(folder, metric, method, *flags, trained=None, **settings):
     settings = known | stated_settings(f'eval_{metric}', flags) | settings
     if flag_of(method) == 'contrast_method':
         method, settings['contrast_method'] = None, method
-    images = None if {'dataset', 'data_root', 'metadata_root', 'skip_broken'} & set(settings) else trained.get(
-        'images_sha256')
-    return result_files.find_result(folder, metric, method, trained.get('weights_sha256'), images, **settings)
+    is_other_data = {'dataset', 'data_root', 'metadata_root', 'skip_broken'} & set(settings)
+    like = None if is_other_data or 'images_sha256' not in trained else trained
+    return result_files.find_result(folder, metric, method, trained.get('weights_sha256'), like, **settings)
 
 
 def evaluate(folder, experiment, metric, methods, *flags):

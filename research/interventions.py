@@ -20,6 +20,7 @@ from scipy import stats
 
 import config
 import util
+from dataset.fingerprints import combined
 from dataset.toybirds import Repainter
 from evaluation import session
 from evaluation.map_sources import FolderMaps, ObjectMasks
@@ -77,6 +78,7 @@ def folder_source(run, images, questions):
     def maps(batch, indices, first, second):
         both = folder(batch, indices, torch.stack([first, second], 1)).maps  # B of (2,h,w)
         return torch.stack(both).diff(dim=1)[:, 0].neg()
+    maps.fingerprint = folder.fingerprint
     return maps
 
 
@@ -276,7 +278,9 @@ def main():
     effects = true_effects(run.model, images, asked, repainter, run.device)
     root = run.args.scoremap_root
     name = run.args.attribution_method if root is None else session.folder_name(root)
-    result = run.result_file('interventions', data, images, name)
+    truth = combined(str(asked.questions), asked.regions, asked.clutter, ObjectMasks(images, annotations).fingerprint())
+    result = run.result_file('interventions', data, images, name, truth=truth,
+                             maps=None if root is None else sources[name].fingerprint())
     content = measure_all(run, images, asked, sources, effects, result)
     if processes.is_first():
         report(content, run.args.attribution_method)

@@ -212,7 +212,7 @@ def test_two_checkpoints_evaluated_into_one_experiment_give_two_results(script, 
         assert len(set(paths.values())) == 2
         for name, path in paths.items():
             content = result_files.find_result(save / 'both', metric, 'vanilla', sha256[name], seed=3)
-            assert content == json.loads(path.read_text()) and content['weights_sha256'] == sha256[name]
+            assert content == result_files.read_result(save.parent / path) and content['weights_sha256'] == sha256[name]
 
 
 def test_a_result_of_other_settings_is_not_the_one_that_is_asked_for(script, tiny_birds, save):

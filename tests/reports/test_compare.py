@@ -179,7 +179,7 @@ def test_a_result_on_another_scale_is_named_so_even_alone_and_metrics_of_one_sca
     write_result('x/1.json', **content)
     about = {key: content[key] for key in (*rows.ABOUT, 'settings')}
     write_result('x/2.json', **about, metric='wsol', results={'MaxBoxAcc': {'test': 50.0}})
-    assert [(row.method, set(row.results)) for row in rows.read_rows(Path('x'), 'x')] == [('CAM, norm rank', {'cue_location', 'wsol'})]
+    assert [(row.method, set(row.results)) for row in rows.read_experiments(['x'])] == [('CAM, norm rank', {'cue_location', 'wsol'})]
 
 
 def test_interventions_and_experiments_of_one_name(script):

@@ -18,7 +18,7 @@ from dataset.toybirds import Repainter, class_colours
 from dataset.transforms import eval_transform
 from experiment import weights
 from experiment.settings import network_settings
-from reports.rows import read_rows
+from reports.rows import read_experiments
 from research import interventions, repainting
 from wsol import build_model
 from wsol.annotations.cub import UNION_PARTS
@@ -375,7 +375,7 @@ def test_fewer_contrasts_leave_the_result_of_more_and_double_no_row(script, tiny
     assert list(asked)[:2] == ['log-odds', 'integrated_gradients']
     assert asked['integrated_gradients'] == 3 < asked['log-odds'] == content['questions']
     assert content['settings']['slow_questions'] == 3
-    rows = read_rows(save / 'CAM', 'CAM')
+    rows = read_experiments([save / 'CAM'])
     methods = [row.method for row in rows if 'PxAP exact' in row.estimates]
     assert sorted(set(methods)) == sorted(methods) and {'log-odds', 'integrated_gradients', 'control: random'} <= set(methods)
     code, out, err = script('compare', 'save/CAM')

@@ -174,20 +174,27 @@ class CueAnnotations:
         """(size,size) uint8: the union part whose point is nearest."""
         return nearest_part(self.points(image_id), *self.photo_size(image_id), size)
 
+    def segmentation(self, image_id):
+        """The path of the bird's segmentation."""
+        return self.root / 'segmentations' / Path(image_id).with_suffix('.png')
+
+    def part_mask(self, image_id):
+        """The path of an image's exact part mask."""
+        return self.root / 'part_masks' / Path(image_id).with_suffix('.png')
+
     def object_mask(self, image_id, size):
         """(size,size) bool: the bird's segmentation, resized with PIL's default filter, > 0."""
-        path = self.root / 'segmentations' / Path(image_id).with_suffix('.png')
-        return _read_picture(path, lambda image: np.asarray(image.convert('L').resize((size, size)))) > 0
+        return _read_picture(self.segmentation(image_id),
+                             lambda image: np.asarray(image.convert('L').resize((size, size)))) > 0
 
     def true_parts(self, image_id, size):
         """(size,size) uint8: the part that each pixel shows, an index into UNION_PARTS, or NO_PART off the bird.
 
         None for a data set without exact part masks; ToyBirds has them, in the folder `part_masks/`.
         """
-        folder = self.root / 'part_masks'
-        if not folder.is_dir():
+        if not (self.root / 'part_masks').is_dir():
             return None
-        mask = _read_picture(folder / Path(image_id).with_suffix('.png'),
+        mask = _read_picture(self.part_mask(image_id),
                              lambda image: np.asarray(image.resize((size, size), Image.Resampling.NEAREST)))
         return mask - np.uint8(1)  # 0, the background, wraps to NO_PART
 
