@@ -14,7 +14,7 @@ import torch
 
 import config
 import util
-from dataset.image_files import broken_images, opening_images
+from dataset.image_files import broken_images, open_upright, opening_images
 from evaluation import session
 from experiment import result_files, weights
 from experiment.settings import recorded_settings
@@ -222,7 +222,7 @@ def refuse_broken(paths, entries):
     """Raise UserError, when all else is done, for images that do not open."""
     broken = [path for index, path in enumerate(paths) if index not in entries]
     if broken:
-        reason = next(iter(broken_images(broken[:1]).values()), f'{broken[0]} did not open')
+        reason = next(iter(broken_images(broken[:1], open_upright).values()), f'{broken[0]} did not open')
         raise UserError(f'{reason} ({len(broken)} of {len(paths)} images do not open; the others are explained)')
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.image_files import broken_images, images_below
+from dataset.image_files import broken_images, images_below, open_image, open_upright
 from dataset.lists import BOXES, MASKS, read_columns, read_rows
 from dataset.registry import SPLITS, OwnFolder
 from wsol.errors import UserError
@@ -31,7 +31,7 @@ def compare(data, listed):
     for split, ids in listed.items():
         ids_of.setdefault(data.image_folders[split], set()).update(ids)
     for folder, ids in ids_of.items():
-        files = set(images_below(folder))
+        files = ids if isinstance(data, OwnFolder) else set(images_below(folder))
         # images_below leaves out some files that a list may name
         missing = [image_id for image_id in sorted(ids - files) if not (folder / image_id).is_file()]
         # OpenImages keeps its masks beside the photos
@@ -57,7 +57,8 @@ def check_dataset(data):
     for folder, (ids, missing, surplus) in compare(data, listed).items():
         problems['missing images'] += [str(folder / name) for name in missing]
         problems['surplus images'] += [str(folder / name) for name in surplus]
-        problems['broken images'] += broken_images([folder / name for name in sorted({*ids} - {*missing})]).values()
+        paths = [folder / name for name in sorted({*ids} - {*missing})]
+        problems['broken images'] += broken_images(paths, open_upright if data.upright else open_image).values()
         if data.cub_root is not None and folder == data.cub_root / 'images':
             masks |= {data.cub_root / 'segmentations' / Path(name).with_suffix('.png') for name in ids}
     problems['missing masks'] = [str(path) for path in sorted(masks) if not path.is_file()]

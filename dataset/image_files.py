@@ -1,20 +1,35 @@
-"""Image files: found, opened by PIL, checked."""
+"""Image files: found by what they hold, opened by PIL in one way, checked."""
 import contextlib
+import errno
+import math
 import os
+import re
+import stat
 import warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
 from runtime import processes
-from runtime.screen import progress, warn
+from runtime.screen import progress, warn, warn_once
 from util import usable_cores
 from wsol.errors import UserError
 
-SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.ppm', '.pgm'}
+# of these a file is an image without a look inside; TGA has no mark by which to know it
+SUFFIXES = {'.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.ppm', '.pgm', '.tga'}
+# PIL recognises them, but cannot decode them, has another program do it, or takes any file for them
+NO_FORMATS = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'TGA', 'WMF'}
+CAMERAS = {'.dng', '.nef', '.cr2', '.cr3', '.arw', '.orf', '.rw2', '.raf'}  # PIL would open the small preview inside
+ADVICE = dict.fromkeys(CAMERAS, 'develop them into TIFF or JPEG') | dict.fromkeys(
+    ('.heic', '.heif', '.hif'), 'pip install pillow-heif opens these') | {'.jxl': 'pip install pillow-jxl-plugin does'}
+OF_THE_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
+LARGEST = 4096  # pixels along a side: a larger photo is reduced to this when it is opened, for memory and speed
 SCALABLE = ('L', 'RGB', 'RGBA', 'CMYK', 'YCbCr')  # the modes in which an image can be made smaller
 ORIENTATION = 0x0112  # EXIF's tag
 REMEDY = 'replace it, or leave it out by --skip_broken'  # for an image that does not open
@@ -28,17 +43,34 @@ def is_hidden(name):
     return name.startswith('.') or name == '__MACOSX'
 
 
-def images_below(root):
-    """The sorted ids of the image files below a folder, linked folders included: their paths relative to it."""
-    ids = []
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not is_hidden(name) and not _leads_back(Path(folder, name))]
-        ids += [str(Path(folder, name).relative_to(root)) for name in (*folders, *files)
-                if Path(name).suffix.lower() in SUFFIXES and not is_hidden(name)]
-    ids.sort()
+def images_below(root, besides=None):
+    """The sorted ids of the image files below a folder, linked folders included: their paths relative to it.
+
+    Files with other suffixes count if PIL recognises them; a warning counts the rest. besides: a resolved folder that
+    is not looked into. Raises UserError for a folder that cannot be read.
+    """
+    def refuse(error):
+        if not isinstance(error, FileNotFoundError) or error.filename != str(root):
+            raise UserError(f'the folder {error.filename} cannot be read ({error.strerror}): its images would be left '
+                            'out') from error
+    ids, unknown, hidden = [], [], 0
+    for folder, folders, files in os.walk(str(root), onerror=refuse, followlinks=True):
+        hidden += sum(map(is_hidden, (*folders, *files)))
+        folders[:] = [name for name in folders if not is_hidden(name) and not _leads_back(Path(folder, name))
+                      and (besides is None or Path(folder, name).resolve() != besides)]
+        for path in (Path(folder, name) for name in files if not is_hidden(name)):
+            (ids if path.suffix.lower() in SUFFIXES else unknown).append(str(path.relative_to(root)))
+    images = {image_id for image_id in progress(unknown, 'looking into files', 'file', leave=False, delay=3)
+              if _is_image(Path(root, image_id))}
+    kinds = Counter(Path(name).suffix.lower() or 'without a suffix' for name in unknown if name not in images)
+    kinds += Counter(hidden=hidden)
+    if kinds:
+        warn(f'left out of {root}: ' + ', '.join(f'{count} {kind}' + f' ({ADVICE.get(kind)})' * (kind in ADVICE)
+                                                 for kind, count in kinds.most_common()))
+    ids = sorted([*ids, *images])
     odd = next((image_id for image_id in ids if image_id != image_id.encode(errors='replace').decode()), None)
     if odd is not None:
-        raise UserError(f'{str(root / odd)!r}: the name of this file is not UTF-8; rename it')
+        raise UserError(f'{str(Path(root, odd))!r}: the name of this file is not UTF-8; rename it')
     return ids
 
 
@@ -47,56 +79,127 @@ def _leads_back(path):
     return path.is_symlink() and any(above.resolve().is_relative_to(path.resolve()) for above in path.parents)
 
 
-def open_upright(path, longest=None):
-    """Any image file as RGB: turned as its EXIF says, transparency on white, 16 bits scaled to 8.
+def _is_image(path):
+    """Whether PIL recognises a file. Raises UserError if the system cannot read it."""
+    try:
+        if path.suffix.lower() in CAMERAS or not stat.S_ISREG(path.stat().st_mode):
+            return False
+        with Image.open(path, formats=_formats()):
+            return True
+    except OSError as error:
+        _refuse(path, error)
+        return False
+    except Exception:  # it is recognised, and too large or damaged: whoever opens it says so
+        return True
+
+
+@cache
+def _formats():
+    """The formats that PIL recognises, also by its optional packages."""
+    with contextlib.suppress(ImportError):
+        __import__('pillow_heif').register_heif_opener()
+    with contextlib.suppress(ImportError):
+        __import__('pillow_jxl')  # registers itself
+    Image.init()
+    return [name for name in Image.ID if name not in NO_FORMATS]
+
+
+def open_upright(path, longest=LARGEST, remedy=REMEDY):
+    """Any image file as RGB: turned as its EXIF says, transparency on white, more bits scaled to 8.
 
     longest: the longer side of a larger image becomes this. JPEG's decoder already does most of it, which saves memory.
+    remedy: as in open_image.
     """
     def convert(image):
-        if longest is not None and max(image.size) > longest:
-            image = image if image.mode in SCALABLE and 'transparency' not in image.info else _to_rgb(image)
+        if getattr(image, 'is_animated', False) and image.format in ('GIF', 'PNG', 'TIFF', 'WEBP', 'AVIF'):
+            warn_once('frames', f'{path} holds several images: the first is taken, here and of each such file')
+        image = _with_all_16_bits(image, path)
+        if max(image.size) > longest and image.mode in SCALABLE and 'transparency' not in image.info:
             image.draft(None, [max(1, side * longest // max(image.size)) for side in image.size])
             image.thumbnail((longest, longest), reducing_gap=None)
-        _read_exif(image)
         ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image)
-    return open_image(path, convert)
+        image = _to_rgb(image, path)
+        image.thumbnail((longest, longest), reducing_gap=None)  # of the modes in which it was not done before
+        return image
+    return open_image(path, convert, remedy)
 
 
 def upright_size(path):
-    """(width, height) of open_upright(path), from the file's header."""
+    """(width, height) of an image file when it is upright, from its header."""
     def turned(image):
-        _read_exif(image)
-        turn = image.getexif().get(ORIENTATION, 1)
-        return image.size[::-1] if turn in (5, 6, 7, 8) else image.size
+        turn, tags = _turn(image), getattr(image, 'tag_v2', {})  # PIL has turned the size of a TIFF already
+        size = tags.get(256, image.width), tags.get(257, image.height)
+        return size[::-1] if turn in (5, 6, 7, 8) else size
     return open_image(path, turned)
 
 
-def _read_exif(image):
-    """Read the EXIF block. PIL fails once on a damaged block, keeps what it could read, and does not fail again."""
+def _turn(image):
+    """EXIF's orientation. PIL fails once on a damaged block, keeps what it could read, and does not fail again."""
     with contextlib.suppress(Exception):
         image.getexif()
+    return image.getexif().get(ORIENTATION, 1)
 
 
-def _to_rgb(image):
+def _to_rgb(image, path):
     if image.mode.startswith(('I', 'F')):
-        image = _to_8_bits(image)
+        levels, clear = _to_8_bits(np.asarray(image), image, path), image.info.get('transparency')
+        if isinstance(clear, int):  # the value of the transparent pixels
+            levels[np.asarray(image) == clear] = 255
+        image = Image.fromarray(levels)
     if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
         image = image.convert('RGBA')
+        if not image.getextrema()[3][1]:
+            warn_once('transparent', f'{path} is transparent everywhere, so it is white; likewise each such image')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
     image.load()
     return image if image.mode == 'RGB' else image.convert('RGB')  # convert copies what is RGB already
 
 
-def _to_8_bits(image):
-    """A grey image of integers or real numbers as bytes, 256 rows at a time to save memory."""
-    values = np.asarray(image)
-    top = 65535 if image.mode.startswith('I') and values.max() > 255 else 255
-    top = 1 if image.mode == 'F' and values.max() <= 1 else top
-    scaled = np.empty(values.shape, np.uint8)
+def _with_all_16_bits(image, path):
+    """A colour image of 16 bits, of which PIL keeps the upper 8: read again where it needs at most 14."""
+    form = str(image.tile)  # PIL forgets it when it loads the pixels, and of some formats turns them then
+    turn = _turn(image)
+    if image.mode not in ('RGB', 'RGBA') or ';16' not in form or max(high for _, high in image.getextrema()[:3]) > 63:
+        return image
+    values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)  # (H,W,3) BGR, or (H,W,4)
+    if values is None or values.dtype != np.uint16:
+        return image
+    alpha = values[..., 3:len(image.getbands())] >> 8
+    image = Image.fromarray(np.dstack([_to_8_bits(values[..., 2::-1], image, path), alpha]).astype(np.uint8))
+    image.getexif()[ORIENTATION] = turn
+    return image
+
+
+def _to_8_bits(values, image, path):
+    """Integers or real numbers (H,W,...) as bytes, 256 rows at a time to save memory.
+
+    White is 1 for real numbers up to 1; else what the file states, if no value is larger; else the next power of two,
+    minus one, with an even number of bits for integers, as cameras have. So it depends on this file alone, and every
+    script sees the same pixels.
+    """
+    values = np.nan_to_num(values, posinf=0, neginf=0)
+    black, high, is_real = min(values.min(), 0), float(values.max()), values.dtype.kind == 'f'
+    bits, stated = math.ceil(high).bit_length(), _stated_white(image, path)
+    white = high if black < 0 else 1 if is_real and high <= 1 else stated if stated >= high else (
+        2 ** (bits if is_real else max(8, bits + bits % 2)) - 1)
+    levels = np.empty(values.shape, np.uint8)
     for row in range(0, len(values), 256):
-        scaled[row:row + 256] = values[row:row + 256].astype(np.float64).clip(0, top) * (255 / top)
-    return Image.fromarray(scaled)
+        part = values[row:row + 256].astype(np.float64).clip(black, white) - black
+        levels[row:row + 256] = part * (255 / (white - black or 1))
+    if white not in (1, 65535):
+        warn_once('depth', f'{path}: its values of more than 8 bits are scaled from {black:.8g} (black) to {white:.8g} '
+                           '(white), by what it states or what it holds; likewise each such image')
+    return 255 - levels if getattr(image, 'tag_v2', {}).get(262) == 0 else levels  # of a TIFF whose white is 0
+
+
+def _stated_white(image, path):
+    """The largest value that a file states (PNG's sBIT, TIFF's SMaxSampleValue, MaxSampleValue, 12 bits), or 0."""
+    if image.format == 'PNG':
+        with open(path, 'rb') as file:
+            bits = re.search(rb'\0\0\0[\1-\4]sBIT(.)', file.read(1 << 16).split(b'IDAT')[0], re.DOTALL)
+        return 2 ** bits[1][0] - 1 if bits else 0
+    tags = getattr(image, 'tag_v2', {})
+    return float(np.max(tags.get(341, tags.get(281, 4095 * (tags.get(258) == (12,))))))
 
 
 def open_image(path, convert=lambda image: image.convert('RGB'), remedy=REMEDY):
@@ -104,16 +207,32 @@ def open_image(path, convert=lambda image: image.convert('RGB'), remedy=REMEDY):
 
     remedy: what the user can do if it does not open. Raises UserError naming the file.
     """
+    suffix = Path(path).suffix.lower()
     try:
         if Path(path).exists() and not Path(path).is_file():
             raise OSError('no regular file')  # a pipe would be waited for
-        with Image.open(path) as image:
+        if suffix in CAMERAS:
+            raise OSError("a camera's raw file")
+        with Image.open(path, formats=[*_formats(), 'TGA']) as image:
             return convert(image)
     except MemoryError:  # no fault of the file's
         raise
     except Exception as error:  # damaged files make PIL raise many kinds
+        _refuse(path, error)
         reason = 'no such file' if isinstance(error, FileNotFoundError) else f'{type(error).__name__}: {error}'
-        raise UserError(f'the image {path} does not open ({reason}); {remedy}') from error
+        raise UserError(f'the image {path} does not open ({reason}); {ADVICE.get(suffix, remedy)}') from error
+
+
+def _refuse(path, error):
+    """Raise UserError if an error says that the system has failed to read a file: the file is not broken then."""
+    if is_of_the_system(error):
+        raise UserError(f'{path} cannot be read ({error.strerror}): the disk, the network or its permissions are at '
+                        'fault, not the file') from error
+
+
+def is_of_the_system(error):
+    """Whether an error is the system's, such as EIO, ESTALE or EACCES, and not a damaged or missing file's."""
+    return isinstance(error, OSError) and error.errno not in OF_THE_FILE
 
 
 def in_threads(function, items, description, unit='image', **options):
@@ -128,24 +247,29 @@ def in_threads(function, items, description, unit='image', **options):
         yield from progress(results, description, unit, total=len(items), **options)
 
 
-def broken_images(paths, remedy=REMEDY):
-    """Decode every image of a list. Returns {index: problem} of those that do not open. remedy: as in open_image."""
+def broken_images(paths, read=open_image, remedy=REMEDY):
+    """Decode every image of a list. Returns {index: problem} of those that do not open.
+
+    read: open_image, or open_upright. remedy: as there.
+    """
     def problem(path):
         try:
-            open_image(path, remedy=remedy)
+            read(path, remedy=remedy)
         except UserError as error:
+            if is_of_the_system(error.__cause__):
+                raise
             return str(error)
         return None
     return {index: text for index, text in enumerate(in_threads(problem, paths, 'opening images')) if text}
 
 
-def opening_images(paths, name):
+def opening_images(paths, name, read=open_upright):
     """The indices of the image files that open; warns of the others. Raises UserError if none opens.
 
-    name: what the warning calls the images. Several processes share the work.
+    name: what the warning calls the images. read: as in broken_images. Several processes share the work.
     """
     indices = range(len(paths))[processes.rank()::processes.size()]  # of this process
-    problems = broken_images([paths[index] for index in indices], 'replace it')
+    problems = broken_images([paths[index] for index in indices], read, 'replace it')
     shares = processes.gather({indices[place]: problem for place, problem in problems.items()})
     broken = dict(sorted(chain.from_iterable(share.items() for share in shares)))
     if broken and len(broken) == len(paths):

@@ -4,6 +4,7 @@ Source: the WSOL evaluation's splits (Choe et al., CVPR 2020), train, val (its t
 format that dataset.lists reads, or the user's own folders. `dataset.open_dataset` also paints ToyBirds if need be.
 """
 import argparse
+import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import yaml
 
 from dataset import lists
 from dataset.fingerprints import Contents
-from dataset.image_files import SUFFIXES, images_below, is_hidden
+from dataset.image_files import images_below, in_threads, is_hidden, upright_size
 from dataset.images import ImageDataset
 from runtime.command_line import choice
 from runtime.screen import warn
@@ -90,6 +91,8 @@ class DataSet:
     groups: Callable | None = None  # as in Entry
     class_names: tuple[str, ...] | None = None  # of the user's own folder; otherwise the images' folders tell them
 
+    upright = False  # photos are read as published: without EXIF's orientation, as boxes and masks belong to them
+
     @property
     def label(self):
         """The data set's name in the names of result files."""
@@ -111,9 +114,10 @@ class DataSet:
         images."""
         image_ids, labels = self.list_images(split, proxy)
         names = self.class_names or names_of_folders(image_ids, labels, self.num_classes)
-        images = ImageDataset(image_ids, labels, self.image_folders[split], transform, names, Contents(folder))
+        images = ImageDataset(image_ids, labels, self.image_folders[split], transform, names, Contents(folder),
+                              self.upright)
         images = images.without_broken(split) if skip_broken else images
-        return images.cached(folder, f'{self.label}_{split}') if cached else images
+        return images.cached(folder, f'{self.label}_{split}{"_upright" * self.upright}') if cached else images
 
     def boxes(self, split, image_ids):
         """The lists.Boxes of images."""
@@ -160,7 +164,11 @@ class DataSet:
 
 
 class OwnFolder(DataSet):
-    """The user's own folder: <split>/<class>/*.jpg, and perhaps metadata/<split>/ in the WSOL evaluation's format."""
+    """The user's own folder: <split>/<class>/*.jpg, and perhaps metadata/<split>/ in the WSOL evaluation's format.
+
+    Photos are read upright, as viewers show them; boxes, sizes and masks belong to the upright photo.
+    """
+    upright = True
 
     @property
     def label(self):
@@ -183,12 +191,22 @@ class OwnFolder(DataSet):
             raise UserError(f'{root / unknown[0]} is no class of the training set (its classes: '
                             f'{", ".join(names[:8])}{", ..." if len(names) > 8 else ""})')
         if not ids:
-            raise UserError(f'{root} holds no images (looked for {", ".join(sorted(SUFFIXES))} in its class folders)')
+            raise UserError(f'{root} holds no images in its class folders')
         labels = np.array([names.index(image_id.split('/')[0]) for image_id in ids])
         empty = [name for label, name in enumerate(names) if label not in labels]
         if empty:
             warn(f'{root} has no images of {len(empty)} classes: {", ".join(empty[:8])}')
         return np.array([image_id.encode() for image_id in ids]), labels
+
+    def boxes(self, split, image_ids):
+        boxes = super().boxes(split, image_ids)
+        paths = [self.image_folders[split] / image_id.decode() for image_id in image_ids]
+        sizes = in_threads(upright_size, paths, 'image sizes', delay=3)
+        for path, size, listed in zip(paths, sizes, boxes.sizes, strict=True):
+            if size != tuple(listed):
+                raise UserError(f'{path} is {size[0]} x {size[1]} when upright, and {listed[0]} x {listed[1]} by '
+                                'image_sizes.txt: boxes and sizes are those of the photo turned as its EXIF says')
+        return boxes
 
 
 def find_dataset(name, data_root='dataset/', metadata_root='metadata/', mask_root=None, class_names=None):
@@ -216,7 +234,8 @@ def _own_folder(folder, class_names):
         if not train.is_dir():
             raise UserError(f'--dataset={folder}: no such folder, or no {train} in it. It should hold train/<class>/, '
                             f'val/<class>/ and test/<class>/ with images, or be one of {", ".join(DATASETS)}')
-        class_names = sorted(path.name for path in train.iterdir() if path.is_dir() and not is_hidden(path.name))
+        with os.scandir(train) as entries:  # which fails for what it cannot read; is_dir of a path does not
+            class_names = sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
         if len(class_names) < 2:
             raise UserError(f'{train} has {len(class_names)} class folders; a classifier needs two at least')
     list_folders = {split: folder / 'metadata' / split for split in SPLITS}

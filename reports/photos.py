@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset.image_files import SUFFIXES, images_below, open_upright, upright_size
+from dataset.image_files import images_below, open_upright, upright_size
 from dataset.images import Images
 from wsol.errors import UserError
 
 LONGEST = 100   # bytes of a photo's name that stand in the names of its results: file systems allow 255 in all
-LARGEST = 4096  # a larger photo is reduced to this before the network's square is cut from it, for memory and speed
 
 
 class Photos(Images):
@@ -33,7 +32,7 @@ class Photos(Images):
 
     def read(self, index):
         try:
-            return self.transform.resize(open_upright(self.paths[index], LARGEST)), True, index
+            return self.transform.resize(open_upright(self.paths[index])), True, index
         except UserError:  # the other photos are explained all the same; inference.py says what is wrong with this one
             return self.transform.resize(Image.new('RGB', (8, 8))), False, index
 
@@ -47,12 +46,12 @@ def find_images(inputs, output):
     photos, output = {}, Path(output).resolve()  # resolved path -> (path as given, folder's name, path inside it)
     for given in map(Path, inputs):
         if given.is_dir():
-            inside = [Path(name) for name in images_below(given)]
+            inside = [Path(name) for name in images_below(given, output)]
             wanted = [name for name in inside if not (given / name).resolve().is_relative_to(output)]
             if inside and not wanted:
                 raise UserError(f'all images of {given} lie in {output}, where the results go: choose another --output')
             if not wanted:
-                raise UserError(f'{given} holds no images (looked for {", ".join(sorted(SUFFIXES))})')
+                raise UserError(f'{given} holds no images')
             for name in wanted:
                 photos.setdefault((given / name).resolve(), (given / name, given.resolve().name, name))
         elif given.is_file():

@@ -128,7 +128,8 @@ def read_results(folder):
     if not folder.is_dir():
         raise UserError(f'{folder} is no folder; name the folders of experiments, such as save/calm_em')
     results = []
-    for path in sorted(folder.glob('*.json'), key=lambda path: (-path.stat().st_mtime_ns, path.name)):
+    paths = [path for path in folder.iterdir() if path.suffix == '.json']  # glob is silent where it cannot read
+    for path in sorted(paths, key=lambda path: (-path.stat().st_mtime_ns, path.name)):
         content = result_files.read_result(path)
         if {'metric', 'settings'} <= content.keys():
             try:

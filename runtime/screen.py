@@ -1,8 +1,10 @@
 """What a script prints and how it ends. The screen may be closed, and the file that it is sent to may be full."""
+import mmap
 import os
 import re
 import sys
 import traceback
+import zlib
 from contextlib import suppress
 
 from tabulate import tabulate
@@ -27,6 +29,7 @@ EXPLAINED = (  # (pattern of torch's message, what it means and the remedy)
 def run(main):
     """Run a script's main(). An error that the user can correct becomes one line on stderr and exit code 2."""
     open_streams()
+    _said[:] = bytes(len(_said))
     code = 0
     try:
         processes.meet()
@@ -122,6 +125,17 @@ def warn(message):
     """Print a warning on stderr, in the first process of the run."""
     if processes.is_first():
         _print('warning: ' + shown(message), sys.stderr)
+
+
+_said = mmap.mmap(-1, 256)  # which kinds were said; loader processes share this memory
+
+
+def warn_once(kind, message):
+    """Print a warning unless this run has printed one of this kind."""
+    place = zlib.crc32(kind.encode()) % len(_said)
+    if not _said[place]:
+        _said[place] = 1
+        warn(message)
 
 
 class _Stderr:
