@@ -144,6 +144,7 @@ FLAGS = {
              "CALM_EM-CUB (default: the experiment's own checkpoint; main.py: none)", main=True),
         Flag('pretrained', True, boolean_or_file, 'start from ImageNet weights of the backbone; False: from random '
              'weights; FILE: from its state dict, all but the classifier'),
+        Flag('weights_key', None, NAME, 'which state dict of a file from elsewhere is taken, as state_dict_ema'),
     ),
     'training': (
         Flag('epochs', 40, COUNT, 'passes over the training set', main=True),
@@ -233,7 +234,7 @@ PICTURES = tuple(flag.name for flag in FLAGS['pictures'])
 # --- which flags a script reads -------------------------------------------------------------------------
 
 EVERYWHERE = ('experiment_name', 'save_root', 'device', 'dataset', 'data_root', 'metadata_root', 'crop_size', 'fit',
-              'resize_size', *NETWORK, 'load_checkpoint')
+              'resize_size', *NETWORK, 'load_checkpoint', 'weights_key')
 IMAGES = ('seed', 'workers', 'precision', 'batch_size', 'skip_broken')  # for scripts that send images through a network
 SAMPLING = ('smooth_grad_nr_iter', 'smooth_grad_sigma', 'integrated_grad_nr_iter')
 MAPS = (*IMAGES, 'score_map_process', 'score_map_method', 'superclass_file', *SAMPLING)

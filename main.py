@@ -128,13 +128,14 @@ def initial_network(args, data, checkpoint, folder, device):
     """
     settings, source, new_classifier = network_settings(args), checkpoint, False
     if checkpoint is None and starts_from_checkpoint(args):
-        source = weights.read_checkpoint(weights.find_checkpoint(args.load_checkpoint, args.save_root, folder))
+        path = weights.find_checkpoint(args.load_checkpoint, args.save_root, folder)
+        source = weights.read_checkpoint(path, args.weights_key)
         new_classifier = args.is_different_checkpoint
     if checkpoint is not None and data.class_names and list(data.class_names) != checkpoint.content.get('class_names'):
         raise UserError(f'{checkpoint.path} was trained when {args.dataset} had other class folders, so its labels '
                         'mean other classes; name the folders as before, or choose another --experiment_name')
     if source is None:
-        model = build_model(**settings, num_classes=data.num_classes, pretrained=args.pretrained)
+        model = build_model(**settings, num_classes=data.num_classes, pretrained=weights.pretrained(args))
         model = model.to(device, memory_format=util.memory_format(device))
     else:
         model = source.build(settings, data.num_classes, device, new_classifier)

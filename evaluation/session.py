@@ -173,7 +173,7 @@ def _find_network(args, or_classifier):
     """The Checkpoint that the flags name; with or_classifier also a trained classifier of torchvision or timm."""
     names_checkpoint = {'load_checkpoint', 'experiment_name'} & set(args.given)
     if or_classifier and 'architecture' in args.given and not names_checkpoint:
-        return weights.trained_classifier(args.architecture, args.pretrained)
+        return weights.trained_classifier(args.architecture, weights.pretrained(args))
     experiment = weights.experiment_folder(args.save_root, args.experiment_name)
     try:
         path = weights.find_checkpoint(args.load_checkpoint, args.save_root, experiment)
@@ -181,7 +181,7 @@ def _find_network(args, or_classifier):
         if or_classifier and not names_checkpoint:
             raise UserError(f'{error}. Without any training: --architecture=resnet50') from error
         raise
-    return weights.read_checkpoint_or_classifier(path, args.architecture)
+    return weights.read_checkpoint_or_classifier(path, args.architecture, args.weights_key)
 
 
 # --- its data -----------------------------------------------------------------------------------------

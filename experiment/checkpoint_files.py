@@ -1,7 +1,7 @@
 """Checkpoint files: written whole, verified, and checked when they are read.
 
 An experiment has the LAST checkpoint, the PREVIOUS one, and the BEST by accuracy on val. Each ends in the SHA-256 of
-its content (wsol.backbones.state_dicts), so that a single changed bit is noticed. torch.load reads it like any other
+its content (wsol.backbones.weight_files), so that a single changed bit is noticed. torch.load reads it like any other
 checkpoint.
 """
 import hashlib
@@ -12,19 +12,15 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import config
 from experiment.settings import problem_of
 from runtime import whole_files
-from wsol.backbones import state_dicts
+from wsol.backbones import weight_files
 from wsol.errors import UserError
 
 LAST, PREVIOUS, BEST = (f'{name}_checkpoint.pth.tar' for name in ('last', 'previous', 'best'))
-# weights_only refuses numpy's numbers, which older checkpoints hold and which are as harmless as floats
-NUMPY_SCALARS = [(np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'), np._core.multiarray.scalar, np.dtype,
-                 *(type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8'))]
 COMMIT = '8897cf4'  # the last commit of this project that can read checkpoints with the settings in RETIRED
 RETIRED = {  # a setting of earlier versions -> whether its value needs what this version no longer has
     'no_cue': lambda value: value is True, 'pointwise_from': lambda value: value is not None,
@@ -44,11 +40,11 @@ def write(path, content, before_rename=lambda partial: None):
         torch.save(content, buffer)
         with open(partial, 'w+b') as file:
             file.write(buffer.getbuffer())
-            file.write(state_dicts.SEAL + hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
+            file.write(weight_files.SEAL + hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
             file.flush()
             os.fsync(file.fileno())
             try:
-                state_dicts.check_whole(file)
+                weight_files.check_whole(file)
             except ValueError as error:
                 raise UserError(f'{path} could not be verified after writing; the disk may be failing. The previous '
                                 'file is kept') from error
@@ -94,11 +90,14 @@ def latest(folder):
     return next((folder / name for name in (LAST, PREVIOUS) if (folder / name).is_file()), None)
 
 
-def read(path):
-    """The content of a checkpoint file, tensors on the CPU. Raises UserError, which offers PREVIOUS."""
+def read(path, key=None):
+    """The content of a checkpoint file, tensors on the CPU. Raises UserError, which offers PREVIOUS.
+
+    A file from elsewhere has its weights under `state_dict` then. key: of weight_files.pick_state_dict.
+    """
     path = Path(path)
     try:
-        return _read(path)
+        return _read(path, key)
     except UserError as error:
         spare = path.with_name(PREVIOUS)
         if path.name not in (LAST, BEST) or not spare.is_file():
@@ -112,13 +111,15 @@ def read(path):
                         '--load_checkpoint') from error
 
 
-def _read(path):
-    with torch.serialization.safe_globals(NUMPY_SCALARS):
-        content = state_dicts.load(path)
-    if not isinstance(content, dict):
-        raise UserError(f'{path} holds a {type(content).__name__}, not a checkpoint')
+def _read(path, key=None):
+    content = weight_files.load(path)
+    keys = content if isinstance(content, dict) else {}
+    model = keys.get('model')
+    if key is not None or not (isinstance(model, dict) and 'architecture' in model or 'command' in keys):
+        record = {name: keys[name] for name, fits in RECORD.items() if name in keys and fits(keys[name])}  # elsewhere's
+        return record | {'state_dict': weight_files.pick_state_dict(path, content, key)}
     problem = _problem_of_weights(content.get('state_dict', content))
-    if not problem and 'model' in content:  # else it holds weights only
+    if not problem:
         content = _without_retired_settings(path, content)
         problem = _problem_of_record(content)
     if problem:
@@ -146,16 +147,9 @@ def _problem_of_weights(state):
     for name, value in state.items():
         if not isinstance(name, str):
             return f'{name!r} is no name of a weight'
-        if not _is_plain(value):
+        if not weight_files.is_plain(value):
             return f'{name} is no weight but {_short(value)}'
     return None
-
-
-def _is_plain(value):
-    """Whether a value is a tensor of real numbers that needs no more memory than the file has stored for it."""
-    return (isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == 'cpu'
-            and not value.is_complex() and not value.is_quantized
-            and value.numel() * value.element_size() <= value.untyped_storage().nbytes())
 
 
 def _short(value):

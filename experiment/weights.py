@@ -22,8 +22,10 @@ from dataset.registry import ALIASES, DATASETS
 from experiment import checkpoint_files
 from runtime.screen import warn
 from wsol import build_model, from_classifier, preprocessing
+from wsol.backbones import state_dicts
 from wsol.backbones._torchvision import import_torchvision
 from wsol.backbones.vgg import published_names
+from wsol.backbones.weight_files import Weights, read_weights
 from wsol.errors import UserError
 from wsol.networks import normalisation
 
@@ -126,11 +128,16 @@ class Checkpoint:
         return model.to(device, memory_format=util.memory_format(device)).eval()
 
 
+def pretrained(args):
+    """--pretrained as True, False, or the Weights of its file. Raises UserError."""
+    return args.pretrained if isinstance(args.pretrained, bool) else read_weights(args.pretrained, args.weights_key)
+
+
 def trained_classifier(architecture, source):
     """The Checkpoint of a trained classifier of torchvision or timm, as CAM.
 
-    source: True for ImageNet's weights, or a file with a state dict. Raises UserError unless the classifier ends in
-    average pooling and a linear layer.
+    source: True for ImageNet's weights, or Weights. Raises UserError unless the classifier ends in average pooling and a
+    linear layer.
     """
     if not source:
         raise UserError('--pretrained=False leaves nothing to explain: name the weights by --pretrained=FILE, or a '
@@ -140,12 +147,12 @@ def trained_classifier(architecture, source):
     usual = {name: flag.default for name, flag in config.ALL_FLAGS.items() if flag.network}
     network = usual | {'architecture': architecture, 'attribution_method': 'CAM', 'num_classes': classes}
     names = import_torchvision().models.get_model_weights('resnet50').DEFAULT.meta['categories']  # ImageNet's
-    fitted = preprocessing(architecture, source)
+    fitted = preprocessing(architecture, source if source is True else source.path)
     content = {'model': network, 'state_dict': model.state_dict(), 'preprocessing': fitted,
                'normalisation': (fitted['mean'], fitted['deviation']),
                'class_names': names if classes == len(names) else None,
                'args': {'dataset': 'ILSVRC'} if source is True else {}}
-    path = Path(f'{architecture} with ImageNet weights' if source is True else source)
+    path = Path(f'{architecture} with ImageNet weights' if source is True else source.path)
     return Checkpoint(path, content, model=model)
 
 
@@ -190,20 +197,27 @@ def find_checkpoint(name, save_root, folder):
                     f'an experiment, or one of {", ".join(PUBLISHED)}')
 
 
-def read_checkpoint(path):
-    """The Checkpoint in a file, tensors on the CPU. Nothing in the file is executed. Raises UserError."""
+def read_checkpoint(path, key=None):
+    """The Checkpoint in a file, tensors on the CPU. Nothing in the file is executed. key: which of several state dicts
+    of a file from elsewhere, as in weight_files.pick_state_dict. Raises UserError."""
     path = Path(path)
-    content, name = checkpoint_files.read(path), path.name.removesuffix('.pth.tar')
+    content, name = checkpoint_files.read(path, key), path.name.removesuffix('.pth.tar')
     if name in PUBLISHED and path.resolve() == published_file(name).resolve():
         return Checkpoint(path, content | _published_record(name), name)
     return Checkpoint(path, content)
 
 
-def read_checkpoint_or_classifier(path, architecture):
-    """The Checkpoint in a file. The file may also be the state dict of a trained classifier of this architecture."""
-    checkpoint = read_checkpoint(path)
-    is_plain = not checkpoint.network and 'conv_last.weight' not in checkpoint.weights
-    return trained_classifier(architecture, path) if is_plain else checkpoint
+def read_checkpoint_or_classifier(path, architecture, key=None):
+    """The Checkpoint in a file. The file may also hold a trained classifier of this architecture. key: of
+    read_checkpoint."""
+    checkpoint = read_checkpoint(path, key)
+    is_plain = not checkpoint.network and not any(name.endswith('conv_last.weight') for name in checkpoint.weights)
+    return trained_classifier(architecture, Weights(path, checkpoint.content['state_dict'])) if is_plain else checkpoint
+
+
+def has_attention(names):
+    """Whether names of weights are those of a network with attention, that is, of CALM."""
+    return any('.attention.' in f'.{name}' for name in names)
 
 
 def fitting_weights(model, checkpoint, but_classifier=False):
@@ -212,11 +226,9 @@ def fitting_weights(model, checkpoint, but_classifier=False):
     but_classifier: keep the model's conv_last (to fine-tune on another label set), and its attention if only one of the
     two networks has one.
     """
-    def has_attention(names):
-        return any(name.startswith('attention.') for name in names)
-
     expected, left_out = model.state_dict(), ()
-    weights = published_names(checkpoint.weights, expected.keys())
+    weights, outside = state_dicts.under_names(checkpoint.path, checkpoint.weights, expected)
+    weights = published_names(weights, expected.keys())
     if but_classifier:
         is_same_kind = has_attention(weights) == has_attention(expected)
         left_out = ('conv_last.',) if is_same_kind else ('conv_last.', 'attention.')
@@ -224,29 +236,19 @@ def fitting_weights(model, checkpoint, but_classifier=False):
         left_out = ('attention.',)  # the published CAM networks have it, but CAM does not use it
     weights = {name: value for name, value in weights.items() if not name.startswith(left_out)}
     weights |= {name: value for name, value in expected.items() if name.startswith(left_out)}
-    problems = [f'{name} is missing' for name in expected if name not in weights]
-    problems += [f'{name} is not a part of the network' for name in weights if name not in expected]
-    problems += [f'{name} is {tuple(weights[name].shape)}, the network has {tuple(value.shape)}'
-                 for name, value in expected.items()
-                 if name in weights and weights[name].shape != value.shape]
-    if problems:
-        shown = '; '.join(problems[:4]) + (f'; and {len(problems) - 4} more' if len(problems) > 4 else '')
-        raise UserError(f'{checkpoint.path} does not fit the network: {shown}. Check --architecture, '
-                        '--attribution_method, --dataset and --use_bn; for another label set add '
-                        '--is_different_checkpoint.')
+    hint = ('; for another label set add --is_different_checkpoint' if 'conv_last.weight' in weights else
+            '; a classifier that this project has not trained starts a training by --pretrained=FILE')
+    state_dicts.check_fit(checkpoint.path, weights | outside, expected, remedy='. Check --architecture, '
+                          f'--attribution_method, --dataset and --use_bn{hint}')
     return weights
 
 
 def load_weights(model, checkpoint, but_classifier=False):
     """Put a Checkpoint's weights into the model, all or none. but_classifier: see fitting_weights. Raises UserError."""
     weights = fitting_weights(model, checkpoint, but_classifier)
-    if not checkpoint.network and len(weights) < len(checkpoint.weights):
+    if not checkpoint.network and has_attention(checkpoint.weights) > has_attention(weights):
         warn(f'{checkpoint.path} has an attention layer, which CAM does not use; if it was trained with CALM, say '
              '--attribution_method=CALM_EM or CALM_ML')
-    types = {name: value.dtype for name, value in model.state_dict().items()}
-    broken = [name for name, value in weights.items() if not value.to(types[name]).isfinite().all()]
-    if broken:
-        raise UserError(f'{checkpoint.path} holds a network that has diverged: {broken[0]} is not finite')
     model.load_state_dict(weights)
 
 

@@ -1,4 +1,5 @@
 """What a script prints and how it ends. The screen may be closed, and the file that it is sent to may be full."""
+import logging
 import mmap
 import os
 import re
@@ -30,6 +31,7 @@ def run(main):
     """Run a script's main(). An error that the user can correct becomes one line on stderr and exit code 2."""
     open_streams()
     _said[:] = bytes(len(_said))
+    logging.getLogger('wsol').handlers = [_Warnings()]
     code = 0
     try:
         processes.meet()
@@ -136,6 +138,13 @@ def warn_once(kind, message):
     if not _said[place]:
         _said[place] = 1
         warn(message)
+
+
+class _Warnings(logging.Handler):
+    """What the library says, as warnings."""
+
+    def emit(self, record):
+        warn(record.getMessage())
 
 
 class _Stderr:

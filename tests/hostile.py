@@ -21,7 +21,7 @@ from evaluation.map_sources import open_map
 from experiment import checkpoint_files
 from runtime import whole_files
 from wsol.annotations import cub, superclasses
-from wsol.backbones.state_dicts import read_state_dict
+from wsol.backbones.weight_files import read_weights
 from wsol.errors import UserError
 
 PARSERS = {}
@@ -217,7 +217,7 @@ PARSERS.update(foreign_checkpoint=_foreign, legacy_checkpoint=partial(_foreign, 
 def safetensors(folder):
     from safetensors.torch import save_file
     save_file(checkpoint_content()['state_dict'], folder / 'whole.safetensors')
-    return folder / 'whole.safetensors', lambda: read_state_dict(folder / 'whole.safetensors')
+    return folder / 'whole.safetensors', lambda: read_weights(folder / 'whole.safetensors')
 
 
 def setting_up(name, folder):

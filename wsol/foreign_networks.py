@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from wsol.backbones import timm_networks, torchvision_networks
-from wsol.backbones.state_dicts import read_state_dict
 from wsol.contexts import evaluating
 from wsol.errors import UserError
 from wsol.heads import CAM
@@ -107,23 +106,12 @@ def from_classifier(architecture, source=True, scores=None):
         network, backbone = timm_networks.classifier(architecture, source)
         size = timm_networks.trained_size(network)
     elif architecture in torchvision_networks.names():
-        classes = {} if source is True else {'num_classes': _count_classes(source)}
         node, _ = torchvision_networks.last_map_node(architecture)
-        network = torchvision_networks.torchvision_network(architecture, source, 'DEFAULT', **classes)
-        backbone = torchvision_networks.LastMap(network.eval(), node)
+        network = torchvision_networks.classifier(architecture, source)
+        backbone = torchvision_networks.LastMap(network, node)
     else:
         raise UserError(f'no classifier "{architecture}" in torchvision; timm/NAME names one of timm\'s')
     return cam_of_classifier(network, backbone, architecture, size, scores)
-
-
-def _count_classes(path):
-    """The number of classes of a classifier's state dict: the rows of the last weight of its classifier."""
-    names = torchvision_networks.CLASSIFIERS
-    last = [value for name, value in read_state_dict(path).items()
-            if name.startswith(names) and not name.startswith(('aux', 'AuxLogits')) and value.ndim > 1]
-    if not last:
-        raise UserError(f'{path} holds no classifier: no weight whose name begins with {", ".join(names[:3])}')
-    return len(last[-1])
 
 
 @torch.no_grad()

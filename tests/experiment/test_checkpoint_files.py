@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from experiment import checkpoint_files, training, weights
 from experiment.checkpoint_files import BEST, LAST, PREVIOUS
-from wsol.backbones import state_dicts as pretrained
+from wsol.backbones import weight_files
 from wsol.errors import UserError
 
 
@@ -90,13 +90,13 @@ def test_settings_of_earlier_versions_are_refused_where_they_were_in_use(tmp_pat
 
 
 def test_a_disk_that_gives_back_something_else_leaves_the_old_file(whole, monkeypatch):
-    before, check = whole.read_bytes(), pretrained.check_whole
+    before, check = whole.read_bytes(), weight_files.check_whole
 
     def fail(file):
         if 'partial' in file.name:
             raise ValueError('it is damaged')
         check(file)
-    monkeypatch.setattr(pretrained, 'check_whole', fail)
+    monkeypatch.setattr(weight_files, 'check_whole', fail)
     with pytest.raises(UserError, match='could not be verified after writing; the disk may be failing'):
         checkpoint_files.write(whole, {'epoch': 3})
     assert whole.read_bytes() == before and list(whole.parent.iterdir()) == [whole]

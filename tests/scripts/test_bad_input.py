@@ -60,7 +60,7 @@ def test_missing_and_unreadable_checkpoints(script, tiny_birds, tmp_path):
         (tmp_path / 'broken.pth').write_bytes(content)
         refused(script('eval_pixel_perturb', *tiny_birds, '--load_checkpoint=broken.pth'), 'broken.pth cannot be read')
     torch.save([1, 2], tmp_path / 'list.pth')
-    refused(script('eval_pixel_perturb', *tiny_birds, '--load_checkpoint=list.pth'), 'holds a list')
+    refused(script('eval_pixel_perturb', *tiny_birds, '--load_checkpoint=list.pth'), 'holds no state dict')
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(script, tiny_birds, tmp_path):

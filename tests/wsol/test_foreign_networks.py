@@ -1,6 +1,7 @@
 """wsol.foreign_networks: torchvision's and timm's classifiers as they are, a head on any module, weights from files."""
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,7 +60,9 @@ def test_weights_that_are_no_classifiers_are_refused(tmp_path):
     torch.save({'conv1.weight': torch.ones(2)}, tmp_path / 'bare.pth')
     (tmp_path / 'text.pth').write_text('no weights')
     torch.save([1], tmp_path / 'list.pth')
-    for file, words in (('bare.pth', 'holds no classifier'), ('text.pth', 'cannot be read as weights'),
+    backbone = {name: value for name, value in random_classifier('resnet18').state_dict().items() if not name.startswith('fc')}
+    torch.save(backbone, tmp_path / 'backbone.pth')
+    for file, words in (('bare.pth', 'bn1.weight is missing'), ('backbone.pth', 'holds no classifier: no weight fc.weight'), ('text.pth', 'cannot be read as weights'),
                         ('list.pth', 'holds no state dict'), ('nowhere.pth', 'cannot be read as weights')):
         with pytest.raises(UserError, match=words):
             from_classifier('resnet18', tmp_path / file)
@@ -238,7 +241,7 @@ def test_pretrained_file_fills_the_backbone(name, wrapped, tmp_path):
     if name != 'resnet18':
         return
     for change, words in (({'surplus': torch.ones(1)}, 'surplus is not a part of the network'),
-                          ({shared_names[0]: torch.ones(1)}, f'{shared_names[0]} has another shape')):
+                          ({shared_names[0]: torch.ones(1)}, rf'{shared_names[0]} is \(1,\), the network has')):
         torch.save(state | change, tmp_path / 'other.pth')
         with pytest.raises(UserError, match=words):
             build_model(name, 'CAM', 3, pretrained=tmp_path / 'other.pth')
@@ -270,6 +273,7 @@ def test_weights_that_timm_cannot_have_are_an_error_of_one_line(monkeypatch):
 
 def test_a_package_that_is_not_installed_is_named(script, tiny_birds, monkeypatch):
     monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
+    Path('weights.safetensors').write_bytes((2).to_bytes(8, 'little') + b'{}')
     refused(script('main', *tiny_birds, '--architecture=resnet18', '--pretrained=weights.safetensors'),
             'weights.safetensors needs the package safetensors: pip install safetensors')
 
@@ -283,7 +287,7 @@ def test_a_plain_state_dict_is_explained_without_training(script, tmp_path):
     (entry,) = json.loads((tmp_path / 'maps/manifest.json').read_text())['images']
     assert entry['class_name'].startswith('class ') and 0 < entry['probability'] < 1
     code, _, err = script('inference', 'photo.png', '--architecture=vgg11', '--load_checkpoint=mine.pth')
-    assert code == 2 and 'mine.pth does not fit the network' in err
+    assert code == 2 and 'mine.pth does not fit the network' in err and "look like those of resnet18" in err
     code, _, err = script('inference', 'photo.png', '--architecture=resnet18', '--pretrained=False')
     assert code == 2 and 'leaves nothing to explain' in err
     for source in ('load_checkpoint', 'pretrained'):  # its strides are as they are

@@ -1,110 +1,209 @@
-"""Weights from files: read without executing anything, and loaded into a network whose classifier may differ.
-
-A file of torch.save is checked before it is read. A zip is refused if it would unpack to more bytes than it has, or if
-its content does not match its checksums. This project's checkpoints end in SEAL and the SHA-256 of everything before
-it; they are refused if a single bit has changed.
-"""
-import hashlib
-import zipfile
-from pathlib import Path
+"""Weights under a network's names: prefixes removed, heads recognised, and every weight that is not used named."""
+from collections import Counter
 
 import torch
+from torch import nn
 
+from wsol.backbones.weight_files import AVERAGED, LOG
 from wsol.errors import UserError
 
-SEAL = b'sha256 of the above: '  # 64 hexadecimal digits follow; readers of zips ignore what is after the zip's end
-CHUNK = 1 << 20  # bytes
+WRAPPERS = ('_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module', '_forward_module')  # of torch, Lightning
+COUNTER = 'num_batches_tracked'  # it has no effect on what a network computes
+AUXILIARY = ('aux1', 'aux2', 'AuxLogits')  # heads of GoogLeNet and Inception, which are used in training only
+REMEDY = 'load the weights into your network in Python, and explain it by wsol.from_module'
+RESNETS = {(2, 2, 2, 2): ('resnet18', None), (3, 4, 6, 3): ('resnet34', 'resnet50'), (3, 4, 23, 3): (None, 'resnet101'),
+           (3, 8, 36, 3): (None, 'resnet152')}  # blocks of each layer -> without, with bottlenecks
+SHOWN = 4  # names in a message
 
 
-def digest(file, size):
-    """The SHA-256 of the first `size` bytes of an open file, in hexadecimal, read in pieces."""
-    sha256 = hashlib.sha256()
-    file.seek(0)
-    while size > 0 and (chunk := file.read(min(size, CHUNK))):
-        sha256.update(chunk)
-        size -= len(chunk)
-    return sha256.hexdigest()
+def named(names):
+    """Names for a message: the first few, and how many more."""
+    names = list(names)
+    return ', '.join(names[:SHOWN]) + (f' and {len(names) - SHOWN} more' if len(names) > SHOWN else '')
 
 
-def check_whole(file):
-    """Raise ValueError if an open file of torch.save has changed since it was written.
+def under_names(path, state, expected):
+    """(the weights that stand under the network's names, those beside the network). Raises UserError.
 
-    Legacy files, which are not zips, cannot be checked.
+    state: {name: tensor} of the file at `path`. Wrappers such as DataParallel, torch.compile and Lightning's modules
+    put a prefix before the network's names: it is the one under which most of the expected names are. Counts of
+    batches that older files lack are those of a new network.
     """
-    size, sealed = file.seek(0, 2), len(SEAL) + 64
-    file.seek(max(0, size - sealed))
-    seal = file.read()
-    if seal.startswith(SEAL):
-        if digest(file, size - sealed) != seal[len(SEAL):].decode(errors='replace'):
-            raise ValueError('it is damaged: its content and its SHA-256 differ')
-        return
-    file.seek(0)
-    if file.read(2) == b'PK':
-        if seal[-22:-18] != b'PK\5\6':  # the mark of a zip's end; if it is missing, a seal was damaged
-            raise ValueError('it is damaged: its end is not the end of a zip')
-        with zipfile.ZipFile(file) as archive:
-            if sum(info.file_size for info in archive.infolist()) > size:
-                raise ValueError('it would take more memory than it has bytes')
-            if archive.testzip() is not None:
-                raise ValueError('it is damaged: its content and its sums differ')
+    state = {'.'.join(part for part in name.split('.') if part not in WRAPPERS): value for name, value in state.items()}
+    counts = Counter()
+    for name in state:
+        parts = name.split('.')
+        for start in range(len(parts)):
+            if '.'.join(parts[start:]) in expected:
+                counts['.'.join([*parts[:start], ''])] += 1
+    best = [prefix for prefix, count in counts.items() if count == max(counts.values())]
+    plain = [prefix for prefix in best if not AVERAGED.search(prefix)] or best or ['']
+    if len(plain) > 1 and '' not in plain:
+        keys = ' or weights_key='.join(prefix[:-1] for prefix in plain)
+        raise UserError(f'{path} holds several networks; choose one: weights_key={keys}')
+    prefix = '' if '' in plain else plain[0]
+    outside = {name: value for name, value in state.items() if not name.startswith(prefix)}
+    inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    untracked = (name for name in expected if name.endswith(COUNTER) and name not in inside)
+    return inside | {name: expected[name] for name in untracked}, outside
 
 
-def load(path):
-    """The content of a file of torch.save, tensors on the CPU. Nothing in the file is executed. Raises UserError."""
-    try:
-        with open(path, 'rb') as file:
-            check_whole(file)
-            file.seek(0)
-            return torch.load(file, map_location='cpu', weights_only=True)
-    except Exception as error:  # torch and zipfile raise many kinds; all mean that this is not such a file
-        reason = str(error) if type(error) is ValueError else getattr(error, 'strerror', None) or (
-            f'{type(error).__name__}: it is damaged, or no file of torch.save, or holds more than weights and plain '
-            'values')
-        raise UserError(f'{path} cannot be read as weights ({reason})') from error
+def check_fit(path, state, expected, remedy='', whole=None):
+    """Raise UserError unless a state dict has the names and shapes that are expected, and finite values.
 
-
-def _load_safetensors(path):
-    try:
-        from safetensors.torch import load_file  # comes with timm
-    except ImportError as error:
-        raise UserError(f'{path} needs the package safetensors: pip install safetensors') from error
-    try:
-        return load_file(path)
-    except Exception as error:  # safetensors raises many kinds
-        raise UserError(f'{path} cannot be read as weights ({type(error).__name__}): it is damaged, or no file of '
-                        'safetensors') from error
-
-
-def read_state_dict(path):
-    """The state dict in a file of torch.save or of safetensors, tensors on the CPU. Raises UserError.
-
-    Most training scripts write a dict that has the state dict under `state_dict` or `model`. DataParallel's prefix
-    `module.` is removed.
+    whole: the state dict of the file, if `state` is a part of it.
     """
-    content = _load_safetensors(path) if Path(path).suffix == '.safetensors' else load(path)
-    for key in ('state_dict', 'model'):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(name, str) and isinstance(value, torch.Tensor)
-                                                for name, value in content.items()):
-        raise UserError(f'{path} holds no state dict, that is, names and tensors')
-    return {name.removeprefix('module.'): value for name, value in content.items()}
+    problems = [[f'{name} is missing' for name in expected if name not in state],
+                [f'{name} is not a part of the network' for name in state if name not in expected],
+                [f'{name} is {tuple(state[name].shape)}, the network has {tuple(value.shape)}'
+                 for name, value in expected.items() if name in state and state[name].shape != value.shape]]
+    if any(problems):
+        shown = sum((kind[:SHOWN // 2] for kind in problems), [])
+        more, alike = sum(map(len, problems)) - len(shown), _resembling(whole or state)
+        raise UserError(f'{path} does not fit the network: {"; ".join(shown)}' + f'; and {more} more' * (more > 0)
+                        + f'. Its weights look like those of {alike}' * bool(alike) + remedy)
+    broken = [name for name, value in state.items() if not value.to(expected[name].dtype).isfinite().all()]
+    if broken:
+        raise UserError(f'{path} holds a network that has diverged: {broken[0]} is not finite, NaN or infinite '
+                        f'({len(broken)} such weights); take an earlier checkpoint')
 
 
-def load_backbone(network, path, classifiers):
-    """Load the state dict of a file into a network. All weights must fit, except those of the classifiers.
+def _resembling(state):
+    """The ResNet of torchvision whose blocks a state dict has; None if there is none."""
+    blocks = [sum(name.startswith(f'layer{layer}.') and name.endswith('.bn1.weight') for name in state)
+              for layer in range(1, 5)]
+    plain, bottleneck = RESNETS.get(tuple(blocks), (None, None))
+    usual = state.get('layer1.0.conv1.weight', torch.empty(0)).shape[:1] == (64,)
+    return (bottleneck if 'layer1.0.conv3.weight' in state else plain) if usual else None
+
+
+def _say_left_out(path, names, reason):
+    names = [name for name in names if not name.endswith(COUNTER)]
+    if names:
+        LOG.warning(f'{path}: {named(names)}: left out, {reason}')
+
+
+def load_backbone(network, weights, classifiers):
+    """Load Weights into a network whose classifier is not used. All others must fit; what is left out is named.
 
     classifiers: how the names of the modules begin that depend on the number of classes. Raises UserError.
     """
-    classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-    state, expected = read_state_dict(path), network.state_dict()
-    fitting = {name for name in expected if name in state and state[name].shape == expected[name].shape}
-    problems = (('is missing', [name for name in expected if name not in state]),
-                ('is not a part of the network', [name for name in state if name not in expected]),
-                ('has another shape', [name for name in expected if name in state and name not in fitting]))
-    for problem, names in problems:
-        names = [name for name in names if not (classifiers and name.startswith(classifiers))]
-        if names:
-            raise UserError(f'{path} does not fit the network: {names[0]} {problem} ({len(names)} such weights)')
-    expected.update((name, state[name]) for name in fitting)  # this dict has the versions of the network's modules
-    network.load_state_dict(expected)
+    path, classifiers = weights.path, (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+    complete, children = network.state_dict(), dict(network.named_children())
+    heads = tuple(f'{name}.' for name in classifiers)
+    expected = {name: value for name, value in complete.items() if not name.startswith(heads)}
+    state, outside = under_names(path, weights.state, expected)
+    linear = {_top(name) for name, value in state.items() if value.ndim == 2} - {
+        _top(name) for name, value in state.items() if value.ndim > 2} - children.keys()  # heads of other names
+    left_out = [name for name in state if name not in expected and (name.startswith(heads) or _top(name) in linear)]
+    state = {name: value for name, value in state.items() if name not in left_out}
+    check_fit(path, state, expected)
+    _say_left_out(path, [*left_out, *outside], 'since only the backbone is taken')
+    _load(network, state)
+
+
+def load_classifier(network, weights, slot, root):
+    """Load Weights into a classifier, strictly. Their last layer may have another number of classes, or another name.
+
+    slot: the name of the network's last layer. root: the outermost module around it that may have been replaced.
+    Dropout, Flatten and the like have no weights and do nothing in evaluation, so that a linear layer which stands
+    alone is the classifier, whatever its name. Raises UserError for every other head.
+    """
+    path, expected = weights.path, network.state_dict()
+    body = {name for name in expected if not _is_in(name, slot)}
+    state, outside = under_names(path, weights.state, expected)
+    children = {name for name, _ in network.named_children()} - {root}
+    check_fit(path, {name: value for name, value in state.items() if _top(name) in children and not _is_in(name, root)},
+              {name: value for name, value in expected.items() if not _is_in(name, root)}, whole=state)
+    head = {name: value for name, value in state.items() if name not in body and _top(name) not in AUXILIARY}
+    if not any(map(_is_matrix, head.values())):  # the classifier stands beside a backbone that has a prefix
+        head |= outside
+        outside = {}
+    layer = _linear_layer(path, head, slot)
+    head_names = {f'{layer}.weight', f'{layer}.bias'} & head.keys()
+    left_out = {name: value for name, value in (state | head | outside).items() if name not in body | head_names}
+    _check_left_out(path, layer, head, left_out)
+    missing = [name for name in body if name not in state]
+    place = next((place for place in _between(slot, root) if all(_is_in(name, place) for name in missing)),
+                 slot)
+    linear = _put_linear(path, network, slot, place, head[f'{layer}.weight'], f'{layer}.bias' in head)
+    state = {name: value for name, value in state.items() if name in body and name in network.state_dict()}
+    state |= {f'{linear}.{name.rpartition(".")[2]}': head[name] for name in head_names}
+    state[f'{linear}.weight'] = state[f'{linear}.weight'].reshape(network.get_submodule(linear).weight.shape)
+    check_fit(path, state, network.state_dict())
+    if layer != slot:
+        LOG.warning(f'{path}: the linear layer {layer} is taken as the classifier; layers without weights around it '
+                    'are taken to do nothing in evaluation, as Dropout')
+    _say_left_out(path, left_out, 'since the classifier does not need them')
+    _load(network, state)
+
+
+def _load(network, state):
+    complete = network.state_dict()  # this dict has the versions of the network's modules
+    complete.update(state)
+    network.load_state_dict(complete)
+
+
+def _top(name):
+    return name.partition('.')[0]
+
+
+def _is_in(name, module):
+    return name.startswith(f'{module}.')
+
+
+def _is_matrix(value):
+    """Whether a weight is that of a linear layer or of a 1x1 convolution."""
+    return value.is_floating_point() and (value.ndim == 2 or value.ndim == 4 and value.shape[2:] == (1, 1))
+
+
+def _linear_layer(path, head, slot):
+    """The name of the one linear layer among the weights of a head. Raises UserError if there is none or more."""
+    matrices = [name for name, value in head.items() if _is_matrix(value)]
+    if not matrices:
+        raise UserError(f'{path} holds no classifier: no weight {slot}.weight, and no linear layer of another name')
+    layer = matrices[0].removesuffix('.weight')
+    parts = [name for name in head if _top(name) == _top(layer)]
+    if len(matrices) > 1 or not {*parts} <= {f'{layer}.weight', f'{layer}.bias'}:
+        raise UserError(f'{path}: the classifier is not one linear layer, it has '
+                        f'{named(dict.fromkeys([*matrices, *parts]))}; {REMEDY}')
+    return layer
+
+
+def _check_left_out(path, layer, head, left_out):
+    """Raise UserError if weights beside the classifier may belong to it: another linear layer, a norm, a scale."""
+    classes, features = head[f'{layer}.weight'].shape[:2]
+    for name, value in left_out.items():
+        is_copy = AVERAGED.search(_top(name)) or _top(name) in AUXILIARY
+        may_follow = _is_matrix(value) and value.shape[1] in (classes, features)
+        is_norm = name.endswith('running_mean')
+        is_scale = value.is_floating_point() and value.numel() == 1 and f'{layer}.bias' not in head
+        if not is_copy and (may_follow or is_norm or is_scale):
+            raise UserError(f'{path}: it is not clear whether {name} belongs to the classifier, beside {layer}; '
+                            f'{REMEDY}, or choose the names of the classifier by weights_key=PREFIX')
+
+
+def _between(slot, root):
+    """The names of the modules from `slot` outwards to `root`."""
+    names = [slot]
+    while names[-1] != root and '.' in names[-1]:
+        names.append(names[-1].rpartition('.')[0])
+    return names
+
+
+def _put_linear(path, network, slot, place, weight, has_bias):
+    """Give a network a last layer for these weights, in place of its module `place`. Returns the layer's name."""
+    inputs = next(value for name, value in network.state_dict().items() if _is_in(name, place))
+    width = inputs.shape[inputs.ndim > 1]
+    if inputs.ndim > 2 and place != slot or width != weight.shape[1]:
+        raise UserError(f'{path}: the classifier takes {weight.shape[1]} features, and the network gives {width}; '
+                        + REMEDY)
+    if place == slot and not isinstance(network.get_submodule(slot), nn.Linear):
+        layer = network.get_submodule(slot)  # a convolution
+        layer.weight, layer.out_channels = nn.Parameter(weight.reshape(*weight.shape[:2], 1, 1)), len(weight)
+        layer.bias = nn.Parameter(torch.zeros(len(weight))) if has_bias else None
+        return slot
+    linear = nn.Linear(weight.shape[1], len(weight), bias=has_bias)
+    parent, _, leaf = place.rpartition('.')
+    setattr(network.get_submodule(parent), leaf, linear if place == slot else nn.Sequential(nn.Flatten(1), linear))
+    return slot if place == slot else f'{place}.1'

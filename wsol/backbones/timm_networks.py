@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from wsol.backbones._torchvision import import_torchvision
-from wsol.backbones.state_dicts import load_backbone, read_state_dict
+from wsol.backbones.state_dicts import load_backbone, load_classifier
+from wsol.backbones.weight_files import read_weights
 from wsol.contexts import shapes_only
 from wsol.errors import UserError
 
@@ -87,7 +88,7 @@ def timm_backbone(name, source, large_feature_map=False):
     def make():
         network = _create(name.removeprefix(PREFIX), source is True, num_classes=0)
         if source not in (None, True):
-            load_backbone(network, source, network.pretrained_cfg.get('classifier') or ())
+            load_backbone(network, read_weights(source), network.pretrained_cfg.get('classifier') or ())
         return network
     network = make()
     layout = _layout(network, name)
@@ -119,15 +120,11 @@ def _create(short, pretrained, **classes):
 
 def classifier(name, source):
     """The whole classifier timm/NAME and its backbone, a LastMap. source: True, or a file with its state dict."""
-    last, classes = _settings(name).classifier, {}
+    last = _settings(name).classifier
+    network = _create(name.removeprefix(PREFIX), source is True)
     if source is not True:
-        state = read_state_dict(source)
-        if f'{last}.weight' not in state:
-            raise UserError(f'{source} holds no classifier: no weight {last}.weight')
-        classes = {'num_classes': len(state[f'{last}.weight'])}
-    network = _create(name.removeprefix(PREFIX), source is True, **classes)
-    if source is not True:
-        load_backbone(network, source, ())
+        slot = last if isinstance(last, str) else last[0]
+        load_classifier(network, read_weights(source), slot, slot)
     return network, LastMap(network, _layout(network, name))
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from wsol.backbones._torchvision import import_torchvision
-from wsol.backbones.state_dicts import load_backbone
+from wsol.backbones.state_dicts import AUXILIARY, load_backbone, load_classifier
+from wsol.backbones.weight_files import read_weights
 from wsol.errors import UserError
 
-CLASSIFIERS = ('classifier', 'fc', 'head', 'aux', 'AuxLogits')  # modules that depend on the number of classes
+CLASSIFIERS = ('classifier', 'fc', 'head', 'heads', *AUXILIARY)  # modules that depend on the number of classes
 AFTER_BACKBONE = (*CLASSIFIERS, 'avgpool')
 # The first two options avoid auxiliary heads, slow initialisation and warnings. torchvision sets the third with its
 # ImageNet weights: a network that is built without them, to load a checkpoint, must compute the same.
@@ -42,18 +43,17 @@ def names():
     return tuple(models.list_models(module=models))
 
 
-def torchvision_network(name, source, weights='IMAGENET1K_V1', **options):
+def torchvision_network(name, source, weights='IMAGENET1K_V1'):
     """A classifier of torchvision. Raises UserError.
 
     source: None for random weights; True for ImageNet's (`weights` is torchvision's name for them), downloaded once and
-    verified by checksum; or a file with a state dict, which must fit except for the classifier.
-    options: of torchvision's constructor.
+    verified by checksum; or a file with a state dict, or its Weights, which must fit except for the classifier.
     """
     models = import_torchvision().models
     if source is not True:
-        network = models.get_model(name, weights=None, **QUIET.get(name, {}), **options)
+        network = models.get_model(name, weights=None, **QUIET.get(name, {}))
         if source is not None:
-            load_backbone(network, source, CLASSIFIERS)
+            load_backbone(network, read_weights(source), CLASSIFIERS)
         return network
     try:
         return models.get_model(name, weights=weights)  # torchvision's weights require the auxiliary heads
@@ -62,6 +62,16 @@ def torchvision_network(name, source, weights='IMAGENET1K_V1', **options):
         raise UserError(f'the ImageNet weights of {name} could not be loaded ({reason}); if a damaged file is below '
                         f'{torch.hub.get_dir()}, remove it; or start from random weights with pretrained=False, or '
                         'from a file with pretrained=FILE') from error
+
+
+def classifier(name, source):
+    """A whole trained classifier of torchvision, its last layer included. source: as in torchvision_network."""
+    network = torchvision_network(name, True if source is True else None, 'DEFAULT')
+    if source is not True:
+        layers = [layer for layer, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))
+                  and layer.startswith(CLASSIFIERS)]
+        load_classifier(network, read_weights(source), layers[-1], layers[-1].partition('.')[0])
+    return network.eval()
 
 
 def last_map_node(name):

@@ -1,0 +1,305 @@
+"""Files of weights, as people store them: read without executing anything. A file becomes names and tensors.
+
+A file is known by its content, whatever its suffix: torch.save (zip or legacy) or safetensors; anything else is refused
+by name. A zip is refused if it would unpack to more bytes than it has, or if its content does not match its checksums.
+This project's checkpoints end in SEAL and the SHA-256 of everything before it; they are refused if a single bit has
+changed.
+"""
+import _compat_pickle
+import hashlib
+import logging
+import pickletools
+import re
+import zipfile
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from wsol.errors import UserError
+
+SEAL = b'sha256 of the above: '  # 64 hexadecimal digits follow; readers of zips ignore what is after the zip's end
+CHUNK = 1 << 20  # bytes
+LOG = logging.getLogger('wsol')
+
+
+class Weights(NamedTuple):
+    """The state dict of a file, {name: tensor}, and where it comes from, for messages."""
+    path: object
+    state: dict
+
+
+# --- which kind of file -----------------------------------------------------------------------------------
+
+STATE_DICT = 'save the state dict where the network was made: torch.save(model.state_dict(), FILE)'
+NOT_WEIGHTS = (  # (how a file begins, what it is and the remedy)
+    (rb'$', 'it is damaged: it is empty'),
+    (rb'\s*<(!doctype|html|head|\?xml)', 'it is a web page; its download needs a login, or has another address'),
+    (rb'version https://git-lfs', 'it is a pointer of Git LFS in place of the file: run git lfs pull'),
+    (rb'\x89HDF', f'it is a file of HDF5, as Keras writes; only weights of PyTorch can be read: {STATE_DICT}'),
+    (rb'\x08[\x01-\x14][\x12\x1a"2:B]', f'it is a network in ONNX, not the weights of one: {STATE_DICT}'),
+    (rb'GGUF|.{4}TFL3', f'it is a network of another framework; only weights of PyTorch can be read: {STATE_DICT}'),
+    (rb'\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|\x28\xb5\x2f\xfd|Rar!|.{257}ustar', 'it is an archive: unpack it first'),
+    (rb'\s*[{\[]', 'it is text (JSON), as the index of a model in several files: name the file of the weights'),
+    (rb'\x80[\2-\5](?!\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19)', 'it is a plain pickle, which torch.save has not written: '
+     'open it in Python if you trust it, and write the state dict by torch.save'))
+NOT_WEIGHTS_ZIPS = (  # (name of a member, what it is)
+    (r'(^|/)(constants\.pkl|code/.*)', f'it is a program of TorchScript: {STATE_DICT}; torch.jit.load(FILE) has '
+     'a state_dict() too'),
+    (r'(^|/)(archive_format|serialized_exported_program\.json)$', f'it is a program of torch.export: {STATE_DICT}'),
+    (r'.*\.weights\.h5$', f'it is a network of Keras; only weights of PyTorch can be read: {STATE_DICT}'),
+    (r'.*\.npy$', 'it holds arrays of NumPy: make tensors of them by torch.from_numpy, then write them by torch.save'))
+RUNS = re.compile(r'(os|posix|nt|sys|subprocess|shutil|runpy|pty|socket)\.|'
+                  r'builtins\.(eval|exec|compile|open|__import__)$')
+
+
+def digest(file, size):
+    """The SHA-256 of the first `size` bytes of an open file, in hexadecimal, read in pieces."""
+    sha256 = hashlib.sha256()
+    file.seek(0)
+    while size > 0 and (chunk := file.read(min(size, CHUNK))):
+        sha256.update(chunk)
+        size -= len(chunk)
+    return sha256.hexdigest()
+
+
+def check_whole(file):
+    """Raise ValueError if an open file of torch.save has changed since it was written.
+
+    Legacy files, which are not zips, cannot be checked.
+    """
+    size, sealed = file.seek(0, 2), len(SEAL) + 64
+    file.seek(max(0, size - sealed))
+    seal = file.read()
+    if seal.startswith(SEAL):
+        if digest(file, size - sealed) != seal[len(SEAL):].decode(errors='replace'):
+            raise ValueError('it is damaged: its content and its SHA-256 differ')
+        return
+    file.seek(0)
+    if file.read(2) == b'PK':
+        if seal[-22:-18] != b'PK\5\6':  # the mark of a zip's end; if it is missing, a seal was damaged
+            raise ValueError('it is damaged: its end is not the end of a zip')
+        with zipfile.ZipFile(file) as archive:
+            _check_members(archive.namelist())
+            if sum(info.file_size for info in archive.infolist()) > size:
+                raise ValueError('it would take more memory than it has bytes')
+            if archive.testzip() is not None:
+                raise ValueError('it is damaged: its content and its sums differ')
+
+
+def _check_members(names):
+    for pattern, problem in NOT_WEIGHTS_ZIPS:
+        if any(re.match(pattern, name) for name in names):
+            raise ValueError(problem)
+    if not any(name.endswith('data.pkl') for name in names):
+        raise ValueError('it is an archive that torch.save has not written')
+
+
+def _is_safetensors(file):
+    """Whether an open file begins as safetensors: the size of a JSON header, then the header."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    start = file.read(9)
+    return start[8:] == b'{' and int.from_bytes(start[:8], 'little') <= size - 8
+
+
+# --- what is in it ------------------------------------------------------------------------------------------
+
+
+class _Kind(type):
+    """The type of Foreign. torch's reader fills nothing but a dict, and compares types by ==."""
+    def __eq__(cls, kind):
+        return cls is kind or kind is dict
+    __hash__ = type.__hash__
+
+
+class Foreign(dict, metaclass=_Kind):
+    """What stands for an object of an unknown class. Of the object only items are kept, and nothing is executed."""
+    def __new__(cls, *_, **__):
+        return dict.__new__(cls)
+
+    def __init__(self, *_, **__):
+        super().__init__()
+
+    def __setstate__(self, _):
+        """The attributes are of no use without the class."""
+
+
+class _NumberType(Foreign):
+    """numpy.dtype of a number."""
+    def __init__(self, code='', *_):
+        super().__init__()
+        self.code = code
+
+    def __setstate__(self, state):
+        self.code = f'{"<" if state[1] == "|" else state[1]}{self.code}'
+
+
+def _number(kind, content=b''):
+    """A number of NumPy as one of Python; None for what is no number."""
+    return np.frombuffer(content, kind.code)[0].item() if re.fullmatch('[<>=][bfiu][1248]', kind.code) else None
+
+
+HARMLESS = {'numpy.core.multiarray.scalar': _number, 'numpy._core.multiarray.scalar': _number,
+            'numpy.dtype': _NumberType, 'collections.deque': lambda *_: []}
+
+
+def _foreign_names(file):
+    """The dotted names of all classes and functions that a file of torch.save asks for. Raises ValueError."""
+    names = set()
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            pickles = [archive.open(name) for name in archive.namelist() if name.endswith('data.pkl')][:1]
+    else:
+        pickles = [file] * 4  # the legacy format: a magic number, the version, the system, the content
+    file.seek(0)
+    for pickle in pickles:
+        for operation, value, _ in pickletools.genops(pickle):
+            if operation.name == 'PROTO' and value > 2:
+                raise ValueError(f'it is written with pickle_protocol={value}: write it by torch.save without this '
+                                 'option')
+            if operation.name == 'GLOBAL':
+                module, name = value.split(' ', 1)
+                module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))  # names of Python 2
+                names.add(f'{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}')
+    asked = next(filter(RUNS.match, sorted(names)), None)
+    if asked:
+        raise ValueError(f'it asks to run {asked}; nothing was run, and you should not trust this file')
+    return names
+
+
+def _load(file):
+    """The content of an open file of torch.save; a Foreign for each object of an unknown class."""
+    check_whole(file)
+    stand_ins = [(HARMLESS.get(name) or _Kind(name, (Foreign,), {}), name) for name in _foreign_names(file)]
+    file.seek(0)
+    with torch.serialization.safe_globals(stand_ins):  # torch's own names come first, whatever stands in for them
+        return torch.load(file, map_location='cpu', weights_only=True)
+
+
+def _load_safetensors(path):
+    try:
+        from safetensors.torch import load_file  # comes with timm
+    except ImportError as error:
+        raise UserError(f'{path} needs the package safetensors: pip install safetensors') from error
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises many kinds
+        raise UserError(f'{path} cannot be read as weights ({type(error).__name__}): it is damaged, or no file of '
+                        'safetensors') from error
+
+
+def load(path):
+    """The content of a file of torch.save or safetensors, tensors on the CPU. Nothing in the file is executed.
+
+    Numbers of NumPy become Python's; an object of an unknown class becomes a Foreign. Raises UserError.
+    """
+    try:
+        with open(path, 'rb') as file:
+            start = file.read(512)
+            if not _is_safetensors(file):
+                problem = next((why for begin, why in NOT_WEIGHTS if re.match(begin, start, re.DOTALL | re.I)), None)
+                if problem:
+                    raise ValueError(problem)
+                return _load(file)
+    except Exception as error:  # torch and zipfile raise many kinds; all mean that this is not such a file
+        reason = str(error) if type(error) is ValueError else getattr(error, 'strerror', None) or (
+            f'{type(error).__name__}: it is damaged, or no file of torch.save, or holds more than weights and plain '
+            'values')
+        raise UserError(f'{path} cannot be read as weights ({reason})') from error
+    return _load_safetensors(path)
+
+
+# --- the state dict among it ----------------------------------------------------------------------------------
+
+PLAIN = ('state_dict', 'model_state_dict', 'model', 'net', 'network', 'weights', 'model_state', 'params', 'module', '')
+AVERAGED = re.compile(r'ema|teacher|averag|momentum|swa|shadow|target', re.I)  # copies that follow the network
+DEPTH = 4  # of dicts in dicts
+
+
+def _state_dicts(content, place=(), depth=DEPTH):
+    """{place: state dict} of all state dicts in a content, except those of optimisers. place: the keys so far."""
+    states = {}
+    if not isinstance(content, dict) or not depth:
+        return states
+    for key, value in content.items():
+        if isinstance(key, str) and 'optim' not in key.lower():
+            states |= _state_dicts(value, (*place, key), depth - 1)
+    if any(isinstance(name, str) and isinstance(value, torch.Tensor) and value.ndim > bool(states)
+           for name, value in content.items()):
+        states['.'.join(place)] = content
+    return states
+
+
+def is_plain(value):
+    """Whether a value is a tensor of real numbers that needs no more memory than the file has stored for it."""
+    return (isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == 'cpu'
+            and not value.is_complex() and not value.is_quantized
+            and value.numel() * value.element_size() <= value.untyped_storage().nbytes())
+
+
+def pick_state_dict(path, content, key=None):
+    """The state dict {name: tensor} in the content of a file. Raises UserError if there is none, or none to prefer.
+
+    key: where it stands, as "state_dict_ema", or how the names of its weights begin, as "encoder_q". By default it is
+    the network's, not its average's.
+    """
+    states = _state_dicts(content)
+    if not states:
+        raise UserError(f'{path} {_without_weights(content)}')
+    place = _choose(path, states, key)
+    state = states[place if place in states else _choose(path, states, None)]
+    if place not in states:  # the names begin so
+        state = {name.removeprefix(f'{place}.'): value for name, value in state.items() if name.startswith(f'{place}.')}
+    for name, value in state.items():
+        is_torchs = isinstance(value, Foreign) and type(value).__name__.startswith('torch.')
+        if (isinstance(value, torch.Tensor) or is_torchs) and not (isinstance(name, str) and is_plain(value)):
+            raise UserError(f'{path}: {name!r} is no weight but '
+                            + (f'a {type(value).__name__}' if is_torchs else f'a {value.dtype} tensor of shape '
+                               f'{tuple(value.shape)}, {value.layout}'))
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def _choose(path, states, key):
+    """The place of the wanted state dict: a key of states, or `key` if names of weights begin so."""
+    ends = {place: place.rpartition('.')[2] for place in states}
+    if key is not None:
+        hits = [place for place, end in ends.items() if key in (place, end)]
+        if len(hits) == 1:
+            return hits[0]
+        if not hits and any(name.startswith(f'{key}.') for name in states[_choose(path, states, None)]):
+            return key
+        raise UserError(f'{path} has no weights under weights_key={key}; it has '
+                        + ', '.join(repr(place) for place in states))
+    plain = [place for place in states if not AVERAGED.search(place)] or list(states)
+    ranked = sorted((place for place in plain if ends[place] in PLAIN), key=lambda place: PLAIN.index(ends[place]))
+    if len(plain) > 1 and not ranked:
+        raise UserError(f'{path} holds several state dicts; choose one: weights_key={" or weights_key=".join(plain)}')
+    place, rest = (ranked or plain)[0], states.keys() - {(ranked or plain)[0]}
+    if rest:
+        LOG.warning(f'{path}: the weights under {place or "its outermost names"} are taken; others are chosen by '
+                    f'weights_key={" or weights_key=".join(sorted(rest))}')
+    return place
+
+
+def _without_weights(content):
+    """What a content without a state dict is, and the remedy."""
+    values = [content, *(content.values() if isinstance(content, dict) else ())]
+    classes = [type(value).__name__ for value in values if isinstance(value, Foreign) and not value]
+    if any(name.startswith('numpy.') for name in classes):
+        return 'holds arrays of NumPy: make tensors of them by torch.from_numpy, then write them by torch.save'
+    if isinstance(content, Foreign) or classes and any(key in content for key in (*PLAIN, 'ema')):
+        return f'holds a whole object of the class {classes[0]}, whose reading would run code: {STATE_DICT}'
+    if isinstance(content, dict) and ('param_groups' in content or any('optim' in str(key).lower() for key in content)):
+        return 'holds the state of an optimizer and no weights: name the file of the network'
+    if isinstance(content, dict) and all(isinstance(value, dict) and not value for value in content.values()):
+        return 'holds an empty state dict: it was written before the network had weights'
+    return 'holds no state dict, that is, names and tensors'
+
+
+def read_weights(source, key=None):
+    """The Weights in a file of torch.save or safetensors, tensors on the CPU. Raises UserError.
+
+    source: a path, or Weights, which are returned. key: of pick_state_dict.
+    """
+    return source if isinstance(source, Weights) else Weights(source, pick_state_dict(source, load(source), key))
