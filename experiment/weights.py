@@ -136,8 +136,8 @@ def pretrained(args):
 def trained_classifier(architecture, source):
     """The Checkpoint of a trained classifier of torchvision or timm, as CAM.
 
-    source: True for ImageNet's weights, or Weights. Raises UserError unless the classifier ends in average pooling and a
-    linear layer.
+    source: True for ImageNet's weights, or Weights. Raises UserError unless the classifier ends in average pooling and
+    a linear layer.
     """
     if not source:
         raise UserError('--pretrained=False leaves nothing to explain: name the weights by --pretrained=FILE, or a '
