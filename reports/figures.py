@@ -82,8 +82,9 @@ def accuracy_curves(title, thresholds, curves):
 
 
 def abstention_curves(title, curves):
-    """PxAP over the share of pixels under the lowest threshold: solid where they are left out, as published, dashed
-    where all pixels count. curves: {name: (share in percent, PxAP without them, PxAP of all pixels)}, each (Q,)."""
+    """PxAP over the share of pixels under the lowest threshold: solid where they are left out (per pair), dashed where
+    all pixels count (per pair, all pixels). curves: {name: (share in percent, PxAP without them, PxAP of all pixels)},
+    each (Q,)."""
     figure, axes = _axes(title, 'pixels under the lowest threshold, %', 'PxAP, %, all pairs', xlim=(0, 100))
     axes.set_prop_cycle(cycler(marker=MARKERS) * cycler(color=COLOURS))  # the line already says which count it is
     for name, (share, without, all_pixels) in curves.items():
