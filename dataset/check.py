@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.image_files import broken_images, images_below, open_image, open_upright
+from dataset.image_files import broken_images, images_below
 from dataset.lists import BOXES, MASKS, read_columns, read_rows
 from dataset.registry import SPLITS, OwnFolder
 from wsol.errors import UserError
@@ -58,7 +58,7 @@ def check_dataset(data):
         problems['missing images'] += [str(folder / name) for name in missing]
         problems['surplus images'] += [str(folder / name) for name in surplus]
         paths = [folder / name for name in sorted({*ids} - {*missing})]
-        problems['broken images'] += broken_images(paths, open_upright if data.upright else open_image).values()
+        problems['broken images'] += broken_images(paths, data.open_photo).values()
         if data.cub_root is not None and folder == data.cub_root / 'images':
             masks |= {data.cub_root / 'segmentations' / Path(name).with_suffix('.png') for name in ids}
     problems['missing masks'] = [str(path) for path in sorted(masks) if not path.is_file()]

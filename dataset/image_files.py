@@ -14,7 +14,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from runtime import processes
 from runtime.screen import progress, warn, warn_once
@@ -213,13 +213,14 @@ def open_image(path, convert=lambda image: image.convert('RGB'), remedy=REMEDY):
             raise OSError('no regular file')  # a pipe would be waited for
         if suffix in CAMERAS:
             raise OSError("a camera's raw file")
-        with Image.open(path, formats=[*_formats(), 'TGA']) as image:
-            return convert(image)
+        with open(path, 'rb') as file, Image.open(file, formats=[*_formats(), 'TGA']) as image:
+            return convert(image)  # from the path PIL would map the file, and then garbles a TIFF that it has to turn
     except MemoryError:  # no fault of the file's
         raise
     except Exception as error:  # damaged files make PIL raise many kinds
         _refuse(path, error)
-        reason = 'no such file' if isinstance(error, FileNotFoundError) else f'{type(error).__name__}: {error}'
+        reason = ('no such file' if isinstance(error, FileNotFoundError) else 'no image that PIL knows' if isinstance(
+            error, UnidentifiedImageError) else f'{type(error).__name__}: {error}')
         raise UserError(f'the image {path} does not open ({reason}); {ADVICE.get(suffix, remedy)}') from error
 
 

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from dataset.fingerprints import Contents, combined
-from dataset.image_files import in_threads, open_image, open_upright, opening_images
+from dataset.image_files import in_threads, open_image, opening_images
 from runtime import processes
 from runtime.screen import say
 from runtime.whole_files import make_folder, write_atomically
@@ -41,13 +41,13 @@ class ImageDataset(Images):
     """One split. Item i -> (image (3,S,S) float32, label, i); item (i, seed) crops with that seed.
 
     Attributes: image_ids (N,) bytes, labels (N,) int64, folder (where the ids start), class_names, contents (the
-    Contents that knows the photos' SHA-256), upright (whether photos are read by open_upright, not as published).
+    Contents that knows the photos' SHA-256), open_photo (open_image, as published, or open_upright).
     """
 
-    def __init__(self, image_ids, labels, folder, transform, class_names=(), contents=None, upright=False):
+    def __init__(self, image_ids, labels, folder, transform, class_names=(), contents=None, open_photo=open_image):
         self.image_ids, self.labels, self.folder, self.transform = image_ids, labels, Path(folder), transform
         self.class_names, self.contents, self.cache = class_names, contents or Contents(), None
-        self.upright, self.open = upright, open_upright if upright else open_image
+        self.open_photo = open_photo
 
     def __len__(self):
         return len(self.image_ids)
@@ -66,7 +66,7 @@ class ImageDataset(Images):
     def resized(self, index):
         """(3,R,R) uint8: an image before it is cropped, from the cache or the file."""
         if self.cache is None:
-            return self.transform.resize(self.open(self.path(index)))
+            return self.transform.resize(self.open_photo(self.path(index)))
         shape = (3, self.transform.resize_size, self.transform.resize_size)
         stored = np.memmap(self.cache, np.uint8, 'r', index * math.prod(shape), shape)
         return torch.from_numpy(np.array(stored))
@@ -117,6 +117,6 @@ class ImageDataset(Images):
 
     def without_broken(self, name):
         """The images that open; warns of the others. name: what the warning calls the images."""
-        kept = opening_images([self.path(index) for index in range(len(self))], name, self.open)
+        kept = opening_images([self.path(index) for index in range(len(self))], name, self.open_photo)
         return ImageDataset(self.image_ids[kept], self.labels[kept], self.folder, self.transform, self.class_names,
-                            self.contents, self.upright)
+                            self.contents, self.open_photo)

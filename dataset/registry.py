@@ -17,7 +17,7 @@ import yaml
 
 from dataset import lists
 from dataset.fingerprints import Contents
-from dataset.image_files import images_below, in_threads, is_hidden, upright_size
+from dataset.image_files import images_below, in_threads, is_hidden, open_image, open_upright, upright_size
 from dataset.images import ImageDataset
 from runtime.command_line import choice
 from runtime.screen import warn
@@ -91,7 +91,7 @@ class DataSet:
     groups: Callable | None = None  # as in Entry
     class_names: tuple[str, ...] | None = None  # of the user's own folder; otherwise the images' folders tell them
 
-    upright = False  # photos are read as published: without EXIF's orientation, as boxes and masks belong to them
+    open_photo = staticmethod(open_image)  # as published, without EXIF: boxes and masks belong to these pixels
 
     @property
     def label(self):
@@ -115,9 +115,9 @@ class DataSet:
         image_ids, labels = self.list_images(split, proxy)
         names = self.class_names or names_of_folders(image_ids, labels, self.num_classes)
         images = ImageDataset(image_ids, labels, self.image_folders[split], transform, names, Contents(folder),
-                              self.upright)
+                              self.open_photo)
         images = images.without_broken(split) if skip_broken else images
-        return images.cached(folder, f'{self.label}_{split}{"_upright" * self.upright}') if cached else images
+        return images.cached(folder, f'{self.label}_{split}') if cached else images
 
     def boxes(self, split, image_ids):
         """The lists.Boxes of images."""
@@ -168,7 +168,7 @@ class OwnFolder(DataSet):
 
     Photos are read upright, as viewers show them; boxes, sizes and masks belong to the upright photo.
     """
-    upright = True
+    open_photo = staticmethod(open_upright)
 
     @property
     def label(self):

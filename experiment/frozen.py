@@ -98,7 +98,7 @@ def _features(model, images, split, folder, args, device):
 def _fingerprint(model, images, args):
     """Hash of everything that the features depend on, 16 hexadecimal digits."""
     digest = hashlib.sha256(f'{images.fingerprint()},{images.transform},{args.precision}'.encode())
-    digest.update(b'upright' * images.upright)
+    digest.update(images.open_photo.__name__.encode())
     for name, value in model.state_dict().items():
         if not name.startswith(HEAD):
             digest.update(f'{name},{tuple(value.shape)}'.encode() + value.cpu().numpy().tobytes())

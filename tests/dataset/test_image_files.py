@@ -67,6 +67,7 @@ ODD = {  # name of a file that PIL opens -> what writes it
     'turned.jpg': lambda path: Image.fromarray(COLOURS).save(path, exif=turned(6)),
     'turned_deep.png': lambda path: deep(4095).save(path, exif=turned(8)),
     'turned.tif': lambda path: Image.fromarray(COLOURS).save(path, tiffinfo={image_files.ORIENTATION: 5}),
+    'turned_grey.tif': lambda path: Image.fromarray(GREY).save(path, tiffinfo={image_files.ORIENTATION: 6}),
     'photo.jfif': lambda path: Image.fromarray(COLOURS).save(path, 'JPEG'),
     'photo.avif': lambda path: Image.fromarray(COLOURS).save(path),
     'photo.jp2': lambda path: Image.fromarray(COLOURS).save(path),
@@ -103,7 +104,8 @@ def test_every_way_sees_the_same_pixels_of_every_kind_of_file(folder, tmp_path):
 
 EXACT = {'deep.png': GREY, 'twelve.tif': GREY, 'real.tiff': GREY, 'colours.png': COLOURS, 'photo.tga': COLOURS, 'photo': COLOURS,
          'photo.ico': COLOURS, 'clear.png': COLOURS * (GREY[..., None] / 255) + 255 - GREY[..., None],
-         'turned.tif': COLOURS.transpose(1, 0, 2), 'turned_deep.png': np.rot90(GREY)}
+         'turned.tif': COLOURS.transpose(1, 0, 2), 'turned_deep.png': np.rot90(GREY),
+         'turned_grey.tif': np.rot90(GREY, -1)}
 LOSSY = {'turned.jpg': np.rot90(COLOURS, -1)} | dict.fromkeys(
     ('photo.jfif', 'photo.avif', 'photo.jp2', 'PHOTO.JPG', 'photo.txt'), COLOURS)
 
@@ -169,7 +171,7 @@ def test_named_data_sets_are_read_as_published(tiny_birds):
     try:
         ODD['turned.jpg'](path)
         assert (images.read(0)[0] == images.transform.resize(Image.open(path).convert('RGB'))).all()
-        assert images.open(path).size == (40, 30) and open_upright(path).size == (30, 40)
+        assert images.open_photo(path).size == (40, 30) and open_upright(path).size == (30, 40)
     finally:
         path.write_bytes(before)
 
@@ -237,9 +239,9 @@ def test_the_check_and_the_training_say_what_is_left_out(script, folder, capsys,
 @pytest.mark.parametrize('case', ['03-grey-16-bit', '04-turned-by-exif', '06-suffixes'])
 def test_painted_cases(case):
     images = find_dataset(str(shared('cases', case, 'data'))).open_split('test', eval_transform(24))
-    assert len(images) == 8 and images.open(images.path(0)).size == (64, 48)
+    assert len(images) == 8 and images.open_photo(images.path(0)).size == (64, 48)
     if case.startswith('03'):
-        assert np.asarray(images.open(images.path(0))).mean() == pytest.approx(140, abs=1)
+        assert np.asarray(images.open_photo(images.path(0))).mean() == pytest.approx(140, abs=1)
 
 
 def test_several_frames_and_empty_images_are_said_once(tmp_path, capsys):

@@ -245,7 +245,7 @@ def _numbers(path):
             warnings.simplefilter('ignore')  # numpy warns about an empty file, which is refused below
             values = np.loadtxt(path, ndmin=2, encoding='utf-8-sig')
     except OSError as error:
-        raise UserError(f'{path}: not found. {LAYOUT}') from error
+        raise UserError(f'{path}: {error.strerror or "not found"}. {LAYOUT}') from error
     except ValueError as error:
         raise UserError(f'{path}: {error}') from error
     if not values.size:
