@@ -21,7 +21,7 @@ from data_loaders import SeededBatches, make_loader
 from dataset import open_dataset, registry
 from dataset.transforms import eval_transform, train_transform
 from evaluation import session
-from experiment import checkpoint_files, frozen, result_files, weights
+from experiment import checkpoint_files, frozen, result_files, training_images, weights
 from experiment.settings import changed_settings, network_settings
 from experiment.training import Keeper, Training, lr_factor, shared_loss, top1_accuracy
 from experiment.training_log import TrainingLog
@@ -77,9 +77,9 @@ def checkpoint_to_resume(folder, args):
 def common_checkpoint(folder, args):
     """checkpoint_to_resume. Raises UserError unless all processes find the same."""
     checkpoint = checkpoint_to_resume(folder, args)
-    if len(set(processes.gather(checkpoint and (checkpoint.epoch, checkpoint.step)))) > 1:
-        raise UserError(f'the processes find different checkpoints in {folder}: --save_root should be a folder that '
-                        'all machines share')
+    processes.check_same(f'{checkpoint.epoch} epochs and {checkpoint.step} steps' if checkpoint else 'none',
+                         f'find different checkpoints in {folder}: --save_root should be a folder that all machines '
+                         'share')
     return checkpoint
 
 
@@ -97,6 +97,23 @@ def check_resumable(checkpoint, args):
     if changed:
         raise UserError(f'{checkpoint.path} was trained with other settings ({"; ".join(changed)}). Choose another '
                         '--experiment_name, or start afresh with --override_cache')
+    version = checkpoint.content.get('torch', torch.__version__)
+    if version != torch.__version__:
+        screen.say(f'{checkpoint.path} was trained with torch {version}, this is torch {torch.__version__}: the last '
+                   'digits may differ from those of a training without a change')
+
+
+def check_same_images(checkpoint, images):
+    """Raise UserError unless a training's checkpoint records these training images. Old checkpoints record none."""
+    before = checkpoint.content.get('training_images')
+    if before is None:
+        screen.say(f'{checkpoint.path} does not record its training images: whether they are the same is not checked')
+        return
+    changed = training_images.difference(before, training_images.record(images))
+    if changed:
+        raise UserError(f'{checkpoint.path} was trained on other images ({changed}). Put them back as they were, start '
+                        'afresh with --override_cache, or choose another --experiment_name and fine-tune from it with '
+                        '--load_checkpoint')
 
 
 def open_settings(args, checkpoint, device):
@@ -162,7 +179,8 @@ def make_training(args, model, images, device, folder, stop):
     network = network_settings(args) | {'num_classes': model.conv_last.out_channels}
     record = {'architecture': args.architecture, 'model': network, 'args': dict(args),
               'class_names': list(images['train'].class_names), 'normalisation': normalisation(args.architecture),
-              'command': result_files.command_line()}
+              'command': result_files.command_line(), 'torch': str(torch.__version__),
+              'training_images': training_images.record(images['train'])}
     display = TrainingLog(folder, args.epochs, draw_curves, args.tensorboard)
     # timm's networks have layers after the last map, which the loss does not use
     loss = shared_loss(model, device, some_unused=args.architecture.startswith('timm/'))
@@ -215,6 +233,8 @@ def train(args, folder, device, stop):
     images = open_images(args, data)
     util.seed_everything(args.seed)
     model = initial_network(args, data, checkpoint, folder, device)
+    if checkpoint:
+        check_same_images(checkpoint, images['train'])
     training = make_training(args, frozen.head_of(model) if args.freeze else model, images, device, folder, stop)
     sampler = SeededBatches(len(images['train']), args.batch_size, args.seed, training.least)
     if processes.is_first():

@@ -16,9 +16,10 @@ import torch
 import yaml
 
 from dataset import lists
-from dataset.fingerprints import Contents
+from dataset.fingerprints import Contents, combined
 from dataset.image_files import images_below, in_threads, is_hidden, open_image, open_upright, upright_size
 from dataset.images import ImageDataset
+from runtime import processes
 from runtime.command_line import choice
 from runtime.screen import warn
 from wsol.annotations import superclasses
@@ -114,6 +115,8 @@ class DataSet:
         images."""
         image_ids, labels = self.list_images(split, proxy)
         names = self.class_names or names_of_folders(image_ids, labels, self.num_classes)
+        processes.check_same(f'{len(labels)} images, fingerprint {combined(image_ids.tolist(), labels, names)[:8]}',
+                             f'list different images of {self.name} {split}: all machines should see the same files')
         images = ImageDataset(image_ids, labels, self.image_folders[split], transform, names, Contents(folder),
                               self.open_photo)
         images = images.without_broken(split) if skip_broken else images

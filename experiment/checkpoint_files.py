@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import config
+from experiment import training_images
 from experiment.settings import problem_of
 from runtime import whole_files
 from wsol.backbones import weight_files
@@ -185,6 +186,7 @@ RECORD = {  # what main.py records beside the weights -> whether a value is vali
     'normalisation': lambda value: (_are(tuple, value, 2) and all(_are(REAL, row, 3) for row in value)
                                     and min(value[1]) > 0),
     'optimizer': lambda value: isinstance(value, dict), 'log': _is_log,
+    'training_images': training_images.is_record, 'torch': lambda value: isinstance(value, str),
     'sums': lambda rows: _are(tuple, rows) and all(_are(REAL, row, 4) for row in rows) and bool(rows)}
 
 

@@ -247,8 +247,9 @@ class Training:
             self.keeper.write_log([])  # the folder now shows that a training has begun
 
     def bytes_of_checkpoint(self):
-        """About the size of a checkpoint: every weight, and its momentum."""
-        return (1 << 20) + 2 * sum(value.nbytes for value in self.model.state_dict().values())
+        """About the size of a checkpoint: every weight, its momentum, and what is recorded of each training image."""
+        return ((1 << 20) + 2 * sum(value.nbytes for value in self.model.state_dict().values())
+                + self.keeper.record['training_images'].nbytes)
 
     def _resume(self, checkpoint):
         parameters = [parameter for group in self.optimiser.param_groups for parameter in group['params']]

@@ -15,6 +15,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from wsol.errors import UserError
+
 PATIENCE = timedelta(days=1)  # for a slow process; the end of a process is noticed at once, as its connection closes
 _store = None  # a key-value store that all processes of a run read and write
 
@@ -63,6 +65,14 @@ def gather(value):
     if size() > 1:
         dist.all_gather_object(values, value)
     return values
+
+
+def check_same(text, problem):
+    """Raise UserError in all processes of the run unless they have the same text. problem: what differs, the remedy."""
+    texts = dict.fromkeys(gather(text))
+    if len(texts) > 1:
+        wait_for_all()  # so that each of them ends for this reason, not because another has ended
+        raise UserError(f'the processes of this run {problem} ({"; ".join(texts)})')
 
 
 def agree(numbers):

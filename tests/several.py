@@ -22,7 +22,7 @@ import torch
 from conftest import ROOT, run_main
 from torch import nn
 
-from dataset import image_files
+from dataset import transforms
 from experiment import training
 from runtime import processes, screen
 from wsol import networks
@@ -60,7 +60,7 @@ def import_libraries():
     """Import what a training imports late. Forked processes share it; each would take two seconds to import it again."""
     importlib.import_module('main')
     importlib.import_module('torch._subclasses')  # for the shapes of a network
-    image_files.v2()
+    transforms.v2()
 
 
 def free_port():
@@ -150,12 +150,12 @@ def torchrun(folder, tasks, count):
 
 
 def run(tasks, fault=None):
-    """Run scripts one after another. tasks: [[script, flag, ...], ...]."""
+    """Run scripts one after another. tasks: [[script, flag, ...], ...]; {rank} in a flag is the process's number."""
     if fault:
         rank, step, kind = fault.split(',')
         training.Training.take_step = fail_at(step, kind, rank)
     for script, *flags in tasks:
-        run_main(script, *flags)
+        run_main(script, *(flag.replace('{rank}', str(processes.rank())) for flag in flags))
 
 
 if __name__ == '__main__':
