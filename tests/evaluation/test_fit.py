@@ -1,0 +1,114 @@
+"""What the scripts make of a classifier's own preprocessing and of --fit."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import flags_of, refused, shared
+from PIL import Image
+
+import wsol
+from dataset.image_files import images_below
+from evaluation import session
+from experiment.result_files import key
+from reports.photos import Photos
+from wsol.backbones._torchvision import import_torchvision
+
+LITE = 'tf_efficientnet_lite0'
+
+
+def import_timm():
+    import_torchvision()  # timm imports it
+    return pytest.importorskip('timm')
+
+
+def open_foreign(*flags, script='inference', **options):
+    return session.open_network(flags_of(script, ['--workers=0', '--device=cpu', *flags]), or_classifier=True, **options)
+
+
+@pytest.fixture(scope='session')
+def resnet18(tmp_path_factory):
+    """A file with the state dict of torchvision's ResNet-18 of three classes, as a user saves it."""
+    path = tmp_path_factory.mktemp('foreign') / 'mine.pth'
+    torch.manual_seed(0)
+    torch.save(wsol.backbones.torchvision_networks.torchvision_network('resnet18', None, num_classes=3).state_dict(), path)
+    return path
+
+
+def foreign(path, *flags, **options):
+    return open_foreign('--architecture=resnet18', f'--load_checkpoint={path}', *flags, **options)
+
+
+def compare_with_timm(paths):
+    """(photos with another top-1, the largest difference of its probability) between timm's own pipeline and ours."""
+    timm = import_timm()
+    file = shared('weights', f'{LITE}.pth')
+    network = timm.create_model(LITE).eval()
+    network.load_state_dict(torch.load(file, weights_only=True))
+    theirs = timm.data.create_transform(**timm.data.resolve_model_data_config(network), is_training=False)
+    ours = open_foreign(f'--architecture=timm/{LITE}', f'--pretrained={file}')
+    differ, largest = 0, 0.0
+    with torch.inference_mode():
+        for start in range(0, len(paths), 16):
+            some = paths[start:start + 16]
+            expected = network(torch.stack([theirs(Image.open(path).convert('RGB')) for path in some])).softmax(1)
+            images = Photos(some, ours.transform())
+            actual = torch.cat([ours.model(batch).softmax(1) for batch, *_ in ours.loader(images)])
+            differ += int((actual.argmax(1) != expected.argmax(1)).sum())
+            largest = max(largest, float((actual.max(1).values - expected.max(1).values).abs().max()))
+    return differ, largest
+
+
+def test_real_photos_have_the_prediction_of_timms_own_pipeline(tmp_path, monkeypatch):
+    """A seeded sample of CUB's photos, and two of other shapes. (All 543 agree: they take a minute.)"""
+    root = shared('cub10', 'CUB', 'images')
+    monkeypatch.chdir(tmp_path)
+    paths = [root / name for name in images_below(root) if name.endswith('.jpg')]
+    assert len(paths) == 543
+    chosen = np.random.default_rng(0).choice(len(paths), 98, replace=False)
+    differ, largest = compare_with_timm([paths[index] for index in chosen] + [shared('photo', f'{name}.png') for name in ('cat', 'cup')])
+    assert differ == 0 and largest < 1e-3
+
+
+@pytest.mark.parametrize('flags, fit, resize_size, crop_size', [
+    ([], 'crop', 256, 224), (['--crop_size=112'], 'crop', 128, 112), (['--resize_size=300'], 'crop', 300, 224),
+    (['--crop_size=112', '--resize_size=112'], 'crop', 112, 112), (['--fit=squash'], 'squash', 224, 224),
+    (['--fit=squash', '--crop_size=96', '--resize_size=256'], 'squash', 96, 96), (['--fit=pad'], 'pad', 224, 224)])
+def test_a_foreign_classifier_sees_photos_as_it_was_made_for(resnet18, flags, fit, resize_size, crop_size):
+    network = foreign(resnet18, *flags)
+    way, expected = network.preprocessing, wsol.preprocessing('resnet18', resnet18)
+    assert way == expected | {'fit': fit, 'resize_size': resize_size, 'input_size': crop_size}
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8))
+    assert network.transform()(picture).shape == (3, crop_size, crop_size)
+    assert network.transform().fitting[:3] == (fit, resize_size, 'bilinear')
+
+
+def test_annotations_of_whole_photos_take_whole_photos(resnet18, capsys):
+    network = foreign(resnet18, whole=True)
+    assert network.transform().fitting[:3] == ('squash', 224, 'bilinear')
+    assert 'boxes, masks, parts and score maps belong to whole photos' in capsys.readouterr().out
+    for script, more in (('eval_wsol', []), ('eval_pixel_perturb', ['--scoremap_root=x']), ('eval_pixel_perturb', ['--score_map_process=object_mask'])):
+        with pytest.raises(wsol.UserError, match='--fit=crop: boxes, masks, parts and score maps belong to whole photos'):
+            foreign(resnet18, *more, '--fit=crop', script=script, whole=not more)
+    with pytest.raises(wsol.UserError, match='--crop_size=224 is larger than --resize_size=200'):
+        foreign(resnet18, '--resize_size=200')
+
+
+def test_networks_of_this_project_squash_photos_as_published(tiny_birds, save):
+    flags = [*tiny_birds, '--experiment_name=CAM']
+    network = session.open_network(flags_of('eval_pixel_perturb', flags))
+    plain = network.transform()
+    assert plain.fitting is None and network.args.fit == 'squash' and json.loads(json.dumps(network.preprocessing))['fit'] == 'squash'
+    cropped = session.open_network(flags_of('eval_pixel_perturb', [*flags, '--fit=crop']))
+    assert cropped.transform().fitting[:3] == ('crop', 64, 'bilinear') and cropped.transform().resize_size == plain.resize_size
+
+
+def test_results_of_another_fit_have_another_name():
+    about = {'images_sha256': 'a', 'weights_sha256': 'b'}
+    old, same, cropped, larger = (key(about | {'settings': settings}, resize_size=256) for settings in (
+        {}, {'fit': 'squash'}, {'fit': 'crop', 'resize_size': 256}, {'fit': 'crop', 'resize_size': 300}))
+    assert old == same and len({old, cropped, larger}) == 3
+
+
+def test_a_training_refuses_another_fit(script):
+    refused(script('main', '--fit=crop'), '--fit=crop is for evaluations')
