@@ -122,8 +122,7 @@ def open_network(args, needed=True, or_classifier=False, whole=False):
         num_classes = checkpoint.num_classes or _named_data(find_dataset, args, checkpoint).num_classes
         model = checkpoint.build(network_settings(args), num_classes, device)
         check_image_size(model, args.crop_size)
-    made_elsewhere = args.get('scoremap_root') or args.get('score_map_process') == config.OBJECT_MASK
-    _settle_fit(args, checkpoint, whole or made_elsewhere)
+    settle_fit(args, checkpoint, whole)
     if 'seed' in args:  # otherwise the script sends no image through the network
         args.precision = util.pick_precision(args.precision, device)
         args.workers = util.pick_workers(args.workers, 'workers' in args.given)
@@ -139,12 +138,13 @@ def _say_map_size(args, checkpoint):
                    'assumed. If the network was trained for 28x28, as the published ones were, add --large_feature_map')
 
 
-def _settle_fit(args, checkpoint, whole):
+def settle_fit(args, checkpoint, whole):
     """Complete --fit and --resize_size, and say how photos become squares where this is not as published.
 
-    whole: of open_network, or the maps were made elsewhere. Raises UserError.
+    whole: of open_network. Raises UserError.
     """
-    if whole or checkpoint is None:
+    made_elsewhere = args.get('scoremap_root') or args.get('score_map_process') == config.OBJECT_MASK
+    if whole or made_elsewhere or checkpoint is None:
         if args.fit not in (None, 'squash'):
             reason = 'boxes, masks, parts and score maps belong to whole photos'
             if 'fit' in args.given:

@@ -11,6 +11,7 @@ import wsol
 from dataset.image_files import images_below
 from evaluation import session
 from experiment.result_files import key
+from experiment.settings import adopt
 from reports.photos import Photos
 from wsol.backbones._torchvision import import_torchvision
 
@@ -26,17 +27,19 @@ def open_foreign(*flags, script='inference', **options):
     return session.open_network(flags_of(script, ['--workers=0', '--device=cpu', *flags]), or_classifier=True, **options)
 
 
-@pytest.fixture(scope='session')
-def resnet18(tmp_path_factory):
-    """A file with the state dict of torchvision's ResNet-18 of three classes, as a user saves it."""
+@pytest.fixture(scope='module')
+def foreign(tmp_path_factory):
+    """A function (flags, script, whole) -> the Network of torchvision's ResNet-18 of three classes, as a user saves it."""
     path = tmp_path_factory.mktemp('foreign') / 'mine.pth'
     torch.manual_seed(0)
-    torch.save(wsol.backbones.torchvision_networks.torchvision_network('resnet18', None, num_classes=3).state_dict(), path)
-    return path
+    torch.save(import_torchvision().models.resnet18(num_classes=3).state_dict(), path)
+    opened = open_foreign('--architecture=resnet18', f'--load_checkpoint={path}')
 
-
-def foreign(path, *flags, **options):
-    return open_foreign('--architecture=resnet18', f'--load_checkpoint={path}', *flags, **options)
+    def with_flags(*flags, script='inference', whole=False):
+        args = adopt(flags_of(script, flags), path, opened.checkpoint.known, opened.checkpoint.network)
+        session.settle_fit(args, opened.checkpoint, whole)
+        return session.Network(args, opened.device, opened.checkpoint, opened.model)
+    return with_flags
 
 
 def compare_with_timm(paths):
@@ -74,24 +77,25 @@ def test_real_photos_have_the_prediction_of_timms_own_pipeline(tmp_path, monkeyp
     ([], 'crop', 256, 224), (['--crop_size=112'], 'crop', 128, 112), (['--resize_size=300'], 'crop', 300, 224),
     (['--crop_size=112', '--resize_size=112'], 'crop', 112, 112), (['--fit=squash'], 'squash', 224, 224),
     (['--fit=squash', '--crop_size=96', '--resize_size=256'], 'squash', 96, 96), (['--fit=pad'], 'pad', 224, 224)])
-def test_a_foreign_classifier_sees_photos_as_it_was_made_for(resnet18, flags, fit, resize_size, crop_size):
-    network = foreign(resnet18, *flags)
-    way, expected = network.preprocessing, wsol.preprocessing('resnet18', resnet18)
+def test_a_foreign_classifier_sees_photos_as_it_was_made_for(foreign, flags, fit, resize_size, crop_size):
+    network = foreign(*flags)
+    way, expected = network.preprocessing, wsol.preprocessing('resnet18', 'mine.pth')
     assert way == expected | {'fit': fit, 'resize_size': resize_size, 'input_size': crop_size}
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8))
     assert network.transform()(picture).shape == (3, crop_size, crop_size)
     assert network.transform().fitting[:3] == (fit, resize_size, 'bilinear')
 
 
-def test_annotations_of_whole_photos_take_whole_photos(resnet18, capsys):
-    network = foreign(resnet18, whole=True)
+def test_annotations_of_whole_photos_take_whole_photos(foreign, capsys):
+    network = foreign(whole=True)
     assert network.transform().fitting[:3] == ('squash', 224, 'bilinear')
     assert 'boxes, masks, parts and score maps belong to whole photos' in capsys.readouterr().out
     for script, more in (('eval_wsol', []), ('eval_pixel_perturb', ['--scoremap_root=x']), ('eval_pixel_perturb', ['--score_map_process=object_mask'])):
         with pytest.raises(wsol.UserError, match='--fit=crop: boxes, masks, parts and score maps belong to whole photos'):
-            foreign(resnet18, *more, '--fit=crop', script=script, whole=not more)
+            foreign(*more, '--fit=crop', script=script, whole=not more)
+        assert foreign(*more, '--fit=squash', script=script, whole=not more).args.fit == 'squash'
     with pytest.raises(wsol.UserError, match='--crop_size=224 is larger than --resize_size=200'):
-        foreign(resnet18, '--resize_size=200')
+        foreign('--resize_size=200')
 
 
 def test_networks_of_this_project_squash_photos_as_published(tiny_birds, save):
@@ -104,7 +108,7 @@ def test_networks_of_this_project_squash_photos_as_published(tiny_birds, save):
 
 
 def test_results_of_another_fit_have_another_name():
-    about = {'images_sha256': 'a', 'weights_sha256': 'b'}
+    about = {f'{part}_sha256': part for part in ('images', 'weights', 'truth', 'maps')}
     old, same, cropped, larger = (key(about | {'settings': settings}, resize_size=256) for settings in (
         {}, {'fit': 'squash'}, {'fit': 'crop', 'resize_size': 256}, {'fit': 'crop', 'resize_size': 300}))
     assert old == same and len({old, cropped, larger}) == 3
