@@ -1,8 +1,9 @@
-"""Contexts in which a network runs: in eval mode, for shapes only, without autocast."""
+"""How a network runs: in eval mode, for shapes only, without autocast, without its wrappers."""
 import logging
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 
 @contextmanager
@@ -13,8 +14,9 @@ def evaluating(model):
     try:
         yield
     finally:
-        for module, training in before.items():
-            module.training = training
+        for module, training in before.items():  # parents first; train() may do more than set a flag, as fx's does
+            if module.training != training:
+                module.train(training)
 
 
 @contextmanager
@@ -33,3 +35,14 @@ def shapes_only():
 def full_precision(tensor):
     """Autocast is off: it is meant for the backbone. Heads and sums of maps are computed in the tensor's type."""
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+def unwrapped(module):
+    """The network inside DataParallel, DistributedDataParallel and torch.compile; any other module as it is."""
+    while True:
+        inner = getattr(module, '_orig_mod', module)
+        if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = inner.module
+        if inner is module:
+            return module
+        module = inner

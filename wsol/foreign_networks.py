@@ -4,12 +4,14 @@
     model = wsol.from_classifier('resnet50')            # torchvision's ImageNet weights, no training, plain CAM
 """
 from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import nn
 
 from wsol.backbones import timm_networks, torchvision_networks
-from wsol.contexts import evaluating
+from wsol.contexts import evaluating, full_precision, unwrapped
 from wsol.errors import UserError
 from wsol.heads import CAM
 from wsol.networks import find_head
@@ -20,73 +22,179 @@ ENDS = ((None, lambda scores: scores), ('softmax', lambda scores: scores.softmax
         ('softmax', lambda scores: scores.log_softmax(1)), ('sigmoid', torch.sigmoid))  # what a classifier may end in
 
 
-class LayerOutput(nn.Module):
-    """(B,3,H,W) -> (B,D,h,w): the output of a layer of a module, read by a hook. The whole module runs.
+def tensors_in(output):
+    """The tensors in a module's output: itself, or those in a tuple, list, dict, or object with fields."""
+    if isinstance(output, torch.Tensor):
+        return [output]
+    if isinstance(output, (Mapping, tuple, list)):  # Hugging Face's outputs are dicts
+        values = output.values() if isinstance(output, Mapping) else output
+        return [tensor for value in values for tensor in tensors_in(value)]
+    return [value for value in getattr(output, '__dict__', {}).values() if isinstance(value, torch.Tensor)]
 
-    to_map: a function from the layer's output to a map (B,D,h,w), if the output is not a map.
+
+def last_map(output):
+    """The one map (B,D,h,w) in a layer's output; Hugging Face's last_hidden_state if there are several."""
+    maps = list({id(tensor): tensor for tensor in tensors_in(output) if tensor.ndim == 4}.values())
+    if len(maps) > 1 and isinstance(getattr(output, 'last_hidden_state', None), torch.Tensor):
+        maps = [output.last_hidden_state]
+    if len(maps) != 1:
+        kind = tuple(output.shape) if isinstance(output, torch.Tensor) else f'a {type(output).__name__}'
+        raise UserError(f'the output of the layer is no map (B,D,h,w) but {kind}'
+                        + (f' with {len(maps)} maps' if maps else '') + '; to_map= can make it one')
+    return maps[0]
+
+
+def channels_last_map(output):
+    """The one map (B,h,w,D) in a layer's output, as (B,D,h,w)."""
+    return last_map(output).movedim(-1, 1)
+
+
+class LayerOutput(nn.Module):
+    """images -> (B,D,h,w): the output of a layer of a module, read by a hook. The whole module runs.
+
+    to_map: a function from the layer's output to the map. A layer that runs several times gives its last map.
     """
 
-    def __init__(self, module, layer, to_map=None):
+    def __init__(self, module, layer, to_map=last_map):
         super().__init__()
         self.module, self.layer, self.to_map = module, layer, to_map
 
     def forward(self, images):
-        outputs = []
-        hook = self.module.get_submodule(self.layer).register_forward_hook(lambda _, __, output: outputs.append(output))
+        kept = []
+
+        def keep(_, __, output):  # a copy: the module may write into its output, as ReLU(inplace=True) does
+            kept[:] = [self.to_map(output).clone()]
+        hook = self.module.get_submodule(self.layer).register_forward_hook(keep)
         try:
-            self.module(images)
+            run_module(self.module, images)
         finally:
             hook.remove()
-        if not outputs:
+        if not kept:
             raise UserError(f'the module does not use its layer {self.layer}')
-        return outputs[-1] if self.to_map is None else self.to_map(outputs[-1])
+        return kept[0]
+
+
+def run_module(module, images):
+    """A module's output. Parts that torch.compile has made run uncompiled, since compiled code ignores hooks."""
+    compiled = any('_orig_mod' in part._modules or part._compiled_call_impl for part in module.modules())
+    with torch.compiler.set_stance('force_eager') if compiled else nullcontext():
+        return module(images)
+
+
+class PooledNorm(nn.Module):
+    """(B,D,h,w) -> (B,D,h,w), whose average over the grid is the norm of the map's average (B,D).
+
+    For networks that average, normalise, then classify. LayerNorm's mean and deviation are those of the averaged map,
+    the same for all cells. The cells' contributions to a score then average to it, exactly.
+    norm: LayerNorm over D, or BatchNorm in eval mode.
+    """
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, features):
+        norm, features = self.norm, features.to(torch.promote_types(features.dtype, torch.float32))
+        mean = features.mean((2, 3))  # (B,D)
+        shift, variance = ((norm.running_mean, norm.running_var) if hasattr(norm, 'running_var') else
+                           (mean.mean(1, keepdim=True), mean.var(1, keepdim=True, correction=0)))
+        with full_precision(features):
+            scale = (variance + norm.eps).rsqrt()
+            scaled = (features - shift[..., None, None]) * scale[..., None, None]
+        if norm.weight is not None:
+            scaled = scaled * norm.weight[:, None, None]
+        return scaled if norm.bias is None else scaled + norm.bias[:, None, None]
 
 
 def from_module(module, layer, attribution_method='CALM_EM', num_classes=None, prior='relu', to_map=None,
                 image_size=IMAGE_SIZE, scores=None):
     """A head on the output of a layer of any module, to be trained; or CAM of a classifier that is already trained.
 
-    module: takes images (B,3,H,W), normalised as in its training.
-    layer: the dotted name of a submodule. Its output is a map (B,D,h,w), or to_map makes a map of it, for example of
-    tokens (B,N,D).
+    module: takes images (B,C,H,W), normalised as in its training; C is what its first convolution takes. Its output may
+    be of any kind. Of DataParallel and torch.compile the network inside is taken.
+    layer: the dotted name of a submodule. Its output is a map (B,D,h,w) or (B,h,w,D), a tuple, list or dict that holds
+    one, or to_map makes a map of it, for example of tokens (B,N,D).
     attribution_method: the head, a key of HEADS.
     num_classes: of the new head. None, for 'CAM' only, takes the module's classifier: the module must then end in
-    average pooling and one linear layer.
-    image_size: of the blank image on which the layer is tried.
+    average pooling, LayerNorm or BatchNorm or neither, and one linear layer. It is in eval mode afterwards.
+    image_size: of the image of noise on which the layer is tried.
     scores: 'softmax' over the classes, or 'sigmoid' for several labels (default: what the module ends in, or softmax).
     A classifier of one logit becomes one of the two classes 0 and 1, no and yes.
     Returns an nn.Module as build_model does. Raises UserError.
     """
-    if layer not in dict(module.named_modules()):
-        near = ', '.join(name for name, _ in module.named_children())
-        raise UserError(f'layer="{layer}" is no submodule; the outermost ones are {near}')
-    traced = None if to_map is not None else _trace(module, layer)
-    backbone = traced or LayerOutput(module, layer, to_map)
+    module = unwrapped(module)
+    layer = _find_layer(module, layer)
+    head = find_head(attribution_method, prior)
+    if num_classes is None and attribution_method != 'CAM':
+        raise UserError(f'{attribution_method} has to be trained: say num_classes=')
+    backbone, features = _find_map(module, layer, to_map, image_size)
     if num_classes is None:
-        if attribution_method != 'CAM':
-            raise UserError(f'{attribution_method} has to be trained: say num_classes=')
         return cam_of_classifier(module, backbone, f'this module, up to {layer},', image_size, scores)
-    with torch.no_grad(), evaluating(backbone):  # not shapes_only: a foreign module may branch on values
-        like = next(module.parameters(), torch.zeros(()))
-        features = backbone(like.new_zeros(1, 3, image_size, image_size))
-    if not isinstance(features, torch.Tensor) or features.ndim != 4:
-        shape = tuple(getattr(features, 'shape', ())) or type(features).__name__
-        raise UserError(f'the output of {layer} is no map (B,D,h,w) but {shape}; to_map= can make it one')
-    model = find_head(attribution_method, prior)(_as_stage(backbone), features.shape[1], num_classes, prior)
+    model = head(_as_stage(backbone), features.shape[1], num_classes, prior)
     model.use_scores(scores or 'softmax')
     for convolution in (model.conv_last, *([model.attention[0]] if hasattr(model, 'attention') else [])):
-        convolution.to(features)  # the device and precision of the features
+        convolution.to(features.device, torch.promote_types(features.dtype, torch.float32))
         nn.init.xavier_uniform_(convolution.weight)
         nn.init.zeros_(convolution.bias)
     return model
 
 
-def _trace(module, layer):
-    """The part of a module up to a layer, by torch.fx; None where it cannot be traced."""
+def _find_layer(module, layer):
+    """The name of a layer in a module, whether or not the caller's name counts wrappers inside it. Raises UserError."""
+    def plain(name):
+        return '.'.join(part for part in name.split('.') if part not in ('_orig_mod', 'module'))
+    names = [name for name, _ in module.named_modules(remove_duplicate=False)]
+    same = [layer] if layer in names else [name for name in names if plain(name) == plain(layer)]
+    if not same:
+        near = [name for name in names if name.endswith(f'.{layer}')]
+        raise UserError(f'layer="{layer}" is no submodule; ' + (f'there is {", ".join(near)}' if near else (
+            f'the outermost ones are {", ".join(name for name, _ in module.named_children())}')))
+    return same[-1]  # the innermost: a wrapper and what it wraps have the same plain name
+
+
+@torch.no_grad()
+def _find_map(module, layer, to_map, image_size):
+    """(the module up to a layer, the features of an image of noise). Traced by torch.fx where that gives the same as a
+    hook, so that what follows the layer does not run. Raises UserError."""
+    backbone, images = LayerOutput(module, layer, to_map or last_map), noise_image(module, image_size)
+    with evaluating(backbone):  # not shapes_only: a foreign module may branch on values
+        features = _try(backbone, images, f'this module, up to {layer},')
+    if not isinstance(features, torch.Tensor) or features.ndim != 4:
+        shape = tuple(getattr(features, 'shape', ())) or type(features).__name__
+        raise UserError(f'to_map gives no map (B,D,h,w) but {shape}')
+    if to_map is not None:
+        return backbone, features
+    if features.shape[1] == features.shape[2] != features.shape[3]:  # the image is square: these are rows and columns
+        backbone.to_map = channels_last_map
+        return backbone, features.movedim(-1, 1)
     try:
-        return torchvision_networks.LastMap(module, layer)
-    except Exception:  # tracing can fail in many ways; then the hook is used
-        return None
+        traced = torchvision_networks.LastMap(module, layer)
+        with evaluating(traced):
+            same = torch.equal(traced(images), features)
+    except Exception:  # tracing can fail in many ways
+        same = False
+    return traced if same else backbone, features
+
+
+def noise_image(network, image_size):
+    """An image (1,C,S,S) of noise in -1..1, of the network's precision; C is what its first convolution takes."""
+    convolutions = (layer.in_channels for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    shape = (1, next(convolutions, 3), image_size, image_size)
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return images.to(next(network.parameters(), images))
+
+
+def _try(network, images, name):
+    """The network's output. Raises UserError where it does not take these images."""
+    try:
+        return run_module(network, images)
+    except UserError:
+        raise
+    except Exception as error:  # a foreign module may raise anything
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+        raise UserError(f'{name} does not take an image of {images.shape[2]} x {images.shape[3]} pixels and '
+                        f'{images.shape[1]} channels ({reason}); from_module tries another size by image_size='
+                        ) from error
 
 
 def _as_stage(backbone):
@@ -99,7 +207,7 @@ def from_classifier(architecture, source=True, scores=None):
     architecture: of torchvision, or timm/NAME. source: True for ImageNet's weights, downloaded once, or a file with the
     state dict of a classifier of any number of classes. scores: as in from_module. CAM's scores are compared with the
     classifier's.
-    Raises UserError for a network that does not end in average pooling and one linear layer (VGG, ConvNeXt, ViT).
+    Raises UserError for a network that does not end in average pooling and one linear layer (VGG, ViT).
     """
     size = IMAGE_SIZE
     if architecture.startswith(timm_networks.PREFIX):
@@ -116,39 +224,51 @@ def from_classifier(architecture, source=True, scores=None):
 
 @torch.no_grad()
 def cam_of_classifier(network, backbone, name, image_size=IMAGE_SIZE, scores=None):
-    """CAM of a network: its backbone and its last linear layer. name: for the error message. scores: as in from_module.
-    Raises UserError."""
-    linear = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
-    remedy = ('does not end in average pooling and one linear layer, so its linear layer gives no map; train a CAM or '
-              'CALM head on it, or use gradient methods on a network that does')
-    if not linear:
-        raise UserError(f'{name} {remedy}')
-    weight, bias = linear[-1].weight, linear[-1].bias
-    bias, outputs = torch.zeros(len(weight)) if bias is None else bias, len(weight)
-    if outputs == 1:  # the classes no and yes
+    """CAM of a network: its backbone, PooledNorm if it has such a norm, and its linear layer.
+
+    Which layers these are is found by trying: the means of the maps must be the network's scores, before a softmax or
+    sigmoid in its end, on an image of noise. name: for the message. scores: as in from_module. Raises UserError.
+    """
+    images = noise_image(network, image_size)
+    expected = [output.flatten() for output in tensors_in(_try(network.eval(), images, name))]
+    features = _try(backbone.eval(), images, name)
+    depth = features.shape[1]
+    norms = [layer for layer in network.modules() if getattr(layer, 'normalized_shape', ()) == (depth,)
+             or (isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.num_features == depth)]
+    linear = [layer for layer in network.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))
+              and layer.weight[0].numel() == depth and any(len(layer.weight) == len(output) for output in expected)]
+    for norm in (None, *reversed(norms)):
+        stages = OrderedDict(backbone=backbone) | ({} if norm is None else {'pooled_norm': PooledNorm(norm)})
+        pooled = nn.Sequential(stages)[1:](features).mean((2, 3), keepdim=True)
+        for layer in reversed(linear):
+            model, outputs = _linear_cam(nn.Sequential(stages), layer), len(layer.weight)
+            logits = model.class_scores(model.head(pooled))[:, -outputs:]
+            ends = [end for end, activate in ENDS if any(_equal(activate(logits)[0], output) for output in expected)]
+            if ends and scores and ends[0] not in (None, scores):
+                raise UserError(f'{name} ends in a {ends[0]}, so scores={scores} does not suit it')
+            if ends and (scores or ends[0]):
+                model.use_scores(scores or ends[0])
+            if ends:
+                return model
+    raise UserError(f'{name} does not end in average pooling and one linear layer, so its linear layer gives no map; '
+                    'train a CAM or CALM head on it, or use gradient methods on a network that does')
+
+
+def _linear_cam(stages, layer):
+    """CAM with the weights of a linear layer. One logit becomes the classes no and yes."""
+    weight, outputs = layer.weight.flatten(1), len(layer.weight)
+    bias = weight.new_zeros(outputs) if layer.bias is None else layer.bias
+    if outputs == 1:
         weight, bias = torch.cat([-weight, weight]), torch.cat([-bias, bias])
-    model = CAM(_as_stage(backbone), weight.shape[1], len(weight)).eval()
+    model = CAM(stages, weight.shape[1], len(weight)).eval()
     model.scores = 'one_logit' if outputs == 1 else 'softmax'
-    model.conv_last.to(weight).load_state_dict({'weight': weight[:, :, None, None], 'bias': bias})
-    images = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    images = images.to(next(network.parameters()))
-    try:
-        expected = network.eval()(images)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        reason = ' '.join(str(error).split())[:200]
-        raise UserError(f'{name} does not take an image of {image_size} x {image_size} pixels ({reason}); '
-                        'from_module tries another size by image_size=') from error
-    try:
-        logits = model(images)[:, -outputs:]
-        tolerance = max(TOLERANCE, 2 * torch.finfo(expected.dtype).eps)  # the second is for half precision
-        ends = [end for end, activate in ENDS if (activate(logits) - expected.view_as(logits)).abs().max()
-                <= tolerance * expected.abs().max()]
-    except (RuntimeError, AssertionError):  # the features are no map, or do not suit the linear layer
-        ends = []
-    if not ends:
-        raise UserError(f'{name} {remedy}')
-    if scores and ends[0] not in (None, scores):
-        raise UserError(f'{name} ends in a {ends[0]}, so scores={scores} does not suit it')
-    if scores or ends[0]:
-        model.use_scores(scores or ends[0])
+    model.conv_last.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+    model.conv_last.load_state_dict({'weight': weight[:, :, None, None], 'bias': bias})
     return model
+
+
+def _equal(scores, expected):
+    if scores.shape != expected.shape:
+        return False
+    tolerance = max(TOLERANCE, 2 * torch.finfo(expected.dtype).eps)  # the second is for half precision
+    return bool((scores - expected).abs().max() <= tolerance * expected.abs().max())

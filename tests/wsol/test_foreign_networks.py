@@ -34,7 +34,7 @@ def random_classifier(name, classes=13):
 
 
 @pytest.mark.parametrize('name', ['resnet18', 'densenet121', 'efficientnet_b0', 'regnet_y_400mf', 'shufflenet_v2_x0_5',
-                                  'mnasnet0_5', 'googlenet', 'swin_t'])
+                                  'mnasnet0_5', 'googlenet', 'swin_t', 'convnext_tiny'])
 def test_a_trained_classifier_is_explained_as_it_is(name, tmp_path):
     """Its scores are those of the original, at its own stride; its maps average to them."""
     network = random_classifier(name)
@@ -49,7 +49,7 @@ def test_a_trained_classifier_is_explained_as_it_is(name, tmp_path):
     torch.testing.assert_close(maps.mean((2, 3)), scores, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['convnext_tiny', 'vit_b_16', 'alexnet', 'squeezenet1_1', 'mobilenet_v3_small'])
+@pytest.mark.parametrize('name', ['vit_b_16', 'alexnet', 'squeezenet1_1', 'mobilenet_v3_small'])
 def test_what_does_not_end_in_pooling_and_a_linear_layer_is_refused_by_name(name, tmp_path):
     torch.save(random_classifier(name).state_dict(), tmp_path / 'trained.pth')
     with pytest.raises(UserError, match=f'{name} (does not end in average pooling|has no spatial last map)'):
@@ -156,16 +156,28 @@ def test_a_network_of_one_size_is_tried_at_that_size(script, tmp_path):
         from_module(network, 'norm', 'CAM')
     Image.new('RGB', (50, 60)).save('photo.png')
     flags = ['photo.png', '--architecture=timm/test_coatnet', '--pretrained=trained.pth', '--workers=0']
-    refused(script('inference', *flags), 'crop_size=224 does not suit this network')
+    refused(script('inference', *flags, '--crop_size=224'), 'crop_size=224 does not suit this network')
     code, _, err = script('inference', *flags, '--crop_size=160')
     assert code == 0, err
 
 
-def test_a_network_of_one_size_without_average_pooling_is_refused_by_name(tmp_path):
-    """This transformer takes images of 160 pixels alone, and normalises what it has averaged."""
-    torch.save(timm.create_model('test_vit_relpos', num_classes=13).state_dict(), tmp_path / 'trained.pth')
-    with pytest.raises(UserError, match='timm/test_vit_relpos does not end in average pooling'):
-        from_classifier('timm/test_vit_relpos', tmp_path / 'trained.pth')
+@pytest.mark.parametrize('name, size', [('convnext_atto', 224), ('test_vit_relpos', 160), ('efficientvit_m0', 224)])
+def test_a_norm_between_pooling_and_the_linear_layer_is_a_part_of_cam(name, size, tmp_path):
+    """LayerNorm of averaged maps and tokens, and BatchNorm of averaged maps: maps average to the classifier's scores."""
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=13).eval()
+    for layer in network.modules():
+        if isinstance(layer, (nn.LayerNorm, nn.BatchNorm1d)):  # as if trained: no two are alike
+            nn.init.uniform_(layer.weight, 0.5, 1.5), nn.init.uniform_(layer.bias, -0.5, 0.5)
+        if isinstance(layer, nn.BatchNorm1d):
+            layer.running_mean.uniform_(-0.1, 0.1), layer.running_var.uniform_(0.5, 1.5)
+    torch.save(network.state_dict(), tmp_path / 'trained.pth')
+    model, images = from_classifier(f'timm/{name}', tmp_path / 'trained.pth'), torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        scores = network(images)
+        tolerance = {'rtol': 1e-4, 'atol': 1e-5 * scores.abs().max().item()}
+        torch.testing.assert_close(model(images), scores, **tolerance)
+        torch.testing.assert_close(attribution_maps(model, images).mean((2, 3)), scores, **tolerance)
 
 
 def test_the_networks_own_mean_and_deviation():

@@ -5,8 +5,18 @@ Letters: B images, K asked classes, C classes, h x w the grid.
 import torch
 
 from wsol.attribution.registry import Query, SamplingSettings, find_method
-from wsol.contexts import evaluating
+from wsol.contexts import evaluating, unwrapped
 from wsol.errors import UserError
+from wsol.heads import CAM
+
+
+def explained_model(model):
+    """The CAM or CALM inside DataParallel and the like. Raises UserError where there is none."""
+    model = unwrapped(model)
+    if not isinstance(model, CAM):
+        raise UserError(f'a {type(model).__name__} has no maps: only CAM and CALM have, which build_model, from_module '
+                        'and from_classifier make')
+    return model
 
 
 def check_classes(model, images, labels, contrast):
@@ -51,7 +61,8 @@ def attribution_maps(model, images, labels=None, method=None, contrast=None, see
                      settings=None, activations=None):
     """Attribution maps of a batch, in the method's own units: nothing is normalised.
 
-    model: of build_model; it explains in eval mode and is left in the mode it came in.
+    model: of build_model, also inside DataParallel or torch.compile; it explains in eval mode and is left in the mode
+    it came in.
     images: (B,3,H,W), normalised as the network expects them.
     labels: (B,) int64 -> maps (B,h,w); (B,K) -> (B,K,h,w); None: all classes, (B,C,h,w).
     method: a key of METHODS; the default is the head's own, logits for CAM and p(y,z|x) for CALM.
@@ -64,6 +75,7 @@ def attribution_maps(model, images, labels=None, method=None, contrast=None, see
     Maps have the grid's size, or the image's for gradients by pixels and for occlusion. Methods that are not per_class
     give one map, repeated. Raises UserError for a method that the head does not define, and for wrong labels.
     """
+    model = explained_model(model)
     method = find_method(method or model.default_method, type(model))
     query = pose(model, images, labels, contrast, seeds, superclasses, settings, activations)
     with evaluating(model):

@@ -1,0 +1,264 @@
+"""wsol.from_module: modules of other people's frameworks, and what becomes of a layer's output."""
+import copy
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+from wsol import UserError, attribution_maps, build_model, from_module
+from wsol.attribution.contrast import contrast_maps
+from wsol.backbones._torchvision import import_torchvision
+from wsol.backbones.torchvision_networks import LastMap
+from wsol.contexts import unwrapped
+from wsol.foreign_networks import LayerOutput
+
+torchvision = import_torchvision()
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+class ModelOutput(dict):
+    """Hugging Face's: a dict whose values are attributes too."""
+    __getattr__ = dict.get
+
+
+class Fields(NamedTuple):
+    logits: torch.Tensor
+    aux_logits: torch.Tensor
+
+
+@dataclass
+class Record:
+    logits: torch.Tensor
+    loss: None = None
+
+
+class Encoder(nn.Module):
+    """wrap: what its output is made of, a map (B,8,h,w)."""
+
+    def __init__(self, wrap=lambda features: features, channels=3):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.wrap = nn.Conv2d(channels, 8, 3, 2), nn.BatchNorm2d(8), wrap
+
+    def forward(self, images):
+        return self.wrap(self.norm(self.first(images)).relu())
+
+
+class Classifier(nn.Module):
+    """unwrap: the map in the encoder's output. wrap: what the output is made of, the logits (B,5)."""
+
+    def __init__(self, encoder=None, unwrap=lambda features: features, wrap=lambda logits: logits):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Linear(8, 5)  # before the encoder: the order of names says nothing
+        self.encoder, self.unwrap, self.wrap = encoder or Encoder(), unwrap, wrap
+
+    def forward(self, images):
+        return self.wrap(self.head(self.unwrap(self.encoder(images)).mean((2, 3))))
+
+
+class Wrapper(nn.Module):
+    """As Lightning's modules are."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch):
+        return self.model(batch)
+
+
+def agrees(module, layer, images=IMAGES, network=None, **options):
+    """CAM of a module is what the module says, and a head on it has its features."""
+    network = network or module
+    model = from_module(module, layer, 'CAM', image_size=32, **options)
+    calm = from_module(module, layer, num_classes=4, image_size=32, **options).eval()
+    scores = network.eval()(images)
+    torch.testing.assert_close(model(images), scores, rtol=1e-4, atol=1e-5)
+    assert torch.equal(calm.extract_features(images), model.extract_features(images))
+    torch.testing.assert_close(attribution_maps(calm, images).sum((1, 2, 3)), torch.ones(len(images)))
+
+
+@pytest.mark.parametrize('wrap', [
+    lambda logits: {'logits': logits}, lambda logits: {'loss': None, 'prediction': logits}, lambda logits: (logits, logits),
+    lambda logits: [logits.softmax(1), logits], lambda logits: ModelOutput(loss=logits.mean(), logits=logits),
+    lambda logits: Fields(logits, None), lambda logits: Record(logits), lambda logits: ((logits,), {}),
+    lambda logits: logits[:, :, None, None]])
+def test_the_output_of_a_module_may_be_of_any_kind(wrap):
+    agrees(Classifier(wrap=wrap), 'encoder', network=Classifier())
+
+
+@pytest.mark.parametrize('wrap, unwrap', [
+    (lambda maps: (maps, maps.mean((2, 3))), lambda output: output[0]), (lambda maps: [maps], lambda output: output[0]),
+    (lambda maps: {'out': maps, 'aux': None}, lambda output: output['out']),
+    (lambda maps: ModelOutput(last_hidden_state=maps, hidden_states=(2 * maps, maps)), lambda output: output.last_hidden_state),
+    (lambda maps: maps.movedim(1, -1), lambda output: output.movedim(-1, 1)),
+    (lambda maps: (maps.movedim(1, -1),), lambda output: output[0].movedim(-1, 1))])
+def test_the_output_of_a_layer_may_hold_its_map(wrap, unwrap):
+    agrees(Classifier(Encoder(wrap), unwrap), 'encoder', network=Classifier())
+
+
+def test_what_holds_no_map_or_several_is_refused_and_to_map_helps():
+    pyramid = Classifier(Encoder(lambda maps: [maps, maps[:, :, ::2, ::2]]), lambda output: output[0])
+    with pytest.raises(UserError, match=r'output of the layer is no map \(B,D,h,w\) but a list with 2 maps; to_map= can make it one'):
+        from_module(pyramid, 'encoder', num_classes=3)
+    agrees(pyramid, 'encoder', network=Classifier(), to_map=lambda output: output[0])
+    tokens = Classifier(Encoder(lambda maps: maps.flatten(2).mT), lambda output: output.mT[..., None])
+    with pytest.raises(UserError, match=r'no map \(B,D,h,w\) but \(1, 12321, 8\); to_map='):
+        from_module(tokens, 'encoder', 'CAM')
+    with pytest.raises(UserError, match=r'to_map gives no map .* but \(1, 12321, 8\)'):
+        from_module(tokens, 'encoder', 'CAM', to_map=lambda output: output)
+
+
+@pytest.mark.parametrize('channels', [1, 2, 6])
+def test_images_of_as_many_channels_as_the_first_convolution_takes(channels):
+    agrees(Classifier(Encoder(channels=channels)), 'encoder', torch.randn(2, channels, 32, 32))
+
+
+def test_wrappers_are_taken_off_and_layers_may_be_named_with_them():
+    plain = Classifier()
+    agrees(nn.DataParallel(plain), 'encoder')
+    agrees(nn.DataParallel(plain), 'module.encoder')
+    agrees(Wrapper(plain), 'model.encoder')
+    agrees(Wrapper(nn.DataParallel(plain)), 'model.encoder')
+    with pytest.raises(UserError, match='layer="encoder" is no submodule; there is model.encoder'):
+        from_module(Wrapper(plain), 'encoder', 'CAM')
+    with pytest.raises(UserError, match='does not take an image of 224 x 224 pixels and 3 channels .TypeError'):
+        from_module(Wrapper(lambda images, labels: images), '', num_classes=3)
+
+
+def test_a_compiled_network_runs_uncompiled_for_its_layers():
+    plain, compiled = Classifier().eval(), torch.compile(Classifier(), backend='eager').eval()
+    for module, layer in ((compiled, 'encoder'), (compiled, '_orig_mod.encoder'), (Wrapper(compiled), 'model.encoder'),
+                          (nn.DataParallel(compiled), 'encoder'), (torch.compile(Wrapper(compiled), backend='eager'), 'model.encoder')):
+        module(IMAGES)  # compiled before the hook is there
+        agrees(module, layer, network=plain)
+    compiled_in_place = Classifier().eval()
+    compiled_in_place.encoder.compile(backend='eager')
+    compiled_in_place(IMAGES)
+    torch.testing.assert_close(from_module(compiled_in_place, 'encoder', 'CAM')(IMAGES), plain(IMAGES))
+
+
+def test_maps_of_a_wrapped_model_are_those_of_the_model():
+    model, labels = build_model('resnet18', 'CALM_EM', 5, last_stage='layer1').eval(), torch.tensor([0, 3])
+    wrapped = nn.DataParallel(torch.compile(model, backend='eager'))
+    assert unwrapped(wrapped) is model
+    assert torch.equal(attribution_maps(wrapped, IMAGES, labels), attribution_maps(model, IMAGES, labels))
+    assert torch.equal(contrast_maps(wrapped, IMAGES, labels, labels + 1), contrast_maps(model, IMAGES, labels, labels + 1))
+    for explain in (lambda model: attribution_maps(model, IMAGES), lambda model: contrast_maps(model, IMAGES, labels, labels + 1)):
+        with pytest.raises(UserError, match='a Classifier has no maps: only CAM and CALM have'):
+            explain(Classifier())
+
+
+def test_a_module_keeps_its_mode_its_frozen_parameters_and_its_weights():
+    module = Classifier().train()
+    module.encoder.first.requires_grad_(False)
+    before = copy.deepcopy(module.state_dict())
+    model = from_module(module, 'encoder', num_classes=3, image_size=32)
+    assert all(part.training for part in module.modules()) and not module.encoder.first.weight.requires_grad
+    model.loss(IMAGES, torch.tensor([0, 2]))[0].backward()
+    assert module.encoder.first.weight.grad is None and module.encoder.norm.weight.grad.abs().max() > 0
+    from_module(Classifier(), 'encoder', 'CAM', image_size=32)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items() if 'running' not in name
+               and 'num_batches' not in name)
+
+
+class TwiceAndAux(nn.Module):
+    """Its ReLU runs twice; in training it has another output, as Inception does."""
+
+    def __init__(self, looks=False):
+        super().__init__()
+        torch.manual_seed(1)
+        self.looks, self.first, self.second, self.relu = looks, nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 8, 3), nn.ReLU()
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, images):
+        if self.looks and images.mean() > 1e9:
+            images = 2 * images
+        last = self.relu(self.second(self.relu(self.first(images))))
+        logits = self.head(last.mean((2, 3)))
+        return (logits, last.mean()) if self.training else logits
+
+
+@pytest.mark.parametrize('looks', [False, True])
+def test_of_a_layer_that_runs_twice_the_last_output_is_taken(looks):
+    agrees(TwiceAndAux(looks).train(), 'relu')
+    assert from_module(TwiceAndAux(looks).train(), 'relu', num_classes=3)(IMAGES).shape == (2, 3)
+
+
+class Dropping(nn.Module):
+    """torch.fx traces it twice, in training mode and in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+    def forward(self, images):
+        return self.last(nn.functional.dropout(self.first(images), training=self.training))
+
+
+def test_a_traced_network_explains_in_eval_mode_and_trains_on_in_training_mode():
+    model = from_module(Dropping().train(), 'last', num_classes=3)
+    assert isinstance(model.backbone, LastMap)
+    for _ in range(2):
+        assert all(part.training for part in model.modules())
+        assert not torch.equal(model(IMAGES), model(IMAGES))
+        assert torch.equal(attribution_maps(model, IMAGES), attribution_maps(model, IMAGES))
+
+
+# --- what follows the layer in place ------------------------------------------------------------------
+
+
+def relu_module(maps):
+    return nn.ReLU(inplace=True)(maps)
+
+
+def add_in_place(maps):
+    shortcut = maps * 2
+    maps += shortcut
+    return maps
+
+
+FOLLOWERS = [relu_module, add_in_place, torch.relu_, lambda maps: maps.relu_(), lambda maps: maps.mul_(3).add(1),
+             lambda maps: nn.functional.relu(maps, inplace=True), lambda maps: maps.flatten(1).zero_().view_as(maps),
+             lambda maps: maps.relu()]
+
+
+class Followed(nn.Module):
+    def __init__(self, follow, looks):
+        super().__init__()
+        torch.manual_seed(0)
+        self.follow, self.looks, self.first = follow, looks, nn.Conv2d(3, 8, 3, 2)
+
+    def forward(self, images):
+        if self.looks and images.mean() > 1e9:
+            images = 2 * images
+        return self.follow(self.first(images)).mean((2, 3))
+
+
+@pytest.mark.parametrize('looks', [False, True])
+@pytest.mark.parametrize('follow', FOLLOWERS)
+def test_a_layers_output_is_kept_as_it_was(follow, looks):
+    """Where the module is traced, and where it looks at its numbers, so that a hook serves; gradients too."""
+    module = Followed(follow, looks)
+    for to_map in (None, lambda output: output):
+        model = from_module(module, 'first', num_classes=3, image_size=32, to_map=to_map).eval()
+        assert torch.equal(model.activations(IMAGES).features, module.first(IMAGES))
+        module.zero_grad()
+        model(IMAGES)[:, 0].sum().backward()
+        gradient = module.first.weight.grad.clone()
+        module.zero_grad()
+        model.class_scores(model.head(module.first(IMAGES)))[:, 0].sum().backward()
+        assert torch.equal(gradient, module.first.weight.grad)
+
+
+@pytest.mark.parametrize('name, layer', [('resnet18', 'layer4.1.bn2'), ('squeezenet1_1', 'features.12.expand3x3')])
+def test_features_by_hook_are_those_by_tracing(name, layer):
+    network = torchvision.models.get_model(name).eval()
+    model = from_module(network, layer, num_classes=3, image_size=64).eval()
+    assert isinstance(model.backbone, LastMap)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model.extract_features(images), LayerOutput(network, layer)(images))
