@@ -8,7 +8,6 @@ Result: save/<experiment_name>/wsol_<data set>_<head>_<method>_<norm>.<8 digits>
 
     python eval_wsol.py --experiment_name=calm_em --score_map_process=jointll-superclass --norm_type=minmax
 """
-import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -110,8 +109,9 @@ class MaskCounts(Counts):
 
     def fingerprint(self, contents):
         """SHA-256 of what the maps are compared with. contents: the Contents that knows the masks' SHA-256."""
-        files = [(*masks, ignore) for masks, ignore in self.paths]
-        return combined(list(map(len, files)), contents.of(list(itertools.chain.from_iterable(files))))
+        form = [(len(masks), ignore is not None) for masks, ignore in self.paths]
+        files = [path for masks, ignore in self.paths for path in (*masks, ignore) if path is not None]
+        return combined(form, contents.of(files))
 
     def _mask(self, path):
         try:

@@ -134,11 +134,14 @@ def open_images(args, data):
     if not args.freeze:
         transforms['train'] = train_transform(args.resize_size, args.crop_size, statistics)
     folder = Path(args.save_root) / 'cache'
-    return {split: data.open_split(split, transform, args.proxy_training_set and split == 'train', args.skip_broken,
-                                   folder, args.cache) for split, transform in transforms.items()}
+    images = {split: data.open_split(split, transform, args.proxy_training_set and split == 'train', args.skip_broken,
+                                     folder, args.cache) for split, transform in transforms.items()}
+    for split in ('val', 'test'):
+        data.check_classes(split, images[split], images['train'].class_names, 'train')
+    return images
 
 
-def initial_network(args, data, checkpoint, folder, device):
+def initial_network(args, data, images, checkpoint, folder, device):
     """The network on the device, with the weights of `checkpoint`, --load_checkpoint or ImageNet, or random weights.
 
     checkpoint: of the training to resume, or None. Raises UserError if weights, flags and class folders do not fit.
@@ -148,14 +151,13 @@ def initial_network(args, data, checkpoint, folder, device):
         path = weights.find_checkpoint(args.load_checkpoint, args.save_root, folder)
         source = weights.read_checkpoint(path, args.weights_key)
         new_classifier = args.is_different_checkpoint
-    if checkpoint is not None and data.class_names and list(data.class_names) != checkpoint.content.get('class_names'):
-        raise UserError(f'{checkpoint.path} was trained when {args.dataset} had other class folders, so its labels '
-                        'mean other classes; name the folders as before, or choose another --experiment_name')
     if source is None:
         model = build_model(**settings, num_classes=data.num_classes, pretrained=weights.pretrained(args))
         model = model.to(device, memory_format=util.memory_format(device))
     else:
         model = source.build(settings, data.num_classes, device, new_classifier)
+        if not new_classifier:
+            source.check_classes(data, 'train', images['train'])
     check_image_size(model, args.crop_size)
     if args.precision == 'bfloat16' and device.type == 'cpu' and not args.freeze:
         keep_depthwise_in_float32(model)
@@ -178,8 +180,8 @@ def make_training(args, model, images, device, folder, stop):
                         decay_frequency=args.lr_decay_frequency)
     network = network_settings(args) | {'num_classes': model.conv_last.out_channels}
     record = {'architecture': args.architecture, 'model': network, 'args': dict(args),
-              'class_names': list(images['train'].class_names), 'normalisation': normalisation(args.architecture),
-              'command': result_files.command_line(), 'torch': str(torch.__version__),
+              'class_names': list(images['train'].class_names) or None, 'command': result_files.command_line(),
+              'normalisation': normalisation(args.architecture), 'torch': str(torch.__version__),
               'training_images': training_images.record(images['train'])}
     display = TrainingLog(folder, args.epochs, draw_curves, args.tensorboard)
     # timm's networks have layers after the last map, which the loss does not use
@@ -232,7 +234,7 @@ def train(args, folder, device, stop):
     data = open_dataset(args.dataset, args.data_root, args.metadata_root)
     images = open_images(args, data)
     util.seed_everything(args.seed)
-    model = initial_network(args, data, checkpoint, folder, device)
+    model = initial_network(args, data, images, checkpoint, folder, device)
     if checkpoint:
         check_same_images(checkpoint, images['train'])
     training = make_training(args, frozen.head_of(model) if args.freeze else model, images, device, folder, stop)

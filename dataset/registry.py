@@ -6,6 +6,7 @@ format that dataset.lists reads, or the user's own folders. `dataset.open_datase
 import argparse
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,13 +115,39 @@ class DataSet:
         without images that do not open. folder: where the SHA-256 of the photos are kept and, if cached, the resized
         images."""
         image_ids, labels = self.list_images(split, proxy)
-        names = self.class_names or names_of_folders(image_ids, labels, self.num_classes)
+        images = ImageDataset(image_ids, labels, self.image_folders[split], transform, (), Contents(folder),
+                              self.open_photo)
+        names = images.class_names = self.class_names or names_of_folders(images, self.num_classes)
         processes.check_same(f'{len(labels)} images, fingerprint {combined(image_ids.tolist(), labels, names)[:8]}',
                              f'list different images of {self.name} {split}: all machines should see the same files')
-        images = ImageDataset(image_ids, labels, self.image_folders[split], transform, names, Contents(folder),
-                              self.open_photo)
         images = images.without_broken(split) if skip_broken else images
         return images.cached(folder, f'{self.label}_{split}') if cached else images
+
+    def check_classes(self, split, images, names, source):
+        """Raise UserError where images lie in the folder of another class than their label's. Returns whether the
+        folders tell the classes at all.
+
+        names: the classes' names in `source`, where a class is called as the folder of its images; None if `source`
+        names none. Training images may have wrong labels on purpose: there the commonest folder of a class counts.
+        """
+        by_class = split == 'train' or self.class_names
+        pairs = zip(images.class_names, range(self.num_classes), strict=False) if by_class else count_folders(images)
+        pairs = [(folder, label) for folder, label in pairs if folder]
+        folders, numbers = {folder for folder, _ in pairs}, [str(label) for label in range(self.num_classes)]
+        if not self.class_names and folders.isdisjoint(names or ()):
+            if folders != set(numbers):
+                return False
+            names, source = numbers, 'the name of the folder'  # as ImageNetV2's
+        expected, known = dict(enumerate(names or ())), set(names or ())
+        wrong = {label: folder for folder, label in pairs
+                 if expected.get(label, '') != folder and (expected.get(label) or folder in known)}
+        if wrong:
+            label = min(wrong)
+            place = self.image_folders[split] if self.class_names else self.list_folders[split] / 'class_labels.txt'
+            raise UserError(f'{place}: {len(wrong)} of {self.num_classes} classes are others than in {source}. The '
+                            f'first: class {label} is "{expected.get(label, "")}" there, and "{wrong[label]}" here. '
+                            'Put the labels and folders right, or name another checkpoint')
+        return bool(names)
 
     def boxes(self, split, image_ids):
         """The lists.Boxes of images."""
@@ -255,12 +282,20 @@ def _names_masks(folder):
     return path.is_file() and next(lists.read_rows(path, lists.MASKS, []), None) is not None
 
 
-def names_of_folders(image_ids, labels, num_classes):
-    """Each class's name: the folder of its first image ('' for a class without images)."""
+def count_folders(images):
+    """{(folder, label): how many images lie in the folder and have the label}. images: of an ImageDataset."""
+    folders = (b'/' + image_id for image_id in images.image_ids.tolist())
+    return Counter(zip((path.split(b'/')[-2].decode() for path in folders), images.labels.tolist(), strict=True))
+
+
+def names_of_folders(images, num_classes):
+    """Each class's name: the commonest folder of its images ('' for a class without images). () where classes share a
+    folder. images: of an ImageDataset."""
     names = [''] * num_classes
-    for label, first in zip(*np.unique(labels, return_index=True), strict=True):
-        names[label] = Path(image_ids[first].decode()).parent.name
-    return tuple(names)
+    for (folder, label), _ in reversed(count_folders(images).most_common()):
+        names[label] = folder
+    given = [name for name in names if name]
+    return tuple(names) if len(set(given)) == len(given) else ()
 
 
 def read_superclass_file(path, num_classes):

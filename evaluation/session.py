@@ -60,9 +60,13 @@ class Network:
                                                 'resize_size': args.resize_size}
 
     def open_split(self, data, split):
-        """The ImageDataset of a split, as --skip_broken and --cache ask for it."""
-        return data.open_split(split, self.transform(), False, self.args.skip_broken,
-                               Path(self.args.save_root) / 'cache', self.args.cache)
+        """The ImageDataset of a split, as --skip_broken and --cache ask for it. Raises UserError if its classes are not
+        the network's."""
+        images = data.open_split(split, self.transform(), False, self.args.skip_broken,
+                                 Path(self.args.save_root) / 'cache', self.args.cache)
+        if self.checkpoint is not None:
+            self.checkpoint.check_classes(data, split, images)
+        return images
 
     def loader(self, images, folder=None):
         """Batches of images, in order. Raises UserError at once if the folder of the results is not writable.

@@ -20,7 +20,7 @@ import util
 from dataset import download
 from dataset.registry import ALIASES, DATASETS
 from experiment import checkpoint_files
-from runtime.screen import warn
+from runtime.screen import say_once, warn
 from wsol import build_model, from_classifier, preprocessing
 from wsol.backbones import state_dicts
 from wsol.backbones._torchvision import import_torchvision
@@ -67,6 +67,13 @@ class Checkpoint:
     @property
     def class_names(self):
         return self.content.get('class_names')
+
+    def check_classes(self, data, split, images):
+        """Raise UserError if a label means another class in a split of a DataSet than in the network. Says it where
+        nothing tells the classes."""
+        if not data.check_classes(split, images, self.class_names, self.path):
+            say_once(f'{self.path} and the folders of {data.name} do not name the same classes: each label is taken for '
+                     "the network's class of this number")
 
     @property
     def epoch(self):

@@ -7,6 +7,7 @@ import sys
 import traceback
 import zlib
 from contextlib import suppress
+from functools import cache
 
 from tabulate import tabulate
 from tqdm import tqdm
@@ -121,6 +122,12 @@ def say(text=''):
     """Print a line on stdout, in the first process of the run."""
     if processes.is_first():
         _print('\n'.join(map(shown, str(text).split('\n'))), sys.stdout)
+
+
+@cache
+def say_once(text):
+    """The same, but not if the line was printed before."""
+    say(text)
 
 
 def warn(message):

@@ -97,7 +97,7 @@ def test_localization_sees_the_content_of_masks(tmp_path):
     def truth(*paths):
         return eval_wsol.MaskCounts(list(paths), 8, 'minmax', 0.1).fingerprint(Contents())
     a, b = tmp_path / 'a.png', tmp_path / 'b.png'
-    pairs = [([a], b)], [([b], a)], [([a, a], b)], [([a], b), ([a], b)]
+    pairs = [([a], b)], [([b], a)], [([a, b], None)], [([a, a], b)], [([a], b), ([a], b)]
     known = [truth(*paths) for paths in pairs]
     assert len(set(known)) == len(known)
     replace(a, inverted)

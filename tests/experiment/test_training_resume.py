@@ -217,4 +217,4 @@ def test_a_training_does_not_go_on_with_other_class_folders(script, tmp_path):
     names = sorted(path.name for path in (folder / 'train').iterdir())
     for split in ('train', 'val', 'test'):
         (folder / split / names[0]).rename(folder / split / 'zebra')
-    refused(script('main', *flags, '--epochs=2'), 'had other class folders', 'last_checkpoint')
+    refused(script('main', *flags, '--epochs=2'), 'classes are others than in', 'last_checkpoint')
