@@ -72,8 +72,8 @@ class Checkpoint:
         """Raise UserError if a label means another class in a split of a DataSet than in the network. Says it where
         nothing tells the classes."""
         if not data.check_classes(split, images, self.class_names, self.path):
-            say_once(f'{self.path} and the folders of {data.name} do not name the same classes: each label is taken for '
-                     "the network's class of this number")
+            say_once(f'{self.path} and the folders of {data.name} do not name the same classes: each label is taken '
+                     "for the network's class of this number")
 
     @property
     def epoch(self):
