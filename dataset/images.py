@@ -4,12 +4,12 @@ The way of an image: open_image or open_upright -> Transform.resize (bytes; --ca
 from the loader's worker to the device -> Transform.normalise (numbers).
 """
 import hashlib
-import math
 import shutil
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 from torch.utils.data import Dataset
 
@@ -17,8 +17,10 @@ from dataset.fingerprints import Contents, combined
 from dataset.image_files import in_threads, open_image, opening_images
 from runtime import processes
 from runtime.screen import say
-from runtime.whole_files import make_folder, write_atomically
+from runtime.whole_files import make_folder, remove_superseded, write_atomically
 from wsol.errors import UserError
+
+READER = 1  # to be raised with every change of how files become pixels, so that no cache of earlier pixels is read
 
 
 class Images(Dataset):
@@ -41,13 +43,14 @@ class ImageDataset(Images):
     """One split. Item i -> (image (3,S,S) float32, label, i); item (i, seed) crops with that seed.
 
     Attributes: image_ids (N,) bytes, labels (N,) int64, folder (where the ids start), class_names, contents (the
-    Contents that knows the photos' SHA-256), open_photo (open_image, as published, or open_upright).
+    Contents that knows the photos' SHA-256), open_photo (open_image, as published, or open_upright), name (of data set
+    and split, for caches).
     """
 
     def __init__(self, image_ids, labels, folder, transform, class_names=(), contents=None, open_photo=open_image):
         self.image_ids, self.labels, self.folder, self.transform = image_ids, labels, Path(folder), transform
-        self.class_names, self.contents, self.cache = class_names, contents or Contents(), None
-        self.open_photo = open_photo
+        self.class_names, self.contents, self.open_photo = class_names, contents or Contents(), open_photo
+        self.name, self.cache, self.pixels = 'images', None, None
 
     def __len__(self):
         return len(self.image_ids)
@@ -67,21 +70,30 @@ class ImageDataset(Images):
         """(3,R,R) uint8: an image before it is cropped, from the cache or the file."""
         if self.cache is None:
             return self.transform.resize(self.open_photo(self.path(index)))
-        shape = (3, self.transform.resize_size, self.transform.resize_size)
-        stored = np.memmap(self.cache, np.uint8, 'r', index * math.prod(shape), shape)
-        return torch.from_numpy(np.array(stored))
+        if self.pixels is None:  # a loader process that does not begin as a copy of this one
+            self._open_cache()
+        return torch.from_numpy(np.array(self.pixels[index]))
 
-    def cached(self, folder, name):
+    def _open_cache(self):
+        """Keep the cache open, so that it can be read on when another command removes its name."""
+        size = self.transform.resize_size
+        self.pixels = np.memmap(self.cache, np.uint8, 'r', shape=(len(self), 3, size, size))
+
+    def __getstate__(self):
+        return self.__dict__ | {'pixels': None}  # to pickle an open file is to copy its content
+
+    def cached(self, folder):
         """Itself, reading all resized images from one file below folder, which is written if it is missing.
 
-        name: of data set and split. The file's name also holds the images' size, fitting and fingerprint, so that other
-        names, labels or photos mean another file. Raises UserError.
+        The file is named after data set and split, the images' size, their fitting, and a fingerprint of all else that
+        the pixels depend on. Those with another fingerprint are removed then. Raises UserError.
         """
         size = self.transform.resize_size
-        path = Path(folder) / f'{name}_{size}{self.transform.name()}.{self.fingerprint()[:16]}.pixels'
+        path = Path(folder) / f'{self.name}_{size}{self.transform.name()}.{self.pixels_fingerprint()[:16]}.pixels'
         total = len(self) * 3 * size**2
         if processes.is_first() and (not path.is_file() or path.stat().st_size != total):
             make_folder(path.parent)
+            remove_superseded(path)
             free = shutil.disk_usage(path.parent).free
             say(f'{path}: {len(self)} images of {size}x{size} pixels will take {total / 1e9:.2f} GB')
             if total > free:
@@ -90,6 +102,7 @@ class ImageDataset(Images):
             write_atomically(path, self._write_resized)
         processes.gather(None)  # the others wait until it is there
         self.cache = path
+        self._open_cache()
         return self
 
     def _write_resized(self, path):
@@ -105,6 +118,10 @@ class ImageDataset(Images):
     def fingerprint(self):
         """SHA-256 of the ids, the labels and the photos' content: the identity of these images, wherever they are."""
         return combined(self.image_ids.tolist(), self.labels.tolist(), self.sha256)
+
+    def pixels_fingerprint(self):
+        """SHA-256 of what the photos' pixels depend on, until they are resized."""
+        return combined(self.fingerprint(), READER, self.open_photo.__name__, PIL.__version__, str(torch.__version__))
 
     def size_fingerprint(self):
         """SHA-256 of the ids, the labels and the files' sizes: the images' identity in results of earlier versions."""

@@ -121,7 +121,10 @@ class DataSet:
         processes.check_same(f'{len(labels)} images, fingerprint {combined(image_ids.tolist(), labels, names)[:8]}',
                              f'list different images of {self.name} {split}: all machines should see the same files')
         images = images.without_broken(split) if skip_broken else images
-        return images.cached(folder, f'{self.label}_{split}') if cached else images
+        # sets that can be used side by side have caches of different names
+        which = self.image_folders[split].resolve(), self.list_folders[split].resolve(), proxy, skip_broken
+        images.name = f'{self.label}_{split}_{zlib.crc32(repr(which).encode()):08x}'
+        return images.cached(folder) if cached else images
 
     def check_classes(self, split, images, names, source):
         """Raise UserError where images lie in the folder of another class than their label's. Returns whether the

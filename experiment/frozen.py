@@ -84,26 +84,27 @@ def _features(model, images, split, folder, args, device):
 
     if not args.cache:
         return write(whole_files.temporary(folder / 'features'))
-    path = Path(args.save_root) / 'cache' / f'features_{split}_{args.crop_size}.{_fingerprint(model, images, args)}.npy'
+    which = f'{images.name}_{args.crop_size}_{_backbone_fingerprint(model, images, args)[:16]}'
+    path = Path(args.save_root) / 'cache' / f'features_{which}.{images.pixels_fingerprint()[:16]}.npy'
     try:
         return np.load(path, mmap_mode='r')
     except FileNotFoundError:
         pass
     except (OSError, ValueError, EOFError) as error:
         screen.warn(f'{path} is damaged ({error}): the features are computed again')
+    whole_files.remove_superseded(path)
     whole_files.write_atomically(path, write, durable=True)
     return np.load(path, mmap_mode='r')
 
 
-def _fingerprint(model, images, args):
-    """Hash of everything that the features depend on, 16 hexadecimal digits."""
-    digest = hashlib.sha256(f'{images.fingerprint()},{images.transform},{args.precision}'.encode())
-    digest.update(images.open_photo.__name__.encode())
+def _backbone_fingerprint(model, images, args):
+    """SHA-256 of what the features depend on, beside the photos."""
+    digest = hashlib.sha256(f'{images.transform},{args.precision}'.encode())
     for name, value in model.state_dict().items():
         if not name.startswith(HEAD):
             digest.update(f'{name},{tuple(value.shape)}'.encode() + value.cpu().numpy().tobytes())
     digest.update(repr([model.get_submodule(stage) for stage in model.stages]).encode())  # strides, too
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
 @torch.inference_mode()

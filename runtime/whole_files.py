@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from runtime import screen
 from wsol.errors import UserError
 
 
@@ -75,6 +76,19 @@ def remove_unfinished(path, before=math.inf):
         with suppress(OSError):  # it is a folder, or another process has removed it
             if form.fullmatch(left.name) and left.stat().st_mtime < before:
                 left.unlink()
+
+
+def remove_superseded(path):
+    """Remove the caches that differ from `path` in their fingerprint alone, and say so.
+
+    A cache's name ends in a fingerprint, 16 hexadecimal digits, and a suffix.
+    """
+    form = re.compile(re.escape(path.stem[:-16]) + '[0-9a-f]{16}' + re.escape(path.suffix))
+    for old in path.parent.glob('*'):
+        if form.fullmatch(old.name) and old.name != path.name:
+            with suppress(OSError):  # it is a folder, or in use where open files cannot be removed
+                old.unlink()
+                screen.say(f'{old} is removed: it is of images that have changed since')
 
 
 def write_atomically(path, write, durable=False):

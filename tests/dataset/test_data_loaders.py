@@ -2,6 +2,7 @@
 import copy
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 from collections import Counter
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import several
 import torch
-from conftest import noise_dataset
+from conftest import noise_dataset, roots_of
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -164,7 +165,7 @@ def test_workers_hand_over_bytes_that_become_the_items_numbers(tmp_path, monkeyp
 
 def test_a_cache_gives_the_same_pixels_and_opens_no_image_again(tmp_path, capsys, monkeypatch):
     dataset = noise_dataset(tmp_path)
-    kept = copy.copy(dataset).cached(tmp_path / 'cache', 'set_train')
+    kept = copy.copy(dataset).cached(tmp_path / 'cache')
     path, = (tmp_path / 'cache').iterdir()
     out, err = capsys.readouterr()
     assert path.stat().st_size == 5 * 3 * 16 * 16 and '5 images of 16x16 pixels will take' in out and 'resizing images' in err
@@ -173,7 +174,7 @@ def test_a_cache_gives_the_same_pixels_and_opens_no_image_again(tmp_path, capsys
     for index, image in enumerate(expected):
         assert torch.equal(kept[index, index + 7][0], image)
     assert len(list(make_loader(kept, 2, 2, torch.device('cpu')))) == 3
-    copy.copy(dataset).cached(tmp_path / 'cache', 'set_train')  # there already
+    copy.copy(dataset).cached(tmp_path / 'cache')  # there already
     assert capsys.readouterr().out == ''
 
 
@@ -181,16 +182,17 @@ def test_a_cache_is_of_its_images_their_order_and_their_size(tmp_path):
     folder, paths = tmp_path / 'cache', set()
 
     def add(dataset):
-        before = {path: path.stat().st_mtime_ns for path in paths}
-        paths.add(dataset.cached(folder, 'set_train').cache)
-        assert before == {path: path.stat().st_mtime_ns for path in before}
+        before = {path: path.stat().st_mtime_ns for path in paths if path.exists()}
+        paths.add(dataset.cached(folder).cache)
+        assert all(not path.exists() or path.stat().st_mtime_ns == time for path, time in before.items())
         for index in range(len(dataset)):
             assert torch.equal(dataset.resized(index), dataset.transform.resize(image_files.open_image(
                 tmp_path / dataset.image_id(index))))
     whole = noise_dataset(tmp_path)
     smaller = transforms.train_transform(20, 12)
-    for dataset in (whole, ImageDataset(whole.image_ids[::-1], whole.labels[::-1], tmp_path, whole.transform),
-                    ImageDataset(whole.image_ids, whole.labels, tmp_path, smaller)):
+    turned = ImageDataset(whole.image_ids[::-1], whole.labels[::-1], tmp_path, whole.transform)
+    turned.name = 'turned'
+    for dataset in (whole, turned, ImageDataset(whole.image_ids, whole.labels, tmp_path, smaller)):
         add(dataset)
     Image.new('RGB', (30, 30), 'blue').save(tmp_path / '2.png')
     add(ImageDataset(whole.image_ids, whole.labels, tmp_path, whole.transform))
@@ -198,18 +200,74 @@ def test_a_cache_is_of_its_images_their_order_and_their_size(tmp_path):
     Image.new('RGB', (30, 30), 'white').save(tmp_path / '2.png')  # another picture in a file of the same size
     assert (tmp_path / '2.png').stat().st_size == size
     add(ImageDataset(whole.image_ids, whole.labels, tmp_path, whole.transform))
-    assert len(paths) == len(list(folder.iterdir())) == 5
+    assert len(paths) == 5 and len(list(folder.iterdir())) == 3  # those of earlier photos are gone
+
+
+def test_superseded_caches_go_and_nothing_else_does(tmp_path, capsys):
+    """Of three versions of a set the last stays; a file of any other form, name or size is the user's or in use."""
+    folder, kept = tmp_path / 'cache', ['images_16.0123456789abcde.pixels', 'images_16.0123456789abcdeg.pixels', 'images_16.pixels',
+                                        'images_17.0123456789abcdef.pixels', 'image_16.0123456789abcdef.pixels', 'b/images_16.pixels',
+                                        'images_16.0123456789abcdef.pixels.bak', 'images_16.0123456789abcdef.npy', 'a/x',
+                                        'images_16.0123456789ABCDEF.pixels', 'images_16x0123456789abcdef.pixels', 'images_16-pad.0123456789abcdef.pixels']
+    for name in kept:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text('mine')
+    (folder / 'images_16.aaaaaaaaaaaaaaaa.pixels').mkdir()
+    versions = []
+    for colour in ('red', 'green', 'blue'):
+        dataset = noise_dataset(tmp_path)
+        Image.new('RGB', (30, 30), colour).save(tmp_path / '2.png')
+        versions.append(dataset.cached(folder))
+        out = capsys.readouterr().out
+        assert ('is removed: it is of images that have changed since' in out) == (colour != 'red')
+    assert [images.cache.exists() for images in versions] == [False, False, True]
+    assert all((folder / name).read_text() == 'mine' for name in kept)
+    # what is open is read on, in this process and in those that load its images
+    for images, colour in zip(versions, (0, 1, 2), strict=True):
+        assert images.resized(2)[colour].min() >= 128 and images.resized(2).sum(0).max() <= 255
+        batch, = (batch for batch, *_ in make_loader(images, 5, 1, torch.device('cpu')))
+        assert batch[2].argmax(0).eq(colour).all()
+
+
+@pytest.mark.parametrize('change', [('dataset.images.READER', 2), ('PIL.__version__', '1.0'), ('torch.__version__', '1.0')])
+def test_a_cache_is_of_how_photos_are_read(tmp_path, monkeypatch, change):
+    dataset = noise_dataset(tmp_path)
+    fingerprints = [dataset.pixels_fingerprint()]
+    dataset.open_photo = image_files.open_upright
+    fingerprints.append(dataset.pixels_fingerprint())
+    monkeypatch.setattr(*change)
+    fingerprints.append(dataset.pixels_fingerprint())
+    assert len(set(fingerprints)) == 3
+
+
+def test_sets_that_are_used_side_by_side_have_caches_of_different_names(tiny_birds, tmp_path):
+    roots, transform = roots_of(tiny_birds), transforms.eval_transform(8)
+    shutil.copytree(roots[1], tmp_path / 'meta')
+    lists = tmp_path / 'meta/ToyBirds/train'
+    (lists / 'image_ids_proxy.txt').write_text((lists / 'image_ids.txt').read_text())
+    here, there = find_dataset('ToyBirds', *roots), find_dataset('ToyBirds', roots[0], tmp_path / 'meta')
+    images = [here.open_split('train', transform), here.open_split('val', transform), there.open_split('train', transform),
+              there.open_split('train', transform, proxy=True), there.open_split('train', transform, skip_broken=True)]
+    assert len({split.name for split in images}) == 5
+    assert there.open_split('train', transform, proxy=True).name == images[3].name
+
+
+def test_a_cache_reaches_a_process_that_begins_anew_without_its_content(tmp_path):
+    images = noise_dataset(tmp_path).cached(tmp_path / 'cache')
+    content = pickle.dumps(images)
+    assert len(content) < images.cache.stat().st_size
+    assert torch.equal(pickle.loads(content).resized(3), images.resized(3))
 
 
 def test_half_a_cache_is_made_anew_and_one_that_does_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch):
     dataset = noise_dataset(tmp_path)
-    path = copy.copy(dataset).cached(tmp_path / 'cache', 'set_train').cache
+    path = copy.copy(dataset).cached(tmp_path / 'cache').cache
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
-    assert copy.copy(dataset).cached(tmp_path / 'cache', 'set_train').cache.read_bytes() == whole
+    assert copy.copy(dataset).cached(tmp_path / 'cache').cache.read_bytes() == whole
     monkeypatch.setattr(shutil, 'disk_usage', lambda _: SimpleNamespace(free=1000))
     with pytest.raises(UserError, match='0.00 GB free; leave --cache out'):
-        copy.copy(dataset).cached(tmp_path / 'other', 'set_train')
+        copy.copy(dataset).cached(tmp_path / 'other')
 
 
 def test_the_draws_of_an_image_leave_the_global_state_alone(tmp_path):

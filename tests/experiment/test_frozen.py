@@ -92,7 +92,7 @@ def test_a_disk_that_is_full_is_found_out_before_the_features_are_written(kept, 
 
 
 @pytest.mark.parametrize('kept', [False, True])
-def test_features_of_an_image_and_its_mirror_image(tiny_birds, tmp_path, kept, capsys):
+def test_features_of_an_image_and_its_mirror_image(tiny_birds, tmp_path, kept, capsys, monkeypatch):
     torch.manual_seed(0)
     model = build_model('resnet18', 'CAM', 18, last_stage='layer1').eval()
     images = {split: open_birds(tiny_birds, split)[0] for split in ('train', 'val')}
@@ -133,6 +133,10 @@ def test_features_of_an_image_and_its_mirror_image(tiny_birds, tmp_path, kept, c
             model.layer1[0].conv1.weight += 1  # the backbone has
         extract_all()
         assert len(files()) == 4 and set(before) < set(files())
+        monkeypatch.setattr('dataset.images.READER', 2)  # as if the photos had changed
+        extract_all()
+        assert len(files()) == 4 and set(before) < set(files())
+        assert capsys.readouterr().out.count('is removed: it is of images that have changed since') == 2
 
 
 def test_features_of_other_stages_have_another_file(tiny_birds, tmp_path):
@@ -141,5 +145,5 @@ def test_features_of_other_stages_have_another_file(tiny_birds, tmp_path):
     names = set()
     for last_stage in ('layer1', 'layer2'):
         torch.manual_seed(0)
-        names.add(frozen._fingerprint(build_model('resnet18', 'CAM', 18, last_stage=last_stage), images, args))
+        names.add(frozen._backbone_fingerprint(build_model('resnet18', 'CAM', 18, last_stage=last_stage), images, args))
     assert len(names) == 2
