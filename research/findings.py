@@ -106,13 +106,13 @@ def forest():
                 row = difference(network, run, count)
                 value, low, high = (float(row[column]) for column in ('value', 'low', 'high'))
                 axes.errorbar(value, 0.15 - 0.3 * number - len(lines), xerr=[[value - low], [high - value]], capsize=2,
-                              fmt='os'[number], markersize=4, color=figures.COLOURS[number])
+                              fmt='os'[number], markersize=4, color='k', markerfacecolor='kw'[number])
             lines.append(network + OVER[row['over']])
     axes.axvline(0, color='0.6', linewidth=1)
     axes.set_yticks(range(0, -len(lines), -1), lines, fontsize=8)
     for label in axes.get_yticklabels():
         label.set_fontweight('bold' if label.get_text() in TRAININGS | PAIRS else 'normal')
-    axes.set(xlabel='PxAP of CALM less that of CAM, points', ylim=(-len(lines) + 0.4, 0.6))
+    axes.set(xlabel='PxAP of CALM less that of CAM, points\n← CAM ahead · CALM ahead →', ylim=(-len(lines) + 0.4, 0.6))
     figure.legend(axes.containers[:2], COUNTS, fontsize=8, loc='outside upper center', ncols=2)
     return figure
 
