@@ -28,8 +28,8 @@ EVERYTHING = '\n'.join(TEXTS.values())
 STUDIES = tuple(path.stem for path in sorted((ROOT / 'research').glob('*.py')) if 'def make_parser' in path.read_text())
 
 
-def test_the_front_page_is_short():
-    assert len(README.splitlines()) <= 120 and max(map(len, README.splitlines())) <= 132
+def test_the_lines_of_the_front_page_fit_a_screen():
+    assert max(map(len, README.splitlines())) <= 132
 
 
 def parsers():
