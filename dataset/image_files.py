@@ -29,7 +29,8 @@ CAMERAS = {'.dng', '.nef', '.cr2', '.cr3', '.arw', '.orf', '.rw2', '.raf'}  # PI
 ADVICE = dict.fromkeys(CAMERAS, 'develop them into TIFF or JPEG') | dict.fromkeys(
     ('.heic', '.heif', '.hif'), 'pip install pillow-heif opens these') | {'.jxl': 'pip install pillow-jxl-plugin does'}
 OF_THE_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
-LARGEST = 4096  # pixels along a side: a larger photo is reduced to this when it is opened, for memory and speed
+LARGEST = 8192  # pixels along a side: a larger photo is reduced to this when it is opened, for memory and speed; 48
+                # megapixels are not, so that networks see what they see elsewhere
 SCALABLE = ('L', 'RGB', 'RGBA', 'CMYK', 'YCbCr')  # the modes in which an image can be made smaller
 ORIENTATION = 0x0112  # EXIF's tag
 REMEDY = 'replace it, or leave it out by --skip_broken'  # for an image that does not open
