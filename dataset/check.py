@@ -54,6 +54,11 @@ def check_dataset(data):
                 masks |= check_masks(path, ids, data.mask_folder, problems['images without box or mask'])
             else:
                 _check_boxes(path, ids, problems)
+                present = [name.encode() for name in ids if (data.image_folders[split] / name).is_file()]
+                try:
+                    data.boxes(split, np.array(present))  # which compares sizes with the photos'
+                except UserError as error:
+                    problems['bad boxes'] += [] if problems['bad boxes'] else [str(error)]
     for folder, (ids, missing, surplus) in compare(data, listed).items():
         problems['missing images'] += [str(folder / name) for name in missing]
         problems['surplus images'] += [str(folder / name) for name in surplus]

@@ -22,7 +22,7 @@ from util import usable_cores
 from wsol.errors import UserError
 
 # of these a file is an image without a look inside; TGA has no mark by which to know it
-SUFFIXES = {'.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.ppm', '.pgm', '.tga'}
+SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.ppm', '.pgm', '.tga')
 # PIL recognises them, but cannot decode them, has another program do it, or takes any file for them
 NO_FORMATS = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'TGA', 'WMF'}
 CAMERAS = {'.dng', '.nef', '.cr2', '.cr3', '.arw', '.orf', '.rw2', '.raf'}  # PIL would open the small preview inside
@@ -59,8 +59,10 @@ def images_below(root, besides=None):
         hidden += sum(map(is_hidden, (*folders, *files)))
         folders[:] = [name for name in folders if not is_hidden(name) and not _leads_back(Path(folder, name))
                       and (besides is None or Path(folder, name).resolve() != besides)]
-        for path in (Path(folder, name) for name in files if not is_hidden(name)):
-            (ids if path.suffix.lower() in SUFFIXES else unknown).append(str(path.relative_to(root)))
+        inside = f'{Path(folder).relative_to(root)}/'.removeprefix('./')  # a Path of each file would take long
+        for name in files:
+            if not is_hidden(name):
+                (ids if name.lower().endswith(SUFFIXES) else unknown).append(inside + name)
     images = {image_id for image_id in progress(unknown, 'looking into files', 'file', leave=False, delay=3)
               if _is_image(Path(root, image_id))}
     kinds = Counter(Path(name).suffix.lower() or 'without a suffix' for name in unknown if name not in images)

@@ -178,5 +178,5 @@ def test_an_error_is_one_line_whatever_the_input_holds(script, monkeypatch):
 
 def test_an_error_that_no_user_can_mend_is_not_hidden(script, monkeypatch):
     monkeypatch.setattr(main, 'main', lambda: [][0])
-    with pytest.raises(IndexError):
-        script('main')
+    code, _, err = script('main')
+    assert code == 1 and 'Traceback' in err and err.endswith('IndexError: list index out of range\n')

@@ -186,6 +186,11 @@ def test_boxes_and_sizes_of_an_own_folder_are_those_of_the_upright_photo(folder)
     (lists / 'image_sizes.txt').write_text(f'{photo},40,30\n')
     with pytest.raises(UserError, match=r'turned.jpg is 30 x 40 when upright, and 40 x 30 by image_sizes.txt'):
         data.boxes('test', ids)
+    photos = images_below(folder / 'test')
+    (lists / 'localization.txt').write_text(''.join(f'{name},0,0,9,9\n' for name in photos))
+    (lists / 'image_sizes.txt').write_text(''.join(f'{name},40,30\n' for name in photos))
+    problem, = check_dataset(data)['bad boxes']
+    assert 'is 30 x 40' in problem
 
 
 # --- found ------------------------------------------------------------------------------------------------
