@@ -8,10 +8,13 @@ Result: <output>/table.md, table.csv, table.tex, and the curves ratios.png and p
     python compare.py save/demo/CAM save/demo/CALM_EM
     python compare.py save/demo/CALM_EM --reference=saliency
 """
+import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave it out
 
 from experiment import result_files
 from reports import columns, figures, intervals, table_files

@@ -9,11 +9,14 @@ accuracy_<dataset>_<head>.<8 digits>.json instead.
     python main.py --experiment_name=calm_em --architecture=resnet50 --attribution_method=CALM_EM \\
         --dataset=CUB --use_bn=True --large_feature_map=True
 """
+import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave it out
 
 import config
 import util

@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 
 from runtime import locks
-from runtime.screen import progress
+from runtime.screen import progress, warn
 from runtime.whole_files import write_json
 from wsol.errors import UserError
 
@@ -68,10 +68,13 @@ class Lock:
         return recorded | {'remedy': remedy} if recorded else {}
 
     def record(self, name, path):
-        """Record a file that proved to be the right one. An existing record stays."""
+        """Record a file that proved to be the right one, if the folder can be written. An existing record stays."""
         entries = self.entries()
         if name not in entries:
-            write_json(self.path, entries | {name: {'size': path.stat().st_size, 'sha256': digest(path, 'sha256')}})
+            try:
+                write_json(self.path, entries | {name: {'size': path.stat().st_size, 'sha256': digest(path, 'sha256')}})
+            except UserError as error:
+                warn(f'{error}: the next use cannot check that {path} is the same')
 
 
 def fetch(url, target, by_hand=None, **expected):

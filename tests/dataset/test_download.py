@@ -114,6 +114,14 @@ def test_a_file_that_is_there_but_wrong_is_named(tmp_path):
         download.fetch('http://127.0.0.1:9/file', tmp_path / 'file', size=2)
 
 
+def test_a_file_in_a_folder_that_cannot_be_written_is_used_and_not_recorded(tmp_path, capsys):
+    """As weights that were put by hand into a clone that is read-only."""
+    (tmp_path / 'weights').write_bytes(CONTENT)
+    lock = download.Lock(tmp_path / 'weights/lock.json')
+    lock.record('name', tmp_path / 'weights')
+    assert 'the next use cannot check that' in capsys.readouterr().err and lock.entries() == {}
+
+
 def test_a_recorded_file_is_checked_at_each_use_and_its_record_stays(server, tmp_path):
     lock, path = download.Lock(tmp_path / 'lock.json'), tmp_path / 'file'
     assert lock.expected('name') == {}
