@@ -182,6 +182,8 @@ FLAGS = {
                   'CALM); object_mask: a control of evaluations', main=True),
         Flag('score_map_method', 'activation_map', choice(('activation_map', 'backprop')),
              'backprop with score_map_process=vanilla: the vanilla gradient; other gradient methods do not need it'),
+        _recorded('scores', 'softmax', choice(('softmax', 'sigmoid')), 'what makes the probabilities of a classifier '
+                  'trained elsewhere: softmax over its classes, or sigmoid for several labels', shared=False),
         _recorded('superclass_file', None, FILE, 'YAML, "label: [labels]", for the superclass methods (default: those '
                   'of the data set)'),
         _recorded('smooth_grad_nr_iter', 50, COUNT, 'noisy copies of the SmoothGrad family'),
@@ -211,6 +213,8 @@ FLAGS = {
                   'there are as many log thresholds'),
     ),
     'pictures': (
+        Flag('class_names', None, FILE, 'the names of the classes: a line each, numbered lines, or JSON (default: the '
+             "checkpoint's, those of your folder that --dataset names, or ImageNet's)", shared=False),
         Flag('output', None, text_of('PATH'), 'inference.py: folder of the results (default: maps); export.py: the '
              'file, .onnx or .pt2 (default: named by the checkpoint)', main=True, shared=False),
         Flag('format', ('png',), choice(('png', 'html')), 'png: a picture for each photo; html: one page for all, '
@@ -237,7 +241,7 @@ EVERYWHERE = ('experiment_name', 'save_root', 'device', 'dataset', 'data_root', 
               'resize_size', *NETWORK, 'load_checkpoint', 'weights_key')
 IMAGES = ('seed', 'workers', 'precision', 'batch_size', 'skip_broken')  # for scripts that send images through a network
 SAMPLING = ('smooth_grad_nr_iter', 'smooth_grad_sigma', 'integrated_grad_nr_iter')
-MAPS = (*IMAGES, 'score_map_process', 'score_map_method', 'superclass_file', *SAMPLING)
+MAPS = (*IMAGES, 'scores', 'score_map_process', 'score_map_method', 'superclass_file', *SAMPLING)
 EVALUATION = (*MAPS, 'cache', 'scoremap_root')
 
 

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I lea
 
 import config
 from evaluation import session
+from experiment import weights
 from runtime import screen, whole_files
 from wsol.errors import UserError
 from wsol.heads import joint, log_conditional
@@ -46,8 +47,9 @@ class SelfExplaining(nn.Module):
 def describe(network):
     """The metadata of the file: {name: text}."""
     model, checkpoint = network.model, network.checkpoint
-    names = checkpoint.class_names or [f'class {label}' for label in range(model.conv_last.out_channels)]
-    return {'classes': json.dumps(list(names)), 'image_size': str(network.args.crop_size),
+    numbers = [f'class {label}' for label in range(model.conv_last.out_channels)]
+    names = weights.class_names(network.args, checkpoint, model) or numbers
+    return {'classes': json.dumps(names), 'scores': model.scores, 'image_size': str(network.args.crop_size),
             'preprocessing': json.dumps(network.preprocessing),
             'attribution_method': network.args.attribution_method, 'maps': model.default_method,
             'weights_sha256': checkpoint.sha256}
@@ -74,7 +76,7 @@ def export(network, size, path, about):
 
 def make_parser():
     """The parser of this script's flags."""
-    return config.make_parser(__doc__, 'pretrained', 'output')
+    return config.make_parser(__doc__, 'pretrained', 'scores', 'class_names', 'output')
 
 
 def main():

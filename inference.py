@@ -50,7 +50,7 @@ def resolve_class(text, names, num_classes):
     if not hits and (numbered or not text.isdecimal()):
         hits = [label for label, name in enumerate(names) if text.lower() in name.lower()]
     if len(hits) != 1:
-        examples = ', '.join(names[hit] for hit in hits[:5])
+        examples = ', '.join(f'{names[hit]} ({hit})' for hit in hits[:5])
         hint = f'or a name such as {names[0]}' if names else 'since this checkpoint has no class names'
         problem = f'names {len(hits)} classes: {examples}' if hits else 'names no class'
         raise UserError(f'"{text}" {problem}; give {"a number" if numbered else "class N with N"} from 0 to '
@@ -66,8 +66,6 @@ def chosen_classes(args, names, num_classes):
         contrast = resolve_class(contrast, names, num_classes)
     if target is not None and target == contrast:
         raise UserError(f'"why {args.target} and not {args.contrast}" is zero everywhere: they are one class')
-    if contrast is not None and num_classes < 2:
-        raise UserError('this network knows one class: there is no other to contrast it with')
     return target, contrast
 
 
@@ -237,7 +235,7 @@ def main():
     if args.skip_broken:
         kept, items = opening_images(list(photos.values()), 'yours'), list(photos.items())
         photos = dict(items[index] for index in kept)
-    class_names, path = network.checkpoint.class_names or [], network.checkpoint.path
+    class_names, path = weights.class_names(network.args, network.checkpoint, network.model), network.checkpoint.path
     target, contrast = chosen_classes(args, class_names, network.model.conv_last.out_channels)
     images = Photos(list(photos.values()), network.transform(), class_names)
     title = f'{network.args.attribution_method}, {network.args.architecture}, weights of ' + (

@@ -28,6 +28,7 @@ from runtime import processes, screen, whole_files
 from wsol.attribution.contrast import CONTRASTS, find_contrast
 from wsol.attribution.registry import METHODS, SamplingSettings, find_method
 from wsol.errors import UserError
+from wsol.heads import SCORES
 from wsol.networks import check_image_size, options_taken
 from wsol.speed.folding import fold_batchnorm
 
@@ -126,6 +127,7 @@ def open_network(args, needed=True, or_classifier=False, whole=False):
         num_classes = checkpoint.num_classes or _named_data(find_dataset, args, checkpoint).num_classes
         model = checkpoint.build(network_settings(args), num_classes, device)
         check_image_size(model, args.crop_size)
+        _settle_scores(args, checkpoint, model)
     settle_fit(args, checkpoint, whole)
     if 'seed' in args:  # otherwise the script sends no image through the network
         args.precision = util.pick_precision(args.precision, device)
@@ -171,6 +173,19 @@ def settle_fit(args, checkpoint, whole):
     if is_foreign or args.fit != 'squash':
         screen.say(f'photos: fit {args.fit}, {FITS[args.fit]} {args.resize_size} pixels, the input {args.crop_size} x '
                    f'{args.crop_size} of their centre ({way["interpolation"]})')
+
+
+def _settle_scores(args, checkpoint, model):
+    """Take --scores, and say what is taken where the classifier's file does not tell. Raises UserError."""
+    stated = 'scores' in args.given
+    if stated and args.scores != model.scores:
+        model.use_scores(args.scores)
+        if checkpoint.network and not checkpoint.is_foreign:
+            raise UserError(f'{checkpoint.path} was trained with softmax, so --scores={args.scores} does not suit it')
+    args.scores = model.scores
+    if checkpoint.is_foreign and (stated or 'dataset' not in checkpoint.known):
+        hint = '; --scores=sigmoid is for a network of several labels' * (not stated and model.scores == 'softmax')
+        screen.say(f'scores of {model.conv_last.out_channels} classes: {SCORES[model.scores]}{hint}')
 
 
 def _find_network(args, or_classifier):

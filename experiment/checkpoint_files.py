@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import config
+from dataset.class_names import names_in
 from experiment import training_images
 from experiment.settings import problem_of
 from runtime import whole_files
@@ -118,6 +119,7 @@ def _read(path, key=None):
     model = keys.get('model')
     if key is not None or not (isinstance(model, dict) and 'architecture' in model or 'command' in keys):
         record = {name: keys[name] for name, fits in RECORD.items() if name in keys and fits(keys[name])}  # elsewhere's
+        record['class_names'] = names_in(keys) or None
         return record | {'state_dict': weight_files.pick_state_dict(path, content, key)}
     problem = _problem_of_weights(content.get('state_dict', content))
     if not problem:

@@ -18,12 +18,12 @@ from torch import nn
 import config
 import util
 from dataset import download
-from dataset.registry import ALIASES, DATASETS
+from dataset.class_names import imagenet_names, names_in, read_class_names
+from dataset.registry import ALIASES, DATASETS, find_dataset
 from experiment import checkpoint_files
-from runtime.screen import say_once, warn
+from runtime.screen import say, say_once, warn
 from wsol import build_model, from_classifier, preprocessing
 from wsol.backbones import state_dicts
-from wsol.backbones._torchvision import import_torchvision
 from wsol.backbones.vgg import published_names
 from wsol.backbones.weight_files import Weights, read_weights
 from wsol.errors import UserError
@@ -153,14 +153,40 @@ def trained_classifier(architecture, source):
     classes = model.conv_last.out_channels
     usual = {name: flag.default for name, flag in config.ALL_FLAGS.items() if flag.network}
     network = usual | {'architecture': architecture, 'attribution_method': 'CAM', 'num_classes': classes}
-    names = import_torchvision().models.get_model_weights('resnet50').DEFAULT.meta['categories']  # ImageNet's
     fitted = preprocessing(architecture, source if source is True else source.path)
+    names = [] if source is True else names_in(source.beside)
     content = {'model': network, 'state_dict': model.state_dict(), 'preprocessing': fitted,
                'normalisation': (fitted['mean'], fitted['deviation']),
-               'class_names': names if classes == len(names) else None,
+               'class_names': names if len(names) == classes else None,
                'args': {'dataset': 'ILSVRC'} if source is True else {}}
     path = Path(f'{architecture} with ImageNet weights' if source is True else source.path)
     return Checkpoint(path, content, model=model)
+
+
+def class_names(args, checkpoint, model):
+    """The names of a network's classes; [] if nothing tells them. Raises UserError for another number of names.
+
+    They are those of --class_names; or the checkpoint's; those of the user's folder that --dataset names; no and yes of
+    one logit; ImageNet's.
+    """
+    count, names = model.conv_last.out_channels, checkpoint.class_names or ()
+    if args.class_names:
+        return read_class_names(args.class_names, count)
+    if len(names) != count and 'dataset' in args.given:
+        names = find_dataset(args.dataset, args.data_root, args.metadata_root).class_names
+        if names and len(names) != count:
+            raise UserError(f'--dataset={args.dataset} has {len(names)} class folders, the network {count} classes; '
+                            '--class_names=FILE names them')
+    if names and len(names) == count:
+        return list(names)
+    if model.scores == 'one_logit':
+        return ['no', 'yes']
+    if count != DATASETS['ILSVRC'].num_classes or not (checkpoint.is_foreign or args.dataset == 'ILSVRC'):
+        return []
+    if args.dataset != 'ILSVRC':
+        say(f"{checkpoint.path} does not name its {count} classes, so they get ImageNet's names; --class_names=FILE "
+            'gives them others')
+    return imagenet_names()
 
 
 def weights_sha256(state):
@@ -219,7 +245,8 @@ def read_checkpoint_or_classifier(path, architecture, key=None):
     read_checkpoint."""
     checkpoint = read_checkpoint(path, key)
     is_plain = not checkpoint.network and not any(name.endswith('conv_last.weight') for name in checkpoint.weights)
-    return trained_classifier(architecture, Weights(path, checkpoint.content['state_dict'])) if is_plain else checkpoint
+    content = checkpoint.content
+    return trained_classifier(architecture, Weights(path, content['state_dict'], content)) if is_plain else checkpoint
 
 
 def has_attention(names):

@@ -14,7 +14,7 @@ from experiment.settings import adopt, changed_settings, network_settings
 from runtime import command_line
 from wsol.errors import UserError
 
-FLAG_READERS = ('config', 'evaluation/session')  # modules that read flags for several scripts
+FLAG_READERS = ('config', 'evaluation/session', 'experiment/weights')  # modules that read flags for several scripts
 PARSERS = {name: importlib.import_module(name).make_parser() for name in SCRIPTS}
 
 

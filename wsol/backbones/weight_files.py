@@ -27,6 +27,7 @@ class Weights(NamedTuple):
     """The state dict of a file, {name: tensor}, and where it comes from, for messages."""
     path: object
     state: dict
+    beside: object = None  # what the file holds in all
 
 
 # --- which kind of file -----------------------------------------------------------------------------------
@@ -302,4 +303,7 @@ def read_weights(source, key=None):
 
     source: a path, or Weights, which are returned. key: of pick_state_dict.
     """
-    return source if isinstance(source, Weights) else Weights(source, pick_state_dict(source, load(source), key))
+    if isinstance(source, Weights):
+        return source
+    content = load(source)
+    return Weights(source, pick_state_dict(source, content, key), content)

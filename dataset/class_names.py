@@ -1,0 +1,90 @@
+"""Names of classes, as people keep them: a line each, numbered lines, tables, JSON, YAML, a Python dict, ImageNet's
+synsets, and what training programs save beside the weights."""
+import ast
+import codecs
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import yaml
+
+from wsol.backbones._torchvision import import_torchvision
+from wsol.errors import UserError
+
+KEYS = ('class_names', 'classes', 'names', 'class_to_idx', 'idx_to_class', 'id2label', 'label2id', 'labels',
+        'categories', 'hyper_parameters', 'config', 'args', 'meta')  # where JSON, YAML and checkpoints have names
+NUMBER_FIRST = re.compile(r'''[{\s]*["']?(\d{1,9})["']?\s*[:,;=\t ]\s*(\S.*)''', re.ASCII)  # 0 tench  0: 'tench',
+NUMBER_LAST = re.compile(r'''[{\s]*(\S.*?)\s*[:,;=\t]\s*(\d{1,9})[\s,}]*''', re.ASCII)      # 'tench': 0,
+SYNSET = re.compile(r'n\d{8}[\s,;:]+(\S.*)', re.ASCII)                                      # n01440764 tench
+QUOTED = re.compile(r'''(["'])(.*)\1[\s,}\]]*''')
+
+
+def imagenet_names():
+    """ImageNet's 1,000 names, in the order of torchvision's weights."""
+    return list(import_torchvision().models.get_model_weights('resnet50').DEFAULT.meta['categories'])
+
+
+def read_class_names(path, num_classes):
+    """The names in a file, in the order of the classes. Raises UserError unless there are num_classes of them."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f'--class_names={path}: {error.strerror}') from error
+    names = _names_in_text(_decoded(content), num_classes)
+    if len(names) != num_classes:
+        raise UserError(f'--class_names={path} names {len(names)} classes, the network has {num_classes}; the file '
+                        'should hold a line for each class, or JSON')
+    return names
+
+
+def names_in(value):
+    """The names in a value of JSON or of a checkpoint, in the order of the classes; [] if there are none.
+
+    ['tench', ...], {'0': 'tench'}, {'0': ['n01440764', 'tench']}, {'tench': 0}, or a dict with one of these in KEYS.
+    """
+    if isinstance(value, dict):
+        return (_by_number(value.items()) or _by_number((number, name) for name, number in value.items())
+                or next((names for key in KEYS if (names := names_in(value.get(key)))), []))
+    names = [_last(name) for name in value] if isinstance(value, (list, tuple)) else []
+    return names if all(isinstance(name, str) for name in names) else []
+
+
+def _last(name):
+    return name[-1] if isinstance(name, (list, tuple)) and name else name
+
+
+def _by_number(pairs):
+    """The names of pairs (number, name), by number; [] unless the numbers count from 0 or 1 without gaps."""
+    pairs = [(f'{number}' if isinstance(number, (int, str)) else '', _last(name)) for number, name in pairs]
+    if not all(re.fullmatch(r'\d{1,9}', number, re.ASCII) and isinstance(name, str) for number, name in pairs):
+        return []
+    pairs = sorted((int(number), name) for number, name in pairs)
+    numbers = [number for number, _ in pairs]
+    return [name for _, name in pairs] if numbers in (list(range(len(pairs))), list(range(1, len(pairs) + 1))) else []
+
+
+def _decoded(content):
+    """The text of a file: Unicode with or without a byte order mark, else Latin-1."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode('utf-16', 'replace')
+    with suppress(UnicodeDecodeError):
+        return content.decode('utf-8-sig')
+    return content.decode('latin-1')
+
+
+def _names_in_text(text, num_classes):
+    if text.lstrip()[:1] in ('{', '[') or re.search(r'^\s*(names|classes)\s*:', text, re.MULTILINE):
+        for read in (json.loads, ast.literal_eval, yaml.safe_load):
+            with suppress(Exception):  # deep nesting makes them raise many kinds
+                if names := names_in(read(text)):
+                    return names
+    lines = [line.strip() for line in re.split(r'\r\n|\r|\n', text)]
+    lines = [line for line in lines if line.strip('{}[] ')]
+    lines = lines[len(lines) == num_classes + 1:]  # the first is a header
+    for pattern in (NUMBER_FIRST, SYNSET, NUMBER_FIRST, NUMBER_LAST):
+        groups = [match.groups() for line in lines if (match := pattern.fullmatch(line))]
+        if len(groups) == len(lines):
+            pairs = groups if pattern is NUMBER_FIRST else [pair[::-1] for pair in groups]
+            lines = [name for name, in groups] if pattern is SYNSET else _by_number(pairs) or lines
+    return [match[2] if (match := QUOTED.fullmatch(line)) else line for line in lines]
