@@ -24,6 +24,7 @@ import hostile  # noqa: E402
 import several  # noqa: E402
 import torch  # noqa: E402
 from conftest import OWN_FLAGS, content_of, paint_folder, run_main, same, without  # noqa: E402
+from soak_data import DataFaults  # noqa: E402
 
 from experiment import checkpoint_files, training  # noqa: E402
 from runtime import command_line, screen  # noqa: E402
@@ -227,6 +228,7 @@ def main():
             'disk full from some step on': (20, bench.full_disks),
             'two trainings of one experiment at once': (10, bench.races),
             'epochs in a row, for memory that grows': (200, bench.memory),
+            **DataFaults(bench).rows(),
             'checkpoint file damaged': (500, files(CHECKPOINTS)),
             'checkpoint with a record of other values': (200, settings_changed),
             'list or text of a data set damaged': (800, files(TEXTS)),
