@@ -29,8 +29,8 @@ CAMERAS = {'.dng', '.nef', '.cr2', '.cr3', '.arw', '.orf', '.rw2', '.raf'}  # PI
 ADVICE = dict.fromkeys(CAMERAS, 'develop them into TIFF or JPEG') | dict.fromkeys(
     ('.heic', '.heif', '.hif'), 'pip install pillow-heif opens these') | {'.jxl': 'pip install pillow-jxl-plugin does'}
 OF_THE_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
-LARGEST = 8192  # pixels along a side: a larger photo is reduced to this when it is opened, for memory and speed; 48
-                # megapixels are not, so that networks see what they see elsewhere
+LARGEST = 8192  # pixels along a side: a larger photo is reduced to half of this when it is opened, for memory; one of
+                # 48 megapixels is not, so that networks see what they see elsewhere
 SCALABLE = ('L', 'RGB', 'RGBA', 'CMYK', 'YCbCr')  # the modes in which an image can be made smaller
 ORIENTATION = 0x0112  # EXIF's tag
 REMEDY = 'replace it, or leave it out by --skip_broken'  # for an image that does not open
@@ -107,22 +107,23 @@ def _formats():
     return [name for name in Image.ID if name not in NO_FORMATS]
 
 
-def open_upright(path, longest=LARGEST, remedy=REMEDY):
+def open_upright(path, longest=None, remedy=REMEDY):
     """Any image file as RGB: turned as its EXIF says, transparency on white, more bits scaled to 8.
 
-    longest: the longer side of a larger image becomes this. JPEG's decoder already does most of it, which saves memory.
-    remedy: as in open_image.
+    longest: the longer side of a larger image becomes this; None: LARGEST. JPEG's decoder does most of it, which saves
+    memory. remedy: as in open_image.
     """
     def convert(image):
+        side = longest or (LARGEST // 2 if max(image.size) > LARGEST else LARGEST)
         if getattr(image, 'is_animated', False) and image.format in ('GIF', 'PNG', 'TIFF', 'WEBP', 'AVIF'):
             warn_once('frames', f'{path} holds several images: the first is taken, here and of each such file')
         image = _with_all_16_bits(image, path)
-        if max(image.size) > longest and image.mode in SCALABLE and 'transparency' not in image.info:
-            image.draft(None, [max(1, side * longest // max(image.size)) for side in image.size])
-            image.thumbnail((longest, longest), reducing_gap=None)
+        if max(image.size) > side and image.mode in SCALABLE and 'transparency' not in image.info:
+            image.draft(None, [max(1, length * side // max(image.size)) for length in image.size])
+            image.thumbnail((side, side), reducing_gap=None)
         ImageOps.exif_transpose(image, in_place=True)
         image = _to_rgb(image, path)
-        image.thumbnail((longest, longest), reducing_gap=None)  # of the modes in which it was not done before
+        image.thumbnail((side, side), reducing_gap=None)  # of the modes in which it was not done before
         return image
     return open_image(path, convert, remedy)
 
