@@ -22,6 +22,7 @@ import config
 import util
 from dataset.fingerprints import combined
 from dataset.image_files import open_image
+from dataset.images import warn_of_shared
 from evaluation import session
 from experiment import result_files
 from reports import figures
@@ -223,6 +224,7 @@ def main():
     screen.say(maps.describe())
     network.speed_up(maps)
     images = {split: network.open_split(data, split) for split in SPLITS}
+    warn_of_shared(images)
     by_split = {split: open_counts(data, split, part, maps.args) for split, part in images.items()}
     sources = {split: maps.source(part, split) for split, part in images.items()}
     truth = combined(images['val'].fingerprint(), *(by_split[split].fingerprint(part.contents)

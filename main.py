@@ -22,6 +22,7 @@ import config
 import util
 from data_loaders import SeededBatches, make_loader
 from dataset import open_dataset, registry
+from dataset.images import warn_of_shared
 from dataset.transforms import eval_transform, train_transform
 from evaluation import session
 from experiment import checkpoint_files, frozen, result_files, training_images, weights
@@ -141,6 +142,7 @@ def open_images(args, data):
                                      folder, args.cache) for split, transform in transforms.items()}
     for split in ('val', 'test'):
         data.check_classes(split, images[split], images['train'].class_names, 'train')
+    warn_of_shared(images)
     return images
 
 
@@ -210,6 +212,7 @@ def test_checkpoint(args):
     data = session.open_data(network)
     network.speed_up()
     images = {split: network.open_split(data, split) for split in ('val', 'test')}
+    warn_of_shared(images)
     result = network.result_file('accuracy', data, images['test'], network.args.attribution_method)
     accuracies = show_accuracies(network.model, lambda split: network.loader(images[split]), network.device,
                                  network.args.precision, title_of(network.args))

@@ -9,12 +9,13 @@ import os
 import sqlite3
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
-from dataset.image_files import in_threads
 from runtime import processes
-from runtime.screen import warn
+from runtime.screen import progress, warn
+from util import usable_cores
 from wsol.errors import UserError
 
 FILE = 'fingerprints.sqlite'
@@ -74,18 +75,22 @@ class Contents:
         Several processes of a run share the files: each calls this with the same paths. Raises UserError if they differ
         in number.
         """
-        mine = [Path(path).absolute() for path in paths[processes.rank()::processes.size()]]
-        known = self._look_up(dict.fromkeys(mine))
-        unknown, fresh = [path for path in dict.fromkeys(mine) if path not in known], {}
-        for path, (sha256, state) in zip(unknown, in_threads(_read, unknown, 'fingerprints', unit='file', delay=3),
-                                         strict=True):
-            known[path] = sha256
-            if state is not None:
-                fresh[path] = state, sha256
-            if len(fresh) == CHUNK or path == unknown[-1]:
+        mine, share, result = paths[processes.rank()::processes.size()], [], [''] * len(paths)
+        with (ThreadPoolExecutor(usable_cores()) as pool,
+              progress(None, 'fingerprints', 'file', total=len(mine), delay=3) as bar):
+            for start in range(0, len(mine), CHUNK):
+                chunk = [Path(path).absolute() for path in mine[start:start + CHUNK]]
+                known, fresh = self._look_up(dict.fromkeys(chunk)), {}
+                unknown = [path for path in dict.fromkeys(chunk) if path not in known]
+                bar.update(len(chunk) - len(unknown))
+                for path, (sha256, state) in zip(unknown, pool.map(_read, unknown), strict=True):
+                    known[path] = sha256
+                    if state is not None:
+                        fresh[path] = state, sha256
+                    bar.update()
                 self._keep(fresh)
-                fresh = {}
-        shares, result = processes.gather([known[path] for path in mine]), [''] * len(paths)
+                share += [known[path] for path in chunk]
+        shares = processes.gather(share)
         if sum(map(len, shares)) != len(paths):
             raise UserError('the processes of this run see different numbers of files: the folders of the data should '
                             'be the same for all of them')

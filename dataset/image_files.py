@@ -128,6 +128,11 @@ def open_upright(path, longest=None, remedy=REMEDY):
     return open_image(path, convert, remedy)
 
 
+def stored_size(path):
+    """(width, height) of an image file as it is stored, from its header."""
+    return open_image(path, lambda image: image.size)
+
+
 def upright_size(path):
     """(width, height) of an image file when it is upright, from its header."""
     def turned(image):

@@ -4,6 +4,7 @@ The way of an image: open_image or open_upright -> Transform.resize (bytes; --ca
 from the loader's worker to the device -> Transform.normalise (numbers).
 """
 import hashlib
+import itertools
 import shutil
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +17,11 @@ from torch.utils.data import Dataset
 from dataset.fingerprints import Contents, combined
 from dataset.image_files import in_threads, open_image, opening_images
 from runtime import processes
-from runtime.screen import say
+from runtime.screen import progress, say, warn
 from runtime.whole_files import make_folder, remove_superseded, write_atomically
 from wsol.errors import UserError
 
+MOST_READ = 50_000  # files that are read to find photos that stand in two splits
 READER = 1  # to be raised with every change of how files become pixels, so that no cache of earlier pixels is read
 
 
@@ -113,7 +115,7 @@ class ImageDataset(Images):
     @cached_property
     def sha256(self):
         """[SHA-256 of each photo]. Several processes of a run share the work: all of them ask for it."""
-        return self.contents.of([self.path(index) for index in range(len(self))])
+        return self.contents.of(self.paths())
 
     def fingerprint(self):
         """SHA-256 of the ids, the labels and the photos' content: the identity of these images, wherever they are."""
@@ -123,17 +125,55 @@ class ImageDataset(Images):
         """SHA-256 of what the photos' pixels depend on, until they are resized."""
         return combined(self.fingerprint(), READER, self.open_photo.__name__, PIL.__version__, str(torch.__version__))
 
+    @cached_property
+    def sizes(self):
+        """(N,) int64: the files' sizes in bytes, -1 for what is no file."""
+        paths = map(self.path, progress(range(len(self)), 'looking at the files', 'image', leave=False, delay=3))
+        return np.fromiter((path.stat().st_size if path.is_file() else -1 for path in paths), np.int64, len(self))
+
     def size_fingerprint(self):
         """SHA-256 of the ids, the labels and the files' sizes: the images' identity in results of earlier versions."""
         digest = hashlib.sha256()
-        for index, label in enumerate(self.labels):
-            path = self.path(index)
-            size = path.stat().st_size if path.is_file() else None
-            digest.update(f'{self.image_id(index)},{label},{size}\n'.encode())
+        for index, (label, size) in enumerate(zip(self.labels, self.sizes.tolist(), strict=True)):
+            digest.update(f'{self.image_id(index)},{label},{None if size < 0 else size}\n'.encode())
         return digest.hexdigest()
+
+    def paths(self, rows=None):
+        """The paths of the images of these rows (default: all)."""
+        return [self.path(index) for index in (range(len(self)) if rows is None else rows)]
 
     def without_broken(self, name):
         """The images that open; warns of the others. name: what the warning calls the images."""
-        kept = opening_images([self.path(index) for index in range(len(self))], name, self.open_photo)
+        kept = opening_images(self.paths(), name, self.open_photo)
         return ImageDataset(self.image_ids[kept], self.labels[kept], self.folder, self.transform, self.class_names,
                             self.contents, self.open_photo)
+
+
+def shared_photos(first, second):
+    """The photos that stand in two ImageDatasets, by content: [(index in first, in second)], and how many images of
+    second were compared.
+
+    Only files of equal sizes are read, and MOST_READ at most: where there are more, every second, fourth, ... image of
+    second is compared. Several processes of a run share the work.
+    """
+    step, rows = 1, None
+    while rows is None or sum(map(len, rows)) > MOST_READ:
+        compared, step = np.arange(0, len(second), step), 2 * step
+        sizes = np.intersect1d(first.sizes, second.sizes[compared])
+        sizes = sizes[sizes > 0]
+        rows = [np.flatnonzero(np.isin(first.sizes, sizes)), compared[np.isin(second.sizes[compared], sizes)]]
+    contents = [images.contents.of(images.paths(part)) for images, part in zip((first, second), rows, strict=True)]
+    places = dict(zip(contents[0], rows[0].tolist(), strict=True))
+    places.pop('', None)  # of what cannot be read
+    return [(places[sha256], row) for sha256, row in zip(contents[1], rows[1].tolist(), strict=True)
+            if sha256 in places], len(compared)
+
+
+def warn_of_shared(images):
+    """Warn of photos that stand in two splits, by content, under whatever names. images: {split: ImageDataset}."""
+    for (split, first), (later, second) in itertools.combinations(images.items(), 2):
+        pairs, compared = shared_photos(first, second)
+        if pairs:
+            some = '' if compared == len(second) else f' (of {compared} that were compared)'
+            warn(f'{len(pairs)} images of {later} are images of {split}, too{some}; the first: '
+                 f'{second.path(pairs[0][1])} is {first.path(pairs[0][0])}')

@@ -111,6 +111,17 @@ def find(names, wanted):
     return np.where(names[place] == wanted, place, -1)
 
 
+def check_agree(path, names, values, what):
+    """Raise UserError for two lines of a list that state different values of one name. names: (N,). values: (N,K)."""
+    first = find(names, names)
+    wrong = np.flatnonzero((values[first] != values).any(1))
+    if len(wrong):
+        line = wrong[0]
+        stated = [' x '.join(map(str, values[row])) for row in (first[line], line)]
+        raise UserError(f'{path}, lines {first[line] + 1} and {line + 1} contradict each other: '
+                        f'{names[line].decode()} has {what} {stated[0]} and {stated[1]}')
+
+
 # --- lists ------------------------------------------------------------------------------------------
 
 
@@ -136,12 +147,7 @@ def read_labels(folder, num_classes, proxy=False):
                         f'classes are 0 to {num_classes - 1}')
     if np.array_equal(ids, labelled):
         return ids, labels
-    first = find(labelled, labelled)
-    wrong = np.flatnonzero(labels[first] != labels)
-    if len(wrong):
-        line = wrong[0]
-        raise UserError(f'{labels_path}, lines {first[line] + 1} and {line + 1} contradict each other: '
-                        f'{labelled[line].decode()} has label {labels[first[line]]} and {labels[line]}')
+    check_agree(labels_path, labelled, labels[:, None], 'label')
     rows = find(labelled, ids)
     missing = np.flatnonzero(rows < 0)
     if len(missing):
@@ -169,6 +175,7 @@ def read_boxes(folder, ids):
     if len(wrong):
         raise UserError(f'{path}, line {wrong[0] + 1}: {corners[wrong[0]].tolist()} is no box x0,y0,x1,y1')
     known, values = read_columns(sizes_path, 'path,width,height')
+    check_agree(sizes_path, known, values, 'size')
     rows, size_rows = find(ids, names), find(ids, known)
     sizes = np.zeros((len(ids), 2), np.int64)
     sizes[size_rows[size_rows >= 0]] = values[size_rows >= 0]
@@ -188,9 +195,10 @@ def read_mask_paths(folder, ids):
         if image_id in by_image:
             by_image[image_id][0].append(mask.decode())
             by_image[image_id][1].extend([ignore.decode()] if ignore else [])
-    for image_id, (masks, _) in by_image.items():
-        if not masks:
-            raise UserError(f'{path} names no mask of {image_id.decode()}')
+    for image_id, (masks, ignores) in by_image.items():
+        if not masks or len(set(ignores)) > 1:
+            raise UserError(f'{path} names no mask of {image_id.decode()}' if not masks else
+                            f'{path} names several ignore masks of {image_id.decode()}: {", ".join(ignores)}')
     return [(masks, (ignores or [''])[0]) for masks, ignores in by_image.values()]
 
 

@@ -1,9 +1,10 @@
 """CUB's lists from its annotations, ImageNet's from its folders; ImageNetV2's files renamed as its lists say."""
 import math
 
-from dataset.image_files import in_threads, open_image
+from dataset.image_files import in_threads, stored_size
 from dataset.lists import leads_out, read_columns, write_split
 from runtime.screen import progress
+from wsol.annotations import whole_number
 from wsol.annotations.cub import read_by_id
 from wsol.errors import UserError
 
@@ -18,7 +19,7 @@ def corners_of(box, size):
 
 def image_sizes(paths):
     """[(width, height)] of image files, from their headers."""
-    return list(in_threads(lambda path: open_image(path, lambda image: image.size), paths, 'image sizes'))
+    return list(in_threads(stored_size, paths, 'image sizes'))
 
 
 def write_cub_lists(data, sizes_of=image_sizes):
@@ -31,7 +32,8 @@ def write_cub_lists(data, sizes_of=image_sizes):
         return _values(data.cub_root / file, names, parse, expected)
 
     names, classes = read_by_id(data.cub_root / 'images.txt'), range(data.num_classes)
-    labels = values('image_class_labels.txt', lambda text: classes.index(int(text) - 1), f'1 to {data.num_classes}')
+    labels = values('image_class_labels.txt', lambda text: classes.index(whole_number(text) - 1),
+                    f'1 to {data.num_classes}')
     splits = values('train_test_split.txt', {'1': 'train', '0': 'test'}.__getitem__, '1 or 0')
     boxes = values('bounding_boxes.txt', _box, 'the numbers x y width height')
     for split in ('train', 'test'):
@@ -54,7 +56,8 @@ def _values(path, names, parse, expected):
 
 def _box(text):
     x, y, width, height = map(float, text.split())
-    if not all(0 <= value < math.inf for value in (x, y, width, height)):  # False of NaN
+    is_plain = text.isascii() and '_' not in text
+    if not is_plain or not all(0 <= value < math.inf for value in (x, y, width, height)):  # False of NaN
         raise ValueError
     return x, y, width, height
 

@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import yaml
 
 from dataset import lists
 from dataset.fingerprints import Contents, combined
-from dataset.image_files import images_below, in_threads, is_hidden, open_image, open_upright, upright_size
+from dataset.image_files import images_below, in_threads, is_hidden, open_image, open_upright, stored_size, upright_size
 from dataset.images import ImageDataset
+from dataset.superclass_file import read_superclass_file
 from runtime import processes
 from runtime.command_line import choice
 from runtime.screen import warn
@@ -93,7 +93,8 @@ class DataSet:
     groups: Callable | None = None  # as in Entry
     class_names: tuple[str, ...] | None = None  # of the user's own folder; otherwise the images' folders tell them
 
-    open_photo = staticmethod(open_image)  # as published, without EXIF: boxes and masks belong to these pixels
+    # as published, without EXIF: boxes and masks belong to these pixels
+    open_photo, size_of_photo, turned = staticmethod(open_image), staticmethod(stored_size), ''
 
     @property
     def label(self):
@@ -153,8 +154,18 @@ class DataSet:
         return bool(names)
 
     def boxes(self, split, image_ids):
-        """The lists.Boxes of images."""
-        return lists.read_boxes(self._places(split), image_ids)
+        """The lists.Boxes of images. Raises UserError where a photo has another size than image_sizes.txt says."""
+        boxes = lists.read_boxes(self._places(split), image_ids)
+        paths = [self.image_folders[split] / image_id.decode() for image_id in image_ids]
+        sizes = in_threads(self.size_of_photo, paths, 'image sizes', delay=3)
+        wrong = [(path, size, listed) for path, size, listed in zip(paths, sizes, boxes.sizes.tolist(), strict=True)
+                 if size != tuple(listed)]
+        if wrong:
+            path, size, listed = wrong[0]
+            raise UserError(f'{path} is {size[0]} x {size[1]} pixels, and {listed[0]} x {listed[1]} by '
+                            f'{self.list_folders[split] / "image_sizes.txt"} ({len(wrong)} such images): boxes and '
+                            f'sizes are those of the photo{self.turned}')
+        return boxes
 
     def mask_paths(self, split, image_ids):
         """[(paths of an image's masks, path of its ignore mask or None)]."""
@@ -201,7 +212,8 @@ class OwnFolder(DataSet):
 
     Photos are read upright, as viewers show them; boxes, sizes and masks belong to the upright photo.
     """
-    open_photo = staticmethod(open_upright)
+    open_photo, size_of_photo = staticmethod(open_upright), staticmethod(upright_size)
+    turned = ' turned as its EXIF says'
 
     @property
     def label(self):
@@ -230,16 +242,6 @@ class OwnFolder(DataSet):
         if empty:
             warn(f'{root} has no images of {len(empty)} classes: {", ".join(empty[:8])}')
         return np.array([image_id.encode() for image_id in ids]), labels
-
-    def boxes(self, split, image_ids):
-        boxes = super().boxes(split, image_ids)
-        paths = [self.image_folders[split] / image_id.decode() for image_id in image_ids]
-        sizes = in_threads(upright_size, paths, 'image sizes', delay=3)
-        for path, size, listed in zip(paths, sizes, boxes.sizes, strict=True):
-            if size != tuple(listed):
-                raise UserError(f'{path} is {size[0]} x {size[1]} when upright, and {listed[0]} x {listed[1]} by '
-                                'image_sizes.txt: boxes and sizes are those of the photo turned as its EXIF says')
-        return boxes
 
 
 def find_dataset(name, data_root='dataset/', metadata_root='metadata/', mask_root=None, class_names=None):
@@ -299,24 +301,3 @@ def names_of_folders(images, num_classes):
         names[label] = folder
     given = [name for name in names if name]
     return tuple(names) if len(set(given)) == len(given) else ()
-
-
-def read_superclass_file(path, num_classes):
-    """A YAML file of `label: [labels]`, numbers from 0; labels left out stay alone. Returns (C,C) bool."""
-    try:
-        if Path(path).exists() and not Path(path).is_file():
-            raise OSError('no regular file')
-        content = yaml.safe_load(Path(path).read_text())
-    except Exception as error:  # tags and nesting make PyYAML raise many kinds
-        reason = ' '.join(str(error).split())[:200]
-        raise UserError(f'{path} cannot be read as YAML: {type(error).__name__} {reason}') from error
-    if not isinstance(content, dict):
-        raise UserError(f'{path}: expected lines "label: [labels]", found a {type(content).__name__}')
-    for label, group in content.items():
-        group = group if isinstance(group, list) else [group]
-        # `type is`: True is an int too
-        wrong = [value for value in (label, *group) if type(value) is not int or not 0 <= value < num_classes]
-        if wrong:
-            raise UserError(f'{path}, entry {label}: {wrong[0]!r} is not a class, they are 0 to {num_classes - 1}')
-        content[label] = group
-    return superclasses.membership(content, num_classes)

@@ -53,7 +53,7 @@ def number(kind, low, low_included=True, high=math.inf):
     @_shown_as('INTEGER' if kind is int else 'NUMBER')
     def parse(text):
         try:
-            value = kind(text)
+            value = kind(text) if text.isascii() and '_' not in text else math.nan  # 2_0 is a slip of the hand
         except ValueError:
             value = math.nan
         if not (low < value < high or (low_included and value == low)):
@@ -105,7 +105,7 @@ def device_name(text):
 def percentages(text):
     """30,50,70 -> (30, 50, 70)."""
     values = text.replace(',', ' ').split()
-    if not values or not all(value.isdecimal() and len(value) < 4 and 0 < int(value) <= 100 for value in values):
+    if not values or not all(re.fullmatch('[0-9]{1,3}', value) and 0 < int(value) <= 100 for value in values):
         raise argparse.ArgumentTypeError(f'"{text}" is not a list of percentages such as 30,50,70')
     return tuple(map(int, values))
 

@@ -6,9 +6,9 @@ import sqlite3
 import numpy as np
 import pytest
 
-from dataset import fingerprints
+from dataset import fingerprints, images
 from dataset.fingerprints import FILE, Contents, combined
-from dataset.images import ImageDataset
+from dataset.images import ImageDataset, shared_photos, warn_of_shared
 from runtime import processes
 from wsol.errors import UserError
 
@@ -138,3 +138,41 @@ def test_a_combination_tells_its_parts_apart():
     array = np.arange(4)
     parts = [('a', 'b'), ('ab',), ('b', 'a'), (['a', 'b'],), (array,), (array.reshape(2, 2),), (array.astype(float),)]
     assert len({combined(*of_one) for of_one in parts}) == len(parts)
+
+
+# --- photos in two splits -----------------------------------------------------------------------------------------
+
+def two_splits(tmp_path, second, **first):
+    written(tmp_path / 'train', **first)
+    written(tmp_path / 'test', **second)
+    return [photos(tmp_path / split, [name.encode() for name in names], range(len(names)))
+            for split, names in (('train', list(first)), ('test', list(second)))]
+
+
+def test_photos_of_two_splits_are_found_by_content_under_any_name(tmp_path, reads, capsys):
+    """And only what has the size of another photo is read."""
+    train, test = two_splits(tmp_path, {'x': b'22', 'y': b'333', 'b': b'11', 'z': b'4444'}, a=b'11', b=b'22', c=b'55555', d=b'333')
+    assert shared_photos(train, test) == ([(1, 0), (3, 1), (0, 2)], 4)
+    assert sorted(reads) == ['a', 'b', 'b', 'd', 'x', 'y']
+    warn_of_shared({'train': train, 'test': test})
+    err = capsys.readouterr().err
+    assert f'3 images of test are images of train, too; the first: {tmp_path / "test/x"} is {tmp_path / "train/b"}' in err
+    warn_of_shared({'train': photos(tmp_path / 'train', [b'a'], [0]), 'test': photos(tmp_path / 'test', [b'x'], [0])})
+    assert capsys.readouterr().err == ''
+
+
+def test_empty_and_absent_files_are_no_shared_photos(tmp_path):
+    train, test = two_splits(tmp_path, {'x': b''}, a=b'')
+    assert shared_photos(train, test) == ([], 1)
+    (tmp_path / 'train/a').unlink()
+    (tmp_path / 'test/x').unlink()
+    assert shared_photos(photos(tmp_path / 'train', [b'a'], [0]), photos(tmp_path / 'test', [b'x'], [0])) == ([], 1)
+
+
+def test_of_many_photos_a_part_is_compared(tmp_path, reads, monkeypatch, capsys):
+    monkeypatch.setattr(images, 'MOST_READ', 10)
+    content = {f'p{number}': bytes([number]) for number in range(8)}
+    train, test = two_splits(tmp_path, content, **content)
+    assert shared_photos(train, test) == ([(0, 0), (4, 4)], 2) and len(reads) == 10
+    warn_of_shared({'train': train, 'test': test})
+    assert '2 images of test are images of train, too (of 2 that were compared)' in capsys.readouterr().err

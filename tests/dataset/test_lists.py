@@ -37,6 +37,10 @@ def says(error, words):
     (['a.jpg', 'b.jpg'], ['a.jpg,1', 'b.jpg,5'], ['line 2', 'label 5', '0 to 4']),
     (['a.jpg', 'b.jpg'], ['a.jpg,1', 'b.jpg,-1'], ['line 2', 'label -1']),
     (['a.jpg', 'q.jpg'], ['a.jpg,1', 'b.jpg,1'], ['image_ids.txt, line 2', 'q.jpg']),
+    (['a.jpg', 'b.jpg'], ['a.jpg,1', 'b.jpg,2', 'a.jpg,3'], ['class_labels.txt, lines 1 and 3', 'a.jpg has label 1 and 3']),
+    (['b.jpg'], ['a.jpg,1', 'b.jpg,2', 'a.jpg,3'], ['lines 1 and 3 contradict']),
+    *((['a.jpg'], [f'a.jpg,{number}'], ['class_labels.txt, line 1', number]) for number in (
+        '1_0', '1e0', '\u0663', '+1', '0x1', '1.5', '1 0', 'True', '\u00b2')),
 ])
 def test_bad_metadata_is_refused_with_file_and_line(tmp_path, ids, labels, words):
     with pytest.raises(UserError) as error:
@@ -90,13 +94,23 @@ def test_the_real_mask_lists_load(split, masks):
     (read_boxes, ['a.jpg,1,2,nan,4'], ['line 1', 'path,x0,y0,x1,y1']),
     (read_mask_paths, ['a.jpg,1,2,3,4'], ['line 1', 'path,mask.png,ignore.png']),
     (read_mask_paths, ['a.jpg,m.png,'], ['no mask of b.jpg']),
-    (read_mask_paths, ['b.jpg,m.png,i.png'], ['no mask of a.jpg'])])
+    (read_mask_paths, ['b.jpg,m.png,i.png'], ['no mask of a.jpg']),
+    (read_mask_paths, ['a.jpg,m.png,i.png', 'a.jpg,n.png,j.png'], ['several ignore masks of a.jpg: i.png, j.png'])])
 def test_bad_boxes_and_masks_are_refused_with_their_line(tmp_path, read, lines, words):
     (tmp_path / 'localization.txt').write_text('\n'.join(lines) + '\n')
     (tmp_path / 'image_sizes.txt').write_text('a.jpg,9,9\nb.jpg,9,9\n')
     with pytest.raises(UserError) as error:
         read(tmp_path, np.array([b'a.jpg', b'b.jpg']))
     says(error, words)
+
+
+def test_two_sizes_of_one_image_contradict_each_other(tmp_path):
+    (tmp_path / 'localization.txt').write_text('a.jpg,1,2,3,4\n')
+    (tmp_path / 'image_sizes.txt').write_text('a.jpg,9,8\nb.jpg,1,1\na.jpg,9,8\n')
+    assert read_boxes(tmp_path, np.array([b'a.jpg'])).sizes.tolist() == [[9, 8]]  # stated twice is no contradiction
+    (tmp_path / 'image_sizes.txt').write_text('a.jpg,9,8\nb.jpg,1,1\na.jpg,8,9\n')
+    with pytest.raises(UserError, match='image_sizes.txt, lines 1 and 3 contradict each other: a.jpg has size 9 x 8 and 8 x 9'):
+        read_boxes(tmp_path, np.array([b'a.jpg']))
 
 
 def test_boxes_of_an_image_stay_together_whatever_the_order(tmp_path):

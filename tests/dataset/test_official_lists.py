@@ -70,10 +70,11 @@ def a_value(file, value):
 @pytest.mark.parametrize('file, lines, words', [
     ('images.txt', [*FIVE['images.txt'], '1 a/1.jpg'], ['line 6: the id 1 is listed twice']),
     *(case for file in FIVE if file != 'images.txt' for case in ids_that_do_not_fit(file)),
-    *(a_value('image_class_labels.txt', value) for value in ('x y', '201', '0')),
+    *(a_value('image_class_labels.txt', value) for value in ('x y', '201', '0', '1_0', '1e0', '\u0663')),
     *(a_value('train_test_split.txt', value) for value in ('x y', '2')),
     *(a_value('bounding_boxes.txt', value) for value in (
-        'x y', '1.0 1.0 5.0', 'nan 1.0 5.0 5.0', '1.0 1.0 inf 5.0', '-1.0 1.0 5.0 5.0'))])
+        'x y', '1.0 1.0 5.0', 'nan 1.0 5.0 5.0', '1.0 1.0 inf 5.0', '-1.0 1.0 5.0 5.0', '1_0.0 1.0 5.0 5.0',
+        '\u0663 1.0 5.0 5.0'))])
 def test_cubs_files_that_do_not_fit_are_named(tmp_path, file, lines, words):
     with pytest.raises(UserError) as error:
         lists_of_five(tmp_path, **{file.removesuffix('.txt'): lines})

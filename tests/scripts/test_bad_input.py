@@ -35,6 +35,7 @@ def data_flags(flags):
     ('--epoch=3', ['--epoch', 'did you mean --epochs?']), ('--dataset=CUBS', ['CUBS', 'did you mean CUB?']), ('--dataset=cub', ['"cub"', 'did you mean CUB?']),
     ('--dataset=toybirds', ['did you mean ToyBirds?']), ('--dataset=imagenet', ['did you mean ImageNet?']),
     ('--epochs=0', ['--epochs', '"0"', '[1, inf)']), ('--epochs=ten', ['"ten"', 'an integer']),
+    ('--epochs=2_0', ['"2_0"', 'an integer']), ('--lr=1_0', ['"1_0"', 'a number']), ('--batch_size=\u0663', ['an integer']),
     ('--lr=-1', ['--lr', '"-1"']), ('--lr=nan', ['--lr', '"nan"']), ('--use_bn=maybe', ['"maybe"', 'True nor False']),
     ('--attribution_method=CALM', ['CALM_EM', 'CALM_ML']), ('--attribution_method=calm_em', ['did you mean CALM_EM?']),
     ('--momentum=1.5', ['--momentum']), ('extra', ['extra']),

@@ -149,6 +149,7 @@ def test_values_are_found_by_their_id_whatever_the_order(tmp_path):
     ('2 b\n', [1, 2, 3], ['no line with the id 1', '2 such ids']),
     ('1 a\n2 \n', None, ['line 2', 'found "2 "']), ('1 a\n\n3 c\n', None, ['line 2', 'found ""']),
     ('x 1\n', None, ['line 1', 'found "x 1"']), ('-1 a\n', None, ['line 1']), ('1.0 a\n', None, ['line 1']),
+    *((f'{key} a\n', None, ['line 1', 'expected "id value"']) for key in ('1_0', '1e0', '\u0663', '+1', '\u00b2')),
     ('', None, ['is empty'])])
 def test_ids_that_are_doubled_unknown_or_missing_are_named(tmp_path, text, known, words):
     path = tmp_path / 'list.txt'
@@ -213,6 +214,17 @@ def test_points_of_unknown_images_or_parts_are_refused_by_row(tmp_path, line, wo
     with pytest.raises(UserError) as error:
         CueAnnotations(tmp_path)
     assert f'part_locs.txt, row 5: {words}' in str(error.value)
+
+
+@pytest.mark.parametrize('line', ['1e0 1 0 0 1', '1 1e0 0 0 1', '1_0 1 0 0 1', '\u0661 1 0 0 1', '1 1 1_0 0 1', '1 1 \u0663 0 1', '+1 1 0 0 1'])
+def test_numbers_of_points_are_plain(tmp_path, line):
+    write_lists(tmp_path, golden('cue_masks'))
+    path = tmp_path / 'parts' / 'part_locs.txt'
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith('1.0 1.0 ')  # plain, too
+    path.write_text('\n'.join([line, *lines[1:]]) + '\n')
+    with pytest.raises(UserError, match='part_locs.txt'):
+        CueAnnotations(tmp_path)
 
 
 def test_real_partitions_are_the_published_ones_to_the_pixel():

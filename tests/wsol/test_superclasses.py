@@ -7,7 +7,7 @@ import torch
 from conftest import refused, result_paths, shared
 from PIL import Image
 
-from dataset.registry import read_superclass_file
+from dataset.superclass_file import read_superclass_file
 from dataset.toybirds import class_colours
 from wsol.annotations import superclasses
 from wsol.backbones._torchvision import import_torchvision
@@ -26,8 +26,12 @@ def test_a_file_lists_the_superclass_of_each_class(tmp_path):
 
 
 @pytest.mark.parametrize('text, words', [
-    ('- 1\n', 'expected lines "label'), ('0: [5]\n', 'entry 0: 5 is not a class'), ('7: [1]\n', 'entry 7: 7'),
-    ('0: true\n', 'True is not a class'), ('true: [1]\n', 'True is not a class'), ('0: [a]\n', "'a' is not a class"),
+    ('- 1\n', 'expected lines "label'), ('0: [5]\n', "line 1: '5' is not a class"), ('\n7: [1]\n', "line 2: '7'"),
+    ('0: true\n', "'true' is not a class"), ('true: [1]\n', "'true' is not a class"), ('0: [a]\n', "'a' is not a class"),
+    ('0: [1]\n1: [2]\n0: [3]\n', 'lines 1 and 3 both state the superclass of 0'), ('', 'expected lines "label'),
+    *((f'0: [{number}]\n', 'line 1: .* is not a class') for number in (
+        '1_0', '010', '0x1', '1:3', '1e0', '1.0', '+1', '-1', '"1"', '!!str 1', '[1]', '{1: 2}', '~', '٣', '0b1', '01', '<<')),
+    ('0: &a [*a]\n', 'line 1: .* is not a class|cannot be read'), ('? [0]\n: 1\n', "'a sequence' is not a class"), ('0: []\n--- 1', 'YAML'),
     ('0: [1\n', 'cannot be read as YAML')])
 def test_mistakes_in_a_file(tmp_path, text, words):
     (tmp_path / 'groups.yaml').write_text(text)
@@ -76,6 +80,16 @@ def test_wordnet_without_its_files_says_which(tmp_path):
         superclasses.wordnet(tmp_path)
 
 
+@pytest.mark.parametrize('index, words', [
+    ('{"0": ["n0", "a"], "1": ["n1", "b"], "0": ["n2", "c"]}', '"0" is stated twice'),
+    ('{"0": ["n0", "a"], "1": ["n0", "b"]}', '"n0" is stated twice'), ('{"0_0": ["n0", "a"]}', '"0_0" is no whole number')])
+def test_wordnets_classes_are_stated_once(tmp_path, index, words):
+    (tmp_path / 'wordnet.is_a.txt').write_text('n9 n0\nn9 n1\n')
+    (tmp_path / 'imagenet_class_index.json').write_text(index)
+    with pytest.raises(UserError, match=words):
+        superclasses.wordnet(tmp_path, 3)
+
+
 def test_a_class_without_a_group_is_alone():
     assert torch.equal(superclasses.membership({}, 2), torch.eye(2, dtype=torch.bool))
     # one is asked about the group of its own label: 0 counts 1 to its group, 1 does not count 0
@@ -119,4 +133,4 @@ def test_superclass_maps_from_the_command_line(script, tiny_birds, save, tmp_pat
     assert families != pytest.approx(aggregated, abs=1e-6)
     (tmp_path / 'bad.yaml').write_text('0: [99]\n')
     code, _, err = script('eval_wsol', *base, '--score_map_process=jointll-superclass', '--superclass_file=bad.yaml')
-    assert code == 2 and '99 is not a class' in err
+    assert code == 2 and "'99' is not a class" in err

@@ -4,6 +4,7 @@ Source: cue localization, Kim et al., ICCV 2021, section 5 and its published cod
 (Wah et al. 2011), or of any data set in the same layout.
 Result: the class pairs by the number of differing parts; for an image, the part that each pixel shows.
 """
+import re
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from wsol.annotations import whole_number
 from wsol.errors import UserError
 
 # CUB's part points in the order of parts.txt, ids 1..15
@@ -129,7 +131,7 @@ class CueAnnotations:
     def _part_points(self, image_ids):
         """The part points (N,15,3) of all images, in the order of images.txt. image_ids: (N,), its ids."""
         path = self.root / 'parts' / 'part_locs.txt'
-        rows = _numbers(path)  # image id, part id, x, y, visible; ids from 1
+        rows = _numbers(path, ids=2)  # image id, part id, x, y, visible; ids from 1
         if rows.ndim != 2 or rows.shape[1] != 5:
             raise UserError(f'{path}: expected five numbers a line (image, part, x, y, visible), '
                             f'found the shape {rows.shape}')
@@ -225,12 +227,14 @@ def read_by_id(path, known=None):
         lines.pop()
     for number, line in enumerate(lines, 1):
         key, _, value = line.strip().partition(' ')
-        if not key.isdecimal() or len(key) > 9 or not value.strip():
-            raise UserError(f'{path}, line {number}: expected "id value", found "{line}"')
-        if int(key) in values or (known is not None and int(key) not in known):
-            problem = 'is listed twice' if int(key) in values else 'is not in images.txt'
-            raise UserError(f'{path}, line {number}: the id {int(key)} {problem}')
-        values[int(key)] = value.strip()
+        try:
+            key = whole_number(key if value.strip() else '')
+        except ValueError:
+            raise UserError(f'{path}, line {number}: expected "id value", found "{line}"') from None
+        if key in values or (known is not None and key not in known):
+            problem = 'is listed twice' if key in values else 'is not in images.txt'
+            raise UserError(f'{path}, line {number}: the id {key} {problem}')
+        values[key] = value.strip()
     missing = sorted(set(known or ()) - values.keys())
     if missing or not values:
         raise UserError(f'{path} has no line with the id {missing[0]} ({len(missing)} such ids)' if missing
@@ -238,12 +242,17 @@ def read_by_id(path, known=None):
     return values
 
 
-def _numbers(path):
-    """A file of finite numbers, equally many on every line -> array."""
+def _numbers(path, ids=0):
+    """A file of finite numbers, equally many on every line -> array. ids: how many of them are whole, the first."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # numpy warns about an empty file, which is refused below
             values = np.loadtxt(path, ndmin=2, encoding='utf-8-sig')
+        with open(path, encoding='utf-8-sig') as file:  # loadtxt takes 1e3 for an id
+            wrong = next((f'{number}: {line.strip()[:200]}' for number, line in enumerate(file, 1)
+                          if line.strip() and not re.match(rf'\s*([0-9]+(\.[0-9]*)?\s+){{{ids}}}', line)), None)
+        if wrong:
+            raise ValueError(f'expected {ids} ids in plain digits in line {wrong}')
     except OSError as error:
         raise UserError(f'{path}: {error.strerror or "not found"}. {LAYOUT}') from error
     except ValueError as error:
