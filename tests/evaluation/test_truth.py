@@ -78,16 +78,22 @@ def box_truth(flags):
     return eval_wsol.open_counts(data, 'test', images, args).fingerprint(images.contents)
 
 
-@pytest.mark.parametrize('file, change', [
-    ('localization.txt', lambda line: [line[0], '0', '0', '1', '1']),
-    ('image_sizes.txt', lambda line: [line[0], str(int(line[1]) + 1), line[2]])])
-def test_localization_sees_boxes_and_sizes_of_its_images_alone(birds, tiny_birds, file, change):
-    path, known = roots_of(birds)[1] / 'ToyBirds/test' / file, box_truth(tiny_birds)
+def test_localization_sees_the_boxes_of_its_images_alone(birds, tiny_birds):
+    path, known = roots_of(birds)[1] / 'ToyBirds/test/localization.txt', box_truth(tiny_birds)
     lines = path.read_text().splitlines()
     path.write_text('\n'.join(['nobody.jpg,' + lines[0].split(',', 1)[1], *lines]))
     assert box_truth(birds) == known
-    path.write_text('\n'.join([*lines[:-1], ','.join(change(lines[-1].split(',')))]))
+    path.write_text('\n'.join([*lines[:-1], f'{lines[-1].split(",")[0]},0,0,1,1']))
     assert box_truth(birds) != known
+
+
+@pytest.mark.parametrize('change', [lambda w, h: (h + 1, w), lambda w, h: (2 * w, 2 * h), lambda w, h: (w, h - 1)])
+def test_sizes_that_are_not_the_photos_are_refused(birds, change):
+    path = roots_of(birds)[1] / 'ToyBirds/test/image_sizes.txt'
+    rows = [line.split(',') for line in path.read_text().splitlines()]
+    path.write_text('\n'.join(','.join([name, *map(str, change(int(width), int(height)))]) for name, width, height in rows))
+    with pytest.raises(UserError, match=f'{rows[0][0]} is {rows[0][1]} x {rows[0][2]} pixels, and .* by {path} .36 such images'):
+        box_truth(birds)
 
 
 def test_localization_sees_the_content_of_masks(tmp_path):
