@@ -13,6 +13,8 @@ import numpy as np
 from runtime import screen
 from wsol.errors import UserError
 
+NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
 
 def make_folder(path):
     """Make a folder and those above it. Raises UserError."""
@@ -145,7 +147,7 @@ def write_json_lines(path, lines):
 def read_json_lines(path):
     """The dicts in a file of JSON lines, up to the first line that is not one; [] if there is no file."""
     lines = []
-    with suppress(OSError, ValueError, RecursionError):
+    with suppress(*NO_FILE, ValueError, RecursionError):
         for text in Path(path).read_text(errors='replace').splitlines():
             line = json.loads(text)
             if not isinstance(line, dict):
@@ -155,8 +157,8 @@ def read_json_lines(path):
 
 
 def read_json(path):
-    """The content of a JSON file; None if it cannot be read."""
+    """The content of a JSON file; None if there is no file or no JSON in it. Raises OSError if the disk fails."""
     try:
         return json.loads(Path(path).read_text())
-    except (OSError, ValueError, RecursionError):
+    except (*NO_FILE, ValueError, RecursionError):
         return None

@@ -1,6 +1,7 @@
 """Image files of every kind: which of them count, and that all ways of reading one see the same pixels."""
 import builtins
 import errno
+import io
 import os
 import struct
 import zlib
@@ -20,7 +21,7 @@ from dataset.image_files import images_below, open_image, open_upright, upright_
 from dataset.registry import find_dataset
 from dataset.transforms import eval_transform
 from reports.photos import Photos, find_images
-from runtime import screen
+from runtime import screen, whole_files
 from wsol.errors import UserError
 
 RAMP = np.linspace(0, 1, 40 * 30).reshape(30, 40)  # black to white
@@ -328,3 +329,21 @@ def test_a_list_that_cannot_be_read_is_named(folder, monkeypatch):
     fail_for(monkeypatch, builtins, 'open', lists / 'localization.txt', errno.ESTALE)
     with pytest.raises(UserError, match=f'localization.txt: {os.strerror(errno.ESTALE)}'):
         data.boxes('test', np.array([b'x']))
+
+
+def test_a_result_or_log_that_cannot_be_read_is_no_missing_one(tmp_path, monkeypatch):
+    path = tmp_path / 'a.json'
+    assert whole_files.read_json(path) is None and whole_files.read_json_lines(path) == []
+    path.write_text('{}\n')
+    assert whole_files.read_json(path) == {} and whole_files.read_json_lines(path) == [{}]
+    fail_for(monkeypatch, io, 'open', path)
+    for read in (whole_files.read_json, whole_files.read_json_lines):
+        with pytest.raises(OSError, match='Input/output error.*a.json'):
+            read(path)
+
+
+def test_photos_beyond_the_limit_are_halved_for_every_script(tmp_path, monkeypatch):
+    Image.fromarray(COLOURS).save(tmp_path / 'a.png')
+    for limit, size in ((40, (40, 30)), (39, (19, 14)), (30, (15, 11))):
+        monkeypatch.setattr(image_files, 'LARGEST', limit)
+        assert open_upright(tmp_path / 'a.png').size == size
