@@ -15,7 +15,7 @@ from wsol.errors import UserError
 ABOUT = ('dataset', 'images_sha256', 'files_sha256', 'weights_sha256', 'images', 'epoch')  # of a row
 NAMED_BY = {'norm_type': 'norm', 'threshold_type': 'thresholds', 'cam_curve_interval': 'step', 'seed': 'seed',
             'smooth_grad_nr_iter': 'copies', 'smooth_grad_sigma': 'noise', 'integrated_grad_nr_iter': 'points',
-            'precision': 'precision', 'crop_size': 'size', 'fit': 'fit', 'resize_size': 'resized to',
+            'precision': 'precision', 'crop_size': 'size', 'resize_size': 'resized to',
             'superclass_file': 'superclasses of', 'iou_thresholds': 'IoU', 'slow_questions': 'slow methods asked',
             'prior': 'prior', 'large_feature_map': 'large map'}  # setting -> its word in the name of a row
 
@@ -25,7 +25,7 @@ class Row:
     """A network's maps by one attribution method."""
     experiment: str
     method: str              # with the settings that tell it from other rows: 'CAM, norm rank'
-    about: dict              # of ABOUT
+    about: dict              # of ABOUT, and the fit of the photos
     estimates: dict[str, Estimate] = field(default_factory=dict)  # column -> what was measured
     results: dict[str, dict] = field(default_factory=dict)        # metric -> the result
     plain_method: str = ''
@@ -65,7 +65,7 @@ def make_rows(results, experiment):
     result of the same metric with other settings or of other truth. experiment: its name."""
     rows, accuracies = [], []
     for result in results:
-        about = {key: result.get(key) for key in ABOUT}
+        about = {key: result.get(key) for key in ABOUT} | {'fit': result['settings'].get('fit') or 'squash'}
         if result['metric'] == 'accuracy':
             accuracies.append((about, columns.read_estimates(result), result))
             continue
@@ -160,7 +160,7 @@ def name_rows(rows):
     """Give each row its name: the experiment, the method, and what else is needed to tell rows apart."""
     for row in rows:
         row.name = row.method if row.method == row.experiment else f'{row.experiment}: {row.method}'
-    for key, words in (('dataset', '{}'), ('images', '{} images'), ('epoch', 'epoch {}'),
+    for key, words in (('dataset', '{}'), ('images', '{} images'), ('epoch', 'epoch {}'), ('fit', 'fit {}'),
                        ('weights_sha256', 'weights {:.8}'), ('images_sha256', 'images {:.8}'),
                        ('truth_sha256', 'truth {}'), ('maps_sha256', 'maps {}')):
         by_name = {}

@@ -12,6 +12,7 @@ from dataset.image_files import images_below
 from evaluation import session
 from experiment.result_files import key
 from experiment.settings import adopt
+from reports import rows
 from reports.photos import Photos
 from wsol.backbones._torchvision import import_torchvision
 
@@ -112,6 +113,33 @@ def test_results_of_another_fit_have_another_name():
     old, same, cropped, larger = (key(about | {'settings': settings}, resize_size=256) for settings in (
         {}, {'fit': 'squash'}, {'fit': 'crop', 'resize_size': 256}, {'fit': 'crop', 'resize_size': 300}))
     assert old == same and len({old, cropped, larger}) == 3
+
+
+def test_the_manifest_says_which_part_the_maps_cover(script, foreign, tmp_path):
+    """A photo on its side: the box is in pixels of the upright one."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)).save(tmp_path / 'turned.jpg', exif=turned)
+    flags = ['turned.jpg', '--architecture=resnet18', f'--load_checkpoint={foreign().checkpoint.path}', '--workers=0', '--device=cpu']
+    for fit, box in (('crop', [12.5, 62.5, 187.5, 237.5]), ('squash', [0, 0, 200, 300])):
+        code, out, err = script('inference', *flags, f'--fit={fit}', '--format=png,html')
+        assert code == 0 and f'photos: fit {fit}' in out, err
+        manifest = json.loads((tmp_path / 'maps/manifest.json').read_text())
+        assert manifest['images'][0]['box'] == box and manifest['settings']['fit'] == manifest['preprocessing']['fit'] == fit
+        assert np.load(tmp_path / 'maps/turned_vanilla.npy').shape == (7, 7)
+        assert ('dimmed: not seen by the network' in (tmp_path / 'maps/gallery.html').read_text()) == (fit == 'crop')
+
+
+def test_an_accuracy_stands_in_rows_of_its_fit_alone():
+    about = {'dataset': 'mine', 'images_sha256': 'a', 'weights_sha256': 'b', 'images': 2}
+    crop, squash, older = ({'metric': 'accuracy', 'test_accuracy': value, **about, 'settings': settings} for value, settings in (
+        (90.0, {'fit': 'crop'}), (80.0, {'fit': 'squash'}), (70.0, {})))
+    maps = {'metric': 'of maps', **about, 'settings': {'score_map_process': 'vanilla'}}
+    of_crop, = (row for row in rows.make_rows([crop, squash], 'x') if row.about['fit'] == 'crop')
+    assert of_crop.estimates['accuracy'].value == 90
+    row, = rows.make_rows([older, maps], 'x')
+    assert row.about['fit'] == 'squash' and 'accuracy' in row.estimates
+    assert len(rows.make_rows([crop, maps], 'x')) == 2
 
 
 def test_a_training_refuses_another_fit(script):

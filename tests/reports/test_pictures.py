@@ -262,3 +262,37 @@ def test_nobody_chooses_a_backend():
     for path in [*ROOT.glob('*.py'), *ROOT.glob('wsol/*.py')]:
         text = path.read_text()
         assert 'pyplot' not in text and 'matplotlib.use' not in text, path.name
+
+
+# --- a map on a part of its photo --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('overlay', config.OVERLAYS)
+@pytest.mark.parametrize('signed', [False, True])
+def test_a_map_lies_on_the_part_that_the_network_saw(overlay, signed):
+    """There the picture is that of the part alone; the rest is dark and grey."""
+    photo = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    values = a_map(signed)
+    box = (15 / 90, 0, 75 / 90, 1)
+    shaded, scale = pictures.shade(photo, values, Scale.of(values, signed), overlay, box), Scale.of(values, signed)
+    alone = pictures.shade(photo[:, 15:75], values, scale, overlay)
+    assert (shaded[:, 15:75] == alone).all()
+    rest = np.concatenate([shaded[:, :15], shaded[:, 75:]], 1)
+    assert (rest == rest[..., :1]).all() and rest.max() <= 0.35 * 255 + 1
+    whole = pictures.shade(photo, values, scale, overlay, (0, 0, 1, 1))
+    assert (whole == pictures.shade(photo, values, scale, overlay)).all()
+
+
+@pytest.mark.parametrize('box', [(-0.5, 0, 1.5, 1), (0, -1, 1, 2), (0.25, 0.25, 0.75, 0.75), (-0.1, 0.2, 1.1, 0.8), (0.501, 0, 0.502, 1)])
+def test_a_map_larger_than_its_photo_is_cut_as_the_photo_is(box):
+    """Each pixel of the part has the map's value at its own place."""
+    height, width, cells = 80, 120, 200
+    ramp = np.tile((np.arange(cells) + 0.5) / cells, (cells, 1))
+    (rows, columns), across = pictures.within(ramp, box, (height, width))
+    down = pictures.within(ramp.T, box, (height, width))[1]
+    assert across.shape == (rows.stop - rows.start, columns.stop - columns.start) == down.shape
+    places = ((np.arange(length) + 0.5) / length for length in (width, height))
+    for values, place, seen, low, high, axis in zip((across, down), places, (columns, rows), box[:2], box[2:], (0, 1), strict=True):
+        if high - low > 0.1:
+            expected = (place[seen] - low) / (high - low)
+            assert np.abs(values.mean(axis) - expected).max() < 0.02
