@@ -95,6 +95,7 @@ class DataSet:
 
     # as published, without EXIF: boxes and masks belong to these pixels
     open_photo, size_of_photo, turned = staticmethod(open_image), staticmethod(stored_size), ''
+    may_be_resized = True  # the photos, while boxes and sizes are the published ones
 
     @property
     def label(self):
@@ -157,14 +158,15 @@ class DataSet:
         """The lists.Boxes of images. Raises UserError where a photo has another size than image_sizes.txt says."""
         boxes = lists.read_boxes(self._places(split), image_ids)
         paths = [self.image_folders[split] / image_id.decode() for image_id in image_ids]
-        sizes = in_threads(self.size_of_photo, paths, 'image sizes', delay=3)
-        wrong = [(path, size, listed) for path, size, listed in zip(paths, sizes, boxes.sizes.tolist(), strict=True)
-                 if size != tuple(listed)]
-        if wrong:
-            path, size, listed = wrong[0]
-            raise UserError(f'{path} is {size[0]} x {size[1]} pixels, and {listed[0]} x {listed[1]} by '
-                            f'{self.list_folders[split] / "image_sizes.txt"} ({len(wrong)} such images): boxes and '
-                            f'sizes are those of the photo{self.turned}')
+        sizes = np.array(list(in_threads(self.size_of_photo, paths, 'image sizes', delay=3)))
+        wrong = np.flatnonzero((sizes != boxes.sizes).any(1))
+        if len(wrong):
+            (width, height), listed = sizes[wrong[0]], boxes.sizes[wrong[0]]
+            problem = (f'{paths[wrong[0]]} is {width} x {height} pixels, and {listed[0]} x {listed[1]} by '
+                       f'{self.list_folders[split] / "image_sizes.txt"} ({len(wrong)} such images)')
+            if not (self.may_be_resized and are_resized(sizes, boxes.sizes)):
+                raise UserError(f'{problem}: boxes and sizes are those of the photo{self.turned}')
+            warn(f'{problem}: boxes are taken to be those of the photos before they were resized')
         return boxes
 
     def mask_paths(self, split, image_ids):
@@ -213,7 +215,7 @@ class OwnFolder(DataSet):
     Photos are read upright, as viewers show them; boxes, sizes and masks belong to the upright photo.
     """
     open_photo, size_of_photo = staticmethod(open_upright), staticmethod(upright_size)
-    turned = ' turned as its EXIF says'
+    turned, may_be_resized = ' turned as its EXIF says', False
 
     @property
     def label(self):
@@ -285,6 +287,15 @@ def _names_masks(folder):
     """Whether localization.txt locates the objects by path,mask.png,ignore.png and not by boxes."""
     path = folder / 'localization.txt'
     return path.is_file() and next(lists.read_rows(path, lists.MASKS, []), None) is not None
+
+
+def are_resized(sizes, listed):
+    """Whether photos are smaller copies of those that a list describes, all squashed to one size or each in proportion:
+    then boxes in the listed pixels are right. Both: (N,2)."""
+    skew = np.abs(sizes[:, 0] * listed[:, 1] - sizes[:, 1] * listed[:, 0])  # 0 but for the rounding of the sides
+    in_proportion = (skew <= listed.sum(1)).all() and (sizes <= listed).all()
+    most_differ = (sizes != listed).any(1).mean() > 0.5
+    return bool(most_differ and (in_proportion or (sizes == sizes[0]).all()))
 
 
 def count_folders(images):

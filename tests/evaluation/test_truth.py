@@ -87,12 +87,33 @@ def test_localization_sees_the_boxes_of_its_images_alone(birds, tiny_birds):
     assert box_truth(birds) != known
 
 
-@pytest.mark.parametrize('change', [lambda w, h: (h + 1, w), lambda w, h: (2 * w, 2 * h), lambda w, h: (w, h - 1)])
+@pytest.mark.parametrize('change', [lambda w, h: (h + 1, w), lambda w, h: (w // 2, h // 2), lambda w, h: (w, h - 1)])
 def test_sizes_that_are_not_the_photos_are_refused(birds, change):
     path = roots_of(birds)[1] / 'ToyBirds/test/image_sizes.txt'
     rows = [line.split(',') for line in path.read_text().splitlines()]
     path.write_text('\n'.join(','.join([name, *map(str, change(int(width), int(height)))]) for name, width, height in rows))
     with pytest.raises(UserError, match=f'{rows[0][0]} is {rows[0][1]} x {rows[0][2]} pixels, and .* by {path} .36 such images'):
+        box_truth(birds)
+
+
+@pytest.mark.parametrize('resize', [lambda w, h: (100, 100), lambda w, h: (round(w / 3), round(h / 3)), lambda w, h: (128, round(128 * h / w))])
+def test_photos_may_be_smaller_copies_of_those_that_boxes_were_drawn_in(birds, tiny_birds, resize, capsys):
+    """As CUB at 227 x 227. But for one photo that is none."""
+    known, paths = box_truth(tiny_birds), sorted((roots_of(birds)[0] / 'ToyBirds/images').glob('*/*_test_*.jpg'))
+    for path in paths:
+        with Image.open(path) as image:
+            image.resize(resize(*image.size)).save(path)
+    assert box_truth(birds) == known and 'before they were resized' in capsys.readouterr().err
+    Image.new('RGB', (50, 90)).save(paths[3])
+    with pytest.raises(UserError, match='such images'):
+        box_truth(birds)
+
+
+def test_one_photo_of_another_size_is_no_smaller_copy(birds):
+    path = next((roots_of(birds)[0] / 'ToyBirds/images').glob('*/*_test_*.jpg'))
+    with Image.open(path) as image:
+        image.resize((image.width // 2, image.height // 2)).save(path)
+    with pytest.raises(UserError, match=f'{path.name} is .* .1 such images'):
         box_truth(birds)
 
 
