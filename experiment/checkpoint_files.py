@@ -20,6 +20,7 @@ from experiment import training_images
 from experiment.settings import problem_of
 from runtime import whole_files
 from wsol.backbones import weight_files
+from wsol.backbones.weight_files import short
 from wsol.errors import UserError
 
 LAST, PREVIOUS, BEST = (f'{name}_checkpoint.pth.tar' for name in ('last', 'previous', 'best'))
@@ -121,7 +122,7 @@ def _read(path, key=None):
         record = {name: keys[name] for name, fits in RECORD.items() if name in keys and fits(keys[name])}  # elsewhere's
         record['class_names'] = names_in(keys) or None
         return record | {'state_dict': weight_files.pick_state_dict(path, content, key)}
-    problem = _problem_of_weights(content.get('state_dict', content))
+    problem = weight_files.problem_of_weights(content.get('state_dict', content))
     if not problem:
         content = _without_retired_settings(path, content)
         problem = _problem_of_record(content)
@@ -137,30 +138,10 @@ def _without_retired_settings(path, content):
         return content  # _problem_of_record refuses it
     for name, value in [*model.items(), *args.items()]:
         if name in RETIRED and RETIRED[name](value):
-            raise UserError(f'{path} was trained with {name}={_short(value)}, which this version no longer has; the '
+            raise UserError(f'{path} was trained with {name}={short(value)}, which this version no longer has; the '
                             f'commit {COMMIT} of this project can read it')
     removed = RETIRED.keys() - config.ALL_FLAGS.keys()
     return content | {'model': {name: value for name, value in model.items() if name not in removed}}
-
-
-def _problem_of_weights(state):
-    """Why a value is not a state dict, in words; None if it is one."""
-    if not isinstance(state, dict):
-        return f'its state_dict is a {type(state).__name__}'
-    for name, value in state.items():
-        if not isinstance(name, str):
-            return f'{name!r} is no name of a weight'
-        if not weight_files.is_plain(value):
-            return f'{name} is no weight but {_short(value)}'
-    return None
-
-
-def _short(value):
-    """A value as an error message shows it."""
-    if isinstance(value, torch.Tensor):
-        return f'a {value.dtype} tensor of shape {tuple(value.shape)}'
-    text = repr(value)
-    return f'a {type(value).__name__}, {text if len(text) < 60 else text[:57] + "..."}'
 
 
 def _is_natural(value):
@@ -196,13 +177,13 @@ def _problem_of_record(content):
     """What is wrong with the record beside the weights, in words; None if nothing is."""
     for key in ('model', 'args'):
         if not isinstance(content.get(key, {}), dict):
-            return f'its {key} is {_short(content[key])}'
+            return f'its {key} is {short(content[key])}'
     model = dict(content['model'])
     classes = model.pop('num_classes', None)
     weight = content.get('state_dict', {}).get('conv_last.weight')
     fits = weight is None or list(weight.shape[:1]) == [classes]
     if classes is not None and not (_is_natural(classes) and fits):
-        return f'its num_classes is {_short(classes)}, its classifier {_short(weight)}'
+        return f'its num_classes is {short(classes)}, its classifier {short(weight)}'
     known = {name: value for name, value in content.get('args', {}).items() if name in config.ALL_FLAGS}
     for name, value in [*model.items(), *known.items()]:
         problem = problem_of(name, value)
@@ -210,7 +191,7 @@ def _problem_of_record(content):
             return f'its setting {name}: {problem}'
     wrong = next((key for key, fits in RECORD.items() if key in content and not fits(content[key])), None)
     if wrong:
-        return f'its {wrong} is {_short(content[wrong])}'
+        return f'its {wrong} is {short(content[wrong])}'
     names = content.get('class_names')
     if names is not None and classes is not None and len(names) != classes:
         return f'it names {len(names)} classes, and its network has {classes}'

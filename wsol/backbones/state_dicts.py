@@ -117,23 +117,23 @@ def load_classifier(network, weights, slot, root):
               {name: value for name, value in expected.items() if not _is_in(name, root)}, whole=state)
     head = {name: value for name, value in state.items() if name not in body and _top(name) not in AUXILIARY}
     if not any(map(_is_matrix, head.values())):  # the classifier stands beside a backbone that has a prefix
-        head |= outside
-        outside = {}
+        head, outside = head | outside, {}
     layer = _linear_layer(path, head, slot)
     head_names = {f'{layer}.weight', f'{layer}.bias'} & head.keys()
     left_out = {name: value for name, value in (state | head | outside).items() if name not in body | head_names}
     _check_left_out(path, layer, head, left_out)
     missing = [name for name in body if name not in state]
-    place = next((place for place in _between(slot, root) if all(_is_in(name, place) for name in missing)),
-                 slot)
+    place = next((place for place in _between(slot, root) if all(_is_in(name, place) for name in missing)), slot)
     linear = _put_linear(path, network, slot, place, head[f'{layer}.weight'], f'{layer}.bias' in head)
-    state = {name: value for name, value in state.items() if name in body and name in network.state_dict()}
+    complete = network.state_dict()
+    state = {name: value for name, value in state.items() if name in body and name in complete}
     state |= {f'{linear}.{name.rpartition(".")[2]}': head[name] for name in head_names}
-    state[f'{linear}.weight'] = state[f'{linear}.weight'].reshape(network.get_submodule(linear).weight.shape)
-    check_fit(path, state, network.state_dict())
-    if layer != slot:
-        LOG.warning(f'{path}: the linear layer {layer} is taken as the classifier; layers without weights around it '
-                    'are taken to do nothing in evaluation, as Dropout')
+    state[f'{linear}.weight'] = state[f'{linear}.weight'].flatten(1)  # of a 1x1 convolution
+    check_fit(path, state, complete)
+    if layer != slot or len(head_names) < 2:
+        LOG.warning(f'{path}: {layer} is taken as the classifier, a linear layer'
+                    + ' without bias' * (len(head_names) < 2) + '; what else its head may compute has no weights, and '
+                    'is taken to do nothing in evaluation, as Dropout')
     _say_left_out(path, left_out, 'since the classifier does not need them')
     _load(network, state)
 
@@ -165,8 +165,8 @@ def _linear_layer(path, head, slot):
     layer = matrices[0].removesuffix('.weight')
     parts = [name for name in head if _top(name) == _top(layer)]
     if len(matrices) > 1 or not {*parts} <= {f'{layer}.weight', f'{layer}.bias'}:
-        raise UserError(f'{path}: the classifier is not one linear layer, it has '
-                        f'{named(dict.fromkeys([*matrices, *parts]))}; {REMEDY}')
+        names = [name for name in head if name in {*matrices, *parts} and not name.endswith(COUNTER)]
+        raise UserError(f'{path}: the classifier is not one linear layer, it has {named(names)}; {REMEDY}')
     return layer
 
 
@@ -195,14 +195,10 @@ def _put_linear(path, network, slot, place, weight, has_bias):
     """Give a network a last layer for these weights, in place of its module `place`. Returns the layer's name."""
     inputs = next(value for name, value in network.state_dict().items() if _is_in(name, place))
     width = inputs.shape[inputs.ndim > 1]
-    if inputs.ndim > 2 and place != slot or width != weight.shape[1]:
-        raise UserError(f'{path}: the classifier takes {weight.shape[1]} features, and the network gives {width}; '
+    if inputs.ndim > 2 or width != weight.shape[1]:
+        gives = f'{width} features' if inputs.ndim < 3 else 'a map'
+        raise UserError(f'{path}: the classifier takes {weight.shape[1]} features, and the network gives {gives}; '
                         + REMEDY)
-    if place == slot and not isinstance(network.get_submodule(slot), nn.Linear):
-        layer = network.get_submodule(slot)  # a convolution
-        layer.weight, layer.out_channels = nn.Parameter(weight.reshape(*weight.shape[:2], 1, 1)), len(weight)
-        layer.bias = nn.Parameter(torch.zeros(len(weight))) if has_bias else None
-        return slot
     linear = nn.Linear(weight.shape[1], len(weight), bias=has_bias)
     parent, _, leaf = place.rpartition('.')
     setattr(network.get_submodule(parent), leaf, linear if place == slot else nn.Sequential(nn.Flatten(1), linear))

@@ -68,8 +68,9 @@ def classifier(name, source):
     """A whole trained classifier of torchvision, its last layer included. source: as in torchvision_network."""
     network = torchvision_network(name, True if source is True else None, 'DEFAULT')
     if source is not True:
-        layers = [layer for layer, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))
-                  and layer.startswith(CLASSIFIERS)]
+        layers = [layer for layer, module in network.named_modules() if isinstance(module, nn.Linear)]
+        if not layers:  # SqueezeNet
+            raise UserError(f'{name} does not end in average pooling and one linear layer')
         load_classifier(network, read_weights(source), layers[-1], layers[-1].partition('.')[0])
     return network.eval()
 

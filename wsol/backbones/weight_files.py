@@ -7,6 +7,7 @@ changed.
 """
 import _compat_pickle
 import hashlib
+import itertools
 import logging
 import pickletools
 import re
@@ -44,12 +45,11 @@ NOT_WEIGHTS = (  # (how a file begins, what it is and the remedy)
     (rb'\s*[{\[]', 'it is text (JSON), as the index of a model in several files: name the file of the weights'),
     (rb'\x80[\2-\5](?!\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19)', 'it is a plain pickle, which torch.save has not written: '
      'open it in Python if you trust it, and write the state dict by torch.save'))
-NOT_WEIGHTS_ZIPS = (  # (name of a member, what it is)
-    (r'(^|/)(constants\.pkl|code/.*)', f'it is a program of TorchScript: {STATE_DICT}; torch.jit.load(FILE) has '
-     'a state_dict() too'),
+NOT_WEIGHTS_ZIPS = (  # (the name of a member, what the zip is)
+    (r'(^|/)(constants\.pkl$|code/)', f'it is a program of TorchScript: {STATE_DICT}, or of torch.jit.load(FILE)'),
     (r'(^|/)(archive_format|serialized_exported_program\.json)$', f'it is a program of torch.export: {STATE_DICT}'),
-    (r'.*\.weights\.h5$', f'it is a network of Keras; only weights of PyTorch can be read: {STATE_DICT}'),
-    (r'.*\.npy$', 'it holds arrays of NumPy: make tensors of them by torch.from_numpy, then write them by torch.save'))
+    (r'\.weights\.h5$', f'it is a network of Keras; only weights of PyTorch can be read: {STATE_DICT}'),
+    (r'\.npy$', 'it holds arrays of NumPy: make tensors of them by torch.from_numpy, then write them by torch.save'))
 RUNS = re.compile(r'(os|posix|nt|sys|subprocess|shutil|runpy|pty|socket)\.|'
                   r'builtins\.(eval|exec|compile|open|__import__)$')
 
@@ -81,19 +81,14 @@ def check_whole(file):
         if seal[-22:-18] != b'PK\5\6':  # the mark of a zip's end; if it is missing, a seal was damaged
             raise ValueError('it is damaged: its end is not the end of a zip')
         with zipfile.ZipFile(file) as archive:
-            _check_members(archive.namelist())
+            names = archive.namelist()
+            for pattern, problem in NOT_WEIGHTS_ZIPS:
+                if any(re.search(pattern, name) for name in names):
+                    raise ValueError(problem)
             if sum(info.file_size for info in archive.infolist()) > size:
                 raise ValueError('it would take more memory than it has bytes')
             if archive.testzip() is not None:
                 raise ValueError('it is damaged: its content and its sums differ')
-
-
-def _check_members(names):
-    for pattern, problem in NOT_WEIGHTS_ZIPS:
-        if any(re.match(pattern, name) for name in names):
-            raise ValueError(problem)
-    if not any(name.endswith('data.pkl') for name in names):
-        raise ValueError('it is an archive that torch.save has not written')
 
 
 def _is_safetensors(file):
@@ -147,22 +142,18 @@ HARMLESS = {'numpy.core.multiarray.scalar': _number, 'numpy._core.multiarray.sca
 
 def _foreign_names(file):
     """The dotted names of all classes and functions that a file of torch.save asks for. Raises ValueError."""
-    names = set()
+    names, pickles = set(), [file] * 4  # the legacy format: a magic number, the version, the system, the content
     if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            pickles = [archive.open(name) for name in archive.namelist() if name.endswith('data.pkl')][:1]
-    else:
-        pickles = [file] * 4  # the legacy format: a magic number, the version, the system, the content
+        archive = zipfile.ZipFile(file)
+        pickles = [archive.open(next(name for name in archive.namelist() if name.endswith('data.pkl')))]
     file.seek(0)
-    for pickle in pickles:
-        for operation, value, _ in pickletools.genops(pickle):
-            if operation.name == 'PROTO' and value > 2:
-                raise ValueError(f'it is written with pickle_protocol={value}: write it by torch.save without this '
-                                 'option')
-            if operation.name == 'GLOBAL':
-                module, name = value.split(' ', 1)
-                module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))  # names of Python 2
-                names.add(f'{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}')
+    for operation, value, _ in itertools.chain.from_iterable(map(pickletools.genops, pickles)):
+        if operation.name == 'PROTO' and value > 2:
+            raise ValueError(f'it is written with pickle_protocol={value}: leave this option of torch.save out')
+        if operation.name == 'GLOBAL':
+            module, _, name = value.partition(' ')
+            module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))  # names of Python 2
+            names.add(f'{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}')
     asked = next(filter(RUNS.match, sorted(names)), None)
     if asked:
         raise ValueError(f'it asks to run {asked}; nothing was run, and you should not trust this file')
@@ -204,7 +195,8 @@ def load(path):
                     raise ValueError(problem)
                 return _load(file)
     except Exception as error:  # torch and zipfile raise many kinds; all mean that this is not such a file
-        reason = str(error) if type(error) is ValueError else getattr(error, 'strerror', None) or (
+        reason = str(error) if str(error).startswith('it ') else getattr(error, 'strerror', None) or (
+            f'it holds a whole module: {STATE_DICT}' if 'persistent_load' in str(error) else
             f'{type(error).__name__}: it is damaged, or no file of torch.save, or holds more than weights and plain '
             'values')
         raise UserError(f'{path} cannot be read as weights ({reason})') from error
@@ -232,11 +224,31 @@ def _state_dicts(content, place=(), depth=DEPTH):
     return states
 
 
-def is_plain(value):
+def _is_plain(value):
     """Whether a value is a tensor of real numbers that needs no more memory than the file has stored for it."""
     return (isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == 'cpu'
             and not value.is_complex() and not value.is_quantized
             and value.numel() * value.element_size() <= value.untyped_storage().nbytes())
+
+
+def short(value):
+    """A value as an error message shows it."""
+    if isinstance(value, torch.Tensor):
+        return f'a {value.dtype} tensor of shape {tuple(value.shape)}'
+    text = repr(value)
+    return f'a {type(value).__name__}, {text if len(text) < 60 else text[:57] + "..."}'
+
+
+def problem_of_weights(state):
+    """Why a value is not a state dict, in words; None if it is one."""
+    if not isinstance(state, dict):
+        return f'its state_dict is a {type(state).__name__}'
+    for name, value in state.items():
+        if not isinstance(name, str):
+            return f'{name!r} is no name of a weight'
+        if not _is_plain(value):
+            return f'{name} is no weight but {short(value)}'
+    return None
 
 
 def pick_state_dict(path, content, key=None):
@@ -248,52 +260,54 @@ def pick_state_dict(path, content, key=None):
     states = _state_dicts(content)
     if not states:
         raise UserError(f'{path} {_without_weights(content)}')
-    place = _choose(path, states, key)
-    state = states[place if place in states else _choose(path, states, None)]
-    if place not in states:  # the names begin so
-        state = {name.removeprefix(f'{place}.'): value for name, value in state.items() if name.startswith(f'{place}.')}
-    for name, value in state.items():
-        is_torchs = isinstance(value, Foreign) and type(value).__name__.startswith('torch.')
-        if (isinstance(value, torch.Tensor) or is_torchs) and not (isinstance(name, str) and is_plain(value)):
-            raise UserError(f'{path}: {name!r} is no weight but '
-                            + (f'a {type(value).__name__}' if is_torchs else f'a {value.dtype} tensor of shape '
-                               f'{tuple(value.shape)}, {value.layout}'))
-    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    asked = [place for place in states if key in (place, place.rpartition('.')[2])]
+    state = states[asked[0] if asked else _preferred(path, states)]
+    if key is not None and not asked:
+        state = {name.removeprefix(f'{key}.'): value for name, value in state.items() if name.startswith(f'{key}.')}
+        if not state:
+            raise UserError(f'{path} has no weights under weights_key={key}; it has {", ".join(map(repr, states))}')
+    state = {name: value for name, value in state.items() if isinstance(value, torch.Tensor) or _is_of_torch(value)}
+    problem = problem_of_weights(state)  # numbers and texts among the weights are none
+    if problem:
+        raise UserError(f'{path} cannot be read as weights: {problem}')
+    return state
 
 
-def _choose(path, states, key):
-    """The place of the wanted state dict: a key of states, or `key` if names of weights begin so."""
-    ends = {place: place.rpartition('.')[2] for place in states}
-    if key is not None:
-        hits = [place for place, end in ends.items() if key in (place, end)]
-        if len(hits) == 1:
-            return hits[0]
-        if not hits and any(name.startswith(f'{key}.') for name in states[_choose(path, states, None)]):
-            return key
-        raise UserError(f'{path} has no weights under weights_key={key}; it has '
-                        + ', '.join(repr(place) for place in states))
+def _is_of_torch(value):
+    return isinstance(value, Foreign) and type(value).__name__.startswith('torch.')
+
+
+def _preferred(path, states):
+    """The place of the network among state dicts. Raises UserError if several may be the one."""
+    def rank(place):
+        return PLAIN.index(place.rpartition('.')[2])
     plain = [place for place in states if not AVERAGED.search(place)] or list(states)
-    ranked = sorted((place for place in plain if ends[place] in PLAIN), key=lambda place: PLAIN.index(ends[place]))
-    if len(plain) > 1 and not ranked:
+    ranked = sorted((place for place in plain if place.rpartition('.')[2] in PLAIN), key=rank) or plain
+    if len(ranked) > 1 and ranked is plain:
         raise UserError(f'{path} holds several state dicts; choose one: weights_key={" or weights_key=".join(plain)}')
-    place, rest = (ranked or plain)[0], states.keys() - {(ranked or plain)[0]}
+    rest = [f'weights_key={place}' if place else 'the outermost names' for place in states if place != ranked[0]]
     if rest:
-        LOG.warning(f'{path}: the weights under {place or "its outermost names"} are taken; others are chosen by '
-                    f'weights_key={" or weights_key=".join(sorted(rest))}')
-    return place
+        LOG.warning(f'{path}: the weights under {ranked[0]} are taken, not those of {", ".join(rest)}')
+    return ranked[0]
+
+
+def _values(content, depth=DEPTH):
+    """All values in dicts in dicts, and the content itself."""
+    inner = content.values() if isinstance(content, dict) and depth else ()
+    return [content, *(value for part in inner for value in _values(part, depth - 1))]
 
 
 def _without_weights(content):
     """What a content without a state dict is, and the remedy."""
-    values = [content, *(content.values() if isinstance(content, dict) else ())]
+    values, keys = _values(content), content if isinstance(content, dict) else {}
     classes = [type(value).__name__ for value in values if isinstance(value, Foreign) and not value]
     if any(name.startswith('numpy.') for name in classes):
         return 'holds arrays of NumPy: make tensors of them by torch.from_numpy, then write them by torch.save'
-    if isinstance(content, Foreign) or classes and any(key in content for key in (*PLAIN, 'ema')):
-        return f'holds a whole object of the class {classes[0]}, whose reading would run code: {STATE_DICT}'
-    if isinstance(content, dict) and ('param_groups' in content or any('optim' in str(key).lower() for key in content)):
+    if any('optim' in str(key).lower() or key == 'param_groups' for key in keys) and not keys.keys() & {*PLAIN}:
         return 'holds the state of an optimizer and no weights: name the file of the network'
-    if isinstance(content, dict) and all(isinstance(value, dict) and not value for value in content.values()):
+    if classes:
+        return f'holds a whole object of the class {classes[0]}, whose reading would run code: {STATE_DICT}'
+    if any(isinstance(value, dict) and not value for value in values):
         return 'holds an empty state dict: it was written before the network had weights'
     return 'holds no state dict, that is, names and tensors'
 

@@ -1,0 +1,314 @@
+"""Weights as people store them: wrappers, prefixes, objects beside them, replaced heads, and files that are no weights."""
+import argparse
+import collections
+import datetime
+import io
+import logging
+import os
+import pathlib
+import pickle
+import re
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from conftest import shared
+from torch import nn
+
+from wsol import UserError, from_classifier
+from wsol.backbones.state_dicts import load_backbone, load_classifier
+from wsol.backbones.weight_files import read_weights
+
+
+class Tiny(nn.Module):
+    """A classifier that ends in average pooling and one linear layer."""
+
+    def __init__(self, classes=5):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, stride=4, bias=False), nn.BatchNorm2d(8)
+        self.stage2 = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU())
+        self.fc = nn.Linear(16, classes)
+
+    def forward(self, images):
+        return self.fc(self.stage2(torch.relu(self.bn1(self.conv1(images)))).mean((2, 3)))
+
+
+def tiny(head=None):
+    torch.manual_seed(0)
+    network = Tiny()
+    network.bn1.running_mean.uniform_(-0.1, 0.1)
+    network.fc = head or network.fc
+    return network.eval()
+
+
+IMAGES = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+STATE, ZEROS = tiny().state_dict(), {name: value * 0 for name, value in tiny().state_dict().items()}
+
+
+def said(caplog):
+    return ' '.join(record.getMessage() for record in caplog.records)
+
+
+def stored(content, path, **options):
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path, **options)
+    return path
+
+
+def loaded(content, folder, key=None, **options):
+    """A network of other random weights and another number of classes, into which a file of `content` was loaded."""
+    torch.manual_seed(1)
+    network = Tiny(9)
+    load_classifier(network, read_weights(stored(content, folder / 'file.pth', **options), key), 'fc', 'fc')
+    return network.eval()
+
+
+@torch.no_grad()
+def assert_scores(network, reference):
+    torch.testing.assert_close(network(IMAGES), reference(IMAGES), rtol=1e-5, atol=1e-6)
+
+
+def refusal(content, folder, **options):
+    with pytest.raises(UserError) as caught:
+        loaded(content, folder, **options)
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+def prefixed(prefix, state=STATE):
+    return {prefix + name: value for name, value in state.items()}
+
+
+# --- where the state dict is ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('prefix', ['module.', '_orig_mod.', 'model.', 'net.', 'backbone.', 'network.', 'encoder.', '_fsdp_wrapped_module.',
+                                    'model._orig_mod.module.', 'any.name.at.all.'])
+def test_prefixes_before_all_names(prefix, tmp_path, caplog):
+    assert_scores(loaded({'state_dict': prefixed(prefix), 'epoch': 3}, tmp_path), tiny())
+    assert not caplog.records
+
+
+def test_wrappers_within_names(tmp_path):
+    inner = {name.replace('stage2.', 'stage2._fsdp_wrapped_module.'): value for name, value in STATE.items()}
+    assert_scores(loaded(inner, tmp_path), tiny())
+
+
+@pytest.mark.parametrize('key', ['state_dict', 'model', 'model_state_dict', 'net', 'network', 'weights', 'state_dict_ema', 'model_ema', 'ema', 'mine'])
+def test_keys_above_the_weights(key, tmp_path, caplog):
+    optimizer = {'state': {0: {'momentum_buffer': torch.ones(3, 3)}}, 'param_groups': [{'lr': 0.1, 'params': [0]}]}
+    for content in ({key: STATE, 'epoch': 3, 'optimizer': optimizer}, {'checkpoint': {key: STATE}}):
+        assert_scores(loaded(content, tmp_path), tiny())
+    assert not caplog.records
+
+
+@pytest.mark.parametrize('plain, average', [('state_dict', 'state_dict_ema'), ('model', 'ema'), ('model', 'model_ema'), ('net', 'teacher')])
+def test_the_network_is_taken_and_its_average_named(plain, average, tmp_path, caplog):
+    content = {average: ZEROS, plain: STATE}
+    assert_scores(loaded(content, tmp_path), tiny())
+    assert f'under {plain} are taken, not those of weights_key={average}' in said(caplog)
+    assert loaded(content, tmp_path, key=average).fc.weight.abs().max() == 0
+    assert refusal(content, tmp_path, key='nowhere').endswith(f"no weights under weights_key=nowhere; it has '{average}', '{plain}'")
+
+
+def test_several_networks_are_a_question(tmp_path, caplog):
+    assert 'choose one: weights_key=G or weights_key=D' in refusal({'G': STATE, 'D': ZEROS}, tmp_path)
+    both = prefixed('encoder_k.', ZEROS) | prefixed('encoder_q.')
+    assert 'choose one: weights_key=encoder_k or weights_key=encoder_q' in refusal(both, tmp_path)
+    assert_scores(loaded(both, tmp_path, key='encoder_q'), tiny())
+    assert_scores(loaded(prefixed('ema_model.', ZEROS) | prefixed('model.'), tmp_path), tiny())
+    assert 'ema_model.conv1.weight' in said(caplog)
+
+
+def test_names_beside_the_network_are_named(tmp_path, caplog):
+    beside = {'criterion.weight': torch.ones(5), 'train_acc.tp': torch.zeros(5, dtype=torch.long)}
+    assert_scores(loaded({'state_dict': prefixed('model.') | beside, 'pytorch-lightning_version': '2'}, tmp_path), tiny())
+    assert 'criterion.weight, train_acc.tp: left out' in said(caplog)
+
+
+class Settings(dict):
+    """A dict with attributes, as configurations are."""
+
+
+CONFIG = Settings(lr=np.float32(0.1))
+CONFIG.name = 'x'
+BESIDE = {'namespace': argparse.Namespace(lr=np.float64(0.1), folder=pathlib.Path('a')), 'number': np.int64(3), 'array': np.ones(3),
+          'day': datetime.datetime(2026, 1, 1), 'ordered': collections.OrderedDict(a=1), 'lists': collections.defaultdict(list, a=[1]),
+          'recent': collections.deque([1.5]), 'size': torch.Size([1]), 'config': CONFIG, 'class': Settings, 'loss': nn.CrossEntropyLoss(),
+          'random': np.random.get_state()}
+
+
+@pytest.mark.parametrize('legacy', [False, True])
+def test_objects_beside_the_weights_are_harmless(legacy, tmp_path):
+    contents = [BESIDE | {'model': STATE}] + [{'model': STATE, name: value} for name, value in BESIDE.items() if not legacy]
+    for content in contents[legacy and 1 or 0:] or [{name: BESIDE[name] for name in ('namespace', 'number', 'config')} | {'model': STATE}]:
+        assert_scores(loaded(content, tmp_path, _use_new_zipfile_serialization=not legacy), tiny())
+
+
+def test_numbers_of_numpy_are_read_as_numbers(tmp_path):
+    from wsol.backbones.weight_files import load
+    numbers = {'a': np.float64(1.5), 'b': np.int32(-3), 'c': np.bool_(True), 'd': np.float32(0.25)}
+    assert load(stored(numbers, tmp_path / 'file.pth')) == {'a': 1.5, 'b': -3, 'c': True, 'd': 0.25}
+
+
+def test_older_and_other_formats(tmp_path):
+    plain = {name: value for name, value in STATE.items() if 'num_batches' not in name}
+    assert_scores(loaded(plain, tmp_path), tiny())
+    assert_scores(loaded(STATE, tmp_path, _use_new_zipfile_serialization=False), tiny())
+    assert_scores(loaded(safetensors.torch.save(prefixed('module.')), tmp_path), tiny())  # whatever the suffix
+    assert_scores(loaded({**STATE, 'epoch': 3, 'classes': ['a']}, tmp_path), tiny())
+    half = {name: value.half() if value.is_floating_point() else value for name, value in STATE.items()}
+    with torch.no_grad():
+        assert (loaded(half, tmp_path)(IMAGES) - tiny()(IMAGES)).abs().max() < 1e-3
+
+
+# --- heads ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('head', [
+    nn.Sequential(nn.Dropout(), nn.Linear(16, 3)), nn.Sequential(nn.Linear(16, 3)), nn.Linear(16, 3, bias=False),
+    nn.Sequential(nn.Flatten(), nn.Identity(), nn.Dropout(), nn.Linear(16, 3)), nn.Sequential(collections.OrderedDict(out=nn.Linear(16, 3))),
+    nn.Sequential(nn.Sequential(nn.Dropout(), nn.Linear(16, 3))),
+    nn.Sequential(nn.Unflatten(1, (16, 1, 1)), nn.Conv2d(16, 3, 1), nn.Flatten())], ids=str)
+def test_one_linear_layer_is_the_classifier(head, tmp_path, caplog):
+    network = tiny(head)
+    assert_scores(loaded(network.state_dict(), tmp_path), network)
+    assert 'is taken as the classifier' in said(caplog)
+
+
+@pytest.mark.parametrize('name', ['last_linear', 'classifier', 'head.fc', 'heads.head', 'head'])
+def test_a_classifier_of_another_name(name, tmp_path, caplog):
+    state = {key.replace('fc.', f'{name}.'): value for key, value in STATE.items()}
+    assert_scores(loaded(state, tmp_path), tiny())
+    beside = {key if key.startswith(name) else f'backbone.{key}': value for key, value in state.items()}
+    assert_scores(loaded(beside, tmp_path), tiny())
+    assert f'{name} is taken as the classifier' in said(caplog)
+
+
+class Cosine(nn.Linear):
+    def __init__(self):
+        super().__init__(16, 3, bias=False)
+        self.scale = nn.Parameter(torch.ones(()))
+
+
+@pytest.mark.parametrize('head, words', [
+    (nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)), 'it has fc.0.weight, fc.0.bias, fc.2.weight, fc.2.bias'),
+    (nn.Sequential(nn.BatchNorm1d(16), nn.Linear(16, 3)), 'fc.0.running_mean'), (nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 3)), 'fc.0.weight'),
+    (nn.Sequential(nn.PReLU(), nn.Linear(16, 3)), 'fc.0.weight'), (Cosine(), 'fc.scale'),
+    (nn.utils.parametrizations.weight_norm(nn.Linear(16, 3)), 'fc.parametrizations.weight.original0')], ids=str)
+def test_every_other_head_is_refused_by_name(head, words, tmp_path):
+    message = refusal(tiny(head).state_dict(), tmp_path)
+    assert 'not one linear layer' in message and words in message and 'wsol.from_module' in message
+
+
+@pytest.mark.parametrize('change, words', [
+    ({'classifier.weight': torch.ones(2, 5)}, 'whether classifier.weight belongs to the classifier, beside fc'),
+    ({'classifier.weight': torch.ones(2, 16)}, 'whether classifier.weight belongs'), ({'neck.running_mean': torch.ones(16)}, 'neck.running_mean'),
+    ({'model.fc.weight': torch.ones(3, 7)}, 'takes 7 features, and the network gives 16'),
+    ({'model.stage2.4.weight': torch.ones(16)}, 'stage2.4.weight is not a part of the network'),
+    ({'model.conv1.weight': torch.ones(4, 3, 7, 7)}, 'conv1.weight is (4, 3, 7, 7), the network has (8, 3, 3, 3)'),
+    ({'model.bn1.weight': torch.full((8,), torch.inf)}, 'bn1.weight is not finite'), ({'model.fc.bias': torch.full((5,), torch.nan)}, 'fc.bias is not finite'),
+    ({'model.fc.weight': torch.ones(5, 16).to_sparse()}, 'model.fc.weight is no weight'),
+    ({'model.fc.weight': nn.parameter.UninitializedParameter()}, 'model.fc.weight is no weight but a torch.nn.parameter.UninitializedParameter')])
+def test_no_weight_is_left_out_or_wrong_without_a_word(change, words, tmp_path):
+    assert words in refusal(prefixed('model.') | change, tmp_path)
+
+
+def test_weights_of_a_resnet_are_recognised(tmp_path):
+    names = [f'layer{layer}.{block}' for layer, count in enumerate((3, 4, 6, 3), 1) for block in range(count)]
+    state = {f'{name}.bn1.weight': torch.ones(64) for name in names} | {'layer1.0.conv1.weight': torch.ones(64, 64, 1, 1)}
+    assert 'look like those of resnet34' in refusal(STATE | state, tmp_path)
+    assert 'look like those of resnet50' in refusal(STATE | state | {'layer1.0.conv3.weight': torch.ones(1)}, tmp_path)
+
+
+def test_a_backbone_names_what_it_leaves_out(tmp_path, caplog):
+    state = prefixed('model.') | {'criterion.weight': torch.ones(3), 'model.AuxLogits.fc.weight': torch.ones(3, 8), 'model.last_linear.weight': torch.ones(3, 16)}
+    network = Tiny(9)
+    load_backbone(network, read_weights(stored(state, tmp_path / 'file.pth')), ('fc', 'AuxLogits'))
+    assert all(torch.equal(network.state_dict()[name], STATE[name]) for name in STATE if not name.startswith('fc.'))
+    assert 'model.' not in said(caplog) and 'fc.weight, fc.bias, AuxLogits.fc.weight, last_linear.weight and 1 more: left out' in said(caplog)
+
+
+# --- what is no file of weights ---------------------------------------------------------------------------
+
+
+def packed(save, *values):
+    buffer = io.BytesIO()
+    save(buffer, *values)
+    return buffer.getvalue()
+
+
+SAVED = packed(lambda buffer: torch.save(STATE, buffer))
+NO_WEIGHTS = {
+    'whole module': (tiny(), r'whole object of the class .*Tiny, whose reading would run code: save the state dict'),
+    'module under model': ({'model': tiny(), 'epoch': 1}, 'whole object of the class'), 'module, nested': ({'a': {'ema': tiny()}}, 'whole object'),
+    'half written': (SAVED[:len(SAVED) // 2], 'damaged: its end is not the end of a zip'), 'nothing': (b'', 'it is empty'),
+    'empty': ({}, 'an empty state dict'), 'empty, nested': ({'state_dict': {}, 'epoch': 3}, 'an empty state dict'),
+    'optimizer': ({'state': {0: {'exp_avg': torch.ones(3, 3)}}, 'param_groups': []}, 'state of an optimizer'),
+    'optimizer, nested': ({'optimizer': {'param_groups': []}, 'epoch': 1}, 'state of an optimizer'),
+    'Keras': (b'\x89HDF\r\n\x1a\n' + bytes(99), 'HDF5, as Keras writes'), 'ONNX': (b'\x08\x07\x12\x07pytorch' + bytes(99), 'a network in ONNX'),
+    'LFS': (b'version https://git-lfs.github.com/spec/v1\noid sha256:00\n', 'run git lfs pull'), 'page': (b'\n<!doctype html><html>', 'a web page'),
+    'index': (b'{"metadata": {}, "weight_map": {}}', 'it is text'), 'gzip': (b'\x1f\x8b\x08' + bytes(99), 'unpack it first'),
+    'pickle': (pickle.dumps({'a': 1}), 'a plain pickle'), 'text': (b'Not Found', 'no file of torch.save'),
+    'arrays': (packed(lambda buffer: np.savez(buffer, a=np.ones(3))), 'arrays of NumPy'), 'state of arrays': ({'model': {'fc.weight': np.ones((3, 3))}}, 'arrays of NumPy'),
+    'half of safetensors': (safetensors.torch.save(STATE)[:900], 'damaged')}
+
+
+@pytest.mark.parametrize('name', NO_WEIGHTS)
+def test_what_is_no_weights_is_refused_by_its_name(name, tmp_path):
+    content, words = NO_WEIGHTS[name]
+    assert re.search(words, refusal(content, tmp_path))
+
+
+def test_programs_and_protocols_are_refused_by_their_names(tmp_path):
+    class Program(nn.Module):
+        def forward(self, images):
+            return images + 1
+    program = torch.export.export(Program(), (torch.ones(2),))
+    assert 'a program of torch.export' in refusal(packed(lambda buffer: torch.export.save(program, buffer)), tmp_path)
+    members = {'x/data.pkl': b'', 'x/constants.pkl': b'', 'x/code/__torch__.py': b'pass'}
+    import zipfile
+    with zipfile.ZipFile(tmp_path / 'script.pt', 'w') as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    assert 'a program of TorchScript' in refusal((tmp_path / 'script.pt').read_bytes(), tmp_path)
+    assert 'pickle_protocol=4' in refusal(STATE, tmp_path, pickle_protocol=4)
+    assert 'holds a whole module' in refusal(nn.Linear(2, 2), tmp_path, _use_new_zipfile_serialization=False)
+
+
+class Runs:
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call[0], self.call[1:]
+
+
+@pytest.mark.parametrize('legacy', [False, True])
+def test_nothing_in_a_file_is_executed(legacy, tmp_path):
+    for call, words in (((os.system, f'touch {tmp_path}/ran'), 'asks to run posix.system; nothing was run'), ((exec, f'open("{tmp_path}/ran", "w")'), 'asks to run builtins.exec'),
+                        ((pathlib.Path.touch, tmp_path / 'ran'), 'cannot be read as weights')):
+        assert words in refusal({'state_dict': STATE, 'x': Runs(*call)}, tmp_path, _use_new_zipfile_serialization=not legacy)
+    loaded({'state_dict': STATE, 'x': Runs(os.path.expanduser, '~')}, tmp_path)
+    loaded({'state_dict': STATE, 'x': Runs(collections.namedtuple, 'x', 'a')}, tmp_path)
+    assert not (tmp_path / 'ran').exists()
+
+
+# --- cases by name ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('case, classes', [('01-replaced-head/weights.pth', 3), ('07-without-batch-counts/weights.pth', 3), ('08-prefixes-and-wrappers/compiled.pth', 3),
+                                           ('08-prefixes-and-wrappers/lightning.ckpt', 3), ('09-safetensors/weights.safetensors', 3)])
+def test_stored_classifiers(case, classes, caplog):
+    with caplog.at_level(logging.WARNING):
+        model = from_classifier('shufflenet_v2_x0_5', shared('cases', *case.split('/')))
+    assert model.conv_last.out_channels == classes and ('fc.1 is taken' in said(caplog)) == case.startswith('01')
+
+
+def test_heads_and_numbers_that_cannot_be_explained():
+    for case, words in (('01-replaced-head/weights_two_layers.pth', 'fc.0.weight, fc.0.bias, fc.2.weight'), ('11-not-finite/weights.pth', 'is not finite, NaN')):
+        with pytest.raises(UserError, match=words):
+            from_classifier('shufflenet_v2_x0_5', shared('cases', *case.split('/')))
