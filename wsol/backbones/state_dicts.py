@@ -26,8 +26,8 @@ def under_names(path, state, expected):
     """(the weights that stand under the network's names, those beside the network). Raises UserError.
 
     state: {name: tensor} of the file at `path`. Wrappers such as DataParallel, torch.compile and Lightning's modules
-    put a prefix before the network's names: it is the one under which most of the expected names are. Counts of
-    batches that older files lack are those of a new network.
+    put a prefix before the network's names: it is the one under which most of the expected names are, if half of them
+    or more are there. Counts of batches that older files lack are those of a new network.
     """
     state = {'.'.join(part for part in name.split('.') if part not in WRAPPERS): value for name, value in state.items()}
     counts = Counter()
@@ -36,7 +36,8 @@ def under_names(path, state, expected):
         for start in range(len(parts)):
             if '.'.join(parts[start:]) in expected:
                 counts['.'.join([*parts[:start], ''])] += 1
-    best = [prefix for prefix, count in counts.items() if count == max(counts.values())]
+    most = max([*counts.values(), len(expected) // 2])
+    best = [prefix for prefix, count in counts.items() if count == most]
     plain = [prefix for prefix in best if not AVERAGED.search(prefix)] or best or ['']
     if len(plain) > 1 and '' not in plain:
         keys = ' or weights_key='.join(prefix[:-1] for prefix in plain)
