@@ -31,7 +31,6 @@ ADVICE = dict.fromkeys(CAMERAS, 'develop them into TIFF or JPEG') | dict.fromkey
 OF_THE_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 LARGEST = 8192  # pixels along a side: a larger photo is reduced to half of this when it is opened, for memory; one of
                 # 48 megapixels is not, so that networks see what they see elsewhere
-SCALABLE = ('L', 'RGB', 'RGBA', 'CMYK', 'YCbCr')  # the modes in which an image can be made smaller
 ORIENTATION = 0x0112  # EXIF's tag
 REMEDY = 'replace it, or leave it out by --skip_broken'  # for an image that does not open
 # phones take photos this large; a larger image is refused by the size in its header, before it is decoded
@@ -118,12 +117,10 @@ def open_upright(path, longest=None, remedy=REMEDY):
         if getattr(image, 'is_animated', False) and image.format in ('GIF', 'PNG', 'TIFF', 'WEBP', 'AVIF'):
             warn_once('frames', f'{path} holds several images: the first is taken, here and of each such file')
         image = _with_all_16_bits(image, path)
-        if max(image.size) > side and image.mode in SCALABLE and 'transparency' not in image.info:
-            image.draft(None, [max(1, length * side // max(image.size)) for length in image.size])
-            image.thumbnail((side, side), reducing_gap=None)
+        image.draft(None, [max(1, length * side // max(image.size)) for length in image.size])
         ImageOps.exif_transpose(image, in_place=True)
         image = _to_rgb(image, path)
-        image.thumbnail((side, side), reducing_gap=None)  # of the modes in which it was not done before
+        image.thumbnail((side, side), reducing_gap=None)
         return image
     return open_image(path, convert, remedy)
 
