@@ -11,7 +11,9 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave it out
 
@@ -29,6 +31,7 @@ from wsol.errors import UserError
 
 RUNNER_UP = 'runner-up'
 NUMBER = '(class )?(0|[1-9][0-9]*)'  # of a class, on the command line
+NEARLY = 0.02  # two probabilities that differ by no more are nearly the same
 LARGE_PAGE = 100e6  # bytes: browsers are slow with a larger page
 
 
@@ -50,7 +53,7 @@ def resolve_class(text, names, num_classes):
     if not hits and (numbered or not text.isdecimal()):
         hits = [label for label, name in enumerate(names) if text.lower() in name.lower()]
     if len(hits) != 1:
-        examples = ', '.join(f'{names[hit]} ({hit})' for hit in hits[:5])
+        examples = ', '.join(names[hit] for hit in hits[:5])
         hint = f'or a name such as {names[0]}' if names else 'since this checkpoint has no class names'
         problem = f'names {len(hits)} classes: {examples}' if hits else 'names no class'
         raise UserError(f'"{text}" {problem}; give {"a number" if numbered else "class N with N"} from 0 to '
@@ -188,6 +191,21 @@ def draw_all(network, images, names, album, sources, choose):
     return dict(sorted(item for part in processes.gather(entries) for item in part.items()))
 
 
+@torch.inference_mode()
+def say_if_same_for_blanks(network, source, entries, album):
+    """Say it where plain grey and noise get the prediction of all photos, at nearly the same probability. entries: of
+    the photos."""
+    noise = np.random.default_rng(0).integers(0, 256, (network.args.crop_size, network.args.crop_size, 3), np.uint8)
+    blanks = torch.stack([network.transform()(Image.fromarray(pixels)) for pixels in (np.full_like(noise, 128), noise)])
+    probs, labels = source.probabilities(source.forward(util.to_device(blanks, network.device))).max(1)
+    labels = {*labels.tolist(), *(entry['predicted'] for entry in entries)}
+    probs = [*probs.tolist(), *(entry['predicted_probability'] for entry in entries)]
+    if len(labels) == 1 and max(probs) - min(probs) <= NEARLY:
+        album.note(f'{album.class_name(*labels)}, p = {min(probs):.3f} to {max(probs):.3f}, is the prediction for all '
+                   'photos here, and for plain grey and noise alike: no map can say what in a photo led to it')
+        screen.warn(album.notes[-1])
+
+
 def describe_run(network, methods):
     """What the manifest says of a run."""
     settings = recorded_settings(network.args) | {'score_map_process': methods}
@@ -201,7 +219,12 @@ def report(entries, album, contrast):
     entries: of the photos. contrast: of chosen_classes."""
     for entry in entries[:20]:
         where = f', {album.folder / entry["picture"]}' if 'picture' in entry else ''
-        screen.say(screen.shown(f'{entry["image"]}: {entry["class_name"]}, p = {entry["probability"]:.3f}{where}'))
+        labels = f' (labels with p >= 0.5: {", ".join(entry["labels"])})' if 'labels' in entry else ''
+        text = f'{entry["image"]}: {entry["class_name"]}, p = {entry["probability"]:.3f}{labels}{where}'
+        screen.say(screen.shown(text))
+    flat = [f'{name} of {entry["image"]}' for entry in entries for name in entry['constant_maps']]
+    if flat:
+        screen.warn(f'maps with one value everywhere show no place: {len(flat)} here, as {flat[0]}')
     if album.reduced:
         screen.say(f'{len(album.reduced)} of {len(entries)} photos are drawn smaller than they are, as '
                    f'{album.reduced[0]}')
@@ -242,7 +265,7 @@ def main():
         path.parent.name if path.name == weights.FILE else path.name)
     names = [maps.method for maps in methods]
     album = Album(args.output, class_names, names, network.args.contrast_method, args.overlay, args.picture_size,
-                  args.format, title, describe_run(network, names))
+                  args.format, title, describe_run(network, names), network.model.scores)
     if processes.is_first():
         album.claim(photos)
     processes.gather(None)  # nobody writes before the first process has looked at what is there
@@ -256,9 +279,11 @@ def main():
         sources[maps.method] = source, count if source.per_class else 1
     if contrast_maps:
         sources[contrast_key(network.args.contrast_method)] = contrast_maps.source(images), 2
+    any_source, _ = next(iter(sources.values()))
     entries = draw_all(network, images, list(photos), album, sources, class_chooser(target, contrast, count))
     if processes.is_first():
         if entries:
+            say_if_same_for_blanks(network, any_source, list(entries.values()), album)
             report(list(entries.values()), album, contrast)
             album.write_manifest(entries.values(), finished=True)
         refuse_broken(images.paths, entries)

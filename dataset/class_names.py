@@ -4,6 +4,7 @@ import ast
 import codecs
 import json
 import re
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,12 +18,19 @@ KEYS = ('class_names', 'classes', 'names', 'class_to_idx', 'idx_to_class', 'id2l
 NUMBER_FIRST = re.compile(r'''[{\s]*["']?(\d{1,9})["']?\s*[:,;=\t ]\s*(\S.*)''', re.ASCII)  # 0 tench  0: 'tench',
 NUMBER_LAST = re.compile(r'''[{\s]*(\S.*?)\s*[:,;=\t]\s*(\d{1,9})[\s,}]*''', re.ASCII)      # 'tench': 0,
 SYNSET = re.compile(r'n\d{8}[\s,;:]+(\S.*)', re.ASCII)                                      # n01440764 tench
+HEADER = re.compile(r'(.*[,;\t])?"?(name|class|class_?name|label|category)s?"?([,;\t].*)?', re.IGNORECASE)
 QUOTED = re.compile(r'''(["'])(.*)\1[\s,}\]]*''')
 
 
 def imagenet_names():
     """ImageNet's 1,000 names, in the order of torchvision's weights."""
     return list(import_torchvision().models.get_model_weights('resnet50').DEFAULT.meta['categories'])
+
+
+def told_apart(names):
+    """Names of which none is twice: "crane" and "crane" become "crane (134)" and "crane (517)", with their numbers."""
+    counts = Counter(names)
+    return [f'{name} ({number})' if name and counts[name] > 1 else name for number, name in enumerate(names)]
 
 
 def read_class_names(path, num_classes):
@@ -81,7 +89,8 @@ def _names_in_text(text, num_classes):
                     return names
     lines = [line.strip() for line in re.split(r'\r\n|\r|\n', text)]
     lines = [line for line in lines if line.strip('{}[] ')]
-    lines = lines[len(lines) == num_classes + 1:]  # the first is a header
+    if len(lines) == num_classes + 1 and HEADER.fullmatch(lines[0]):
+        lines = lines[1:]
     for pattern in (NUMBER_FIRST, SYNSET, NUMBER_FIRST, NUMBER_LAST):
         groups = [match.groups() for line in lines if (match := pattern.fullmatch(line))]
         if len(groups) == len(lines):

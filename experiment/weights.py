@@ -18,7 +18,7 @@ from torch import nn
 import config
 import util
 from dataset import download
-from dataset.class_names import imagenet_names, names_in, read_class_names
+from dataset.class_names import imagenet_names, names_in, read_class_names, told_apart
 from dataset.registry import ALIASES, DATASETS, find_dataset
 from experiment import checkpoint_files
 from runtime.screen import say, say_once, warn
@@ -164,21 +164,21 @@ def trained_classifier(architecture, source):
 
 
 def class_names(args, checkpoint, model):
-    """The names of a network's classes; [] if nothing tells them. Raises UserError for another number of names.
+    """The names of a network's classes, all different; [] if nothing tells them. Raises UserError for another number.
 
     They are those of --class_names; or the checkpoint's; those of the user's folder that --dataset names; no and yes of
     one logit; ImageNet's.
     """
     count, names = model.conv_last.out_channels, checkpoint.class_names or ()
     if args.class_names:
-        return read_class_names(args.class_names, count)
-    if len(names) != count and 'dataset' in args.given:
-        names = find_dataset(args.dataset, args.data_root, args.metadata_root).class_names
+        names = read_class_names(args.class_names, count)
+    elif len(names) != count and 'dataset' in args.given:
+        names = find_dataset(args.dataset, args.data_root, args.metadata_root).class_names or ()
         if names and len(names) != count:
             raise UserError(f'--dataset={args.dataset} has {len(names)} class folders, the network {count} classes; '
                             '--class_names=FILE names them')
-    if names and len(names) == count:
-        return list(names)
+    if len(names) == count:
+        return told_apart(names)
     if model.scores == 'one_logit':
         return ['no', 'yes']
     if count != DATASETS['ILSVRC'].num_classes or not (checkpoint.is_foreign or args.dataset == 'ILSVRC'):
@@ -186,7 +186,7 @@ def class_names(args, checkpoint, model):
     if args.dataset != 'ILSVRC':
         say(f"{checkpoint.path} does not name its {count} classes, so they get ImageNet's names; --class_names=FILE "
             'gives them others')
-    return imagenet_names()
+    return told_apart(imagenet_names())
 
 
 def weights_sha256(state):

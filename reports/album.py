@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from dataset.image_files import upright_size
 from reports import figures, gallery, pictures
 from reports.photos import open_picture
 from reports.pictures import Panel
 from runtime import processes, whole_files
-from wsol.attribution.contrast import CONTRASTS
+from wsol.attribution.contrast import CONTRASTS, label_of
 from wsol.attribution.registry import METHODS
 from wsol.errors import UserError
+from wsol.heads import SCORES
+from wsol.maps import is_constant
 
 DIFFERENCE = 'difference'  # the contrast that subtracts the shown maps of two classes, where no contrast method is used
 SMALLEST = 480         # pixels: a smaller photo is enlarged to this, so that its colour bars can be read
@@ -55,8 +58,15 @@ class View(NamedTuple):
     maps: Callable    # Explanation -> (K,h,w): a map for each class, or one in all
 
     def panel(self, picture, values, title, box):
-        """A Panel of one of its maps."""
+        """A Panel of one of its maps. A constant map is drawn as zeros, which have no colour, and its title says so."""
+        if has_one_value(values):
+            title, values = f'{title}: {values.flat[0]:.3g} everywhere, which shows no place', np.zeros_like(values)
         return Panel(picture, title, values, self.label, self.signed, box=None if box == WHOLE else box)
+
+
+def has_one_value(values):
+    """Whether a map (h,w) is constant but for rounding."""
+    return bool(is_constant(torch.from_numpy(values)))
 
 
 def contrast_key(name):
@@ -64,9 +74,9 @@ def contrast_key(name):
     return f'{name}_contrast'
 
 
-def views_of(methods, contrast_method):
+def views_of(methods, contrast_method, scores='softmax'):
     """The Views of attribution methods, and those of why A and not B. contrast_method: a key of CONTRASTS, DIFFERENCE,
-    or None for no contrast."""
+    or None for no contrast. scores: a key of SCORES."""
     views = [View(name, name, METHODS[name].label_of(), METHODS[name].signed, lambda photo, name=name: photo.maps[name])
              for name in methods]
     if contrast_method is None:
@@ -76,7 +86,7 @@ def views_of(methods, contrast_method):
                             lambda photo, name=name: photo.maps[name][:1] - photo.maps[name][1:2])
                        for name in methods if METHODS[name].per_class]
     key, method = contrast_key(contrast_method), CONTRASTS[contrast_method]
-    return views, [View(key, f'{contrast_method}: why A, not B', method.label_of(), method.signed,
+    return views, [View(key, f'{contrast_method}: why A, not B', label_of(method, scores), method.signed,
                         lambda photo: photo.maps[key])]
 
 
@@ -85,27 +95,35 @@ class Album:
 
     class_names: of the network; [] where it knows none. methods: the attribution methods, in order. contrast_method:
     see views_of. overlay, picture_size, formats: the flags of these names. title: of the page. about: what the
-    manifest says of the network and the run.
+    manifest says of the network and the run. scores: the head's, a key of SCORES.
     """
 
     def __init__(self, folder, class_names, methods, contrast_method=None, overlay='blend', picture_size=1024,
-                 formats=('png',), title='', about=None):
+                 formats=('png',), title='', about=None, scores='softmax'):
         self.folder, self.class_names, self.methods = Path(folder), class_names, methods
         self.overlay, self.picture_size, self.formats = overlay, picture_size, formats
-        self.views, self.contrasts = views_of(methods, contrast_method)
+        self.views, self.contrasts = views_of(methods, contrast_method, scores)
         shown = '+'.join(methods)
         if len(shown) > 80:
             shown = f'{methods[0]}+{len(methods) - 1}'
         against = 'contrast' if contrast_method == DIFFERENCE else contrast_method
         self.picture_end = f'{shown}_{against}.png' if self.contrasts else f'{shown}.png'
         self.page = gallery.Gallery(title, [view.title for view in [*self.views, *self.contrasts]], overlay)
-        self.about = about or {}
+        self.about, self.scores = about or {}, scores
+        self.notes = []      # lines about the run, for the manifest and the page
+        if scores != 'softmax':
+            self.note(SCORES[scores])
         self.reduced = []    # photos that are drawn smaller than they are, and how
         self.files = set()   # names of all files that this run or an earlier one writes here
 
     def class_name(self, label):
         """A class's name, or its number where the checkpoint knows no names."""
         return self.class_names[label] if self.class_names and self.class_names[label] else f'class {label}'
+
+    def note(self, text):
+        """Add a line about the run to the manifest and the page."""
+        self.notes.append(text)
+        self.page.title += f'. {text}'
 
     # --- files ---
 
@@ -127,16 +145,21 @@ class Album:
         files = sorted(name for name in self.files if not finished or os.path.lexists(self.folder / name))
         methods = {view.file: view.label for view in self.views}
         whole_files.write_json(self.folder / MANIFEST, {
-            'written_by': WRITER, **self.about, 'methods': methods, 'images': list(entries), 'files': files})
+            'written_by': WRITER, **self.about, 'notes': self.notes, 'methods': methods, 'images': list(entries),
+            'files': files})
 
     def add(self, photo):
         """Write the files of an Explanation, and put it on the page. Returns its entry in the manifest."""
         classes = [{'class': label, 'class_name': self.class_name(label), 'probability': photo.probs[label]}
                    for label in photo.classes]
         size = upright_size(photo.path)
-        entry = {'image': str(photo.path), 'predicted': int(np.argmax(photo.probs)), **classes[0],
+        flat = [view.title for view in [*self.views, *self.contrasts] if has_one_value(view.maps(photo)[0])]
+        entry = {'image': str(photo.path), 'predicted': int(np.argmax(photo.probs)),
+                 'predicted_probability': max(photo.probs), **classes[0],
                  'box': [round(share * side, 2) for share, side in zip(photo.box, 2 * size, strict=True)],
-                 'maps': self._save_maps(photo, self.views)}
+                 'maps': self._save_maps(photo, self.views), 'constant_maps': flat}
+        if self.scores == 'sigmoid':
+            entry['labels'] = [self.class_name(label) for label, p in enumerate(photo.probs) if p >= 0.5]
         if self.contrasts:
             entry['contrast'] = {**classes[1], 'maps': self._save_maps(photo, self.contrasts)}
         if 'png' in self.formats:
@@ -171,7 +194,7 @@ class Album:
         maps, against = ([view.panel(picture, view.maps(photo)[0], view.title, photo.box) for view in views]
                          for views in (self.views, self.contrasts))
         rows = pictures.arrange(Panel(picture, 'photo'), maps, against)
-        header = photo.caption(*classes[:2 if against else 1])
+        header = photo.caption(*classes[:2 if against else 1]) + '; p by sigmoid' * (self.scores != 'softmax')
         file = f'{photo.name}_{self.picture_end}'
         figures.save(pictures.sheet(rows, header, overlay=self.overlay), self.folder / file)
         return file

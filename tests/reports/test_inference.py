@@ -144,7 +144,7 @@ def test_a_checkpoint_without_names_numbers_its_classes(tmp_path):
 
 def test_every_image_gets_a_picture_a_map_and_an_entry(explain, folder, tmp_path, forwards):
     manifest, _ = explain(folder, '--score_map_process=jointll', '--contrast', '--batch_size=3')
-    assert forwards == [3, 1]  # a photo goes through the network once
+    assert forwards == [3, 1, 2]  # a photo goes through the network once, then plain grey and noise
     assert [entry['image'].split('photos/')[1] for entry in manifest['images']] == [
         'below/grey.png', 'deep.tiff', 'wide.jpg', 'wide.png']
     assert manifest['methods'] == {'jointll': 'p(A, z | x) per cell'}

@@ -8,6 +8,7 @@ other class is subtracted).
 
     maps = contrast_maps(model, images, first, second, 'evidence')      # (B,h,w), in nats
 """
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -115,6 +116,12 @@ class _Contrasts(Mapping):
 
 CONTRASTS = _Contrasts()
 find_contrast = partial(find_method, table=CONTRASTS, kind='contrast')  # (name, head) -> Method, or UserError
+
+
+def label_of(method, scores='softmax'):
+    """The label of a contrast method's colour bar. scores: the head's; by sigmoid a class score is log p / (1 - p)."""
+    log_odds, logits = r'log (p\(A \| x.*?\)) / (p\(B \| x.*?\))', r'logit \1 − logit \2'
+    return re.sub(log_odds, logits, method.label_of()) if scores == 'sigmoid' else method.label_of()
 
 
 def default_scale(method, contrast=None, by_range=False):
