@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import several
 import torch
 from conftest import (
     SMALL,
@@ -295,6 +296,21 @@ def test_batchnorm_after_pooling_never_sees_one_image(script, pets, pooled, tmp_
     else:
         assert result[0] == 0, result[2]
         assert seen == sizes
+
+
+def test_a_training_stopped_before_or_after_a_joined_batch_goes_on_to_the_bit(script, pets, pooled, tmp_path, monkeypatch):
+    """9 images in two batches, of 4 and 5."""
+    flags = [*without(pets, 'batch_size'), '--batch_size=4', '--epochs=2']
+    for path in sorted((tmp_path / 'pets/train').rglob('*.*'))[:3]:
+        path.unlink()
+    assert script('main', *flags, '--experiment_name=straight')[0] == 0
+    for step in (2, 3):
+        with monkeypatch.context() as stopping:
+            stopping.setattr(training.Training, 'take_step', several.fail_at(step, 'stop'))
+            assert script('main', *flags, f'--experiment_name={step}')[0] == 143
+        code, _, err = script('main', *flags, f'--experiment_name={step}')
+        assert code == 0, err
+        assert same_training(tmp_path / 'save/straight', tmp_path / 'save' / str(step))
 
 
 def test_training_on_one_image_is_refused_where_the_network_needs_two(script, pets, pooled, tmp_path):
