@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
+from dataset.image_files import refuse_unreadable
 from runtime import processes
 from runtime.screen import progress, warn
 from util import usable_cores
@@ -57,7 +58,8 @@ def _read(path):
         with open(path, 'rb') as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    except OSError:  # whoever needs the file says what is wrong with it
+    except OSError as error:  # whoever needs the file says what is wrong with it
+        refuse_unreadable(path, error)
         return '', None
     is_settled = before[1] < time.time_ns() - SETTLED and _state(path) == before
     return digest.hexdigest(), before[0] if is_settled else None

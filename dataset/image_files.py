@@ -89,7 +89,7 @@ def _is_image(path):
         with Image.open(path, formats=_formats()):
             return True
     except OSError as error:
-        _refuse(path, error)
+        refuse_unreadable(path, error)
         return False
     except Exception:  # it is recognised, and too large or damaged: whoever opens it says so
         return True
@@ -224,13 +224,13 @@ def open_image(path, convert=lambda image: image.convert('RGB'), remedy=REMEDY):
     except MemoryError:  # no fault of the file's
         raise
     except Exception as error:  # damaged files make PIL raise many kinds
-        _refuse(path, error)
+        refuse_unreadable(path, error)
         reason = ('no such file' if isinstance(error, FileNotFoundError) else 'no image that PIL knows' if isinstance(
             error, UnidentifiedImageError) else f'{type(error).__name__}: {error}')
         raise UserError(f'the image {path} does not open ({reason}); {ADVICE.get(suffix, remedy)}') from error
 
 
-def _refuse(path, error):
+def refuse_unreadable(path, error):
     """Raise UserError if an error says that the system has failed to read a file: the file is not broken then."""
     if is_of_the_system(error):
         raise UserError(f'{path} cannot be read ({error.strerror}): the disk, the network or its permissions are at '

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from data_loaders import Bytes
 from dataset import image_files, prepare
 from dataset.check import check_dataset
+from dataset.fingerprints import Contents
 from dataset.image_files import images_below, open_image, open_upright, upright_size
 from dataset.registry import find_dataset
 from dataset.transforms import eval_transform
@@ -119,6 +120,8 @@ def test_the_pixels_of_odd_files_are_those_that_viewers_show(name, tmp_path):
     difference = np.abs(np.asarray(open_upright(tmp_path / name)) - expected.astype(float))
     assert difference.max() <= 1.5 if name in EXACT else difference.mean() < 9
     assert upright_size(tmp_path / name) == expected.shape[1::-1]
+    if name in ('photo.jfif', 'photo.avif', 'photo.tga'):  # nothing odd but the name
+        np.testing.assert_array_equal(open_upright(tmp_path / name), open_image(tmp_path / name))
 
 
 @pytest.mark.parametrize('values, white', [
@@ -308,6 +311,8 @@ def test_a_photo_that_cannot_be_read_is_not_broken(folder, number, monkeypatch, 
         image_files.opening_images([photo, folder / 'test/a/photo.tga'], 'yours')
     with pytest.raises(UserError, match=words):
         check_dataset(find_dataset(str(folder)))
+    with pytest.raises(UserError, match=words):
+        Contents().of([photo])
     refused(script('main', *OWN_FLAGS, f'--dataset={folder}', '--skip_broken', '--batch_size=2'), 'photo.jfif cannot be read')
 
 
