@@ -272,7 +272,9 @@ def fitting_weights(model, checkpoint, but_classifier=False):
     weights |= {name: value for name, value in expected.items() if name.startswith(left_out)}
     hint = ('; for another label set add --is_different_checkpoint' if 'conv_last.weight' in weights else
             '; a classifier that this project has not trained starts a training by --pretrained=FILE')
-    state_dicts.check_fit(checkpoint.path, weights | outside, expected, remedy='. Check --architecture, '
+    if checkpoint.network:
+        weights |= outside
+    state_dicts.check_fit(checkpoint.path, weights, expected, remedy='. Check --architecture, '
                           f'--attribution_method, --dataset and --use_bn{hint}')
     return weights
 
@@ -283,6 +285,8 @@ def load_weights(model, checkpoint, but_classifier=False):
     if not checkpoint.network and has_attention(checkpoint.weights) > has_attention(weights):
         warn(f'{checkpoint.path} has an attention layer, which CAM does not use; if it was trained with CALM, say '
              '--attribution_method=CALM_EM or CALM_ML')
+    _, outside = state_dicts.under_names(checkpoint.path, checkpoint.weights, weights)
+    state_dicts.say_left_out(checkpoint.path, outside, 'since the network does not have them')
     model.load_state_dict(weights)
 
 

@@ -171,9 +171,11 @@ def test_checkpoints_of_odd_structure(script, birds, checkpoint):
 def test_calm_weights_without_a_record_are_not_silently_cam(script, birds):
     flags, *_ = birds
     model = build_model('resnet18', 'CALM_EM', 18, last_stage='layer1')
-    torch.save(model.state_dict(), 'bare.pth')
-    code, _, err = script('eval_pixel_perturb', *flags, '--load_checkpoint=bare.pth')
-    assert code == 0 and 'has an attention layer' in err and '--attribution_method=CALM_EM' in err
+    wrapped = {f'model._orig_mod.{name}': value for name, value in model.state_dict().items() if 'num_batches' not in name}
+    for state, words in ((model.state_dict(), ''), (wrapped | {'loss.weight': torch.ones(2)}, 'loss.weight: left out')):
+        torch.save({'state_dict': state}, 'bare.pth')
+        code, _, err = script('eval_pixel_perturb', *flags, '--load_checkpoint=bare.pth')
+        assert code == 0 and 'has an attention layer' in err and '--attribution_method=CALM_EM' in err and words in err
 
 
 def test_going_on_needs_no_imagenet_weights(script, birds, checkpoint, monkeypatch):

@@ -307,6 +307,27 @@ def test_a_plain_state_dict_is_explained_without_training(script, tmp_path):
         assert code == 2 and 'mine.pth was trained with --large_feature_map=' in err
 
 
+def test_a_replaced_head_is_explained_or_refused_by_all_scripts(script, tiny_birds, tmp_path):
+    one, two = (shared('cases', '01-replaced-head', f'{name}.pth') for name in ('weights', 'weights_two_layers'))
+    photo, flags = shared('cases', '01-replaced-head', 'photo.png'), ['--architecture=shufflenet_v2_x0_5', '--workers=0']
+    for _ in range(2):
+        code, out, err = script('inference', photo, *flags, f'--load_checkpoint={one}')
+        assert code == 0 and 'class 2, p = 0.964' in out and 'fc.1 is taken as the classifier' in err
+    for name, more in (('inference', [photo]), ('eval_pixel_perturb', tiny_birds), ('eval_wsol', tiny_birds), ('export', [])):
+        refused(script(name, *more, *flags, f'--load_checkpoint={two}'), 'the classifier is not one linear layer, it has fc.0.weight')
+
+
+def test_a_state_dict_is_chosen_by_its_key(script, tmp_path):
+    state = random_classifier('resnet18').state_dict()
+    other = state | {'fc.bias': torch.eye(13)[7] * 1e3}
+    torch.save({'model': state, 'state_dict_ema': {f'module.{name}': value for name, value in other.items()}}, 'mine.pth')
+    Image.new('RGB', (50, 60)).save('photo.png')
+    for flags, is_chosen in (([], False), (['--weights_key=state_dict_ema'], True)):
+        for source in ('load_checkpoint', 'pretrained'):
+            code, out, err = script('inference', 'photo.png', '--architecture=resnet18', f'--{source}=mine.pth', '--workers=0', *flags)
+            assert code == 0 and ('class 7, p = 1.000' in out) == is_chosen == ('not those of weights_key=state_dict_ema' not in err), err
+
+
 # --- any module ---------------------------------------------------------------------------------------
 
 class Untraceable(nn.Module):

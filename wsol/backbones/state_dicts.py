@@ -78,7 +78,8 @@ def _resembling(state):
     return (bottleneck if 'layer1.0.conv3.weight' in state else plain) if usual else None
 
 
-def _say_left_out(path, names, reason):
+def say_left_out(path, names, reason):
+    """Say which weights of a file are not used, and why."""
     names = [name for name in names if not name.endswith(COUNTER)]
     if names:
         LOG.warning(f'{path}: {named(names)}: left out, {reason}')
@@ -99,7 +100,7 @@ def load_backbone(network, weights, classifiers):
     left_out = [name for name in state if name not in expected and (name.startswith(heads) or _top(name) in linear)]
     state = {name: value for name, value in state.items() if name not in left_out}
     check_fit(path, state, expected)
-    _say_left_out(path, [*left_out, *outside], 'since only the backbone is taken')
+    say_left_out(path, [*left_out, *outside], 'since only the backbone is taken')
     _load(network, state)
 
 
@@ -135,7 +136,7 @@ def load_classifier(network, weights, slot, root):
         LOG.warning(f'{path}: {layer} is taken as the classifier, a linear layer'
                     + ' without bias' * (len(head_names) < 2) + '; what else its head may compute has no weights, and '
                     'is taken to do nothing in evaluation, as Dropout')
-    _say_left_out(path, left_out, 'since the classifier does not need them')
+    say_left_out(path, left_out, 'since the classifier does not need them')
     _load(network, state)
 
 

@@ -123,7 +123,7 @@ def classifier(name, source):
     last = _settings(name).classifier
     network = _create(name.removeprefix(PREFIX), source is True)
     if source is not True:
-        slot = last if isinstance(last, str) else last[0]
+        slot = last if isinstance(last, str) else (last or ('head',))[0]
         load_classifier(network, read_weights(source), slot, slot)
     return network, LastMap(network, _layout(network, name))
 

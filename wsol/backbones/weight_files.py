@@ -148,10 +148,10 @@ def _foreign_names(file):
         pickles = [archive.open(next(name for name in archive.namelist() if name.endswith('data.pkl')))]
     file.seek(0)
     for operation, value, _ in itertools.chain.from_iterable(map(pickletools.genops, pickles)):
-        if operation.name == 'PROTO' and value > 2:
+        if operation.name == 'PROTO' and (value or 0) > 2:
             raise ValueError(f'it is written with pickle_protocol={value}: leave this option of torch.save out')
         if operation.name == 'GLOBAL':
-            module, _, name = value.partition(' ')
+            module, _, name = str(value).partition(' ')
             module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))  # names of Python 2
             names.add(f'{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}')
     asked = next(filter(RUNS.match, sorted(names)), None)
