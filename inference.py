@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I lea
 
 import config
 import util
-from dataset.image_files import broken_images, open_upright, opening_images
+from dataset.image_files import broken_images, open_upright, opening_images, upright_size
 from evaluation import session
 from experiment import result_files, weights
 from experiment.settings import recorded_settings
@@ -184,8 +184,9 @@ def draw_all(network, images, names, album, sources, choose):
                 album.write_manifest(entries.values())
             for index, is_open, result in zip(indices.tolist(), opens, explained, strict=True):
                 if is_open:
-                    entries[index] = album.add(
-                        Explanation(names[index], images.paths[index], *result, images.box(index)))
+                    path = images.paths[index]
+                    box = images.transform.box(upright_size(path))
+                    entries[index] = album.add(Explanation(names[index], path, *result, box))
                 bar.update()
     album.share(list(entries))
     return dict(sorted(item for part in processes.gather(entries) for item in part.items()))

@@ -87,11 +87,11 @@ class ImageDataset(Images):
     def cached(self, folder):
         """Itself, reading all resized images from one file below folder, which is written if it is missing.
 
-        The file is named after data set and split, the images' size, their fitting, and a fingerprint of all else that
-        the pixels depend on. Those with another fingerprint are removed then. Raises UserError.
+        The file is named after data set and split, the images' size and fit, and a fingerprint of all else that the
+        pixels depend on. Those with another fingerprint are removed then. Raises UserError.
         """
-        size = self.transform.resize_size
-        path = Path(folder) / f'{self.name}_{size}{self.transform.name()}.{self.pixels_fingerprint()[:16]}.pixels'
+        size, fit = self.transform.resize_size, (self.transform.way or {}).get('fit', '')
+        path = Path(folder) / f'{self.name}_{size}{fit}.{self.pixels_fingerprint()[:16]}.pixels'
         total = len(self) * 3 * size**2
         if processes.is_first() and (not path.is_file() or path.stat().st_size != total):
             make_folder(path.parent)
@@ -123,7 +123,8 @@ class ImageDataset(Images):
 
     def pixels_fingerprint(self):
         """SHA-256 of what the photos' pixels depend on, until they are resized."""
-        return combined(self.fingerprint(), READER, self.open_photo.__name__, PIL.__version__, str(torch.__version__))
+        return combined(self.fingerprint(), READER, self.open_photo.__name__, PIL.__version__, str(torch.__version__),
+                        *([str(self.transform.way)] if self.transform.way else ()))
 
     @cached_property
     def sizes(self):

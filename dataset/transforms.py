@@ -4,7 +4,6 @@ Source: the published code (Kim et al., ICCV 2021).
 """
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,47 +13,29 @@ from wsol.backbones._torchvision import import_torchvision
 from wsol.networks import IMAGENET
 
 
-class Fitting(NamedTuple):
-    """How a photo becomes a square in a classifier's own evaluation: PIL resizes it, then its centre is taken.
+def fitted(image, way):
+    """PIL image -> PIL image of S x S: PIL resizes it, then its centre is taken. way: a record of wsol.preprocessing.
 
     Sources: torchvision's Resize and CenterCrop, timm's ResizeKeepRatio and CenterCropOrPad; the pixels are theirs.
     """
-    fit: str               # 'crop', 'squash' or 'pad'
-    resize_size: int       # what the photo's shorter side (crop), both sides (squash) or longer side (pad) becomes
-    interpolation: str     # PIL's name, in small letters
-    fill: tuple            # the colour of a square's pixels beside the photo
+    size, (across, down, left, top) = way['input_size'], _place(image.size, **way)
+    fill = tuple(round(255 * value) for value in way['mean']) if way['fit'] == 'pad' else 0
+    square = Image.new('RGB', (size, size), fill)
+    square.paste(image.resize((across, down), Image.Resampling[way['interpolation'].upper()]), (-left, -top))
+    return square
 
-    @classmethod
-    def of(cls, way):
-        """The Fitting of a record of wsol.preprocessing."""
-        fill = tuple(round(255 * value) for value in way['mean'])
-        return cls(way['fit'], way['resize_size'], way['interpolation'], fill if way['fit'] == 'pad' else (0, 0, 0))
 
-    def __call__(self, image, size):
-        """PIL image -> PIL image of size x size."""
-        across, down, left, top = self._place(image.size, size)
-        square = Image.new('RGB', (size, size), self.fill)
-        square.paste(image.resize((across, down), Image.Resampling[self.interpolation.upper()]), (-left, -top))
-        return square
-
-    def box(self, photo, size):
-        """(x0,y0,x1,y1): the part of a photo (width, height) that the square shows, in shares of its width and height.
-        With 'pad' it is larger than the photo."""
-        across, down, left, top = self._place(photo, size)
-        return left / across, top / down, (left + size) / across, (top + size) / down
-
-    def _place(self, photo, size):
-        """The resized photo's width and height, and how far the square lies from its left and its top."""
-        (width, height), side = photo, self.resize_size
-        if self.fit == 'crop':
-            across, down = (max(side, int(side * length / min(photo))) for length in photo)
-        elif self.fit == 'pad':
-            ratio = max(width / side, height / side)
-            across, down = (max(1, round(length / ratio)) for length in photo)
-        else:
-            across = down = side
-        return across, down, *(-((size - length) // 2) if length < size else round((length - size) / 2)
-                               for length in (across, down))
+def _place(photo, fit, resize_size, input_size, **_):
+    """(width, height) of a photo -> those to which it is resized, and how far the square lies from its left and top."""
+    if fit == 'crop':
+        sides = [max(resize_size, int(resize_size * length / min(photo))) for length in photo]
+    elif fit == 'pad':
+        ratio = max(length / resize_size for length in photo)
+        sides = [max(1, round(length / ratio)) for length in photo]
+    else:
+        sides = [resize_size] * 2
+    return *sides, *(-((input_size - side) // 2) if side < input_size else round((side - input_size) / 2)
+                     for side in sides)
 
 
 @dataclass(frozen=True)
@@ -62,13 +43,13 @@ class Transform:
     """A photo -> a network's input, in two steps: bytes in a loader's worker, numbers on the device.
 
     resize_size: the side R of the square that photos are resized to. crop_size: the side S of the random crop that
-    training takes, mirrored or not; None: no crop. normalisation: the network's (mean, deviation). fitting: how photos
-    become that square; None: the whole photo is resized to it, as published.
+    training takes, mirrored or not; None: no crop. normalisation: the network's (mean, deviation). way: a record of
+    wsol.preprocessing, how photos become that square; None: the whole photo is resized to it, as published.
     """
     resize_size: int
     crop_size: int | None = None
     normalisation: tuple = IMAGENET
-    fitting: Fitting | None = None
+    way: dict | None = None
 
     def __post_init__(self):
         v2()  # imported here, not by each of a loader's workers
@@ -79,18 +60,18 @@ class Transform:
 
     def resize(self, image):
         """PIL image -> (3,R,R) uint8. As published: bilinear with anti-aliasing, within one grey level of PIL's."""
-        if self.fitting is not None:
-            return v2().functional.pil_to_tensor(self.fitting(image, self.resize_size))
+        if self.way is not None:
+            return v2().functional.pil_to_tensor(fitted(image, self.way))
         pixels = v2().functional.pil_to_tensor(image)
         return v2().functional.resize(pixels, [self.resize_size] * 2, antialias=True)
 
     def box(self, photo):
-        """Fitting.box of a photo (width, height)."""
-        return self.fitting.box(photo, self.resize_size) if self.fitting else (0.0, 0.0, 1.0, 1.0)
-
-    def name(self):
-        """What the name of a cache says of the fitting: '' as published."""
-        return '-'.join(map(str, ['', *self.fitting[:3], *self.fitting.fill])) if self.fitting else ''
+        """(x0,y0,x1,y1): the part of a photo (width, height) that the network sees, in shares of its width and height.
+        With the fit 'pad' it is larger than the photo."""
+        if self.way is None:
+            return 0.0, 0.0, 1.0, 1.0
+        size, (across, down, left, top) = self.resize_size, _place(photo, **self.way)
+        return left / across, top / down, (left + size) / across, (top + size) / down
 
     def crop(self, pixels, generator=None):
         """(3,R,R) -> (3,S,S). generator: draws the crop, by default torch's global one. The draws are those of
@@ -127,9 +108,9 @@ def train_transform(resize_size, crop_size, normalisation=IMAGENET):
     return Transform(resize_size, crop_size, normalisation)
 
 
-def eval_transform(crop_size, normalisation=IMAGENET, fitting=None):
-    """Published: resize to a square of the crop's size. normalisation, fitting: of Transform."""
-    return Transform(crop_size, normalisation=normalisation, fitting=fitting)
+def eval_transform(crop_size, normalisation=IMAGENET, way=None):
+    """Published: resize to a square of the crop's size. normalisation, way: of Transform."""
+    return Transform(crop_size, normalisation=normalisation, way=way)
 
 
 def as_image(picture):

@@ -20,7 +20,7 @@ from data_loaders import make_loader
 from dataset import open_dataset
 from dataset.fingerprints import combined
 from dataset.registry import DataSet, find_dataset
-from dataset.transforms import Fitting, eval_transform
+from dataset.transforms import eval_transform
 from evaluation.map_sources import ContrastMaps, FolderMaps, NetworkMaps, ObjectMasks
 from experiment import result_files, weights
 from experiment.settings import adopt, network_settings, recorded_settings
@@ -50,15 +50,16 @@ class Network:
         if self.checkpoint is None:
             return eval_transform(self.args.crop_size)
         is_published = self.args.fit == 'squash' and not self.checkpoint.is_foreign
-        fitting = None if is_published else Fitting.of(self.preprocessing)
-        return eval_transform(self.args.crop_size, self.checkpoint.normalisation, fitting)
+        return eval_transform(self.args.crop_size, self.checkpoint.normalisation,
+                              None if is_published else self.preprocessing)
 
     @property
     def preprocessing(self):
-        """How photos become the network's input, as wsol.preprocessing gives it, with the flags."""
-        args = self.args
-        return self.checkpoint.preprocessing | {'fit': args.fit, 'input_size': args.crop_size,
-                                                'resize_size': args.resize_size}
+        """How photos become the network's input: as wsol.preprocessing says it, with the flags."""
+        args, (mean, deviation) = self.args, self.checkpoint.normalisation
+        interpolation = self.checkpoint.content.get('preprocessing', {}).get('interpolation', 'bilinear')
+        return {'input_size': args.crop_size, 'fit': args.fit, 'resize_size': args.resize_size,
+                'interpolation': interpolation, 'mean': mean, 'deviation': deviation}
 
     def open_split(self, data, split):
         """The ImageDataset of a split, as --skip_broken and --cache ask for it. Raises UserError if its classes are not
@@ -159,20 +160,19 @@ def settle_fit(args, checkpoint, whole):
                        f'made for {args.fit})')
         args.fit, args.resize_size = 'squash', args.crop_size
         return
-    way, is_foreign = checkpoint.preprocessing, checkpoint.is_foreign
-    args.fit = args.fit or way['fit']
-    is_usual = is_foreign and args.fit == way['fit']
-    if 'resize_size' not in args.given:
-        args.resize_size = round(args.resize_size * args.crop_size / way['input_size'])
-        if not is_usual:
-            args.resize_size = max(args.resize_size, args.crop_size)
-    elif args.fit == 'crop' and args.resize_size < args.crop_size:
-        raise UserError(f'--fit=crop: --crop_size={args.crop_size} is larger than --resize_size={args.resize_size}')
+    is_usual, stated = checkpoint.is_foreign and args.fit == checkpoint.known['fit'], 'resize_size' in args.given
+    args.fit = args.fit or 'squash'
     if args.fit != 'crop' and not is_usual:
         args.resize_size = args.crop_size
-    if is_foreign or args.fit != 'squash':
+    elif not stated:
+        usual_size = checkpoint.known.get('crop_size', config.ALL_FLAGS['crop_size'].default)
+        args.resize_size = round(args.resize_size * args.crop_size / usual_size)
+    if args.resize_size < args.crop_size and (stated or not is_usual):
+        raise UserError(f'--fit={args.fit}: --crop_size={args.crop_size} is larger than '
+                        f'--resize_size={args.resize_size}; state a larger --resize_size')
+    if checkpoint.is_foreign or args.fit != 'squash':
         screen.say(f'photos: fit {args.fit}, {FITS[args.fit]} {args.resize_size} pixels, the input {args.crop_size} x '
-                   f'{args.crop_size} of their centre ({way["interpolation"]})')
+                   f'{args.crop_size} of their centre')
 
 
 def _settle_scores(args, checkpoint, model):

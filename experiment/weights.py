@@ -60,8 +60,6 @@ class Checkpoint:
     def known(self):
         """{flag: value} of the data set and the sizes of its images; {} for a file from elsewhere."""
         args = self.content.get('args', {}) if self.network else {}
-        if self.is_foreign:
-            args = args | self.preprocessing | {'crop_size': self.preprocessing['input_size']}
         return {key: args[key] for key in ('dataset', 'resize_size', 'crop_size', 'fit') if key in args}
 
     @property
@@ -95,15 +93,6 @@ class Checkpoint:
     def is_foreign(self):
         """Whether main.py did not train the network: it is a classifier of torchvision or timm."""
         return 'preprocessing' in self.content
-
-    @property
-    def preprocessing(self):
-        """The network's wsol.preprocessing; as published for a network that main.py has trained."""
-        args, (mean, deviation) = self.content.get('args', {}), self.normalisation
-        size = args.get('crop_size', config.ALL_FLAGS['crop_size'].default)
-        published = {'input_size': size, 'fit': 'squash', 'resize_size': size, 'interpolation': 'bilinear',
-                     'mean': mean, 'deviation': deviation}
-        return self.content.get('preprocessing', published)
 
     @cached_property
     def weights(self):
@@ -158,7 +147,8 @@ def trained_classifier(architecture, source):
     content = {'model': network, 'state_dict': model.state_dict(), 'preprocessing': fitted,
                'normalisation': (fitted['mean'], fitted['deviation']),
                'class_names': names if len(names) == classes else None,
-               'args': {'dataset': 'ILSVRC'} if source is True else {}}
+               'args': {'crop_size': fitted['input_size'], 'resize_size': fitted['resize_size'], 'fit': fitted['fit']}
+               | ({'dataset': 'ILSVRC'} if source is True else {})}
     path = Path(f'{architecture} with ImageNet weights' if source is True else source.path)
     return Checkpoint(path, content, model=model)
 

@@ -29,7 +29,7 @@ from wsol.maps import is_constant
 DIFFERENCE = 'difference'  # the contrast that subtracts the shown maps of two classes, where no contrast method is used
 SMALLEST = 480         # pixels: a smaller photo is enlarged to this, so that its colour bars can be read
 MOST_PIXELS = 24e6     # of all panels of a picture: two of 4000 x 3000, for which a gigabyte of memory is enough
-WHOLE = (0.0, 0.0, 1.0, 1.0)
+WHOLE, DIMMED = (0.0, 0.0, 1.0, 1.0), '; dimmed: not seen by the network'
 MANIFEST, PAGE = 'manifest.json', 'gallery.html'
 WRITER = 'inference.py'  # the mark of a manifest of ours; earlier ones have none
 
@@ -42,11 +42,6 @@ class Explanation(NamedTuple):
     classes: list     # the explained ones: A, with a contrast B, perhaps more
     maps: dict        # attribution method -> (K,h,w), of the first K of the classes; contrast_key -> (1,h,w)
     box: tuple = WHOLE  # (x0,y0,x1,y1): the part of the photo that maps cover, in shares of its width and height
-
-    def caption(self, *classes):
-        """The caption of these classes, and what is dimmed."""
-        is_cut = min(self.box[2:]) < 1
-        return caption(*classes) + '; dimmed: not seen by the network' * is_cut
 
 
 class View(NamedTuple):
@@ -194,7 +189,7 @@ class Album:
         maps, against = ([view.panel(picture, view.maps(photo)[0], view.title, photo.box) for view in views]
                          for views in (self.views, self.contrasts))
         rows = pictures.arrange(Panel(picture, 'photo'), maps, against)
-        header = photo.caption(*classes[:2 if against else 1]) + '; p by sigmoid' * (self.scores != 'softmax')
+        header = caption(*classes[:2 if against else 1], box=photo.box) + '; p by sigmoid' * (self.scores != 'softmax')
         file = f'{photo.name}_{self.picture_end}'
         figures.save(pictures.sheet(rows, header, overlay=self.overlay), self.folder / file)
         return file
@@ -214,17 +209,18 @@ class Album:
         """Put a photo on the page."""
         longest = min(self.picture_size, gallery.SIZE)
         picture = open_picture(photo.path, longest, longest)
-        panels = [[view.panel(picture, values, f'{view.title}. {photo.caption(shown)}', photo.box)
+        panels = [[view.panel(picture, values, f'{view.title}. {caption(shown, box=photo.box)}', photo.box)
                    for shown, values in zip(classes, view.maps(photo), strict=False)] for view in self.views]
-        panels += [[view.panel(picture, view.maps(photo)[0], f'{view.title}. {photo.caption(*classes[:2])}', photo.box)]
+        pair = caption(*classes[:2], box=photo.box)
+        panels += [[view.panel(picture, view.maps(photo)[0], f'{view.title}. {pair}', photo.box)]
                    for view in self.contrasts]
         self.page.add(photo.name, picture, [(one['class_name'], one['probability']) for one in classes], panels)
 
 
-def caption(*classes):
-    """A = Laysan_Albatross, p(A | x) = 0.913; B = ..., for one or two classes."""
+def caption(*classes, box=WHOLE):
+    """A = Laysan_Albatross, p(A | x) = 0.913; B = ..., for one or two classes. box: of Explanation."""
     return '; '.join(f'{letter} = {one["class_name"]}, p({letter} | x) = {one["probability"]:.3f}'
-                     for letter, one in zip('AB', classes, strict=False))
+                     for letter, one in zip('AB', classes, strict=False)) + DIMMED * (min(box[2:]) < 1)
 
 
 def files_written(folder):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset.image_files import images_below, open_upright, upright_size
+from dataset.image_files import images_below, open_upright
 from dataset.images import Images
 from wsol.errors import UserError
 
@@ -25,10 +25,6 @@ class Photos(Images):
 
     def image_id(self, index):
         return str(self.paths[index])
-
-    def box(self, index):
-        """Transform.box of a photo: the part of it that the network sees."""
-        return self.transform.box(upright_size(self.paths[index]))
 
     def read(self, index):
         try:

@@ -107,7 +107,8 @@ def shade(picture, values, scale, overlay, box=None):
     It works in parts of some rows, so that it needs the memory of the photo and not of its floating-point numbers.
     """
     if box is not None:
-        dimmed, (part, values) = dim(picture), within(values, box, picture.shape[:2])
+        dimmed = np.rint(DIMMED * luminance(picture)).astype(np.uint8)[..., None].repeat(3, 2)
+        part, values = within(values, box, picture.shape[:2])
         dimmed[part] = shade(picture[part], values, scale, overlay)
         return dimmed
     values, shaded = enlarge(values, picture.shape[:2]), np.empty_like(picture)
@@ -129,11 +130,6 @@ def shade(picture, values, scale, overlay, box=None):
             mixed = palette[levels]
         shaded[rows] = np.rint(mixed)
     return shaded
-
-
-def dim(picture):
-    """A photo, (H,W,3) uint8, in dark grey."""
-    return np.rint(DIMMED * luminance(picture)).astype(np.uint8)[..., None].repeat(3, 2)
 
 
 def within(values, box, size):

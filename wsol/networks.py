@@ -76,7 +76,8 @@ def find_architecture(name):
 def normalisation(architecture):
     """(mean, deviation) per colour, in 0..1, by which a network's images are normalised."""
     if architecture.startswith(timm_networks.PREFIX):
-        return timm_networks.normalisation(architecture)
+        data = timm_networks.data_config(architecture)
+        return tuple(data['mean']), tuple(data['std'])
     return IMAGENET
 
 

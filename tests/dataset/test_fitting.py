@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 import wsol
-from dataset.transforms import Fitting, Transform
+from dataset.transforms import Transform, fitted
 from wsol.backbones import torchvision_networks
 from wsol.backbones._torchvision import import_torchvision
 
@@ -26,7 +26,7 @@ def photo(size, seed=0):
 
 
 def transform_of(way):
-    return Transform(way['input_size'], None, (way['mean'], way['deviation']), Fitting.of(way))
+    return Transform(way['input_size'], None, (way['mean'], way['deviation']), way)
 
 
 def assert_equal(theirs, way, sizes):
@@ -77,9 +77,9 @@ def test_the_box_is_what_the_square_shows(fit, size):
     across, down = (np.arange(length) / max(1, length - 1) * 255 for length in size)
     picture = np.stack([np.broadcast_to(across, (height, width)), np.broadcast_to(down[:, None], (height, width)),
                         np.full((height, width), 255)], 2).round().astype(np.uint8)
-    fitting, side = Fitting(fit, 72 if fit == 'crop' else 64, 'bilinear', (0, 0, 0)), 64
-    square = np.asarray(fitting(Image.fromarray(picture), side)).astype(float)
-    x0, y0, x1, y1 = fitting.box(size, side)
+    side, way = 64, {'input_size': 64, 'fit': fit, 'resize_size': 72 if fit == 'crop' else 64, 'interpolation': 'bilinear', 'mean': [0] * 3}
+    square = np.asarray(fitted(Image.fromarray(picture), way)).astype(float)
+    x0, y0, x1, y1 = Transform(side, way=way).box(size)
     seen = square[..., 2] > 254  # not beside the photo
     rows, columns = np.nonzero(seen)
     if min(size) > 90:

@@ -47,12 +47,6 @@ def check_name(name):
                         + (f'it has {known}' if known else f'say {PREFIX}{network}')) from error
 
 
-def normalisation(name):
-    """(mean, deviation) per colour, by which the images of the network timm/NAME were normalised in its training."""
-    settings = _settings(name)
-    return tuple(settings.mean), tuple(settings.std)
-
-
 def _settings(name):
     """timm's record of the network timm/NAME and its weights. Raises UserError."""
     check_name(name)
