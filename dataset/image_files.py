@@ -21,10 +21,11 @@ from runtime.screen import progress, warn, warn_once
 from util import usable_cores
 from wsol.errors import UserError
 
-# of these a file is an image without a look inside; TGA has no mark by which to know it
-SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.ppm', '.pgm', '.tga')
-# PIL recognises them, but cannot decode them, has another program do it, or takes any file for them
-NO_FORMATS = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'TGA', 'WMF'}
+# of these a file is an image without a look inside
+SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.ppm', '.pgm', '.tga',
+            '.xbm')
+NO_FORMATS = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF'}  # PIL cannot decode them, or has another program do it
+BY_SUFFIX = {'TGA', 'XBM'}  # have no mark inside: PIL takes other binary files or C headers for them
 CAMERAS = {'.dng', '.nef', '.cr2', '.cr3', '.arw', '.orf', '.rw2', '.raf'}  # PIL would open the small preview inside
 ADVICE = dict.fromkeys(CAMERAS, 'develop them into TIFF or JPEG') | dict.fromkeys(
     ('.heic', '.heif', '.hif'), 'pip install pillow-heif opens these') | {'.jxl': 'pip install pillow-jxl-plugin does'}
@@ -103,7 +104,7 @@ def _formats():
     with contextlib.suppress(ImportError):
         __import__('pillow_jxl')  # registers itself
     Image.init()
-    return [name for name in Image.ID if name not in NO_FORMATS]
+    return [name for name in Image.ID if name not in NO_FORMATS | BY_SUFFIX]
 
 
 def open_upright(path, longest=None, remedy=REMEDY):
@@ -219,7 +220,7 @@ def open_image(path, convert=lambda image: image.convert('RGB'), remedy=REMEDY):
             raise OSError('no regular file')  # a pipe would be waited for
         if suffix in CAMERAS:
             raise OSError("a camera's raw file")
-        with open(path, 'rb') as file, Image.open(file, formats=[*_formats(), 'TGA']) as image:
+        with open(path, 'rb') as file, Image.open(file, formats=[*_formats(), *BY_SUFFIX]) as image:
             return convert(image)  # from the path PIL would map the file, and then garbles a TIFF that it has to turn
     except MemoryError:  # no fault of the file's
         raise

@@ -202,8 +202,8 @@ def test_boxes_and_sizes_of_an_own_folder_are_those_of_the_upright_photo(folder)
 
 def test_files_that_are_no_images_are_counted_by_kind(folder, capsys):
     inside = folder / 'test/a'
-    for name in ('notes.txt', 'more.txt', 'Thumbs.db', 'labels.json', '.hidden.jpg', 'README', 'empty', 'code.py', 'print.eps'):
-        (inside / name).write_text('%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n' if name == 'print.eps' else 'no image')
+    for name in ('notes.txt', 'more.txt', 'Thumbs.db', 'labels.json', '.hidden.jpg', 'README', 'empty', 'code.h', 'print.eps'):
+        (inside / name).write_text('%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n' if name == 'print.eps' else '#define x_width 3\n' * 9)
     np.save(inside / 'map.npy', RAMP)
     (inside / 'phone.HEIC').write_bytes(b'\0\0\0\x18ftypheic\0\0\0\0mif1heic')
     deep(65535).save(inside / 'camera.nef', 'TIFF')  # such a file begins with a small preview
@@ -213,7 +213,7 @@ def test_files_that_are_no_images_are_counted_by_kind(folder, capsys):
                                                  *(path.name for path in (folder / 'train/b').iterdir())}
     line = capsys.readouterr().err
     assert line.startswith(f'warning: left out of {folder / "test"}: 2 ') and line.count('\n') == 1
-    for words in ('2 .txt', '2 without a suffix', '1 .db', '1 .json', '1 .npy', '1 .py', '1 .eps', '1 .x', '1 hidden',
+    for words in ('2 .txt', '2 without a suffix', '1 .db', '1 .json', '1 .npy', '1 .h', '1 .eps', '1 .x', '1 hidden',
                   '1 .heic (pip install pillow-heif opens these)', '1 .nef (develop them into TIFF or JPEG)'):
         assert words in line
     for name, words in (('phone.HEIC', 'pillow-heif'), ('camera.nef', 'develop')):
