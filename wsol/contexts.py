@@ -1,6 +1,7 @@
 """How a network runs: in eval mode, for shapes only, without autocast, without its wrappers."""
+import copy
 import logging
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -19,15 +20,24 @@ def evaluating(model):
                 module.train(training)
 
 
-@contextmanager
-def shapes_only():
-    """Tensors have shapes but no values, on any device: nothing is computed, and hardly any memory is used."""
-    from torch._subclasses import FakeTensorMode
+def shapes_of(model, forward, *shape):
+    """What forward(twin, images of zeros of this shape) returns: tensors with shapes but no values, on any device.
+
+    Hardly any memory is used, unless the values decide what a network computes: then it does compute. The twin is a
+    copy that shares the model's parameters, so that nothing of the model changes (some networks keep what they
+    compute).
+    """
+    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
     log = logging.getLogger('torch._subclasses.fake_tensor')
     before, log.disabled = log.disabled, True  # it would print a traceback for each image size that fails
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            yield
+        for mode in (FakeTensorMode(allow_non_fake_inputs=True), nullcontext()):
+            twin = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+            try:
+                with mode, torch.no_grad():
+                    return forward(twin, torch.zeros(shape, device=next(model.parameters()).device))
+            except DataDependentOutputException:
+                continue
     finally:
         log.disabled = before
 

@@ -127,9 +127,10 @@ def from_module(module, layer, attribution_method='CALM_EM', num_classes=None, p
     head = find_head(attribution_method, prior)
     if num_classes is None and attribution_method != 'CAM':
         raise UserError(f'{attribution_method} has to be trained: say num_classes=')
-    backbone, features = _find_map(module, layer, to_map, image_size)
+    images = noise_image(module, image_size)
+    backbone, features = _find_map(module, layer, to_map, images)
     if num_classes is None:
-        return cam_of_classifier(module, backbone, f'this module, up to {layer},', image_size, scores)
+        return cam_of_classifier(module, backbone, f'this module, up to {layer},', images, scores)
     model = head(_as_stage(backbone), features.shape[1], num_classes, prior)
     model.use_scores(scores or 'softmax')
     for convolution in (model.conv_last, *([model.attention[0]] if hasattr(model, 'attention') else [])):
@@ -153,10 +154,12 @@ def _find_layer(module, layer):
 
 
 @torch.no_grad()
-def _find_map(module, layer, to_map, image_size):
-    """(the module up to a layer, the features of an image of noise). Traced by torch.fx where that gives the same as a
-    hook, so that what follows the layer does not run. Raises UserError."""
-    backbone, images = LayerOutput(module, layer, to_map or last_map), noise_image(module, image_size)
+def _find_map(module, layer, to_map, images):
+    """(the module up to a layer, the features of `images`, which are square). Raises UserError.
+
+    Traced by torch.fx where that gives the same as a hook, so that what follows the layer does not run.
+    """
+    backbone = LayerOutput(module, layer, to_map or last_map)
     with evaluating(backbone):  # not shapes_only: a foreign module may branch on values
         features = _try(backbone, images, f'this module, up to {layer},')
     if not isinstance(features, torch.Tensor) or features.ndim != 4:
@@ -164,7 +167,7 @@ def _find_map(module, layer, to_map, image_size):
         raise UserError(f'to_map gives no map (B,D,h,w) but {shape}')
     if to_map is not None:
         return backbone, features
-    if features.shape[1] == features.shape[2] != features.shape[3]:  # the image is square: these are rows and columns
+    if features.shape[1] == features.shape[2] != features.shape[3]:  # these are rows and columns
         backbone.to_map = channels_last_map
         return backbone, features.movedim(-1, 1)
     try:
@@ -176,10 +179,10 @@ def _find_map(module, layer, to_map, image_size):
     return traced if same else backbone, features
 
 
-def noise_image(network, image_size):
+def noise_image(network, image_size, channels=None):
     """An image (1,C,S,S) of noise in -1..1, of the network's precision; C is what its first convolution takes."""
     convolutions = (layer.in_channels for layer in network.modules() if isinstance(layer, nn.Conv2d))
-    shape = (1, next(convolutions, 3), image_size, image_size)
+    shape = (1, channels or next(convolutions, 3), image_size, image_size)
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return images.to(next(network.parameters(), images))
 
@@ -214,22 +217,21 @@ def from_classifier(architecture, source=True, scores=None):
         network, backbone = timm_networks.classifier(architecture, source)
         size = timm_networks.trained_size(network)
     elif architecture in torchvision_networks.names():
-        node, _ = torchvision_networks.last_map_node(architecture)
+        nodes, _ = torchvision_networks.last_map_nodes(architecture)
         network = torchvision_networks.classifier(architecture, source)
-        backbone = torchvision_networks.LastMap(network, node)
+        backbone = torchvision_networks.LastMap(network, *nodes)
     else:
         raise UserError(f'no classifier "{architecture}" in torchvision; timm/NAME names one of timm\'s')
-    return cam_of_classifier(network, backbone, architecture, size, scores)
+    return cam_of_classifier(network, backbone, architecture, noise_image(network, size, channels=3), scores)
 
 
 @torch.no_grad()
-def cam_of_classifier(network, backbone, name, image_size=IMAGE_SIZE, scores=None):
+def cam_of_classifier(network, backbone, name, images, scores=None):
     """CAM of a network: its backbone, PooledNorm if it has such a norm, and its linear layer.
 
     Which layers these are is found by trying: the means of the maps must be the network's scores, before a softmax or
-    sigmoid in its end, on an image of noise. name: for the message. scores: as in from_module. Raises UserError.
+    sigmoid in its end, for `images` (1,C,H,W). name: for the message. scores: as in from_module. Raises UserError.
     """
-    images = noise_image(network, image_size)
     expected = [output.flatten() for output in tensors_in(_try(network.eval(), images, name))]
     features = _try(backbone.eval(), images, name)
     depth = features.shape[1]

@@ -6,13 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import nn
-from torch.func import functional_call
 
 from wsol.backbones import inception, timm_networks, torchvision_networks, vgg
 from wsol.backbones.resnet import resnet
-from wsol.contexts import evaluating, shapes_only
+from wsol.contexts import shapes_of
 from wsol.errors import UserError
 from wsol.heads import CALM, CALM_EM, CALM_ML, CAM, PRIORS
 
@@ -127,12 +125,12 @@ def check_image_size(model, size):
     Only shapes are computed, so that a failure is caused by the size, not by the memory or the device.
     """
     try:
-        with shapes_only(), evaluating(model):
-            device = next(model.parameters()).device
-            grid = model.extract_features(torch.zeros(1, 3, size, size, device=device)).shape[2:]
+        grid = shapes_of(model, lambda twin, images: twin.eval().extract_features(images), 1, 3, size, size).shape[2:]
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = ' '.join(str(error).split())[:200]
-        raise UserError(f'crop_size={size} does not suit this network ({reason})') from error
+        reason = ' '.join(str(error).split())[:200] or type(error).__name__
+        trained = {timm_networks.trained_size(part) for part in model.modules() if hasattr(part, 'pretrained_cfg')}
+        raise UserError(f'crop_size={size} does not suit this network ({reason})' + ''.join(
+            f'; timm trained it at {each}' for each in trained - {size})) from error
     if grid.numel() < 2:
         raise UserError(f'crop_size={size} is too small for this network: its map has one cell')
 
@@ -144,10 +142,7 @@ def fewest_images(model, size):
     """
     for count in (1, 2):
         try:
-            with shapes_only(), evaluating(model):  # the latter restores the modes in the end
-                images = torch.zeros(count, 3, size, size, device=next(model.parameters()).device)
-                buffers = {name: value.clone() for name, value in model.named_buffers()}  # BatchNorm counts its batches
-                functional_call(model.train(), buffers, images)
+            shapes_of(model, lambda twin, images: twin.train()(images), count, 3, size, size)
         except ValueError as error:  # of BatchNorm: one value in each channel
             problem = ' '.join(str(error).split())[:200]
         except RuntimeError:  # the values decide what is computed: shapes do not tell

@@ -14,7 +14,8 @@ from experiment import weights
 from wsol import UserError, attribution_maps, build_model, from_classifier, from_module, parameter_groups
 from wsol.backbones._torchvision import import_torchvision
 from wsol.backbones.timm_networks import timm_backbone
-from wsol.networks import normalisation
+from wsol.backbones.torchvision_networks import LastMap
+from wsol.networks import check_image_size, normalisation
 
 torchvision = import_torchvision()
 import timm  # noqa: E402  isort: skip  after torchvision is mended
@@ -137,10 +138,57 @@ def test_weights_that_timm_does_not_have_are_answered_with_those_it_has(name, wo
     flags_of('main', ['--architecture=timm/resnet50d.ra2_in1k'])
 
 
-def test_a_network_of_several_maps_is_refused_by_name():
-    """CrossViT gives a list of two sequences of tokens."""
-    with pytest.raises(UserError, match='timm/crossvit_tiny_240 has no last map .* its features are a list'):
-        build_model('timm/crossvit_tiny_240', 'CAM', 5)
+@pytest.mark.parametrize('name, size, grid', [
+    ('test_maxvit', 160, 5), ('hiera_tiny_224', 224, 7), ('test_mambaout', 160, 5), ('convit_tiny', 224, 14),
+    ('crossvit_tiny_240', 240, 14), ('selecsls42', 224, 14)])
+def test_a_head_stands_on_the_last_map_or_tokens_of_every_family(name, size, grid):
+    """Windows that divide one size alone, maps without timm's norm, both layouts, tokens, two sequences of tokens, layers
+    of several inputs, and a network that keeps what it computes of shapes."""
+    torch.manual_seed(0)
+    model = build_model(f'timm/{name}', 'CALM_EM', 5).eval()
+    check_image_size(model, size)
+    maps = attribution_maps(model, torch.randn(1, 3, size, size))
+    assert maps.shape == (1, 5, grid, grid)
+    torch.testing.assert_close(maps.sum(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize('name, prefix', [('test_vit', 1), ('test_vit_relpos', 0), ('hiera_tiny_224', 0)])
+def test_the_map_of_tokens_is_that_of_the_classifier(name, prefix):
+    """Its cells are the tokens that the classifier reads, in their order, without those before them."""
+    network = timm.create_model(name).eval()
+    model = build_model(f'timm/{name}', 'CAM', 5).eval()
+    model.backbone.network.load_state_dict(network.state_dict(), strict=False)
+    images = torch.randn(1, 3, *network.pretrained_cfg['input_size'][1:])
+    with torch.no_grad():
+        tokens = network.forward_features(images)
+        torch.testing.assert_close(model.extract_features(images).flatten(2).mT, tokens[:, prefix:])
+
+
+def test_a_wrong_size_of_a_network_of_one_size_is_answered_with_the_right_one():
+    with pytest.raises(UserError, match='crop_size=224 does not suit this network .*; timm trained it at 160'):
+        check_image_size(build_model('timm/test_maxvit', 'CALM_EM', 5), 224)
+
+
+@pytest.mark.parametrize('name', ['test_vit', 'test_vit3'])
+def test_a_classifier_of_a_class_token_or_of_attention_has_no_plain_cam(name, tmp_path):
+    torch.manual_seed(0)
+    torch.save(timm.create_model(name, num_classes=13).state_dict(), tmp_path / 'trained.pth')
+    with pytest.raises(UserError, match=f'timm/{name} does not end in average pooling and one linear layer.* train a CAM or CALM head'):
+        from_classifier(f'timm/{name}', tmp_path / 'trained.pth')
+
+
+def test_the_tokens_of_torchvisions_transformers_become_a_map():
+    network = torchvision.models.VisionTransformer(32, 8, 2, 2, 12, 24).eval()
+    images = torch.randn(2, 3, 32, 32)
+    network.encoder.register_forward_hook(lambda _, __, output: tokens.append(output))
+    tokens = []
+    with torch.no_grad():
+        network(images)
+        features = LastMap(network, 'encoder.ln', 'conv_proj')(images)
+    assert torch.equal(features.flatten(2).mT, tokens[0][:, 1:]) and features.shape == (2, 12, 4, 4)
+    model = build_model('vit_b_32', 'CALM_EM', 3).eval()
+    check_image_size(model, 224)
+    assert attribution_maps(model, torch.randn(1, 3, 224, 224)).shape == (1, 3, 7, 7)
 
 
 def test_a_network_of_one_size_is_tried_at_that_size(script, tmp_path):

@@ -115,7 +115,8 @@ def load_classifier(network, weights, slot, root):
     body = {name for name in expected if not _is_in(name, slot)}
     state, outside = under_names(path, weights.state, expected)
     children = {name for name, _ in network.named_children()} - {root}
-    check_fit(path, {name: value for name, value in state.items() if _top(name) in children and not _is_in(name, root)},
+    check_fit(path, {name: value for name, value in state.items()
+                     if (name in expected or _top(name) in children) and not _is_in(name, root)},
               {name: value for name, value in expected.items() if not _is_in(name, root)}, whole=state)
     head = {name: value for name, value in state.items() if name not in body and _top(name) not in AUXILIARY}
     if not any(map(_is_matrix, head.values())):  # the classifier stands beside a backbone that has a prefix

@@ -2,10 +2,11 @@
 
 Source: timm (Wightman, github.com/huggingface/pytorch-image-models), an optional dependency: pip install timm.
 Convolutional networks get the published strides if these can be changed: 14x14 maps of a 224x224 image, or 28x28.
-Networks that end in channels-last maps (Swin) or in tokens (ViT, DINOv2, DINOv3) are not changed; they take any image
-size that timm allows.
+Networks that end in channels-last maps (Swin) or in tokens (ViT, DINOv2, Hiera) are not changed; they take the image
+sizes that timm allows. timm's forward_intermediates makes the map of tokens.
 """
 from collections import OrderedDict
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +15,13 @@ from torch import nn
 from wsol.backbones._torchvision import import_torchvision
 from wsol.backbones.state_dicts import load_backbone, load_classifier
 from wsol.backbones.weight_files import read_weights
-from wsol.contexts import shapes_only
+from wsol.contexts import shapes_of
 from wsol.errors import UserError
 
 PREFIX = 'timm/'
 SIZE = 224        # the image size for which strides are chosen
 STRIDE = 16       # image pixels per cell of the published networks' maps; 8 with the large map
+TOKENS = {'tokens': True, 'plain tokens': False}  # layout -> whether the network's last norm belongs to the map
 ANY_SIZE = ({'dynamic_img_size': True}, {'strict_img_size': False}, {})  # options by which transformers take any size
 
 
@@ -62,15 +64,16 @@ def data_config(network):
 
 
 class LastMap(nn.Module):
-    """(B,3,H,W) -> (B,D,h,w): a timm network up to its last map or its grid of tokens."""
+    """(B,3,H,W) -> (B,D,h,w): a timm network up to its last map or its grid of tokens. layout: of _layout."""
 
     def __init__(self, network, layout):
         super().__init__()
         self.network, self.layout = network, layout
 
     def forward(self, images):
-        if self.layout == 'tokens':  # the grid of tokens as a map, without class and register tokens
-            return self.network.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[0]
+        if self.layout in TOKENS:  # the grid of tokens as a map, without class and register tokens
+            norm = TOKENS[self.layout]
+            return self.network.forward_intermediates(images, indices=1, norm=norm, intermediates_only=True)[0]
         features = self.network.forward_features(images)
         return features.movedim(-1, 1) if self.layout == 'NHWC' else features
 
@@ -85,7 +88,7 @@ def timm_backbone(name, source, large_feature_map=False):
             load_backbone(network, read_weights(source), network.pretrained_cfg.get('classifier') or ())
         return network
     network = make()
-    layout = _layout(network, name)
+    layout, num_features = _layout(network, name)
     if large_feature_map and layout != 'NCHW':
         raise UserError(f'large_feature_map=True does not suit {name}: it has no strides to change')
     if layout == 'NCHW' and not set_output_stride(network, STRIDE // 2 if large_feature_map else STRIDE):
@@ -93,7 +96,7 @@ def timm_backbone(name, source, large_feature_map=False):
             raise UserError(f'large_feature_map=True does not suit {name}: its map cannot be made '
                             f'{2 * SIZE // STRIDE} cells wide by changing strides')
         network = make()  # with its usual strides
-    return nn.Sequential(OrderedDict(backbone=LastMap(network, layout))), network.num_features
+    return nn.Sequential(OrderedDict(backbone=LastMap(network, layout))), num_features
 
 
 def _create(short, pretrained, **classes):
@@ -119,7 +122,7 @@ def classifier(name, source):
     if source is not True:
         slot = last if isinstance(last, str) else (last or ('head',))[0]
         load_classifier(network, read_weights(source), slot, slot)
-    return network, LastMap(network, _layout(network, name))
+    return network, LastMap(network, _layout(network, name)[0])
 
 
 def trained_size(network):
@@ -129,21 +132,26 @@ def trained_size(network):
 
 def _features(network, size):
     """forward_features of a blank image; only its shape is computed."""
-    with shapes_only():
-        return network.eval().forward_features(torch.zeros(1, 3, size, size))
+    return shapes_of(network, lambda twin, images: twin.eval().forward_features(images), 1, 3, size, size)
 
 
 def _layout(network, name):
-    """'NCHW', 'NHWC' or 'tokens': how a network's last features are laid out. Raises UserError."""
-    features = _features(network, trained_size(network))
-    if not isinstance(features, torch.Tensor) or features.ndim not in (3, 4):
-        shape = tuple(getattr(features, 'shape', ())) or f'a {type(features).__name__}'
-        raise UserError(f'{name} has no last map to attribute on: its features are {shape}, neither one map nor one '
-                        'sequence of tokens; choose another network')
-    if features.ndim == 3:
-        return 'tokens'
-    is_nhwc = features.shape[-1] == network.num_features != features.shape[1]
-    return 'NHWC' if is_nhwc else 'NCHW'
+    """('NCHW', 'NHWC' or a key of TOKENS: how a network's last features are laid out, their D). Raises UserError."""
+    size = trained_size(network)
+    features = _features(network, size)
+    if isinstance(features, torch.Tensor) and features.ndim == 4:
+        is_nhwc = features.shape[-1] == network.num_features != features.shape[1]
+        return ('NHWC', features.shape[-1]) if is_nhwc else ('NCHW', features.shape[1])
+    for layout in TOKENS:
+        try:
+            last = shapes_of(network, lambda twin, images, layout=layout: LastMap(twin.eval(), layout)(images),
+                             1, 3, size, size)
+            return layout, last.shape[1]
+        except (AttributeError, AssertionError, TypeError):  # it makes no such map
+            continue
+    shape = tuple(getattr(features, 'shape', ())) or f'a {type(features).__name__}'
+    raise UserError(f'{name} has no last map to attribute on: its features are {shape}, of which timm makes no map; '
+                    'choose another network')
 
 
 def set_output_stride(network, stride):
@@ -152,22 +160,24 @@ def set_output_stride(network, stride):
     As in the published networks, without dilation. Hooks show which layers, shortcuts included, would reduce the map
     further. Returns whether the map now has the wanted size.
     """
-    wanted, reducers = SIZE // stride, []
+    wanted, reducers = SIZE // stride, set()
 
-    def note(layer, inputs, output):
-        if inputs[0].ndim == 4 and inputs[0].shape[-1] <= wanted and output.shape[-1] < inputs[0].shape[-1]:
-            reducers.append(layer)
+    def note(name, layer, inputs, output):
+        maps = [tensor for tensor in (inputs[0], output) if isinstance(tensor, torch.Tensor) and tensor.ndim == 4]
+        if len(maps) == 2 and maps[1].shape[-1] < maps[0].shape[-1] <= wanted:
+            reducers.add(name)
 
-    hooks = [layer.register_forward_hook(note) for layer in network.modules()
-             if _first(getattr(layer, 'stride', 1)) > 1]
-    _features(network, SIZE)
-    for hook in hooks:
-        hook.remove()
-    for layer in reducers:
-        _unstride(layer)
+    def forward(twin, images):
+        for name, layer in twin.eval().named_modules():
+            if _first(getattr(layer, 'stride', 1)) > 1:
+                layer.register_forward_hook(partial(note, name))
+        twin.forward_features(images)
     try:
+        shapes_of(network, forward, 1, 3, SIZE, SIZE)
+        for name in reducers:
+            _unstride(network.get_submodule(name))
         return _features(network, SIZE).shape[-1] == wanted
-    except RuntimeError:  # parts of the network no longer fit together
+    except (RuntimeError, AssertionError):  # it does not take this size, or its parts no longer fit together
         return False
 
 

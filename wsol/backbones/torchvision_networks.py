@@ -24,21 +24,29 @@ QUIET = dict.fromkeys(('googlenet', 'inception_v3'),
 
 
 class LastMap(nn.Module):
-    """(B,3,H,W) -> (B,D,h,w): a network up to one node, by torch.fx."""
+    """(B,3,H,W) -> (B,D,h,w): a network up to one node, by torch.fx.
 
-    def __init__(self, network, node):
+    grid: for a node of tokens (B,N,D), the node with the map (B,_,h,w) whose cells are its last h w tokens.
+    """
+
+    def __init__(self, network, node, grid=None):
         super().__init__()
         import_torchvision()
         from torchvision.models.feature_extraction import create_feature_extractor
-        self.body, self.node = create_feature_extractor(network, [node]), node
+        self.node, self.grid = node, grid
+        self.body = create_feature_extractor(network, [node] if grid is None else [node, grid])
 
     def forward(self, images):
-        return self.body(images)[self.node]
+        outputs = self.body(images)
+        if self.grid is None:
+            return outputs[self.node]
+        height, width = outputs[self.grid].shape[2:]
+        return outputs[self.node][:, -height * width:].mT.unflatten(2, (height, width))  # without class tokens
 
 
 @cache
 def names():
-    """The names of torchvision's classifiers. Some, such as vit_*, have no spatial last map."""
+    """The names of torchvision's classifiers."""
     models = import_torchvision().models
     return tuple(models.list_models(module=models))
 
@@ -75,8 +83,11 @@ def classifier(name, source):
     return network.eval()
 
 
-def last_map_node(name):
-    """(the node whose output is the last map (B,D,h,w) with h and w above 1, its D). Raises UserError."""
+def last_map_nodes(name):
+    """(the arguments of LastMap: where the last map with h and w above 1 is, its D). Raises UserError.
+
+    Where layers with parameters follow this map, its cells have become tokens (ViT), and their last ones are taken.
+    """
     models, options = import_torchvision().models, QUIET.get(name, {})
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
     try:
@@ -91,15 +102,19 @@ def last_map_node(name):
     maps = [node for node in nodes if isinstance(outputs[node], torch.Tensor) and outputs[node].ndim == 4
             and min(outputs[node].shape[2:]) > 1]
     after = nodes[nodes.index(maps[-1]) + 1:] if maps else nodes
-    parents = {parameter.rsplit('.', 1)[0] for parameter, _ in network.named_parameters()}
-    if not maps or any(node.startswith(tuple(parents)) for node in after):
-        raise UserError(f'{name} has no spatial last map to attribute on (it ends in a sequence of tokens); choose a '
-                        'convolutional network or swin_t')
-    return maps[-1], outputs[maps[-1]].shape[1]
+    parents = tuple({parameter.rsplit('.', 1)[0] for parameter, _ in network.named_parameters()})
+    if not maps or any(node.startswith(parents) for node in after):
+        cells = outputs[maps[-1]].shape[2:].numel() if maps else 0
+        tokens = [node for node in after if isinstance(outputs[node], torch.Tensor) and outputs[node].ndim == 3
+                  and outputs[node].shape[1] in (cells, cells + 1)]  # with or without a class token
+        if not maps or not tokens:
+            raise UserError(f'{name} has no last map to attribute on, nor tokens of its cells; choose another network')
+        return (tokens[-1], maps[-1]), outputs[tokens[-1]].shape[2]
+    return (maps[-1],), outputs[maps[-1]].shape[1]
 
 
 def traced_backbone(name, source):
     """(nn.Sequential with the one stage `backbone`, number of features). source: of torchvision_network."""
-    node, num_features = last_map_node(name)
+    nodes, num_features = last_map_nodes(name)
     network = torchvision_network(name, source, 'DEFAULT')
-    return nn.Sequential(OrderedDict(backbone=LastMap(network, node))), num_features
+    return nn.Sequential(OrderedDict(backbone=LastMap(network, *nodes))), num_features

@@ -3,11 +3,13 @@
 In eval mode BatchNorm multiplies each channel by a number and adds another. The weights and biases of a convolution can
 include both (Jacob et al., CVPR 2018, section 3.2). Hooks show which convolution a BatchNorm follows.
 """
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from wsol.contexts import evaluating, shapes_only
+from wsol.contexts import shapes_of
 
 TOLERANCE = 1e-5  # relative to the largest value: by how much the folded network's features may differ
 
@@ -54,19 +56,20 @@ def _pairs(model, image_size):
     """[(convolution, name of a BatchNorm)] where the one's output is the other's input, and each runs once."""
     outputs, pairs, runs = {}, [], {}
 
-    def note(module, inputs, output):
-        runs[module] = runs.get(module, 0) + 1
-        if type(module) is nn.Conv2d:
-            outputs[id(output)] = module, output  # kept alive, so that no other tensor gets its id
+    def note(name, module, inputs, output):
+        runs[name] = runs.get(name, 0) + 1
+        if type(module) is nn.Conv2d:  # kept alive, so that no other tensor gets its id
+            outputs[id(output)] = name, output, output._version
         elif id(inputs[0]) in outputs:
-            pairs.append((outputs[id(inputs[0])][0], module))
-    names = {module: name for name, module in model.named_modules()
-             if type(module) is nn.Conv2d or (type(module) is nn.BatchNorm2d and module.track_running_stats)}
-    hooks = [module.register_forward_hook(note) for module in names]
-    try:
-        with shapes_only(), evaluating(model):
-            model.extract_features(torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [(convolution, names[norm]) for convolution, norm in pairs if runs[convolution] == runs[norm] == 1]
+            convolution, _, version = outputs[id(inputs[0])]
+            if inputs[0]._version == version:  # nothing has written into it
+                pairs.append((convolution, name))
+
+    def forward(twin, images):
+        for name, module in twin.eval().named_modules():
+            if type(module) is nn.Conv2d or (type(module) is nn.BatchNorm2d and module.track_running_stats):
+                module.register_forward_hook(partial(note, name))
+        twin.extract_features(images)
+    shapes_of(model, forward, 1, 3, image_size, image_size)
+    return [(model.get_submodule(convolution), norm) for convolution, norm in pairs
+            if runs[convolution] == runs[norm] == 1]
