@@ -183,11 +183,12 @@ def same_truth(results):
 
 
 def check_alike(results):
-    """Raise UserError unless results of a metric were measured on the same images and truth."""
-    first = max(results, key=lambda result: 'truth_sha256' in result, default=None)
-    for result in results:
-        what = 'truth' if same_images(first, result) else 'images'
-        if what == 'images' or not same_truth([first, result]):
+    """Raise UserError unless results of each metric were measured on the same images and truth."""
+    references = {}
+    for result in sorted(results, key=lambda result: 'truth_sha256' not in result):
+        first = references.setdefault(result['metric'], result)
+        what = 'images' if not same_images(first, result) else 'truth' if not same_truth([first, result]) else None
+        if what:
             raise UserError(f'{first["path"]} and {result["path"]} were measured on different {what}, so they are not '
                             'compared: remove the one that is out of date, and run again')
 

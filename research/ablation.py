@@ -79,29 +79,30 @@ def train(folder, row, seed, *flags):
     return name
 
 
-def by_parts(folder, name, head):
+def by_parts(folder, name, head, seen):
     """(6,): PxAP for 1, 2 and 3 differing parts of the head's default method, and of CALM's prior."""
     methods = ['vanilla'] if head == 'CAM' else ['jointll', 'saliency']
-    results = commands.evaluate(folder, name, 'cue_location', methods, PRECISION)
+    results = commands.evaluate(folder, name, 'cue_location', methods, PRECISION, seen=seen)
     values = [result['pxap']['exact'][COMPARED][key] for result in results for key in '123']
     return values + [np.nan] * (6 - len(values))
 
 
-def by_contrast(folder, name, head):
+def by_contrast(folder, name, head, seen):
     """(4,): PxAP of every contrast, and of CALM's prior, with pixels scored by their ranks."""
     methods = ['log-odds'] if head == 'CAM' else [*CONTRASTS, 'saliency']
     results = commands.evaluate(folder, name, 'cue_location', methods, PRECISION, '--norm_type=rank',
-                                '--threshold_type=even')
+                                '--threshold_type=even', seen=seen)
     values = dict(zip(methods, (result['pxap']['exact'][COMPARED]['mean'] for result in results), strict=True))
     return [values.get(column, np.nan) for column in (*CONTRASTS, 'saliency')]
 
 
-def evaluate(root, seed, row, columns, flags):
-    """Train and evaluate one row with one seed. Returns its COLUMNS, NaN for maps that the head does not have."""
+def evaluate(root, seed, row, columns, flags, seen):
+    """Train and evaluate one row with one seed. Returns its COLUMNS, NaN for maps that the head does not have. seen: as
+    in commands.evaluate."""
     folder = root / f'seed{seed}'
     name = train(folder, row, seed, *flags)
     accuracy = result_files.read_result(folder / name / 'results.json')['test_accuracy']
-    return [accuracy, *(by_parts if columns == 'parts' else by_contrast)(folder, name, ROWS[row][0])]
+    return [accuracy, *(by_parts if columns == 'parts' else by_contrast)(folder, name, ROWS[row][0], seen)]
 
 
 def mean_and_interval(values):
@@ -143,9 +144,10 @@ def make_parser():
 def main():
     args, flags = make_parser().parse_known_args()
     commands.refuse_chosen(commands.parse('main', flags), CHOSEN, 'ablation')
-    root, values = Path(args.save_root), {}
+    root, values, seen = Path(args.save_root), {}, []
     for row in args.rows:
-        values[row] = np.array([evaluate(root, seed, row, args.columns, flags) for seed in range(args.seeds)], float)
+        values[row] = np.array([evaluate(root, seed, row, args.columns, flags, seen) for seed in range(args.seeds)],
+                               float)
         text = report(values, args.columns)
         whole_files.write_lines(root / 'table.txt', [text])
     seeds = f'{args.seeds} seeds: mean ± standard deviation' if args.seeds > 1 else 'one seed'

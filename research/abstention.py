@@ -12,7 +12,7 @@ without and with the dropped pixels (`per pair` and `per pair, all pixels`).
     python -m research.abstention save/demo/CAM save/demo/CALM_EM --drop=0,20,50,80
     python -m research.abstention save/demo/CALM_EM --methods=default,saliency,log-odds,random
 """
-from itertools import groupby
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -69,41 +69,48 @@ def settings_of(flags):
     return commands.stated_settings('eval_cue_location', flags) | data | {'threshold_type': 'log'}
 
 
-def evaluate(folder, methods, percents, flags, settings):
+def evaluate(folder, methods, percents, flags, settings, seen):
     """{method: (percentages,3)} of an experiment, in percent: the share of dropped pixels, and PxAP by the counts
-    SHOWN. One pass evaluates all percentages that lack a result. settings: settings_of(flags)."""
-    def point(method, percent):
-        result = commands.result(folder, 'cue_location', method, **settings, drop_lowest=percent)
-        pxap = result['pxap']['parts']
-        return result['dropped']['parts']['all'], *(pxap[count]['mean'] for count in SHOWN)
+    SHOWN. One pass evaluates all percentages that lack a result. settings: settings_of(flags). seen: the results so
+    far, to which these are added."""
+    def find(method, percent):
+        return commands.result(folder, 'cue_location', method, **settings, drop_lowest=percent)
 
     def is_missing(method, percent):
         try:
-            return not point(method, percent)
+            return not find(method, percent)
         except UserError:
             return True
-    for flag, names in groupby(sorted(methods, key=commands.flag_of), commands.flag_of):
+    for flag, names in itertools.groupby(sorted(methods, key=commands.flag_of), commands.flag_of):
         names = list(names)
         missing = [f'{percent:.10g}' for percent in percents if any(is_missing(name, percent) for name in names)]
         if missing:
             commands.run(folder.parent, 'eval_cue_location', f'--experiment_name={folder.name}',
                          f'--{flag}={",".join(names)}', '--threshold_type=log', f'--drop_lowest={",".join(missing)}',
                          *flags)
-    return {method: np.array([point(method, percent) for percent in percents], float) for method in methods}
+    results = {method: [find(method, percent) for percent in percents] for method in methods}
+    seen += itertools.chain.from_iterable(results.values())
+    return {method: np.array(list(map(point, of_method)), float) for method, of_method in results.items()}
+
+
+def point(result):
+    """The share of dropped pixels of a result, and its PxAP by the counts SHOWN."""
+    return result['dropped']['parts']['all'], *(result['pxap']['parts'][count]['mean'] for count in SHOWN)
 
 
 def evaluate_all(args, flags, percents):
     """{row: (networks, percentages, 3)} of all experiments."""
-    settings, points = settings_of(flags), {}  # a mistake in the flags is found before the first evaluation
+    settings, points, seen = settings_of(flags), {}, []  # a mistake in the flags is found before the first evaluation
     folders = list(dict.fromkeys(map(Path, args.folders)))
     methods = {folder: methods_of(folder, [name for name in args.methods if folder == folders[0]
                                            or name not in CONTROLS]) for folder in folders}
     if not any(methods.values()):
         raise UserError(f'none of the networks defines --methods={",".join(args.methods)}')
     for folder in folders:
-        for method, values in evaluate(folder, methods[folder], percents, flags, settings).items():
+        for method, values in evaluate(folder, methods[folder], percents, flags, settings, seen).items():
             row = folder.name if args.methods == (DEFAULT,) else f'{folder.name}, {method}'
             points.setdefault(CONTROLS.get(method, row), []).append(values)
+    result_files.check_alike(seen)
     return {row: np.stack(values) for row, values in points.items()}
 
 

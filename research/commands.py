@@ -127,9 +127,13 @@ def result(folder, metric, method, *flags, trained=None, **settings):
     return result_files.find_result(folder, metric, method, trained.get('weights_sha256'), like, **settings)
 
 
-def evaluate(folder, experiment, metric, methods, *flags):
+def evaluate(folder, experiment, metric, methods, *flags, seen):
     """[result of each method] of an evaluation of an experiment below folder. Missing results are computed now; cue
-    localization takes all attribution methods in one pass, and all contrast methods in another."""
+    localization takes all attribution methods in one pass, and all contrast methods in another.
+
+    seen: the results that a study has read so far, to which these are added. Raises UserError unless all results of a
+    metric were measured on the same images and truth.
+    """
     missing = {}
     for method in methods:
         try:
@@ -140,4 +144,7 @@ def evaluate(folder, experiment, metric, methods, *flags):
     for names in missing.values():
         run(folder, f'eval_{metric}', f'--experiment_name={experiment}', f'--{flag_of(names[0])}={",".join(names)}',
             *flags)
-    return [result(folder / experiment, metric, method, *flags) for method in methods]
+    results = [result(folder / experiment, metric, method, *flags) for method in methods]
+    seen += results
+    result_files.check_alike(seen)
+    return results

@@ -56,10 +56,10 @@ def train_all(folder, seed, common, start, fine_tune):
 
 def rows_of(folder):
     """The rows of the table, measured now where they are not yet."""
-    rows = []
+    rows, seen = [], []
     for experiment, methods in METHODS.items():
-        cues, erased = (commands.evaluate(folder, experiment, metric, methods, PRECISION, '--cache', '--workers=1')
-                        for metric in ('cue_location', 'pixel_perturb'))
+        cues, erased = (commands.evaluate(folder, experiment, metric, methods, PRECISION, '--cache', '--workers=1',
+                                          seen=seen) for metric in ('cue_location', 'pixel_perturb'))
         for name, cue, erasure in zip(methods.values(), cues, erased, strict=True):
             pxap = [[cue['pxap'][truth][count][key] for key in '123'] for truth, count in COUNTS]
             rows.append([name, None if name.startswith('control') else erasure['accuracy'], *pxap[0],

@@ -188,19 +188,18 @@ def print_plan(steps_by_dataset, args):
 
 def find_results(networks):
     """[MethodResult] of the methods that have results. Raises UserError for results on different images or truth."""
-    results, read = [], {metric: [] for metric in NAMES}
+    results, read = [], []
     for head, method in methods_of(networks[0].dataset):
         estimates = {}
         for network in (network for network in networks if network.name == head):
             for metric in NAMES:
                 content = network.result(metric, method)
-                read[metric] += [content] if content else []
+                read += [content] if content else []
                 for column, estimate in columns.read_estimates(content or {}).items():
                     estimates.setdefault(column, []).append(estimate)
         if estimates:
             results.append(MethodResult((head, method), estimates))
-    for measured in read.values():
-        result_files.check_alike(measured)
+    result_files.check_alike(read)
     return results
 
 

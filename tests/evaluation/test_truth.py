@@ -192,10 +192,10 @@ def test_other_boxes_make_another_result_which_is_not_compared_with_the_first(sc
 
 
 def result(**about):
-    return {'images_sha256': 'by content', 'files_sha256': 'by size', 'truth_sha256': 'truth', 'path': 'a.json'} | about
+    return {'metric': 'wsol', 'images_sha256': 'by content', 'files_sha256': 'by size', 'truth_sha256': 'truth', 'path': 'a.json'} | about
 
 
-OLD = {'images_sha256': 'by size', 'path': 'old.json'}
+OLD = {'metric': 'wsol', 'images_sha256': 'by size', 'path': 'old.json'}
 
 
 def test_results_are_compared_with_what_they_record():
@@ -212,6 +212,7 @@ def test_results_are_compared_with_what_they_record():
     with pytest.raises(UserError, match=r'a.json and b.json were measured on different truth'):
         result_files.check_alike([OLD, new, result(truth_sha256='x', path='b.json')])
     assert not result_files.same_images(new, OLD | {'images_sha256': 'other size'})
+    result_files.check_alike([new, other | {'metric': 'cue_location'}])
     result_files.check_alike([])
 
 
@@ -220,7 +221,7 @@ def test_an_earlier_versions_results_are_rows_with_those_of_this_version(script,
     about = {'metric': 'wsol', 'dataset': 'ToyBirds', 'weights_sha256': 'w', 'images': 3, 'epoch': 1, 'results': {'MaxBoxAcc': {'test': 50.0}}}
     for name, known in (('new', result()), ('old', OLD)):
         content = about | {'settings': {'attribution_method': 'CAM', 'score_map_process': 'random'}}
-        for file, more in (('wsol', known), ('accuracy', {'metric': 'accuracy', 'test_accuracy': 1.0} | OLD)):
+        for file, more in (('wsol', known), ('accuracy', OLD | {'metric': 'accuracy', 'test_accuracy': 1.0})):
             (save / name).mkdir(exist_ok=True)
             (save / name / f'{file}.json').write_text(json.dumps(content | more))
     code, out, err = script('compare', 'save/new', 'save/old', '--format=csv')
