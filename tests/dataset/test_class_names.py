@@ -1,9 +1,12 @@
 """dataset.class_names: files of names as people keep them, and the names in checkpoints."""
 import json
+from pathlib import Path
 
 import pytest
+from munch import Munch
 
 from dataset.class_names import imagenet_names, names_in, read_class_names
+from experiment import weights
 from wsol.errors import UserError
 
 NAMES = ['tench', 'great white shark', 'crane', "bird's nest", 'Mönch', 'crane', 'cock, hen']
@@ -61,3 +64,35 @@ def test_names_in_checkpoints():
     for content in ({'classes': 5}, {'labels': [1, 2]}, {'class_to_idx': {'a': 0, 'b': 3}}, {}, None, {'args': {'names': {}}}, {'state_dict': {'w': 1.0}}):
         assert names_in(content) == []
     assert imagenet_names()[0] == 'tench' and len(imagenet_names()) == 1000
+
+
+# --- which names a network gets ---------------------------------------------------------------------------
+
+
+def names_of(count, given=(), scores='softmax', names=None, known=True, **flags):
+    """weights.class_names of a foreign classifier. known: whether its weights are ImageNet's."""
+    model = Munch(conv_last=Munch(out_channels=count), scores=scores)
+    content = {'model': {'architecture': 'x'}, 'preprocessing': {'input_size': 8}, 'class_names': names}
+    args = Munch(class_names=None, given=given, dataset='ILSVRC' if known else 'CUB', data_root='d', metadata_root='m') | flags
+    return weights.class_names(Munch(args), weights.Checkpoint(Path('net.pth'), content, model=model), model)
+
+
+def test_imagenets_names_are_for_imagenets_classifiers_and_for_others_with_a_word(capsys):
+    names = names_of(1000)
+    assert names[:2] == ['tench', 'goldfish'] and len(set(names)) == 1000
+    assert not capsys.readouterr().out
+    assert names_of(1000, known=False) == names and "so they get ImageNet's names" in capsys.readouterr().out
+    assert names_of(1000, names=[f'x{number}' for number in range(1000)], known=False)[7] == 'x7'
+    assert names_of(200) == names_of(200, known=False) == [] and names_of(2, scores='one_logit') == ['no', 'yes']
+
+
+def test_names_come_from_the_file_then_the_checkpoint_then_the_folder(tmp_path):
+    for name in 'ab':
+        (tmp_path / 'pets/train' / name).mkdir(parents=True)
+    (tmp_path / 'names').write_text('x\nx\n')
+    folder = {'given': ['dataset'], 'dataset': f'{tmp_path}/pets', 'known': False}
+    assert names_of(2, class_names=tmp_path / 'names', names=['p', 'q'], **folder) == ['x (0)', 'x (1)']
+    assert names_of(2, names=['p', 'q'], **folder) == ['p', 'q']
+    assert names_of(2, names=['p', 'q', 'r'], **folder) == names_of(2, scores='one_logit', **folder) == ['a', 'b']
+    with pytest.raises(UserError, match='has 2 class folders, the network 3 classes'):
+        names_of(3, **folder)
