@@ -94,8 +94,9 @@ def test_prefixes_before_all_names(prefix, tmp_path, caplog):
 
 
 def test_wrappers_within_names(tmp_path):
-    inner = {name.replace('stage2.', 'stage2._fsdp_wrapped_module.'): value for name, value in STATE.items()}
-    assert_scores(loaded(inner, tmp_path), tiny())
+    for wrapper in ('_fsdp_wrapped_module', '_orig_mod', 'module'):
+        inner = {name.replace('stage2.', f'stage2.{wrapper}.'): value for name, value in STATE.items()}
+        assert_scores(loaded(inner, tmp_path), tiny())
 
 
 @pytest.mark.parametrize('key', ['state_dict', 'model', 'model_state_dict', 'net', 'network', 'weights', 'state_dict_ema', 'model_ema', 'ema', 'mine'])
@@ -210,6 +211,7 @@ def test_every_other_head_is_refused_by_name(head, words, tmp_path):
     ({'model.stage2.4.weight': torch.ones(16)}, 'stage2.4.weight is not a part of the network'),
     ({'model.conv1.weight': torch.ones(4, 3, 7, 7)}, 'conv1.weight is (4, 3, 7, 7), the network has (8, 3, 3, 3)'),
     ({'model.bn1.weight': torch.full((8,), torch.inf)}, 'bn1.weight is not finite'), ({'model.fc.bias': torch.full((5,), torch.nan)}, 'fc.bias is not finite'),
+    ({'model.stage2.0.weight': torch.ones(16, 8, 3, 3, dtype=torch.int8)}, 'stage2.0.weight is (16, 8, 3, 3) of integers'),
     ({'model.fc.weight': torch.ones(5, 16).to_sparse()}, 'model.fc.weight is no weight'),
     ({'model.fc.weight': nn.parameter.UninitializedParameter()}, 'model.fc.weight is no weight but a torch.nn.parameter.UninitializedParameter')])
 def test_no_weight_is_left_out_or_wrong_without_a_word(change, words, tmp_path):

@@ -1,4 +1,5 @@
 """Weights under a network's names: prefixes removed, heads recognised, and every weight that is not used named."""
+import re
 from collections import Counter
 
 import torch
@@ -8,6 +9,7 @@ from wsol.backbones.weight_files import AVERAGED, LOG
 from wsol.errors import UserError
 
 WRAPPERS = ('_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module', '_forward_module')  # of torch, Lightning
+OLD_DENSENET = re.compile(r'(\.denselayer\d+\.(?:norm|conv))\.(\d\.)')  # torchvision's files have names of before 2018
 COUNTER = 'num_batches_tracked'  # it has no effect on what a network computes
 AUXILIARY = ('aux1', 'aux2', 'AuxLogits')  # heads of GoogLeNet and Inception, which are used in training only
 REMEDY = 'load the weights into your network in Python, and explain it by wsol.from_module'
@@ -29,7 +31,10 @@ def under_names(path, state, expected):
     put a prefix before the network's names: it is the one under which most of the expected names are, if half of them
     or more are there. Counts of batches that older files lack are those of a new network.
     """
-    state = {'.'.join(part for part in name.split('.') if part not in WRAPPERS): value for name, value in state.items()}
+    usual = any('.module.' in name for name in expected)  # else it is DataParallel's, also of a part of the network
+    wrappers = WRAPPERS if usual else (*WRAPPERS, 'module')
+    state = {'.'.join(part for part in OLD_DENSENET.sub(r'\1\2', name).split('.') if part not in wrappers): value
+             for name, value in state.items()}
     counts = Counter()
     for name in state:
         parts = name.split('.')
@@ -56,8 +61,8 @@ def check_fit(path, state, expected, remedy='', whole=None):
     """
     problems = [[f'{name} is missing' for name in expected if name not in state],
                 [f'{name} is not a part of the network' for name in state if name not in expected],
-                [f'{name} is {tuple(state[name].shape)}, the network has {tuple(value.shape)}'
-                 for name, value in expected.items() if name in state and state[name].shape != value.shape]]
+                [f'{name} is {_form(state[name])}, the network has {_form(value)}' for name, value in expected.items()
+                 if name in state and _form(state[name]) != _form(value)]]
     if any(problems):
         shown = sum((kind[:SHOWN // 2] for kind in problems), [])
         more, alike = sum(map(len, problems)) - len(shown), _resembling(whole or state)
@@ -67,6 +72,11 @@ def check_fit(path, state, expected, remedy='', whole=None):
     if broken:
         raise UserError(f'{path} holds a network that has diverged: {broken[0]} is not finite, NaN or infinite '
                         f'({len(broken)} such weights); take an earlier checkpoint')
+
+
+def _form(value):
+    """The shape of a weight, and whether it is a whole number, as quantised weights are."""
+    return f'{tuple(value.shape)}{"" if value.is_floating_point() else " of integers"}'
 
 
 def _resembling(state):

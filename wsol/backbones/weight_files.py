@@ -210,18 +210,24 @@ AVERAGED = re.compile(r'ema|teacher|averag|momentum|swa|shadow|target', re.I)  #
 DEPTH = 4  # of dicts in dicts
 
 
-def _state_dicts(content, place=(), depth=DEPTH):
-    """{place: state dict} of all state dicts in a content, except those of optimisers. place: the keys so far."""
-    states = {}
-    if not isinstance(content, dict) or not depth:
-        return states
-    for key, value in content.items():
-        if isinstance(key, str) and 'optim' not in key.lower():
-            states |= _state_dicts(value, (*place, key), depth - 1)
-    if any(isinstance(name, str) and isinstance(value, torch.Tensor) and value.ndim > bool(states)
-           for name, value in content.items()):
-        states['.'.join(place)] = content
-    return states
+def _dicts(content):
+    """{place: dict} of a content and of all dicts in it, each once. place: the keys that lead there."""
+    dicts, left, seen = {}, [((), content)], set()
+    while left:
+        keys, value = left.pop(0)
+        if isinstance(value, dict) and id(value) not in seen and len(keys) < DEPTH:
+            seen.add(id(value))
+            dicts['.'.join(keys)] = value
+            left += [((*keys, key), inner) for key, inner in value.items() if isinstance(key, str)]
+    return dicts
+
+
+def _state_dicts(content):
+    """{place: state dict} of all state dicts in a content, except those of optimisers and of numbers of a metric."""
+    def largest(state):
+        return max((value.ndim for value in state.values() if isinstance(value, torch.Tensor)), default=0)
+    states = {place: part for place, part in _dicts(content).items() if largest(part) and 'optim' not in place.lower()}
+    return {place: state for place, state in states.items() if largest(state) > 1} or states
 
 
 def _is_plain(value):
@@ -291,23 +297,18 @@ def _preferred(path, states):
     return ranked[0]
 
 
-def _values(content, depth=DEPTH):
-    """All values in dicts in dicts, and the content itself."""
-    inner = content.values() if isinstance(content, dict) and depth else ()
-    return [content, *(value for part in inner for value in _values(part, depth - 1))]
-
-
 def _without_weights(content):
     """What a content without a state dict is, and the remedy."""
-    values, keys = _values(content), content if isinstance(content, dict) else {}
-    classes = [type(value).__name__ for value in values if isinstance(value, Foreign) and not value]
+    dicts = _dicts(content)
+    empty, keys = [part for part in dicts.values() if not part], dicts.get('', {})
+    classes = [type(part).__name__ for part in empty if isinstance(part, Foreign)]
     if any(name.startswith('numpy.') for name in classes):
         return 'holds arrays of NumPy: make tensors of them by torch.from_numpy, then write them by torch.save'
     if any('optim' in str(key).lower() or key == 'param_groups' for key in keys) and not keys.keys() & {*PLAIN}:
         return 'holds the state of an optimizer and no weights: name the file of the network'
     if classes:
         return f'holds a whole object of the class {classes[0]}, whose reading would run code: {STATE_DICT}'
-    if any(isinstance(value, dict) and not value for value in values):
+    if empty:
         return 'holds an empty state dict: it was written before the network had weights'
     return 'holds no state dict, that is, names and tensors'
 
