@@ -16,8 +16,9 @@ ABOUT = ('dataset', 'images_sha256', 'files_sha256', 'weights_sha256', 'images',
 NAMED_BY = {'norm_type': 'norm', 'threshold_type': 'thresholds', 'cam_curve_interval': 'step', 'seed': 'seed',
             'smooth_grad_nr_iter': 'copies', 'smooth_grad_sigma': 'noise', 'integrated_grad_nr_iter': 'points',
             'precision': 'precision', 'crop_size': 'size', 'resize_size': 'resized to',
-            'superclass_file': 'superclasses of', 'iou_thresholds': 'IoU', 'slow_questions': 'slow methods asked',
-            'prior': 'prior', 'large_feature_map': 'large map'}  # setting -> its word in the name of a row
+            'superclass_file': 'superclasses of', 'iou_thresholds': 'IoU', 'scores': 'p by',
+            'slow_questions': 'slow methods asked', 'prior': 'prior',
+            'large_feature_map': 'large map'}  # setting -> its word in the name of a row
 
 
 @dataclass
