@@ -123,7 +123,8 @@ class ResultFile:
         content = self._content(measured)
         before = read_result(self.path)['settings']
         now = json.loads(json.dumps(self.identity['settings']))  # lists in place of tuples, as in a file
-        earlier = {name: flag.default for name, flag in config.ALL_FLAGS.items()} | before  # for newer flags
+        newer = {name: flag.default for name, flag in config.ALL_FLAGS.items()} | usual_settings()
+        earlier = newer | before
         changed = [f'{name} was {earlier.get(name)}, is {value}' for name, value in now.items()
                    if before and earlier.get(name) != value]
         whole_files.write_json(self.path, content)

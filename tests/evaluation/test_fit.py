@@ -10,7 +10,7 @@ from PIL import Image
 import wsol
 from dataset.image_files import images_below
 from evaluation import session
-from experiment.result_files import key
+from experiment.result_files import ResultFile, key
 from experiment.settings import adopt
 from reports import rows
 from reports.photos import Photos
@@ -139,6 +139,14 @@ def test_an_accuracy_stands_in_rows_of_its_fit_alone():
     row, = rows.make_rows([older, maps], 'x')
     assert row.about['fit'] == 'squash' and 'accuracy' in row.estimates
     assert len(rows.make_rows([crop, maps], 'x')) == 2
+
+
+def test_an_older_result_is_replaced_without_a_word_of_the_fit(tmp_path, capsys):
+    path, device = tmp_path / 'x.json', torch.device('cpu')
+    path.write_text(json.dumps({'settings': {'seed': 0}}))
+    for fit, more in (('squash', ''), ('crop', 'fit was squash, is crop')):
+        ResultFile(path, {'settings': {'seed': 0, 'fit': fit}}, device).write({})
+        assert ('replaces' in (said := capsys.readouterr().out)) == bool(more) and more in said
 
 
 def test_a_training_refuses_another_fit(script):
