@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 
 @contextmanager
@@ -48,11 +49,7 @@ def full_precision(tensor):
 
 
 def unwrapped(module):
-    """The network inside DataParallel, DistributedDataParallel and torch.compile; any other module as it is."""
-    while True:
-        inner = getattr(module, '_orig_mod', module)
-        if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = inner.module
-        if inner is module:
-            return module
-        module = inner
+    """The network inside DataParallel, torch.compile and an average of weights; any other module as it is."""
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
+        return unwrapped(module.module)
+    return unwrapped(module._orig_mod) if hasattr(module, '_orig_mod') else module

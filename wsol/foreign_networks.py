@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from wsol.backbones import timm_networks, torchvision_networks
-from wsol.contexts import evaluating, full_precision, unwrapped
+from wsol.contexts import evaluating, unwrapped
 from wsol.errors import UserError
 from wsol.heads import CAM
 from wsol.networks import find_head
@@ -35,12 +35,11 @@ def tensors_in(output):
 def last_map(output):
     """The one map (B,D,h,w) in a layer's output; Hugging Face's last_hidden_state if there are several."""
     maps = list({id(tensor): tensor for tensor in tensors_in(output) if tensor.ndim == 4}.values())
-    if len(maps) > 1 and isinstance(getattr(output, 'last_hidden_state', None), torch.Tensor):
-        maps = [output.last_hidden_state]
+    if len(maps) > 1 and getattr(output, 'last_hidden_state', None) is not None:
+        return output.last_hidden_state
     if len(maps) != 1:
-        kind = tuple(output.shape) if isinstance(output, torch.Tensor) else f'a {type(output).__name__}'
-        raise UserError(f'the output of the layer is no map (B,D,h,w) but {kind}'
-                        + (f' with {len(maps)} maps' if maps else '') + '; to_map= can make it one')
+        kind = tuple(getattr(output, 'shape', ())) or f'a {type(output).__name__} with {len(maps)} maps'
+        raise UserError(f'the output of the layer is no map (B,D,h,w) but {kind}; to_map= can make it one')
     return maps[0]
 
 
@@ -98,11 +97,8 @@ class PooledNorm(nn.Module):
         mean = features.mean((2, 3))  # (B,D)
         shift, variance = ((norm.running_mean, norm.running_var) if hasattr(norm, 'running_var') else
                            (mean.mean(1, keepdim=True), mean.var(1, keepdim=True, correction=0)))
-        with full_precision(features):
-            scale = (variance + norm.eps).rsqrt()
-            scaled = (features - shift[..., None, None]) * scale[..., None, None]
-        if norm.weight is not None:
-            scaled = scaled * norm.weight[:, None, None]
+        scale = (variance + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
+        scaled = (features - shift[..., None, None]) * scale[..., None, None]
         return scaled if norm.bias is None else scaled + norm.bias[:, None, None]
 
 
@@ -111,7 +107,8 @@ def from_module(module, layer, attribution_method='CALM_EM', num_classes=None, p
     """A head on the output of a layer of any module, to be trained; or CAM of a classifier that is already trained.
 
     module: takes images (B,C,H,W), normalised as in its training; C is what its first convolution takes. Its output may
-    be of any kind. Of DataParallel and torch.compile the network inside is taken.
+    be of any kind. Of DataParallel and torch.compile the network inside is taken. What is frozen has requires_grad
+    False: torch.no_grad inside the module may not hold, since only a part of it is run.
     layer: the dotted name of a submodule. Its output is a map (B,D,h,w) or (B,h,w,D), a tuple, list or dict that holds
     one, or to_map makes a map of it, for example of tokens (B,N,D).
     attribution_method: the head, a key of HEADS.
@@ -123,6 +120,8 @@ def from_module(module, layer, attribution_method='CALM_EM', num_classes=None, p
     Returns an nn.Module as build_model does. Raises UserError.
     """
     module = unwrapped(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UserError('TorchScript does not let its layers be read: give the module that it was made of')
     layer = _find_layer(module, layer)
     head = find_head(attribution_method, prior)
     if num_classes is None and attribution_method != 'CAM':
@@ -184,7 +183,7 @@ def noise_image(network, image_size, channels=None):
     convolutions = (layer.in_channels for layer in network.modules() if isinstance(layer, nn.Conv2d))
     shape = (1, channels or next(convolutions, 3), image_size, image_size)
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    return images.to(next(network.parameters(), images))
+    return images.to(next((weight for weight in network.parameters() if weight.is_floating_point()), images))
 
 
 def _try(network, images, name):

@@ -121,6 +121,7 @@ def test_wrappers_are_taken_off_and_layers_may_be_named_with_them():
     plain = Classifier()
     agrees(nn.DataParallel(plain), 'encoder')
     agrees(nn.DataParallel(plain), 'module.encoder')
+    agrees(torch.optim.swa_utils.AveragedModel(plain), 'encoder')
     agrees(Wrapper(plain), 'model.encoder')
     agrees(Wrapper(nn.DataParallel(plain)), 'model.encoder')
     with pytest.raises(UserError, match='layer="encoder" is no submodule; there is model.encoder'):
@@ -150,6 +151,13 @@ def test_maps_of_a_wrapped_model_are_those_of_the_model():
     for explain in (lambda model: attribution_maps(model, IMAGES), lambda model: contrast_maps(model, IMAGES, labels, labels + 1)):
         with pytest.raises(UserError, match='a Classifier has no maps: only CAM and CALM have'):
             explain(Classifier())
+
+
+@pytest.mark.filterwarnings('ignore:.torch.jit')
+def test_torchscript_is_refused_by_name():
+    for scripted in (torch.jit.script(nn.Conv2d(3, 8, 3)), torch.jit.trace(Classifier().eval(), IMAGES)):
+        with pytest.raises(UserError, match='TorchScript does not let its layers be read'):
+            from_module(scripted, 'encoder', 'CAM')
 
 
 def test_a_module_keeps_its_mode_its_frozen_parameters_and_its_weights():
