@@ -206,7 +206,7 @@ def test_every_other_head_is_refused_by_name(head, words, tmp_path):
 
 @pytest.mark.parametrize('change, words', [
     ({'classifier.weight': torch.ones(2, 5)}, 'whether classifier.weight belongs to the classifier, beside fc'),
-    ({'classifier.weight': torch.ones(2, 16)}, 'whether classifier.weight belongs'), ({'neck.running_mean': torch.ones(16)}, 'neck.running_mean'),
+    ({'classifier.weight': torch.ones(2, 16)}, 'whether classifier.weight belongs'), ({'neck.running_mean': torch.ones(16)}, 'neck.running_mean'), ({'norm.weight': torch.ones(16)}, 'whether norm.weight belongs'),
     ({'model.fc.weight': torch.ones(3, 7)}, 'takes 7 features, and the network gives 16'),
     ({'model.stage2.4.weight': torch.ones(16)}, 'stage2.4.weight is not a part of the network'),
     ({'model.conv1.weight': torch.ones(4, 3, 7, 7)}, 'conv1.weight is (4, 3, 7, 7), the network has (8, 3, 3, 3)'),

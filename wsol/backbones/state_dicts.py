@@ -136,7 +136,9 @@ def load_classifier(network, weights, slot, root):
     left_out = {name: value for name, value in (state | head | outside).items() if name not in body | head_names}
     _check_left_out(path, layer, head, left_out)
     missing = [name for name in body if name not in state]
-    place = next((place for place in _between(slot, root) if all(_is_in(name, place) for name in missing)), slot)
+    parts = slot.split('.')
+    places = ['.'.join(parts[:count]) for count in range(len(parts), root.count('.'), -1)]  # outwards
+    place = next((place for place in places if all(_is_in(name, place) for name in missing)), slot)
     linear = _put_linear(path, network, slot, place, head[f'{layer}.weight'], f'{layer}.bias' in head)
     complete = network.state_dict()
     state = {name: value for name, value in state.items() if name in body and name in complete}
@@ -189,19 +191,11 @@ def _check_left_out(path, layer, head, left_out):
     for name, value in left_out.items():
         is_copy = AVERAGED.search(_top(name)) or _top(name) in AUXILIARY
         may_follow = _is_matrix(value) and value.shape[1] in (classes, features)
-        is_norm = name.endswith('running_mean')
+        is_norm = value.is_floating_point() and value.shape == (features,)
         is_scale = value.is_floating_point() and value.numel() == 1 and f'{layer}.bias' not in head
         if not is_copy and (may_follow or is_norm or is_scale):
             raise UserError(f'{path}: it is not clear whether {name} belongs to the classifier, beside {layer}; '
                             f'{REMEDY}, or choose the names of the classifier by weights_key=PREFIX')
-
-
-def _between(slot, root):
-    """The names of the modules from `slot` outwards to `root`."""
-    names = [slot]
-    while names[-1] != root and '.' in names[-1]:
-        names.append(names[-1].rpartition('.')[0])
-    return names
 
 
 def _put_linear(path, network, slot, place, weight, has_bias):
