@@ -449,8 +449,8 @@ def test_a_training_from_the_cache_is_the_same_training(script, pets, tmp_path):
             del line['train_images_per_second']
         seen.append((lines, json.loads((tmp_path / 'save' / name / 'results.json').read_text())['weights_sha256']))
     assert seen[0] == seen[1]
-    kept = sorted(path.name.split('.')[0] for path in (tmp_path / 'save/cache').iterdir())
-    assert [name.rsplit('_', 2)[1:] for name in kept] == [['test', '32'], ['train', '36'], ['val', '32']]
+    kept = sorted(path.name.split('.')[0] for path in (tmp_path / 'save/cache').glob('*.pixels'))
+    assert [name.rsplit('_', 3)[1::2] for name in kept] == [['test', '32'], ['train', '36'], ['val', '32']]
     code, out, err = script('main', *pets, '--experiment_name=cached', '--is_train=False', '--cache')
     assert code == 0 and 'pixels will take' not in out, err  # the test images are those of the training's cache
 
