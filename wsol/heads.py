@@ -119,6 +119,8 @@ class CAM(nn.Module):
 
     def __init__(self, backbone, num_features, num_classes, prior=None):
         super().__init__()
+        if num_classes == 1:
+            raise UserError('num_classes=1: the probability of a single class is always 1; train two, no and yes')
         self.stages = tuple(name for name, _ in backbone.named_children())
         for name, stage in backbone.named_children():
             self.add_module(name, stage)

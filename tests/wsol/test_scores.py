@@ -120,5 +120,8 @@ def test_what_contradicts_the_network_or_is_unknown_is_refused():
                                         (4, (nn.Tanh(),), None, 'does not end in average pooling')):
         with pytest.raises(UserError, match=words):
             cam(outputs, *end, scores=scores)
+    for head in ('CAM', 'CALM_EM'):
+        with pytest.raises(UserError, match='a single class is always 1'):
+            from_module(classifier(4), '1', head, num_classes=1, image_size=32)
     assert build_model('resnet18', 'CAM', 2).conv_last.out_channels == 2  # a network of two classes is trained as before
     np.testing.assert_equal(cam(2).scores, 'softmax')
