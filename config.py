@@ -7,6 +7,7 @@ A script states the flags that it reads; its arguments hold these and no others:
     args = config.parse(make_parser())
 """
 import argparse
+from dataclasses import fields
 from functools import partial
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ from runtime.command_line import (
 )
 from wsol import ARCHITECTURES, HEADS, METHODS, prior_training
 from wsol.attribution.contrast import CONTRASTS
+from wsol.attribution.registry import SamplingSettings
 from wsol.backbones.resnet import LAYERS
 from wsol.errors import UserError
 from wsol.heads import PRIORS
@@ -190,6 +192,9 @@ FLAGS = {
         _recorded('smooth_grad_sigma', 4.0, number(float, 0, False), 'SmoothGrad: the standard deviation of the '
                   "noise is the image's range divided by this"),
         _recorded('integrated_grad_nr_iter', 50, COUNT, 'points on the path of the integrated gradients'),
+        _recorded('finer_cam_alpha', 0.6, RATE, "Finer-CAM: how much of the similar classes' scores is subtracted"),
+        _recorded('finer_cam_references', 3, COUNT, 'Finer-CAM: the number of similar classes'),
+        _recorded('rise_nr_masks', 4000, COUNT, 'masked images of RISE'),
         _recorded('contrast_method', None, choice(lambda: ('difference', *CONTRASTS)), 'how to contrast class A '
                   'with class B. difference subtracts their maps, as published; the others explain both at once: see '
                   'docs/attribution.md (default: difference; inference.py: that of the head; interventions: all)',
@@ -240,7 +245,7 @@ PICTURES = tuple(flag.name for flag in FLAGS['pictures'])
 EVERYWHERE = ('experiment_name', 'save_root', 'device', 'dataset', 'data_root', 'metadata_root', 'crop_size', 'fit',
               'resize_size', *NETWORK, 'load_checkpoint', 'weights_key')
 IMAGES = ('seed', 'workers', 'precision', 'batch_size', 'skip_broken')  # for scripts that send images through a network
-SAMPLING = ('smooth_grad_nr_iter', 'smooth_grad_sigma', 'integrated_grad_nr_iter')
+SAMPLING = tuple(field.name for field in fields(SamplingSettings))
 MAPS = (*IMAGES, 'scores', 'score_map_process', 'score_map_method', 'superclass_file', *SAMPLING)
 EVALUATION = (*MAPS, 'cache', 'scoremap_root')
 

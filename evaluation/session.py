@@ -344,4 +344,4 @@ def folder_name(folder):
 
 def sampling_settings(args):
     """The SamplingSettings that the flags state."""
-    return SamplingSettings(args.smooth_grad_nr_iter, args.smooth_grad_sigma, args.integrated_grad_nr_iter)
+    return SamplingSettings(**{name: args[name] for name in config.SAMPLING})

@@ -15,6 +15,7 @@ from wsol.errors import UserError
 ABOUT = ('dataset', 'images_sha256', 'files_sha256', 'weights_sha256', 'images', 'epoch')  # of a row
 NAMED_BY = {'norm_type': 'norm', 'threshold_type': 'thresholds', 'cam_curve_interval': 'step', 'seed': 'seed',
             'smooth_grad_nr_iter': 'copies', 'smooth_grad_sigma': 'noise', 'integrated_grad_nr_iter': 'points',
+            'finer_cam_alpha': 'alpha', 'finer_cam_references': 'similar classes', 'rise_nr_masks': 'masks',
             'precision': 'precision', 'crop_size': 'size', 'resize_size': 'resized to',
             'superclass_file': 'superclasses of', 'iou_thresholds': 'IoU', 'scores': 'p by',
             'slow_questions': 'slow methods asked', 'prior': 'prior',

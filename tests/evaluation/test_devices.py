@@ -29,7 +29,7 @@ from wsol.maps import NORM_TYPES, normalise, ranks, resize
 
 FAR, CPU = torch.device('meta'), torch.device('cpu')
 CLASSES = 5
-FEW = SamplingSettings(smooth_grad_nr_iter=2, integrated_grad_nr_iter=2)
+FEW = SamplingSettings(2, integrated_grad_nr_iter=2, rise_nr_masks=2)
 SEEDS = torch.arange(2)  # real: methods that draw at random read them
 MIXED = (FakeTensorDeviceMismatchError, RuntimeError)
 

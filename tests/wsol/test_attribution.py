@@ -12,7 +12,7 @@ from wsol.attribution.registry import SamplingSettings
 from wsol.errors import UserError
 
 GROUPS = superclasses.membership({0: [0, 1], 3: [2, 3, 4]}, 5)
-FEW = {'settings': SamplingSettings(smooth_grad_nr_iter=3, integrated_grad_nr_iter=3), 'superclasses': GROUPS}
+FEW = {'settings': SamplingSettings(3, integrated_grad_nr_iter=3, rise_nr_masks=3), 'superclasses': GROUPS}
 LABELS = torch.tensor([0, 3, 1])
 EVERY = [(head, name) for head in ('CAM', 'CALM_EM') for name, method in METHODS.items()
          if issubclass(HEADS[head], method.head)]
@@ -36,7 +36,7 @@ def images():
 # --- what maps are ---------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('head', ['CALM_EM', 'CALM_ML'])
-@pytest.mark.parametrize('name', [name for name in METHODS if METHODS[name].one_forward and name != 'random'])
+@pytest.mark.parametrize('name', [name for name in METHODS if METHODS[name].one_forward and name not in ('random', 'eigen_cam')])
 def test_maps_are_the_published_ones(head, name):
     reference = golden('maps')
     model = head_on_features(head, reference)

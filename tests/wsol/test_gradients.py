@@ -3,15 +3,17 @@ import copy
 import weakref
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam, Occlusion, Saliency
 from torchcam.methods import CAM as TorchCAM
-from torchcam.methods import LayerCAM
+from torchcam.methods import LayerCAM, XGradCAM
 
 from wsol import build_model
 from wsol.attribution import gradients, perturbation, registry
+from wsol.attribution.contrast import contrast_maps
 from wsol.attribution.maps import attribution_maps
 from wsol.attribution.registry import SamplingSettings
 
@@ -73,6 +75,91 @@ def test_layer_cam_is_torchcams(model, images):
         scores = model(images.clone().requires_grad_())
         reference, = extract(LABELS.tolist(), scores, normalized=False)
     torch.testing.assert_close(maps(model, images, 'layer_cam'), reference.detach(), rtol=1e-4, atol=1e-7)
+
+
+def test_xgrad_cam_is_torchcams(model, images):
+    with XGradCAM(model, target_layer='layer1') as extract:
+        scores = model(images.clone().requires_grad_())
+        reference, = extract(LABELS.tolist(), scores, normalized=False)
+    torch.testing.assert_close(maps(model, images, 'xgrad_cam'), reference.detach(), rtol=1e-4, atol=1e-7)
+
+
+def slopes(model, image, weights_of):
+    """(D,h,w) features of one image, and the slope in them of the sum of weights_of(scores) times the class scores."""
+    features = model.extract_features(image[None]).detach().requires_grad_()
+    scores = model.class_scores(model.head(features))[0]
+    slope, = torch.autograd.grad((weights_of(scores.detach()) * scores).sum(), features)
+    return features.detach()[0], slope[0]
+
+
+def test_hires_cam_adds_up_to_what_is_linear(model, images):
+    """Draelos and Carin's guarantee: for a linear head, here CAM's, the map's sum is the score without the bias."""
+    ours = maps(model, images, 'hires_cam')
+    for index, label in enumerate(LABELS.tolist()):
+        target = F.one_hot(LABELS[index], 5)
+        features, slope = slopes(model, images[index], lambda _, target=target: target)
+        torch.testing.assert_close(ours[index], sum(a * g for a, g in zip(features, slope, strict=True)))
+        if not hasattr(model, 'attention'):
+            score = model(images)[index, label] - model.conv_last.bias[label]
+            torch.testing.assert_close(ours[index].sum(), score, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('alpha, count', [(0.6, 3), (1.0, 1), (0.6, 9), (0.0, 2)])
+def test_finer_cam_agrees_with_its_formula(model, images, alpha, count):
+    ours = maps(model, images, 'finer_cam', finer_cam_alpha=alpha, finer_cam_references=count)
+    for index, label in enumerate(LABELS.tolist()):
+        def weights_of(scores, label=label):
+            near = sorted((c for c in range(5) if c != label), key=lambda c: abs(scores[c] - scores[label]))[:count]
+            return torch.tensor([1.0 if c == label else -alpha / len(near) if c in near else 0.0 for c in range(5)])
+        features, slope = slopes(model, images[index], weights_of)
+        torch.testing.assert_close(ours[index], (slope.mean((1, 2))[:, None, None] * features).sum(0).relu())
+    if alpha == 0:
+        assert torch.equal(ours, maps(model, images, 'grad_cam'))
+
+
+def test_finer_cam_as_a_contrast_is_grad_cam_of_the_difference_where_its_strength_is_one(model, images):
+    other = torch.tensor([0, 2])
+    settings = SamplingSettings(finer_cam_alpha=1.0)
+    finer, plain = (contrast_maps(model, images, LABELS, other, name, settings=settings) for name in ('finer_cam', 'grad_cam'))
+    torch.testing.assert_close(finer, plain)
+    weaker = contrast_maps(model, images, LABELS, other, 'finer_cam')
+    assert not torch.allclose(weaker, plain)
+
+
+def test_eigen_cam_is_the_first_principal_component_by_numpy(model, images):
+    ours = maps(model, images, 'eigen_cam')
+    for index in range(2):
+        features = model.extract_features(images[index:index + 1])[0].detach().flatten(1).numpy().T  # (hw,D)
+        values, vectors = np.linalg.eigh(features.T @ features)
+        reference = (features @ vectors[:, -1]).reshape(ours[index].shape)
+        np.testing.assert_allclose(ours[index], reference * np.sign(reference.sum()), rtol=1e-3, atol=1e-4)
+
+
+def test_ablation_cam_agrees_with_a_naive_loop(model, images):
+    ours = maps(model, images, 'ablation_cam')
+    with torch.no_grad():
+        for index, label in enumerate(LABELS.tolist()):
+            features = model.extract_features(images[index:index + 1])
+            score = model.class_scores(model.head(features))[0, label]
+            total = torch.zeros(features.shape[2:])
+            for channel in range(features.shape[1]):
+                without = features.clone()
+                without[:, channel] = 0
+                drop = score - model.class_scores(model.head(without))[0, label]
+                total += drop / abs(score) * features[0, channel]
+            torch.testing.assert_close(ours[index], total.relu(), rtol=1e-4, atol=1e-6)
+
+
+def test_rise_is_the_mean_of_masks_weighted_by_the_probability(model, images):
+    ours = maps(model, images, 'rise', rise_nr_masks=40)  # more than share a forward
+    for index, label in enumerate(LABELS.tolist()):
+        masks = torch.stack(list(perturbation.rise_masks(40, (40, 40), seed=index)))
+        assert masks.shape == (40, 1, 40, 40) and masks.min() >= 0 and masks.max() <= 1.001
+        with torch.no_grad():
+            total = sum(model(images[index:index + 1] * mask).softmax(1)[0, label] * mask[0] for mask in masks)
+        torch.testing.assert_close(ours[index], total / 20)
+    many = torch.stack(list(perturbation.rise_masks(2000, (20, 30), seed=3)))
+    assert (many.mean(0) - 0.5).abs().max() < 0.05  # every pixel is kept half of the time
 
 
 def test_grad_cam_pp_agrees_with_a_naive_loop(model, images):

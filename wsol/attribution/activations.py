@@ -9,6 +9,7 @@ import torch
 
 from wsol import heads
 from wsol.attribution.registry import register
+from wsol.contexts import full_precision
 from wsol.heads import CALM
 from wsol.maps import normalise
 
@@ -85,6 +86,18 @@ def gtcond_superclass_mean(query):
 def saliency(query):
     """The prior p(z|x): where the cue is, whatever the class (Kim et al. 2021)."""
     return query.activations.prior
+
+
+@register('eigen_cam', per_class=False, label='first principal component of the features')
+def eigen_cam(query):
+    """Eigen-CAM: the features projected on their first principal component; it knows no class, so it is a control
+    (Muhammad and Yeasin 2020)."""
+    features = query.activations.features.flatten(2).mT  # (B,hw,D)
+    with full_precision(features):
+        component = torch.linalg.svd(features, full_matrices=False)[2][:, :1].mT  # (B,D,1)
+        maps = (features @ component)[..., 0]
+    maps = maps * torch.where(maps.sum(1, keepdim=True) < 0, -1.0, 1.0)  # a component has no sign of its own
+    return maps.view(len(maps), *query.activations.features.shape[2:])
 
 
 @register('random', per_class=False, random=True, bounded=True, label='uniform noise', per='')

@@ -19,15 +19,15 @@ gradient_method = partial(register, explains_score=True, cost=(1, 1))
 # --- gradients by the input ---------------------------------------------------------------------
 
 
-def gradients(query, score, inputs, reduce):
+def gradients(query, score, inputs, reduce, explained=None):
     """reduce(∂s_k/∂inputs) for each asked class: one forward, K backwards.
 
-    score: a function (inputs) -> class scores (B,C). Returns (B,K,...). It works on copies, even where the caller has
-    switched gradients off.
+    score: a function (inputs) -> class scores (B,C). explained: a function of these -> (B,K) (default: the query's).
+    Returns (B,K,...). It works on copies, even where the caller has switched gradients off.
     """
     with torch.inference_mode(False), torch.enable_grad():
         leaf = inputs.detach().clone().requires_grad_()
-        scores = query.explained(score(leaf))  # (B,K)
+        scores = (explained or query.explained)(score(leaf))  # (B,K)
         count = scores.shape[1]
         rows = (torch.autograd.grad(scores[:, k].sum(), leaf, retain_graph=k < count - 1)[0] for k in range(count))
         return torch.stack([reduce(row.to(scores.dtype)) for row in rows], dim=1)  # maps add up in float32
@@ -139,20 +139,41 @@ def integrated_gradients(query):
 
 # --- gradients by the last map --------------------------------------------------------------------
 
-def _last_map_maps(query, reduce):
-    """reduce(A, ∂s/∂A) for each asked class, (B,K,h,w): one forward of the backbone."""
+def _last_map_maps(query, reduce, explained=None):
+    """reduce(A, ∂s/∂A) for each asked class, (B,K,h,w): one forward of the backbone. explained: of gradients."""
     features = query.activations.features.clone()
 
     def score(last_map):
         return query.model.class_scores(query.model.head(last_map))
-    return gradients(query, score, features, lambda gradient: reduce(features, gradient))
+    return gradients(query, score, features, lambda gradient: reduce(features, gradient), explained)
+
+
+def _weighted_by_means(features, gradient):
+    return (gradient.mean((2, 3), keepdim=True) * features).sum(1).relu()
 
 
 @gradient_method('grad_cam', label='gradient-weighted features for {c}')
 def grad_cam(query):
     """Grad-CAM: relu(Σ_d mean_z(∂s/∂A_d) A_d) (Selvaraju et al. 2017)."""
-    return _last_map_maps(query, lambda features, gradient: (
-        gradient.mean((2, 3), keepdim=True) * features).sum(1).relu())
+    return _last_map_maps(query, _weighted_by_means)
+
+
+@gradient_method('finer_cam', settings=('finer_cam_alpha', 'finer_cam_references'),
+                 label='gradient-weighted features for {c}, not for similar classes')
+def finer_cam(query):
+    """Finer-CAM: Grad-CAM of s − α mean_r s_r, where the classes r are those with the most similar scores; in a
+    contrast, r is the other class (Zhang et al. 2025)."""
+    settings, scores = query.settings, query.model.class_scores(query.activations)
+    target = scores.gather(1, query.asked)[..., None]  # (B,K,1)
+    distance = (scores[:, None] - target).abs().scatter(2, query.asked[..., None], torch.inf)  # (B,K,C)
+    count = min(settings.finer_cam_references, scores.shape[1] - 1)
+    references = distance.topk(count, largest=False).indices if query.contrast is None else query.contrast[..., None]
+
+    def explained(scores):
+        similar = scores[:, None].expand(-1, references.shape[1], -1).gather(2, references.clone())  # (B,K,R)
+        target = scores.gather(1, query.asked.clone())
+        return target - settings.finer_cam_alpha * similar.mean(2) if references.shape[2] else target
+    return _last_map_maps(query, _weighted_by_means, explained)
 
 
 @gradient_method('grad_cam_pp', label='gradient-weighted features for {c}')
@@ -165,6 +186,23 @@ def grad_cam_pp(query):
         weight = (alpha * gradient.relu()).sum((2, 3), keepdim=True)
         return (weight * features).sum(1).relu()
     return _last_map_maps(query, reduce)
+
+
+@gradient_method('xgrad_cam', label='gradient-weighted features for {c}')
+def xgrad_cam(query):
+    """XGrad-CAM: relu(Σ_d w_d A_d), w_d the mean of ∂s/∂A_d over the places, weighted by A_d (Fu et al. 2020)."""
+    def reduce(features, gradient):
+        total = features.sum((2, 3), keepdim=True)
+        weight = (gradient * features).sum((2, 3), keepdim=True) / total.masked_fill(total == 0, 1)
+        return (weight * features).sum(1).relu()
+    return _last_map_maps(query, reduce)
+
+
+@gradient_method('hires_cam', signed=True, label='gradient × features for {c}')
+def hires_cam(query):
+    """HiResCAM: Σ_d ∂s/∂A_d A_d (Draelos and Carin 2020). For CAM it is the class's logits without the bias, over the
+    number of cells."""
+    return _last_map_maps(query, lambda features, gradient: (gradient * features).sum(1))
 
 
 @gradient_method('layer_cam', label='gradient × features for {c}')

@@ -2,12 +2,15 @@
 
 The score s is CAM's logit, or log p(class|x) for CALM. Images (B,3,H,W) -> maps (B,K,h,w) or (B,K,H,W).
 """
+from itertools import islice
+
 import torch
 
 from wsol.attribution.registry import image_by_image, register, versions_at_a_time
 from wsol.contexts import full_precision
 from wsol.maps import normalise, resize
 
+RISE_GRID = 7  # cells on a side of a mask
 OCCLUSION_SIDE, OCCLUSION_STRIDE = 1 / 7, 1 / 14  # of the image's side
 MASKS_AT_A_TIME = 32  # masked images per forward (CUDA takes more)
 NUMBERS_KEPT = 120    # per pixel of a masked image, in a forward of ResNet-50 with 28x28 maps, without gradients
@@ -32,6 +35,51 @@ def score_cam(query):
     weights = (_scores_of_masked(query, masks) - baseline).softmax(0)  # (D,K)
     with full_precision(channels):
         return torch.einsum('dk,dhw->khw', weights, channels).relu()
+
+
+@register('ablation_cam', explains_score=True, cost=lambda _, num_features: (1 + num_features // 12, 0),
+          label='features weighted by their ablation, for {c}')
+@image_by_image
+def ablation_cam(query):
+    """Ablation-CAM: relu(Σ_d (s − s_d) / |s| A_d), s_d the score without A_d (Desai and Ramaswamy 2020)."""
+    features = query.activations.features  # (1,D,h,w); its cost is that of a head, about a twelfth of a forward
+    with torch.no_grad(), full_precision(features):
+        def explained(versions):
+            return query.explained(query.model.class_scores(query.model.head(versions)))
+        intact, drops = explained(features), []
+        for channels in torch.arange(features.shape[1], device=features.device).split(MASKS_AT_A_TIME):
+            ablated = features.repeat(len(channels), 1, 1, 1)
+            ablated[torch.arange(len(channels)), channels] = 0
+            drops.append(intact - explained(ablated))
+        weights = torch.cat(drops) / intact.abs().clamp_min(torch.finfo(intact.dtype).tiny)  # (D,K)
+        return torch.einsum('dk,dhw->khw', weights, features[0]).relu()
+
+
+def rise_masks(count, size, seed):
+    """Yield the masks (1,H,W) in 0..1 of RISE: random 7x7 grids of zeros and ones, enlarged, and shifted at random."""
+    generator, cell = torch.Generator().manual_seed(seed), [-(-side // RISE_GRID) for side in size]
+    grids = (torch.rand(count, 1, RISE_GRID, RISE_GRID, generator=generator) < 0.5).float()
+    shifts = torch.stack([torch.randint(side, (count,), generator=generator) for side in cell], 1).tolist()
+    enlarged = [(RISE_GRID + 1) * side for side in cell]
+    for grid, (top, left) in zip(grids, shifts, strict=True):
+        yield resize(grid, enlarged)[:, top:top + size[0], left:left + size[1]]
+
+
+@register('rise', random=True, settings=('rise_nr_masks',), unit='probability',
+          cost=lambda settings, _: (settings.rise_nr_masks, 0), label='p({c} | masked image), mean over masks', per='')
+@image_by_image
+def rise(query):
+    """RISE: Σ_i p(class | x ⊙ M_i) M_i / (N E[M]) over N random masks (Petsiuk et al. 2018)."""
+    (seed,), size, total = query.seeds, query.images.shape[2:], 0
+    masks = rise_masks(query.settings.rise_nr_masks, size, seed)
+    at_a_time = versions_at_a_time(query, MASKS_AT_A_TIME, NUMBERS_KEPT)
+    while part := list(islice(masks, at_a_time)):
+        part = torch.stack(part).to(query.images)
+        with torch.no_grad():
+            probs = query.model.probabilities(query.model(query.images * part))  # (N,C)
+        with full_precision(part):
+            total = total + torch.einsum('nk,nhw->khw', probs[:, query.asked[0]].float(), part[:, 0].float())
+    return total / (0.5 * query.settings.rise_nr_masks)
 
 
 @register('occlusion', explains_score=True, cost=(170, 0), signed=True, label='{score} lost when hidden',

@@ -12,7 +12,7 @@ import torch
 
 from wsol.contexts import full_precision
 from wsol.errors import UserError
-from wsol.heads import CAM
+from wsol.heads import CAM, Activations
 
 METHODS = {}      # name -> Method; one method may have two names
 MANY = 10         # forwards for a map: a method that takes more is slow
@@ -21,10 +21,13 @@ GPU_SHARE = 0.25  # largest share of free GPU memory for image copies in one for
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How many samples the gradient methods take, and how far apart they are; the defaults are the published ones."""
+    """How many samples a method takes, and what else its authors let a user choose; the defaults are theirs."""
     smooth_grad_nr_iter: int = 50       # noisy copies
     smooth_grad_sigma: float = 4.0      # the noise's deviation is the image's range divided by this
     integrated_grad_nr_iter: int = 50   # points on the path
+    finer_cam_alpha: float = 0.6        # Finer-CAM's strength: how much of the similar classes' scores is subtracted
+    finer_cam_references: int = 3       # the number of these classes
+    rise_nr_masks: int = 4000           # RISE's masked images
 
 
 @dataclass(frozen=True)
@@ -140,9 +143,12 @@ class Query:
 
     def single(self, index):
         """The same question about one image."""
-        return replace(self, images=self.images[index:index + 1], classes=self.asked[index:index + 1],
-                       seeds=self.seeds[index:index + 1],
-                       contrast=None if self.contrast is None else self.contrast[index:index + 1])
+        row = slice(index, index + 1)
+        query = replace(self, images=self.images[row], classes=self.asked[row], seeds=self.seeds[row],
+                        contrast=None if self.contrast is None else self.contrast[row])
+        if 'activations' in vars(self):  # computed already
+            query.activations = Activations(*(part if part is None else part[row] for part in self.activations))
+        return query
 
     def both(self):
         """The question about the classes (B,K) and, behind them, about those of the contrast: (B,2K)."""
