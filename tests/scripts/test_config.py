@@ -44,7 +44,7 @@ def test_a_script_reads_the_flags_that_it_states_and_no_others(name):
     """So that no flag is accepted and explained without use, or missing in its arguments."""
     stated, read = PARSERS[name].reads, flags_read(name)
     assert read and read - stated == set()
-    assert stated - read - set(config.NETWORK) - {flag for module in FLAG_READERS for flag in flags_read(module)} == set()
+    assert stated - read - {*config.NETWORK, *config.SAMPLING} - {flag for module in FLAG_READERS for flag in flags_read(module)} == set()
     assert flags_of(name, []).keys() - {'given', 'images'} == stated
 
 
