@@ -137,9 +137,8 @@ def open_images(args, data):
     transforms = dict.fromkeys(registry.SPLITS, eval_transform(args.crop_size, statistics))
     if not args.freeze:
         transforms['train'] = train_transform(args.resize_size, args.crop_size, statistics)
-    folder = Path(args.save_root) / 'cache'
     images = {split: data.open_split(split, transform, args.proxy_training_set and split == 'train', args.skip_broken,
-                                     folder, args.cache) for split, transform in transforms.items()}
+                                     Path(args.save_root) / 'cache') for split, transform in transforms.items()}
     for split in ('val', 'test'):
         data.check_classes(split, images[split], images['train'].class_names, 'train')
     warn_of_shared(images)
@@ -247,6 +246,8 @@ def train(args, folder, device, stop):
     sampler = SeededBatches(len(images['train']), args.batch_size, args.seed, training.least)
     if processes.is_first():
         whole_files.check_writable(folder, training.bytes_of_checkpoint())
+    for split in registry.SPLITS if args.cache else ():  # which takes long, so only a training that can begin does it
+        images[split].cached(Path(args.save_root) / 'cache')
     inputs, workers = images, args.workers
     if args.freeze and (checkpoint is None or checkpoint.epoch < args.epochs):  # else no epoch is left to train
         inputs, workers = frozen.extract_all(model, images, folder, args, device), 0

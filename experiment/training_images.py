@@ -11,11 +11,11 @@ import torch
 def record(images):
     """(N,3) int32 of an ImageDataset: four bytes of each id's SHA-256, the label, four bytes of the photo's SHA-256.
 
-    The photos' SHA-256 of the photos are computed where they are not known yet. All processes of a run call this.
+    The last is 0 for a photo that cannot be read. All processes of a run call this: they share the reading of photos.
     """
     ids = b''.join(hashlib.sha256(image_id).digest()[:4] for image_id in images.image_ids.tolist())
     photos = bytes.fromhex(''.join(sha256[:8] or '0' * 8 for sha256 in images.sha256))
-    columns = np.frombuffer(ids, np.int32), images.labels, np.frombuffer(photos, np.int32)
+    columns = np.frombuffer(ids, '<i4'), images.labels, np.frombuffer(photos, '<i4')
     return torch.from_numpy(np.stack(columns, 1).astype(np.int32))
 
 
@@ -32,6 +32,7 @@ def difference(before, now):
     kept = [(earlier[name], later[name]) for name in earlier.keys() & later.keys()]
     counts = {'gone': len(earlier) - len(kept), 'new': len(later) - len(kept),
               'with another label': sum(first[0] != second[0] for first, second in kept),
-              'with another content': sum(first[1] != second[1] for first, second in kept)}
+              'with another content': sum(0 != second[1] != first[1] for first, second in kept),
+              'that cannot be read': sum(0 == second[1] != first[1] for first, second in kept)}
     words = [f'{count} {what}' for what, count in counts.items() if count] or ['in another order']
     return f'{len(before)} images then, {len(now)} now: {", ".join(words)}'

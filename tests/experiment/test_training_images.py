@@ -34,21 +34,23 @@ def test_what_has_happened_to_the_images_is_counted(tmp_path, monkeypatch):
         return training_images.record(ImageDataset(np.array([name.encode() for name in images]), labels, tmp_path, None))
     for _ in range(100):
         names = draw.sample([f'{number}.png' for number in range(40)], 30)
-        before = {name: (draw.randrange(3), draw.randrange(1, 3)) for name in names[:draw.randrange(1, 30)]}
-        now = {name: draw.choice([content, (draw.randrange(3), draw.randrange(1, 3))]) for name, content in before.items()
+        before = {name: (draw.randrange(3), draw.randrange(3)) for name in names[:draw.randrange(1, 30)]}
+        now = {name: draw.choice([content, (draw.randrange(3), draw.randrange(3))]) for name, content in before.items()
                if draw.random() < 0.9} | dict.fromkeys(names[draw.randrange(29, 31):], (0, 1))
         if not now:
             continue
-        first, second = record(before), record(now)
-        assert training_images.difference(first, first) is None and training_images.is_record(first)
+        earlier, later = record(before), record(now)
+        assert training_images.difference(earlier, earlier) is None and training_images.is_record(earlier)
         kept = before.keys() & now.keys()
-        counts = [len(before.keys() - kept), len(now.keys() - kept), *(
-            sum(before[name][part] != now[name][part] for name in kept) for part in (0, 1))]
-        words = [f'{count} {what}' for count, what in zip(counts, ('gone', 'new', 'with another label', 'with another content'),
-                                                          strict=True) if count]
-        text = training_images.difference(first, second)
+        photos_of = [(before[name][1], now[name][1]) for name in kept]
+        counts = [len(before.keys() - kept), len(now.keys() - kept), sum(before[name][0] != now[name][0] for name in kept),
+                  sum(second not in (0, first) for first, second in photos_of),
+                  sum(second == 0 and first != 0 for first, second in photos_of)]
+        kinds = ('gone', 'new', 'with another label', 'with another content', 'that cannot be read')
+        words = [f'{count} {what}' for count, what in zip(counts, kinds, strict=True) if count]
+        text = training_images.difference(earlier, later)
         assert (text or '').endswith(', '.join(words)) and bool(text) == bool(words)
-    assert training_images.difference(first, first.flip(0)).endswith('in another order')
+    assert training_images.difference(earlier, earlier.flip(0)).endswith('in another order')
 
 
 def replace(path):
@@ -87,7 +89,10 @@ def test_a_head_that_trained_on_features_does_not_go_on_with_those_of_other_imag
         frozen = [*pets, '--freeze', *flags, f'--experiment_name={len(flags)}']
         assert script('main', *frozen, '--epochs=1')[0] == 0
         replace(tmp_path / 'pets/train/dog/0.jpg')
+        before = files_below(tmp_path / 'save')
         refused(script('main', *frozen, '--epochs=2'), '1 with another content')
+        assert {name: content for name, content in files_below(tmp_path / 'save').items() if 'sqlite' not in name} == {
+            name: content for name, content in before.items() if 'sqlite' not in name}  # nor does a cache go
 
 
 def test_lists_that_give_another_label_or_order_are_refused(script, tiny_birds, tmp_path):
