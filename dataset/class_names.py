@@ -46,14 +46,14 @@ def read_class_names(path, num_classes):
     return names
 
 
-def names_in(value):
-    """The names in a value of JSON or of a checkpoint, in the order of the classes; [] if there are none.
+def names_in(value, depth=2):
+    """The names in a value of JSON or of a checkpoint, in the order of the classes; [] if there are none so deep in it.
 
     ['tench', ...], {'0': 'tench'}, {'0': ['n01440764', 'tench']}, {'tench': 0}, or a dict with one of these in KEYS.
     """
     if isinstance(value, dict):
         return (_by_number(value.items()) or _by_number((number, name) for name, number in value.items())
-                or next((names for key in KEYS if (names := names_in(value.get(key)))), []))
+                or next((names for key in KEYS if depth and (names := names_in(value.get(key), depth - 1))), []))
     names = [_last(name) for name in value] if isinstance(value, (list, tuple)) else []
     return names if all(isinstance(name, str) for name in names) else []
 

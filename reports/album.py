@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from dataset.image_files import upright_size
 from reports import figures, gallery, pictures
@@ -24,12 +23,12 @@ from wsol.attribution.contrast import CONTRASTS, label_of
 from wsol.attribution.registry import METHODS
 from wsol.errors import UserError
 from wsol.heads import SCORES
-from wsol.maps import is_constant
 
 DIFFERENCE = 'difference'  # the contrast that subtracts the shown maps of two classes, where no contrast method is used
 SMALLEST = 480         # pixels: a smaller photo is enlarged to this, so that its colour bars can be read
 MOST_PIXELS = 24e6     # of all panels of a picture: two of 4000 x 3000, for which a gigabyte of memory is enough
 WHOLE, DIMMED = (0.0, 0.0, 1.0, 1.0), '; dimmed: not seen by the network'
+ROUNDING = 1e-5        # of a map's largest value: that of float32 in sums over thousands of features
 MANIFEST, PAGE = 'manifest.json', 'gallery.html'
 WRITER = 'inference.py'  # the mark of a manifest of ours; earlier ones have none
 
@@ -61,7 +60,7 @@ class View(NamedTuple):
 
 def has_one_value(values):
     """Whether a map (h,w) is constant but for rounding."""
-    return bool(is_constant(torch.from_numpy(values)))
+    return bool(np.ptp(values) <= ROUNDING * np.abs(values).max())
 
 
 def contrast_key(name):

@@ -2,8 +2,6 @@
 import torch
 import torch.nn.functional as F
 
-ROUNDING = 1e-5  # of a map's largest value: the rounding of float32 in sums over thousands of features
-
 
 def resize(maps, size):
     """(N,h,w) -> (N,*size), bilinear with pixel centres aligned at half pixels, no anti-aliasing."""
@@ -35,12 +33,6 @@ def normalise(maps, norm_type):
     usable = low < high  # not so for constant maps, nor for NaN, which amin and amax hand on
     scaled = NORM_TYPES[norm_type](maps, low, high).nan_to_num(0).clamp(0, 1)  # 0 / 0: a maximum of 0
     return torch.where(usable, scaled, torch.zeros_like(scaled))
-
-
-def is_constant(maps):
-    """Whether each map (...,h,w) has one value everywhere, but for rounding: (...) bool."""
-    low, high = maps.amin((-2, -1)), maps.amax((-2, -1))
-    return high - low <= ROUNDING * torch.maximum(low.abs(), high.abs())
 
 
 def ranks(maps, generators):

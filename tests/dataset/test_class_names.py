@@ -63,6 +63,9 @@ def test_names_in_checkpoints():
         assert names_in(content) == (NAMES if 'classes' in content else ['a', 'b'])
     for content in ({'classes': 5}, {'labels': [1, 2]}, {'class_to_idx': {'a': 0, 'b': 3}}, {}, None, {'args': {'names': {}}}, {'state_dict': {'w': 1.0}}):
         assert names_in(content) == []
+    content = {}
+    content['args'] = content['classes'] = content  # as a pickle may hold
+    assert names_in(content) == []
     assert imagenet_names()[0] == 'tench' and len(imagenet_names()) == 1000
 
 
