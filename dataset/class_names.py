@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from wsol.annotations import each_once
 from wsol.backbones._torchvision import import_torchvision
 from wsol.errors import UserError
 
@@ -39,7 +40,10 @@ def read_class_names(path, num_classes):
         content = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f'--class_names={path}: {error.strerror}') from error
-    names = _names_in_text(_decoded(content), num_classes)
+    try:
+        names = _names_in_text(_decoded(content), num_classes)
+    except UserError as error:
+        raise UserError(f'--class_names={path}: {error}') from error
     if len(names) != num_classes:
         raise UserError(f'--class_names={path} names {len(names)} classes, the network has {num_classes}; the file '
                         'should hold a line for each class, or JSON')
@@ -81,12 +85,50 @@ def _decoded(content):
     return content.decode('latin-1')
 
 
+def _each_once(pairs):
+    try:
+        return each_once(pairs)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _read_json(text):
+    return json.loads(text, object_pairs_hook=_each_once)
+
+
+def _read_python(text):
+    tree = ast.parse(text.strip(), mode='eval')
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            _each_once([(ast.unparse(key), None) for key in node.keys if key])
+    return ast.literal_eval(tree)
+
+
+def _read_yaml(text):
+    loader = yaml.SafeLoader(text)
+    root, seen = loader.get_single_node(), set()
+    nodes = [root]
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen or isinstance(node, yaml.ScalarNode):  # aliases make one node stand in many places
+            continue
+        seen.add(id(node))
+        pairs = node.value if isinstance(node, yaml.MappingNode) else [(None, value) for value in node.value]
+        _each_once([(key.value, None) for key, _ in pairs if isinstance(key, yaml.ScalarNode)])
+        nodes += [value for _, value in pairs]
+    return loader.construct_document(root)
+
+
 def _names_in_text(text, num_classes):
     if text.lstrip()[:1] in ('{', '[') or re.search(r'^\s*(names|classes)\s*:', text, re.MULTILINE):
-        for read in (json.loads, ast.literal_eval, yaml.safe_load):
-            with suppress(Exception):  # deep nesting makes them raise many kinds
+        for read in (_read_json, _read_python, _read_yaml):
+            try:
                 if names := names_in(read(text)):
                     return names
+            except UserError:
+                raise
+            except Exception:  # noqa: S112  deep nesting makes them raise many kinds
+                continue
     lines = [line.strip() for line in re.split(r'\r\n|\r|\n', text)]
     lines = [line for line in lines if line.strip('{}[] ')]
     if len(lines) == num_classes + 1 and HEADER.fullmatch(lines[0]):

@@ -28,7 +28,7 @@ def parse(text):
     """'entropy:WEIGHT' -> a function attention (B,h,w) -> (). Raises UserError."""
     name, _, number = (part.strip() for part in text.partition(':'))
     try:
-        weight = float(number)
+        weight = float(number) if number.isascii() and '_' not in number else math.nan
     except ValueError:
         weight = math.nan
     if name != 'entropy' or not math.isfinite(weight):

@@ -1,5 +1,6 @@
 """What data sets know about images beyond their class: part points, segmentations, superclasses."""
 import re
+from collections import Counter
 
 
 def whole_number(text):
@@ -7,3 +8,11 @@ def whole_number(text):
     if not re.fullmatch('[0-9]{1,9}', text):
         raise ValueError(f'"{text}" is no whole number in plain digits')
     return int(text)
+
+
+def each_once(pairs):
+    """The dict of pairs (key, value). Raises ValueError for a key that is stated twice: parsers take the last."""
+    repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    if repeated:
+        raise ValueError(f'"{repeated[0]}" is stated twice')
+    return dict(pairs)

@@ -4,12 +4,11 @@ Source: the aggregated attribution of Kim et al., ICCV 2021; WordNet's is-a rela
 Result: a (C,C) bool tensor whose row c marks the classes in the superclass of c, c included.
 """
 import json
-from collections import Counter
 from pathlib import Path
 
 import torch
 
-from wsol.annotations import whole_number
+from wsol.annotations import each_once, whole_number
 from wsol.errors import UserError
 
 
@@ -41,8 +40,8 @@ def wordnet(folder, num_classes=1000):
     relation, index = Path(folder) / 'wordnet.is_a.txt', Path(folder) / 'imagenet_class_index.json'
     try:
         pairs = [line.split() for line in relation.read_text('utf-8-sig').splitlines() if line.strip()]
-        classes = json.loads(index.read_text('utf-8-sig'), object_pairs_hook=_each_once)
-        synsets = _each_once([(value[0], whole_number(label)) for label, value in classes.items()])
+        classes = json.loads(index.read_text('utf-8-sig'), object_pairs_hook=each_once)
+        synsets = each_once([(value[0], whole_number(label)) for label, value in classes.items()])
         parents = {}
         for parent, child in pairs:
             parents.setdefault(child, []).append(parent)
@@ -62,14 +61,6 @@ def wordnet(folder, num_classes=1000):
         shared = (below[ancestor] for ancestor in _ancestors(synset, parents) if len(below[ancestor]) > 1)
         groups[label] = next(shared, {label})
     return membership(groups, num_classes)
-
-
-def _each_once(pairs):
-    """The dict of pairs. Raises ValueError for a key that is stated twice: json would take the last."""
-    repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-    if repeated:
-        raise ValueError(f'"{repeated[0]}" is stated twice')
-    return dict(pairs)
 
 
 def _ancestors(synset, parents):
