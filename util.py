@@ -79,22 +79,30 @@ def computes_in_bfloat16(device):
 
 
 def pick_precision(name, device, auto='float32'):
-    """'float32' or 'bfloat16'. auto: what 'auto' means on a device that computes in bfloat16; else it means float32.
+    """'float32', 'tf32' or 'bfloat16'. auto: what 'auto' means on a device that computes in bfloat16; else it means
+    float32.
 
-    On a GPU that does not compute in bfloat16, 'bfloat16' becomes float32, with a warning. A CPU emulates bfloat16.
+    What a device does not compute in becomes float32, with a warning. A CPU emulates bfloat16.
     """
     if name == 'auto':
         return auto if computes_in_bfloat16(device) else 'float32'
     usable = {'cuda': lambda: computes_in_bfloat16(device), 'mps': lambda: torch.backends.mps.is_macos_or_newer(14, 0),
               'cpu': lambda: True}
-    if name == 'bfloat16' and not usable[device.type]():
-        warn(f'--precision=bfloat16: this {device.type} device does not compute in bfloat16; float32 is used')
+    if name == 'tf32':
+        usable = {'cuda': torch.cuda.is_tf32_supported, 'mps': lambda: False, 'cpu': lambda: False}
+    if name != 'float32' and not usable[device.type]():
+        warn(f'--precision={name}: this {device.type} device does not compute in {name}; float32 is used')
         return 'float32'
     return name
 
 
 def autocast(precision, device):
-    """The context in which the backbone computes in 'float32' or 'bfloat16'."""
+    """The context in which the backbone computes in 'float32', 'tf32' or 'bfloat16'.
+
+    In tf32, cuDNN's convolutions round their inputs to 10 bits; float32 keeps all 23, although torch's default on CUDA
+    is the former. That holds until the next call, so that it holds for the backward too.
+    """
+    torch.backends.cudnn.allow_tf32 = precision == 'tf32'
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bfloat16')
 
 

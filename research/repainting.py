@@ -111,7 +111,8 @@ def true_effects(model, images, asked, repainter, device):
         image_id, pictures = images.image_id(index), pictures_of(asked, index, numbers)
         painted = [repainter.paint(image_id, **how) for how in ({}, *pictures.values())]  # the first is unchanged
         batch = torch.stack([images.transform(as_image(picture)) for picture in painted])
-        scores = model.log_probabilities(model(util.to_device(batch, device))).cpu().double().numpy()  # (V,C)
+        with util.autocast('float32', device):
+            scores = model.log_probabilities(model(util.to_device(batch, device))).cpu().double().numpy()  # (V,C)
         for number in numbers:
             _, _, first, second, _ = questions[number]
             odds = scores[:, first] - scores[:, second]

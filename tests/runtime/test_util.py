@@ -112,6 +112,24 @@ def test_bfloat16_on_a_mac_needs_macos_14(monkeypatch, capsys, new_enough):
     assert util.pick_precision('auto', torch.device('mps'), 'bfloat16') == 'float32'
 
 
+@pytest.mark.parametrize('kind, supported, expected', [('cuda', True, 'tf32'), ('cuda', False, 'float32'), ('cpu', True, 'float32'),
+                                                       ('mps', True, 'float32')])
+def test_tf32_is_for_gpus_that_have_it(monkeypatch, capsys, kind, supported, expected):
+    monkeypatch.setattr(torch.cuda, 'is_tf32_supported', lambda: supported)
+    assert util.pick_precision('tf32', torch.device(kind)) == expected
+    assert ('does not compute in tf32; float32 is used' in capsys.readouterr().err) == (expected == 'float32')
+
+
+def test_float32_means_float32_until_tf32_is_asked_for(monkeypatch):
+    """torch's default lets cuDNN round the inputs of a float32 convolution. The setting outlasts the forward, for the backward."""
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', True)
+    matmul = torch.backends.cuda.matmul.allow_tf32
+    for precision, rounds in (('float32', False), ('tf32', True), ('bfloat16', False), ('tf32', True), ('float32', False)):
+        with util.autocast(precision, torch.device('cpu')):
+            assert torch.backends.cudnn.allow_tf32 is rounds
+        assert torch.backends.cudnn.allow_tf32 is rounds and torch.backends.cuda.matmul.allow_tf32 is matmul is False
+
+
 def test_autocast_follows_the_precision():
     left, right = torch.rand(4, 4), torch.rand(4, 4)
     for precision, dtype in (('float32', torch.float32), ('bfloat16', torch.bfloat16)):
