@@ -32,6 +32,8 @@ def random_classifier(name, classes=13):
         if isinstance(layer, nn.BatchNorm2d):
             layer.running_mean.uniform_(-0.1, 0.1)
             layer.running_var.uniform_(0.5, 1.5)
+        if isinstance(layer, nn.Linear) and not layer.weight.any():  # a new ViT says the same of every image
+            nn.init.normal_(layer.weight)
     return network
 
 
