@@ -118,10 +118,12 @@ def _read(path, key=None):
     content = weight_files.load(path)
     keys = content if isinstance(content, dict) else {}
     model = keys.get('model')
-    if key is not None or not (isinstance(model, dict) and 'architecture' in model or 'command' in keys):
+    if model is None or not (isinstance(model, dict) and 'architecture' in model or 'command' in keys):
         record = {name: keys[name] for name, fits in RECORD.items() if name in keys and fits(keys[name])}  # elsewhere's
         record['class_names'] = names_in(keys) or None
         return record | {'state_dict': weight_files.pick_state_dict(path, content, key)}
+    if key is not None:
+        raise UserError(f'{path} is a checkpoint of main.py, which holds one state dict: leave --weights_key out')
     problem = weight_files.problem_of_weights(content.get('state_dict', content))
     if not problem:
         content = _without_retired_settings(path, content)

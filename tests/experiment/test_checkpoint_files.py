@@ -75,6 +75,17 @@ def test_content_that_cannot_be_is_refused_in_one_line(tmp_path, change, words):
     assert words in str(caught.value) and '\n' not in str(caught.value)
 
 
+def test_what_is_beside_the_weights_of_a_file_from_elsewhere_is_no_record(tmp_path):
+    state = hostile.checkpoint_content()['state_dict']
+    for beside in ({'command': 'train.py'}, {'model': 'resnet18', 'epoch': 'last'}, {'args': {'lr': 'x'}, 'optimizer': None}, {'command': ['a'], 'model': None}):
+        torch.save(beside | {'state_dict': state}, tmp_path / 'file.pth')
+        content = weights.read_checkpoint(tmp_path / 'file.pth').content
+        assert content['state_dict'].keys() == state.keys() and not {'model', 'args', 'epoch', 'optimizer'} & content.keys()
+    torch.save(hostile.checkpoint_content(), tmp_path / 'file.pth')
+    with pytest.raises(UserError, match='leave --weights_key out'):
+        checkpoint_files.read(tmp_path / 'file.pth', 'state_dict')
+
+
 @pytest.mark.parametrize('part, used', [('model', {'no_cue': True}), ('model', {'pointwise_from': 'layer3'}),
                                         ('model', {'last_stage': 'layer1,layer2'}), ('args', {'prior_training': 'drop:0.5'})])
 def test_settings_of_earlier_versions_are_refused_where_they_were_in_use(tmp_path, part, used):
