@@ -228,22 +228,31 @@ def from_classifier(architecture, source=True, scores=None):
 def cam_of_classifier(network, backbone, name, images, scores=None):
     """CAM of a network: its backbone, PooledNorm if it has such a norm, and its linear layer.
 
-    Which layers these are is found by trying: the means of the maps must be the network's scores, before a softmax or
-    sigmoid in its end, for `images` (1,C,H,W). name: for the message. scores: as in from_module. Raises UserError.
+    Which layers these are is found by trying: for `images` (1,C,H,W), the linear layer must be given the mean of the
+    map, normalised or not, and the scores must be what it gives, but for a softmax or sigmoid at the end.
+    name: for the message. scores: as in from_module. Raises UserError.
     """
-    expected = [output.flatten() for output in tensors_in(_try(network.eval(), images, name))]
+    fed = {}  # linear layers, and what they are given
+    hooks = [layer.register_forward_hook(lambda layer, inputs, _: fed.update({layer: inputs[0]}))
+             for layer in network.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    try:
+        expected = [output.flatten() for output in tensors_in(_try(network.eval(), images, name))]
+    finally:
+        for hook in hooks:
+            hook.remove()
     features = _try(backbone.eval(), images, name)
-    depth = features.shape[1]
-    norms = [layer for layer in network.modules() if getattr(layer, 'normalized_shape', ()) == (depth,)
-             or (isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.num_features == depth)]
-    linear = [layer for layer in network.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))
-              and layer.weight[0].numel() == depth and any(len(layer.weight) == len(output) for output in expected)]
+    shape = features.shape[1:2]  # (D,)
+    norms = [layer for layer in network.modules() if getattr(layer, 'normalized_shape', ()) == shape
+             or (isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.num_features,) == shape)]
     for norm in (None, *reversed(norms)):
         stages = OrderedDict(backbone=backbone) | ({} if norm is None else {'pooled_norm': PooledNorm(norm)})
         pooled = nn.Sequential(stages)[1:](features).mean((2, 3), keepdim=True)
-        for layer in reversed(linear):
-            model, outputs = _linear_cam(nn.Sequential(stages), layer), len(layer.weight)
-            logits = model.class_scores(model.head(pooled))[:, -outputs:]
+        for layer, given in reversed(fed.items()):
+            given = given.flatten(2).mean(2) if given.ndim == 4 else given
+            if layer.weight[0].shape.numel() != shape[0] or not _equal(pooled.flatten(), given.flatten()):
+                continue
+            model = _linear_cam(nn.Sequential(stages), layer)
+            logits = model.class_scores(model.head(pooled))[:, -len(layer.weight):]
             ends = [end for end, activate in ENDS if any(_equal(activate(logits)[0], output) for output in expected)]
             if ends and scores and ends[0] not in (None, scores):
                 raise UserError(f'{name} ends in a {ends[0]}, so scores={scores} does not suit it')

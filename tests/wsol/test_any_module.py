@@ -216,6 +216,25 @@ def test_a_traced_network_explains_in_eval_mode_and_trains_on_in_training_mode()
         assert torch.equal(attribution_maps(model, IMAGES), attribution_maps(model, IMAGES))
 
 
+class ClassToken(Classifier):
+    """Its linear layer does not read the average of the map."""
+
+    def forward(self, images):
+        return self.head(self.encoder(images)[:, :, 0, 0])
+
+
+def test_a_linear_layer_of_zeros_tells_nothing_of_what_it_reads():
+    """Where all scores are 0, as of a new classifier, any map would give them."""
+    for kind in (Classifier, ClassToken):
+        module = kind()
+        nn.init.zeros_(module.head.weight), nn.init.zeros_(module.head.bias)
+        if kind is Classifier:
+            agrees(module, 'encoder')
+        else:
+            with pytest.raises(UserError, match='this module, up to encoder, does not end in average pooling'):
+                from_module(module, 'encoder', 'CAM')
+
+
 # --- what follows the layer in place ------------------------------------------------------------------
 
 

@@ -57,7 +57,7 @@ def test_a_trained_classifier_is_explained_as_it_is(name, tmp_path):
 @pytest.mark.parametrize('name', ['vit_b_16', 'alexnet', 'squeezenet1_1', 'mobilenet_v3_small'])
 def test_what_does_not_end_in_pooling_and_a_linear_layer_is_refused_by_name(name, tmp_path):
     torch.save(random_classifier(name).state_dict(), tmp_path / 'trained.pth')
-    with pytest.raises(UserError, match=f'{name} (does not end in average pooling|has no spatial last map)'):
+    with pytest.raises(UserError, match=f'{name} does not end in average pooling'):
         from_classifier(name, tmp_path / 'trained.pth')
 
 
