@@ -41,7 +41,7 @@ from wsol.backbones.resnet import LAYERS
 from wsol.errors import UserError
 from wsol.heads import PRIORS
 from wsol.maps import NORM_TYPES
-from wsol.metrics import THRESHOLD_TYPES
+from wsol.metrics import FILLS, THRESHOLD_TYPES
 from wsol.networks import architecture_names, find_architecture
 
 OVERLAYS = {'blend': "the map's colours over the photo in grey", 'mask': 'the photo, darker where the map is lower',
@@ -213,6 +213,9 @@ FLAGS = {
                   '(default: log for probabilities, even for all other maps)', main=True),
         _recorded('iou_thresholds', (30, 50, 70), percentages, 'overlaps (IoU) in percent that count as found',
                   main=True),
+        _recorded('fill', 'zeros', choice(FILLS), 'what takes the place of erased pixels. zeros: as published; road: '
+                  'the weighted means of their neighbours and a little noise (Rong et al. 2022), which takes longer',
+                  shared=False),
         _recorded('scoremap_root', None, FOLDER, 'score maps made elsewhere: FOLDER/<split>/<image_id>.npy; for cue '
                   'localization FOLDER/<split>/<label>/<image_id>.npy', main=True),
         _recorded('cam_curve_interval', 0.001, number(float, 1e-6, True, 1), 'distance between two even thresholds; '

@@ -3,6 +3,10 @@
 Source: Kim et al., ICCV 2021, section 5. For k = 10, 30, 50, 70, 90 % the k % highest pixels of the true class's map
 are set to zero (in normalised input space), and the image is classified again; the same is done with as many random
 pixels. R_k = correct after top-k / correct after random; lower is better.
+Beside R_k stand that of coarse noise, a control, and the areas under p(true class) over the erased share 0, 10, 30, 50,
+70, 90, 100 %, by the trapezoid: deletion (Petsiuk et al., BMVC 2018) erases from the map's highest pixels down (lower
+is better), insertion from its lowest up (higher is better; it begins at the fill, not at a blurred image).
+--fill=road replaces pixels by the means of their neighbours (Rong et al., ICML 2022).
 Result: save/<experiment_name>/pixel_perturb_<data set>_<head>_<method>.<8 digits>.json and .png.
 
     python eval_pixel_perturb.py --experiment_name=calm_em
@@ -20,68 +24,104 @@ import config
 import util
 from data_loaders import in_order
 from evaluation import session
+from evaluation.erasing import erased_scores, pixel_orders
 from experiment import result_files
 from reports import figures
 from runtime import processes, screen
 from wsol import metrics
-from wsol.maps import ranks, resize
+
+ORDERS = ('top', 'random', 'coarse', 'low')  # by the map from the highest value down, ..., from the lowest up
+AREAS = {'deletion': 'top', 'insertion': 'low', 'random pixels': 'random', 'coarse noise': 'coarse'}
+AREA_DECIMALS = 3  # of an image's area
 
 
 @torch.inference_mode()
-def classify_erased(model, loader, source, device, seed, precision, at_a_time):
-    """Whether each image of the loader is classified correctly: (N,) intact, (N,5) after top-k and (N,5) after random
-    erasure.
+def classify_erased(model, loader, source, device, seed, precision, at_a_time, fill='zeros', more=True):
+    """Whether each image of the loader is classified correctly, and p(true class): two arrays (N,columns), for by_order
+    to split, of the intact image, its copies erased in the ORDERS, and the blank image.
 
-    source: a MapSource with the model's probabilities. seed: for the random pixels and the order among ties.
-    at_a_time: erased images are classified in batches of this size, whatever their k.
+    source: a MapSource with the model's probabilities. seed: for what is random. at_a_time: erased images are
+    classified in batches of this size, whatever their share. more: False leaves out all after the first two orders.
     """
-    results = [np.empty((0, 1 + 2 * len(metrics.ERASE_RATIOS)), bool)]  # a process may have no batch
+    orders_used = ORDERS if more else ORDERS[:2]
+    results = [np.empty((0, 1 + len(metrics.ERASE_RATIOS) * len(orders_used) + more, 2), np.float32)]  # of no batch
     for images, labels, indices in screen.progress(loader, 'remove-and-classify', 'batch'):
         images, labels = util.to_device(images, device), util.to_device(labels, device)
         probs, maps = source(images, indices, labels[:, None])
         # ranks need no normalisation, and clipping would make ties: --norm_type is ignored
-        maps = torch.cat([resize(one, images.shape[2:]) for one in maps])  # B of (1,h,w) -> (B,S,S)
-        drawn_on = device if device.type == 'cuda' else 'cpu'  # on CUDA itself, so that no random order is copied to it
-        generators = [torch.Generator(drawn_on).manual_seed(of_image)
-                      for of_image in util.image_seeds(seed, indices).tolist()]
-        orders = ranks(maps, generators)
+        seeds, size = util.image_seeds(seed, indices).tolist(), images.shape[2:]
+        top, random, coarse = pixel_orders(maps, size, seeds, device)
+        low = top.shape[1] - 1 - top
+        orders = (top, random, coarse, low)[:len(orders_used)]
         copies = list(itertools.product(orders, metrics.ERASE_RATIOS, range(len(images))))
-        correct = [probs.argmax(1) == labels]
-        for start in range(0, len(copies), at_a_time):
-            orders, ratios, rows = zip(*copies[start:start + at_a_time], strict=True)
-            rank = torch.stack([order[row] for order, row in zip(orders, rows, strict=True)])
-            rows = list(rows)
-            with util.autocast(precision, device):
-                scores = model(metrics.erase(images[rows], rank, ratios))
-            correct.append(scores.argmax(1) == labels[rows])
-        results.append(torch.cat(correct).view(-1, len(images)).T.cpu().numpy())  # (B,11)
-    intact, top, random = np.split(np.concatenate(results), [1, 1 + len(metrics.ERASE_RATIOS)], axis=1)
-    return intact[:, 0], top, random
+        scores = [erased_scores(model, images, part, seeds, fill, precision, at_a_time)
+                  for part in (copies, [(top, 1.0, 0)] * more) if part]
+        if more:
+            scores[1] = scores[1].expand(len(images), -1)  # nothing is left of any image
+        scores = torch.cat(scores)
+        right = torch.cat([probs.argmax(1), scores.argmax(1)]).view(-1, len(images)) == labels  # (columns,B)
+        p = torch.cat([probs, model.probabilities(scores)]).view(len(right), len(images), -1)
+        p = p.gather(2, labels.expand(len(right), -1)[..., None])[..., 0]
+        results.append(torch.stack([right, p], 2).transpose(0, 1).float().cpu().numpy())  # (B,columns,2)
+    right, p = np.moveaxis(np.concatenate(results), 2, 0)
+    return right > 0, p
 
 
-def summarise(top, random, seed):
-    """One record per k. R is None where no image survives the random erasure."""
+def by_order(values):
+    """{'intact': (N,), order: (N,5) for each of ORDERS, 'blank': (N,)} of the columns (N,...) of classify_erased."""
+    step = len(metrics.ERASE_RATIOS)
+    parts = {name: values[:, 1 + place * step:1 + (place + 1) * step] for place, name in enumerate(ORDERS)}
+    return {'intact': values[:, 0], **parts, 'blank': values[:, -1]}
+
+
+def ratios(correct, order, seed):
+    """One record per k of an order, beside random erasure. R is None where no image survives that. correct: of
+    by_order."""
     records = []
     for column, ratio in enumerate(metrics.ERASE_RATIOS):
-        hits, base = top[:, column], random[:, column]
+        hits, base = correct[order][:, column], correct['random'][:, column]
         low, high = metrics.bootstrap_ratio(hits, base, seed)
-        records.append({'erased_percent': round(100 * ratio), 'correct_top': int(hits.sum()),
+        records.append({'erased_percent': round(100 * ratio), f'correct_{order}': int(hits.sum()),
                         'correct_random': int(base.sum()), 'R': float(hits.sum() / base.sum()) if base.any() else None,
                         'R_low': low, 'R_high': high})
     return records
 
 
-def outcomes_by_image(intact, top, random):
+def areas(p, seed):
+    """({name: [mean area, low, high]}, {name: the areas of all images as text}) of AREAS. For the controls, insertion
+    is the same as deletion but for chance. p: of by_order."""
+    by_image = {name: metrics.area_over_erased(p['intact'], p[order], p['blank']).round(AREA_DECIMALS)
+                for name, order in AREAS.items()}
+    return ({name: [float(values.mean()), *metrics.bootstrap_ratio(values, np.ones(len(values)), seed)]
+             for name, values in by_image.items()},
+            {name: result_files.as_text(values, AREA_DECIMALS) for name, values in by_image.items()})
+
+
+def outcomes_by_image(correct):
     """Which images are classified correctly, as digits: what a comparison with another network needs."""
     percents = [str(round(100 * ratio)) for ratio in metrics.ERASE_RATIOS]
-    return {'intact': result_files.digits(intact), **{
-        name: dict(zip(percents, map(result_files.digits, after.T), strict=True))
-        for name, after in (('top', top), ('random', random))}}
+    return {'intact': result_files.digits(correct['intact']), **{
+        name: dict(zip(percents, map(result_files.digits, correct[name].T), strict=True)) for name in ORDERS[:3]}}
+
+
+def report(title, top, coarse, summary):
+    """Print the tables. top, coarse: records of ratios. summary: of areas."""
+    def cells(record):
+        return ['-' if record['R'] is None else f'{record["R"]:.3f}',
+                '-' if record['R'] is None else f'{record["R_low"]:.3f} .. {record["R_high"]:.3f}']
+    rows = [[f'{one["erased_percent"]} %', one['correct_top'], one['correct_random'], *cells(one), *cells(noise)]
+            for one, noise in zip(top, coarse, strict=True)]
+    screen.say(f'\n{title}. R_k: lower is better')
+    screen.say(screen.table(['erased', 'correct, top', 'correct, random', 'R_k', '95 % of the images',
+                             'R_k of coarse noise', '95 % of the images'], rows))
+    rows = [[name, f'{value:.3f}', f'{low:.3f} .. {high:.3f}'] for name, (value, low, high) in summary.items()]
+    screen.say('\n' + screen.table(['area under p(true class)', 'mean', '95 % of the images'], rows))
+    screen.say(metrics.CAVEAT)
 
 
 def make_parser():
     """The parser of this script's flags."""
-    return config.make_parser(__doc__, *config.EVALUATION)
+    return config.make_parser(__doc__, *config.EVALUATION, 'fill')
 
 
 def main():
@@ -94,19 +134,18 @@ def main():
     source, loader, args = maps.source(images), network.loader(images), network.args
     result = maps.result_file(images, [source])
     measured = classify_erased(network.model, loader, source, network.device, args.seed, args.precision,
-                               args.batch_size)
-    intact, top, random = (in_order(loader, part) for part in measured)
+                               args.batch_size, args.fill)
+    correct, p = (by_order(in_order(loader, part)) for part in measured)
     if not processes.is_first():
         return
-    accuracy, records = 100 * float(intact.mean()), summarise(top, random, args.seed)
-    rows = [[f'{r["erased_percent"]} %', r['correct_top'], r['correct_random'],
-             '-' if r['R'] is None else f'{r["R"]:.3f}',
-             '-' if r['R'] is None else f'{r["R_low"]:.3f} .. {r["R_high"]:.3f}'] for r in records]
-    screen.say(f'\n{maps.name}, on {len(images)} test images of {data.name}; accuracy {accuracy:.1f} %. R_k: lower is '
-               'better')
-    screen.say(screen.table(['erased', 'correct, top', 'correct, random', 'R_k', '95 % of the images'], rows))
-    result.write({'accuracy': accuracy, 'ratios': records, 'outcomes': outcomes_by_image(intact, top, random)})
-    figures.save(figures.ratio_curve(maps.title(), {maps.name: records}), result.figure())
+    accuracy = 100 * float(correct['intact'].mean())
+    top, coarse = (ratios(correct, order, args.seed) for order in ('top', 'coarse'))
+    summary, by_image = areas(p, args.seed)
+    report(f'{maps.name}, on {len(images)} test images of {data.name}; accuracy {accuracy:.1f} %; fill {args.fill}',
+           top, coarse, summary)
+    result.write({'accuracy': accuracy, 'ratios': top, 'coarse': coarse, 'areas': summary,
+                  'outcomes': outcomes_by_image(correct), 'areas_by_image': by_image})
+    figures.save(figures.ratio_curve(maps.title(), {maps.name: top, 'coarse noise': coarse}), result.figure())
 
 
 if __name__ == '__main__':

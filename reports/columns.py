@@ -11,6 +11,11 @@ COMPARED = 'per pair, all pixels'  # the count of PxAP by which methods are comp
 EXACT = f'exact part masks, {COMPARED}'
 PXAP = {count: ('parts', count) for count in COUNTS} | {EXACT: ('exact', COMPARED)}  # where results have them
 PERCENTS = [str(round(100 * ratio)) for ratio in metrics.ERASE_RATIOS]
+AREAS = ('deletion', 'insertion', 'random pixels', 'coarse noise')
+ERASURES = {  # (fill, what is erased, or area) -> {column: its name within the table}
+    (fill, kind): {': '.join(filter(None, [', '.join(filter(None, [fill * (fill != 'zeros'), kind])), key])): key
+                   for key in (AREAS if kind == 'area' else [f'R_{percent}' for percent in PERCENTS])}
+    for fill in metrics.FILLS for kind in ('', 'coarse noise', 'area')}
 WSOL = ('MaxBoxAccV2', 'MaxBoxAcc', 'Top-1 Loc', 'mask PxAP')
 INTERVENTIONS = ('PxAP exact', 'rank corr.', 'mass on cue', 'sign', 'slope', 'error', 'deletion corr.',
                  'on distractors')  # the names in results too
@@ -19,7 +24,9 @@ TABLES = {  # title -> {column: its name within the table}
     **{f'Cue localization, PxAP in %, by the number of differing parts: {count}': {f'{count}: {key}': key
                                                                                    for key in KEYS} for count in PXAP},
     'Pixels that the published protocol drops, %': {'dropped true': 'true', 'dropped false': 'false'},
-    'Remove-and-classify: R_k, lower is better': {f'R_{percent}': f'R_{percent}' for percent in PERCENTS},
+    **{', '.join(filter(None, ['Remove-and-classify', kind, f'fill {fill}' * (fill != 'zeros')])) + (
+        ': the area under p(true class) over the erased share' if kind == 'area' else ': R_k, lower is better'): names
+       for (fill, kind), names in ERASURES.items()},
     'Localization (WSOL), %': {name: name for name in WSOL},
     'Interventions': {name: name for name in (*INTERVENTIONS, 'turns', 'shapes that distract', 'questions')},
 }
@@ -27,8 +34,8 @@ OF_METRIC = {  # column -> the metric whose results have it, if the metric compa
     **{f'{count}: {key}': 'cue_location' for count in PXAP for key in KEYS}, **dict.fromkeys(WSOL, 'wsol'),
     **dict.fromkeys(('dropped true', 'dropped false'), 'cue_location'),
     **dict.fromkeys(TABLES['Interventions'], 'interventions')}
-DECIMALS = dict.fromkeys([*(f'R_{percent}' for percent in PERCENTS), 'rank corr.', 'slope', 'error', 'deletion corr.',
-                          'on distractors'], 2) | {'questions': 0}  # of the other columns: 1
+DECIMALS = dict.fromkeys([*(name for names in ERASURES.values() for name in names), 'rank corr.', 'slope', 'error',
+                          'deletion corr.', 'on distractors'], 2) | {'questions': 0}  # of the other columns: 1
 
 
 def cell(column, value, low=None, high=None, sign=''):
@@ -88,10 +95,15 @@ def _with_draws(estimate, result, count, key, number):
 
 def _pixel_perturb(result):
     units, outcomes = (result['images_sha256'],), result['outcomes']
+    fill = result['settings'].get('fill', 'zeros')
     columns = {'accuracy': Estimate(result['accuracy'], units, mean_terms(100 * from_digits(outcomes['intact'])))}
-    for record, percent in zip(result['ratios'], PERCENTS, strict=True):
-        terms = np.stack([from_digits(outcomes[side][percent]) for side in ('top', 'random')], 1)
-        columns[f'R_{percent}'] = Estimate(record['R'], units, terms)
+    for kind, side, key in (('', 'top', 'ratios'), ('coarse noise', 'coarse', 'coarse')):
+        for name, record, percent in zip(ERASURES[fill, kind], result.get(key, ()), PERCENTS, strict=False):
+            terms = np.stack([from_digits(outcomes[order][percent]) for order in (side, 'random')], 1)
+            columns[name] = Estimate(record['R'], units, terms)
+    for name, key in ERASURES[fill, 'area'].items() if 'areas' in result else ():  # earlier results have none
+        terms = mean_terms(from_text(result['areas_by_image'][key]))
+        columns[name] = Estimate(result['areas'][key][0], units, terms)
     return columns
 
 

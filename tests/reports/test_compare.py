@@ -102,6 +102,26 @@ def test_two_experiments_in_one_table(script, evaluated):
     assert len(recalls) == 20 and (low <= precision).all() and (precision <= high).all()
 
 
+def test_both_fills_of_an_experiment_stand_in_one_row(script, evaluated):
+    """And only equal fills are compared: here the second experiment has no result of road."""
+    path, = (evaluated / 'CAM').glob('pixel_perturb_*.json')
+    result = json.loads(path.read_text())
+    result['settings']['fill'], result['ratios'][0]['R'] = 'road', 0.125
+    path.with_name('pixel_perturb_road.json').write_text(json.dumps(result))
+    code, _, err = script('compare', 'save/CAM', 'save/CALM_EM')
+    assert code == 0, err
+    cells = cells_of()
+    assert [row for row in rows_in() if 'CAM' in row] == ['CAM'] and cells[ALL, 'CAM', 'road: R_10']['value'] == '0.125'
+    assert float(cells[ALL, 'CAM', 'R_10']['value']) != 0.125 and (table_with('road: R_10'), 'CALM_EM − CAM', 'R_10') not in cells
+    values = [np.array(read_result(evaluated / name, 'pixel_perturb', '.')['areas_by_image']['deletion'].split(), float)
+              for name in ('CALM_EM',)] + [np.array(result['areas_by_image']['deletion'].split(), float)]
+    cell = cells[table_with('area: deletion'), 'CALM_EM − CAM', 'deletion']
+    assert float(cell['value']) == pytest.approx((values[0] - values[1]).mean())
+    half = 1.96 * (values[0] - values[1]).std() / 6
+    assert float(cell['high']) - float(cell['low']) == pytest.approx(2 * half, rel=0.25)  # paired by image
+    assert float(cells[ALL, 'CAM', 'coarse noise: R_30']['value']) == result['coarse'][1]['R']
+
+
 def test_the_summary_has_the_figures_of_the_other_tables(script, evaluated):
     """Alone on the screen, and in the files beside the others: a line for each, that of the reference first."""
     code, out, err = script('compare', 'save/CALM_EM', 'save/CAM', '--summary')
@@ -144,7 +164,7 @@ def test_rows_are_told_apart_by_what_differs(script, evaluated):
 
 def test_every_setting_that_makes_another_result_is_named():
     """But for those that the method's name and scale hold already, and what the images say."""
-    named = {*rows.NAMED_BY, 'fit', 'score_map_process', 'score_map_method', 'contrast_method', 'scoremap_root', 'drop_lowest', 'skip_broken'}
+    named = {*rows.NAMED_BY, 'fit', 'score_map_process', 'score_map_method', 'contrast_method', 'scoremap_root', 'drop_lowest', 'skip_broken', 'fill'}
     assert {*usual_settings(), 'crop_size'} <= named
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import eval_pixel_perturb
 import util
-from evaluation import session
+from evaluation import erasing, session
 from experiment import weights
 from wsol.attribution.maps import attribution_maps
 
@@ -134,7 +134,7 @@ def test_the_control_of_the_object_mask_scores_the_share_of_the_cue(script, tiny
 def test_remove_and_classify_agrees_with_a_naive_loop(script, tiny_birds, save, forwards):
     code, _, err = script('eval_pixel_perturb', *tiny_birds, '--experiment_name=CALM_EM', '--batch_size=7')
     assert code == 0, err
-    assert sum(forwards) == 11 * 36  # intact, and 5 shares erased in 2 orders
+    assert sum(forwards) == 21 * 36 + 6  # intact, 5 shares erased in 4 orders, and a blank image for each batch
     path, = result_paths(save / 'CALM_EM', 'pixel_perturb')
     assert path.name.startswith('pixel_perturb_ToyBirds_CALM_EM_jointll.')
     result = json.loads(path.read_text())
@@ -162,27 +162,29 @@ def test_remove_and_classify_agrees_with_a_naive_loop(script, tiny_birds, save, 
 
 @pytest.fixture
 def erasures(monkeypatch):
-    """What classify_erased gave, run by run: [(correct intact (N,), after top-k (N,5), after random erasure (N,5))]."""
+    """What classify_erased gave, run by run: [whether images are correct, by order]."""
     kept, classify = [], eval_pixel_perturb.classify_erased
 
     def classify_and_keep(*inputs):
-        kept.append(classify(*inputs))
-        return kept[-1]
+        measured = classify(*inputs)
+        kept.append(eval_pixel_perturb.by_order(measured[0]))
+        return measured
     monkeypatch.setattr(eval_pixel_perturb, 'classify_erased', classify_and_keep)
     return kept
 
 
 def test_random_maps_repeat_with_the_seed_and_differ_with_another(script, tiny_birds, save, monkeypatch):
-    orders, ranks = [], eval_pixel_perturb.ranks
+    orders, ranks = [], erasing.ranks
 
     def ranks_and_keep(maps, generators):
         orders.append((maps.clone(), *ranks(maps, generators)))
         return orders[-1][1:]
-    monkeypatch.setattr(eval_pixel_perturb, 'ranks', ranks_and_keep)
+    monkeypatch.setattr(erasing, 'ranks', ranks_and_keep)
     for batch, seed in ((36, 3), (36, 3), (36, 4), (5, 3)):
         code, _, err = script('eval_pixel_perturb', *without(tiny_birds, 'seed'), '--experiment_name=CAM', f'--seed={seed}',
                               '--score_map_process=random', f'--batch_size={batch}')
         assert code == 0, err
+    orders = orders[::2]  # each second call orders the pixels by coarse noise
     first, again, other, by_fives = orders[0], orders[1], orders[2], [torch.cat(part) for part in zip(*orders[3:], strict=True)]
     for one, same, differing, batched in zip(first, again, other, by_fives, strict=True):
         assert torch.equal(one, same) and torch.equal(one, batched)
@@ -220,7 +222,8 @@ def test_maps_drawn_pixel_by_pixel_are_worth_as_much_as_random_erasure(script, p
     flags = [f'--save_root={save}', '--device=cpu', '--workers=0', f'--dataset={folder}']
     assert script('eval_pixel_perturb', *flags, '--scoremap_root=drawn')[0] == 0
     assert script('eval_pixel_perturb', *flags)[0] == 0
-    (intact, top, random), (_, by_map, random_again) = erasures
+    intact, top, random, by_map, random_again = (erasures[run][key] for run, key in (
+        (0, 'intact'), (0, 'top'), (0, 'random'), (1, 'top'), (1, 'random')))
     assert intact.mean() > 0.8 and (random == random_again).all()  # the random erasure is that of the seed
     difference = top.astype(int) - random
     assert (np.abs(difference.sum(0)) <= 3 * np.sqrt(np.abs(difference).sum(0))).all()

@@ -1,6 +1,6 @@
 """Metrics of attribution maps: pure functions of arrays."""
 from .boxes import best_ious, box_iou, boxes_above, scale_boxes
-from .erasure import ERASE_RATIOS, erase
+from .erasure import CAVEAT, ERASE_RATIOS, FILLS, area_over_erased, coarse_noise, erase, impute
 from .pixels import (
     RECALLS,
     THRESHOLD_TYPES,
@@ -14,7 +14,7 @@ from .pixels import (
 )
 from .statistics import bootstrap_ratio, bootstrap_sums, half_width, interval, ratio
 
-__all__ = ['ERASE_RATIOS', 'RECALLS', 'THRESHOLD_TYPES', 'best_ious', 'bin_edges', 'bin_scores', 'bootstrap_ratio',
-           'bootstrap_sums', 'box_iou', 'boxes_above', 'count_scores', 'erase', 'half_width', 'interval',
-           'pixel_average_precision', 'precision_at_recall', 'precision_recall', 'ratio', 'running_pxaps',
-           'scale_boxes']
+__all__ = ['CAVEAT', 'ERASE_RATIOS', 'FILLS', 'RECALLS', 'THRESHOLD_TYPES', 'area_over_erased', 'best_ious',
+           'bin_edges', 'bin_scores', 'bootstrap_ratio', 'bootstrap_sums', 'box_iou', 'boxes_above', 'coarse_noise',
+           'count_scores', 'erase', 'half_width', 'impute', 'interval', 'pixel_average_precision',
+           'precision_at_recall', 'precision_recall', 'ratio', 'running_pxaps', 'scale_boxes']
