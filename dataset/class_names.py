@@ -10,7 +10,6 @@ from pathlib import Path
 
 import yaml
 
-from wsol.annotations import each_once
 from wsol.backbones._torchvision import import_torchvision
 from wsol.errors import UserError
 
@@ -85,50 +84,30 @@ def _decoded(content):
     return content.decode('latin-1')
 
 
-def _each_once(pairs):
+def _check_keys(text):
+    """Raise UserError for a key that a mapping of YAML, JSON or Python states twice: parsers take the last."""
     try:
-        return each_once(pairs)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def _read_json(text):
-    return json.loads(text, object_pairs_hook=_each_once)
-
-
-def _read_python(text):
-    tree = ast.parse(text.strip(), mode='eval')
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Dict):
-            _each_once([(ast.unparse(key), None) for key in node.keys if key])
-    return ast.literal_eval(tree)
-
-
-def _read_yaml(text):
-    loader = yaml.SafeLoader(text)
-    root, seen = loader.get_single_node(), set()
-    nodes = [root]
+        nodes, seen = [yaml.compose(text, yaml.SafeLoader)], set()
+    except Exception:  # deep nesting makes it raise many kinds
+        return
     while nodes:
         node = nodes.pop()
-        if id(node) in seen or isinstance(node, yaml.ScalarNode):  # aliases make one node stand in many places
-            continue
-        seen.add(id(node))
-        pairs = node.value if isinstance(node, yaml.MappingNode) else [(None, value) for value in node.value]
-        _each_once([(key.value, None) for key, _ in pairs if isinstance(key, yaml.ScalarNode)])
-        nodes += [value for _, value in pairs]
-    return loader.construct_document(root)
+        if id(node) not in seen and isinstance(node, yaml.CollectionNode):  # one node can stand in many places
+            seen.add(id(node))
+            pairs = [pair if isinstance(pair, tuple) else (None, pair) for pair in node.value]
+            keys = Counter(key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode))
+            if keys and max(keys.values()) > 1:
+                raise UserError(f'"{keys.most_common(1)[0][0]}" is stated twice')
+            nodes += [value for _, value in pairs]
 
 
 def _names_in_text(text, num_classes):
     if text.lstrip()[:1] in ('{', '[') or re.search(r'^\s*(names|classes)\s*:', text, re.MULTILINE):
-        for read in (_read_json, _read_python, _read_yaml):
-            try:
+        _check_keys(text)
+        for read in (json.loads, ast.literal_eval, yaml.safe_load):
+            with suppress(Exception):  # deep nesting makes them raise many kinds
                 if names := names_in(read(text)):
                     return names
-            except UserError:
-                raise
-            except Exception:  # noqa: S112  deep nesting makes them raise many kinds
-                continue
     lines = [line.strip() for line in re.split(r'\r\n|\r|\n', text)]
     lines = [line for line in lines if line.strip('{}[] ')]
     if len(lines) == num_classes + 1 and HEADER.fullmatch(lines[0]):

@@ -243,16 +243,13 @@ def is_of_the_system(error):
     return isinstance(error, OSError) and error.errno not in OF_THE_FILE
 
 
-def in_threads(function, items, description, unit='image', **options):
-    """Yield function(item) for each item of a sequence, in order, computed by threads, with a bar.
-
-    options: of progress.
-    """
+def in_threads(function, items, description, **options):
+    """Yield function(item) for each item of a sequence, in order, computed by threads. options: of the bar."""
     with ThreadPoolExecutor(usable_cores()) as pool:
         # the pool queues everything that it is given: chunks keep the memory small
         chunks = (items[start:start + 256] for start in range(0, len(items), 256))
         results = chain.from_iterable(pool.map(function, chunk) for chunk in chunks)
-        yield from progress(results, description, unit, total=len(items), **options)
+        yield from progress(results, description, 'image', total=len(items), **options)
 
 
 def broken_images(paths, read=open_image, remedy=REMEDY):
