@@ -3,8 +3,8 @@
 Source: Kim et al., ICCV 2021, and its published training code.
 Result: save/<experiment_name>/ with last_checkpoint.pth.tar (network, optimiser, settings; an interrupted training
 resumes from it), previous_checkpoint.pth.tar, best_checkpoint.pth.tar (by accuracy on val), log.jsonl (a line per
-epoch), training.png (the curves) and results.json (the accuracies). --is_train=False tests a checkpoint and writes
-accuracy_<dataset>_<head>.<8 digits>.json instead.
+epoch), training.png (the curves), results.json (the accuracies and the calibration error) and reliability.png.
+--is_train=False tests a checkpoint and writes accuracy_<dataset>_<head>.<8 digits>.json and .png instead.
 
     python main.py --experiment_name=calm_em --architecture=resnet50 --attribution_method=CALM_EM \\
         --dataset=CUB --use_bn=True --large_feature_map=True
@@ -20,18 +20,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I lea
 
 import config
 import util
-from data_loaders import SeededBatches, make_loader
+from data_loaders import SeededBatches, in_order, make_loader
 from dataset import open_dataset, registry
 from dataset.images import warn_of_shared
 from dataset.transforms import eval_transform, train_transform
 from evaluation import session
 from experiment import checkpoint_files, frozen, result_files, training_images, weights
 from experiment.settings import changed_settings, network_settings
-from experiment.training import Keeper, Training, lr_factor, shared_loss, top1_accuracy
+from experiment.training import Keeper, Training, classify, lr_factor, shared_loss
 from experiment.training_log import TrainingLog
 from reports import figures
 from runtime import locks, processes, screen, whole_files
-from wsol import HEADS, build_model, parameter_groups, prior_training
+from wsol import HEADS, build_model, metrics, parameter_groups, prior_training
 from wsol.backbones.resnet import check_effect
 from wsol.errors import UserError
 from wsol.heads import CALM
@@ -199,10 +199,22 @@ def make_training(args, model, images, device, folder, stop):
 
 
 def show_accuracies(model, loader_of, device, precision, title):
-    """Show and return {'val_accuracy', 'test_accuracy'}, in percent. loader_of: split -> loader."""
-    percent = {split: top1_accuracy(model, loader_of(split), device, precision, split) for split in ('val', 'test')}
-    screen.say(f'{title}: accuracy ' + ', '.join(f'{value:.1f} % on {split}' for split, value in percent.items()))
-    return {f'{split}_accuracy': value for split, value in percent.items()}
+    """Show and return {'val_accuracy', 'test_accuracy'}, in percent, and the 'calibration' on test. loader_of: split ->
+    loader."""
+    percent, calibration = {}, {}
+    for split in ('val', 'test'):
+        loader = loader_of(split)
+        confidence, correct = (in_order(loader, part) for part in classify(model, loader, device, precision, split))
+        percent[split] = 100 * int(correct.sum()) / len(correct)
+        calibration = metrics.calibration(confidence, correct)  # of the last, test
+    screen.say(f'{title}: accuracy ' + ', '.join(f'{value:.1f} % on {split}' for split, value in percent.items())
+               + f'; expected calibration error {calibration["error"]:.1f} % on test')
+    return {**{f'{split}_accuracy': value for split, value in percent.items()}, 'calibration': calibration}
+
+
+def draw_calibration(title, accuracies, path):
+    """Draw the reliability plot of show_accuracies' figures into a file."""
+    figures.save(figures.reliability_curve(title, accuracies['calibration']), path)
 
 
 def test_checkpoint(args):
@@ -217,6 +229,7 @@ def test_checkpoint(args):
                                  network.args.precision, title_of(network.args))
     if processes.is_first():
         result.write(accuracies)
+        draw_calibration(title_of(network.args), accuracies, result.figure())
 
 
 def title_of(args):
@@ -261,6 +274,7 @@ def train(args, folder, device, stop):
     if processes.is_first():
         result_files.ResultFile(folder / 'results.json', identity, device).write(
             accuracies | {'processes': processes.size()})
+        draw_calibration(title_of(args), accuracies, folder / 'reliability.png')
 
 
 def make_parser():

@@ -286,16 +286,25 @@ def read_from_device(tensor):
     return tensor.tolist()
 
 
-@torch.inference_mode()
 def top1_accuracy(model, loader, device, precision, split):
     """Top-1 accuracy in percent over a loader, which all processes share. Raises UserError if it has diverged."""
+    _, correct = classify(model, loader, device, precision, split)
+    return 100 * sum(processes.gather(int(correct.sum()))) / len(loader.dataset)
+
+
+@torch.inference_mode()
+def classify(model, loader, device, precision, split):
+    """How surely the images of a loader are classified, and how rightly: two (n,) of this process, p of the predicted
+    class and whether it is the true one. Raises UserError if the network has diverged."""
     model.eval()
-    correct = 0
+    results = [torch.empty(2, 0)]  # a process may have no batch
     for images, labels, _ in screen.progress(loader, f'accuracy on {split}', 'batch', leave=False):
         with util.autocast(precision, device):
             scores = model(util.to_device(images, device))
         if scores.isnan().any():
             raise UserError(f'the network has diverged: its scores on {split} are not numbers; it is not saved. '
                             f'{ADVICE}')
-        correct += (scores.argmax(1).cpu() == labels).sum().item()
-    return 100 * sum(processes.gather(correct)) / len(loader.dataset)
+        confidence, predicted = model.probabilities(scores.float()).max(1)
+        results.append(torch.stack([confidence.cpu(), predicted.cpu() == labels]))
+    confidence, correct = torch.cat(results, 1).double().numpy()
+    return confidence, correct > 0

@@ -19,8 +19,9 @@ ERASURES = {  # (fill, what is erased, or area) -> {column: its name within the 
 WSOL = ('MaxBoxAccV2', 'MaxBoxAcc', 'Top-1 Loc', 'mask PxAP')
 INTERVENTIONS = ('PxAP exact', 'rank corr.', 'mass on cue', 'sign', 'slope', 'error', 'deletion corr.',
                  'on distractors')  # the names in results too
+CALIBRATION = 'calibration error'
 TABLES = {  # title -> {column: its name within the table}
-    'Accuracy, %': {'accuracy': 'accuracy'},
+    'Accuracy, %': {'accuracy': 'accuracy', CALIBRATION: CALIBRATION},
     **{f'Cue localization, PxAP in %, by the number of differing parts: {count}': {f'{count}: {key}': key
                                                                                    for key in KEYS} for count in PXAP},
     'Pixels that the published protocol drops, %': {'dropped true': 'true', 'dropped false': 'false'},
@@ -63,7 +64,11 @@ def read_interventions(result):
 
 
 def _accuracy(result):
-    return {'accuracy': Estimate(result.get('test_accuracy'))}
+    columns = {'accuracy': Estimate(result.get('test_accuracy'))}
+    if 'calibration' in result:  # earlier results have none
+        error, *bounds = (result['calibration'][key] for key in ('error', 'low', 'high'))
+        columns[CALIBRATION] = Estimate(error, bounds=tuple(bounds))
+    return columns
 
 
 def _cue_location(result):

@@ -96,6 +96,20 @@ def abstention_curves(title, curves):
     return figure
 
 
+def reliability_curve(title, calibration):
+    """Accuracy over confidence, bin by bin; a point's size shows its share of the images. calibration: of
+    metrics.calibration."""
+    figure, axes = _axes(title, 'confidence: p of the predicted class, %', 'accuracy, %', **PERCENT)
+    axes.plot([0, 100], [0, 100], color='0.6', linewidth=1, linestyle=':', label='calibrated')
+    points = np.array([calibration[key] for key in ('confidence', 'accuracy', 'images')], float)
+    confidence, accuracy, images = points[:, points[2] > 0]
+    axes.plot(confidence, accuracy, color=COLOURS[0])
+    axes.scatter(confidence, accuracy, 4 + 200 * images / images.sum(), color=COLOURS[0],
+                 label=f'expected calibration error {calibration["error"]:.1f} %')
+    axes.legend(fontsize=7)
+    return figure
+
+
 def training_curves(title, log):
     """Loss, accuracies and learning rate over the epochs. log: the lines of log.jsonl."""
     figure = Figure(figsize=(5, 6), dpi=110)

@@ -1,5 +1,6 @@
 """Metrics of attribution maps: pure functions of arrays."""
 from .boxes import best_ious, box_iou, boxes_above, scale_boxes
+from .calibration import calibration
 from .erasure import CAVEAT, ERASE_RATIOS, FILLS, area_over_erased, coarse_noise, erase, impute
 from .pixels import (
     RECALLS,
@@ -15,6 +16,6 @@ from .pixels import (
 from .statistics import bootstrap_ratio, bootstrap_sums, half_width, interval, ratio
 
 __all__ = ['CAVEAT', 'ERASE_RATIOS', 'FILLS', 'RECALLS', 'THRESHOLD_TYPES', 'area_over_erased', 'best_ious',
-           'bin_edges', 'bin_scores', 'bootstrap_ratio', 'bootstrap_sums', 'box_iou', 'boxes_above', 'coarse_noise',
-           'count_scores', 'erase', 'half_width', 'impute', 'interval', 'pixel_average_precision',
+           'bin_edges', 'bin_scores', 'bootstrap_ratio', 'bootstrap_sums', 'box_iou', 'boxes_above', 'calibration',
+           'coarse_noise', 'count_scores', 'erase', 'half_width', 'impute', 'interval', 'pixel_average_precision',
            'precision_at_recall', 'precision_recall', 'ratio', 'running_pxaps', 'scale_boxes']
