@@ -130,7 +130,7 @@ def from_module(module, layer, attribution_method='CALM_EM', num_classes=None, p
     backbone, features = _find_map(module, layer, to_map, images)
     if num_classes is None:
         return cam_of_classifier(module, backbone, f'this module, up to {layer},', images, scores)
-    model = head(_as_stage(backbone), features.shape[1], num_classes, prior)
+    model = head(nn.Sequential(OrderedDict(backbone=backbone)), features.shape[1], num_classes, prior)
     model.use_scores(scores or 'softmax')
     for convolution in (model.conv_last, *([model.attention[0]] if hasattr(model, 'attention') else [])):
         convolution.to(features.device, torch.promote_types(features.dtype, torch.float32))
@@ -197,10 +197,6 @@ def _try(network, images, name):
         raise UserError(f'{name} does not take an image of {images.shape[2]} x {images.shape[3]} pixels and '
                         f'{images.shape[1]} channels ({reason}); from_module tries another size by image_size='
                         ) from error
-
-
-def _as_stage(backbone):
-    return nn.Sequential(OrderedDict(backbone=backbone))
 
 
 def from_classifier(architecture, source=True, scores=None):

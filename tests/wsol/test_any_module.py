@@ -1,10 +1,12 @@
 """wsol.from_module: modules of other people's frameworks, and what becomes of a layer's output."""
 import copy
+import runpy
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import pytest
 import torch
+from conftest import shared
 from torch import nn
 
 from wsol import UserError, attribution_maps, build_model, from_module
@@ -289,3 +291,17 @@ def test_features_by_hook_are_those_by_tracing(name, layer):
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(model.extract_features(images), LayerOutput(network, layer)(images))
+
+
+# --- the handed cases ---------------------------------------------------------------------------------
+
+def test_the_handed_modules_of_other_frameworks_work(capsys):
+    runpy.run_path(str(shared('cases', '14-any-module', 'modules.py')))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 7 and all(line.endswith(': works') for line in lines), lines
+
+
+@pytest.mark.filterwarnings('ignore:Converting a tensor')
+def test_the_handed_layer_before_an_in_place_operation_is_kept(capsys):
+    runpy.run_path(str(shared('cases', '18-in-place-after-the-layer', 'modules.py')))
+    assert [line.split(': ')[1] for line in capsys.readouterr().out.splitlines()] == ['0.0', '0.0']
