@@ -1,6 +1,6 @@
 # make demo    set up .venv, train CAM and CALM_EM on painted birds, measure and picture both (FULL=1: longer trainings)
 # make test    set up .venv, run all tests
-# make soak    set up .venv, try faults by the hundred: a table of what survived (about ten minutes)
+# make soak    set up .venv, try faults by the hundred: a table of what survived (some minutes)
 # make lint    set up .venv, check style, imports, sizes and types
 # make setup   set up .venv
 # make bench   set up .venv, measure how fast everything is beside the plain ways: 10 minutes
