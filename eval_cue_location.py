@@ -2,7 +2,8 @@
 
 Source: Kim et al., ICCV 2021, section 5 and its published code. For every test image of a class of a pair, map_A -
 map_B is resized to the image, made absolute, and scored as a detector of the differing parts, by pixel average
-precision (PxAP). It needs data in CUB's layout. docs/protocols.md explains the four ways to count, and the controls.
+precision (PxAP); beside it stands the share of its mass on them. It needs data in CUB's layout. docs/protocols.md
+explains the four ways to count, and the controls.
 Methods separated by commas are evaluated in one pass: every image runs through the network once.
 Result, for each: save/<experiment_name>/cue_location_<data set>_<head>_<method>_<norm>_<thresholds>.<8 digits>.json
 and .png.
@@ -26,16 +27,16 @@ from dataset.images import Images
 from dataset.registry import DATASETS
 from evaluation import session
 from evaluation.map_sources import MapSource
-from evaluation.pxap import DROPPING, KEYS, dropped_shares, resample_pairs, summarise
+from evaluation.pxap import DROPPING, KEYS, dropped_shares, pair_records, resample_pairs, summarise, summarise_masses
 from experiment.result_files import as_text
 from reports import figures, paper
 from runtime import processes, screen
 from wsol import metrics
-from wsol.annotations.cub import UNION_PARTS
 from wsol.errors import UserError
 from wsol.maps import normalise, ranks, resize
 
 TRUTHS = {'parts': '', 'exact': 'exact part masks, '}
+MASS = 'mass: '  # begins the names of counts that are masses
 LISTED = ('score_map_process', 'contrast_method', 'drop_lowest')  # the flags that take several values
 CHUNK = 64  # (image, pair) evaluations scored at a time: bounds the memory
 
@@ -180,12 +181,17 @@ class Scoring(NamedTuple):
     seed: int = 0             # of cue_scores
 
     def count(self, signed, size, truths, index, first):
-        """{name: (E,2,bins)}: histograms of the signed maps (E,h,w) of an image for each of truths {name: (E,S*S)}.
-        index, first: the image and its first pair, for the seed."""
-        scores = cue_scores(signed, size, self.norm_type, self.drop_lowest, util.seed_of(self.seed, index, first))
+        """{name: (E,2,bins)}: histograms of the signed maps (E,h,w) of an image for each of truths {name: (E,S*S)};
+        {MASS + name: (E,2)}: the millionths of |A - B| inside the truth, and 1, or 0 of a map of zeros. Integers add up
+        to the same over any processes. index, first: the image and its first pair, for the seed."""
+        absolute = resize(signed, size).abs()
+        scores = cue_scores(absolute, size, self.norm_type, self.drop_lowest, util.seed_of(self.seed, index, first))
         bins, rows = metrics.bin_scores(scores, self.edges).flatten(1), torch.arange(len(signed), device=signed.device)
+        shares = {name: metrics.mass_inside(absolute.flatten(1), truth) for name, truth in truths.items()}
         return {name: metrics.count_scores(bins, truth, len(self.edges) + 1, rows, len(signed))
-                for name, truth in truths.items()}
+                for name, truth in truths.items()} | {
+            MASS + name: torch.stack([(1e6 * share).nan_to_num(0).round(), share.isfinite()], 1).long().cpu().numpy()
+            for name, share in shares.items()}
 
 
 def _differing_parts(pairs, device):
@@ -200,8 +206,9 @@ def _differing_parts(pairs, device):
 def fill_histograms(loader, scorings, device):
     """The histograms of all class pairs for each of the Scorings, from one forward of every image.
 
-    Returns, for each Scoring, {truth: (P,2,bins) int64} for the truths 'parts' (the published one: nearest part point
-    within the bird) and, where known, 'exact'; and (P,) images per pair.
+    Returns, for each Scoring, {truth: (P,2,bins), MASS + truth: (P,2)} as Scoring.count gives them, int64, for the
+    truths 'parts' (the published one: nearest part point within the bird) and, where known, 'exact'; and (P,) images
+    per pair.
     """
     cues, sources = loader.images, list({id(scoring.source): scoring.source for scoring in scorings}.values())
     pairs = cues.annotations.pairs
@@ -237,29 +244,17 @@ def over_all(counts, evaluations):
 # --- results --------------------------------------------------------------------------------------------
 
 
-def pair_records(pairs, evaluations, pxaps, counts):
-    """What the result file says of each evaluated pair. pxaps: {truth: {name of COUNTS: (P,)}}. counts: (P,2,bins),
-    for precision by recall."""
-    records, precision = [], metrics.precision_at_recall(counts)
-    for index in np.flatnonzero(evaluations):
-        pair = pairs[index]
-        values = {truth: {name: float(pxap[index]) if np.isfinite(pxap[index]) else None for name, pxap in by.items()}
-                  for truth, by in pxaps.items()}
-        records.append({'classes': [pair.first + 1, pair.second + 1], 'images': int(evaluations[index]),
-                        'parts': [UNION_PARTS[part] for part in pair.parts], 'pxap': values,
-                        'precision': as_text(100 * precision[index], 1)})
-    return records
-
-
-def report(summaries, dropped, published, is_control):
-    """Print the table. dropped: {truth: dropped_shares}. published: the paper's row, or None. is_control: the maps are
-    not per class."""
+def report(summaries, masses, dropped, published, is_control):
+    """Print the table. masses: {truth: {key: percent}}. dropped: {truth: dropped_shares}. published: the paper's row,
+    or None. is_control: the maps are not per class."""
     rows = []
     for truth, summary in summaries.items():
         for name, values in summary.items():
             shares = [dropped[truth][side] if name in DROPPING else '-' for side in ('true', 'false')]
             rows.append([f'{"control: " * is_control}{TRUTHS[truth]}{name}', *(values[key] for key in KEYS),
                          values['pairs'], *shares])
+    for truth, of_keys in masses.items():
+        rows.append([f'{TRUTHS[truth]}mass of |A − B| inside', *of_keys.values(), '-', '-', '-'])
     if published:
         rows.append(['the paper (CUB, ResNet-50)', *published, sum(DATASETS['CUB'].cues.pairs), '-', '-'])
     header = ['PxAP, %, by differing parts', *KEYS, 'pairs', 'dropped true, %', 'dropped false, %']
@@ -270,9 +265,12 @@ def finish(maps, result, is_control, counts, evaluations, cues):
     """Print and write the result of one evaluation. counts: {truth: (P,2,bins)}."""
     args, pairs = maps.args, cues.annotations.pairs
     number = np.array([len(pair.parts) for pair in pairs])
-    summaries, pxaps = {}, {}
+    summaries, pxaps, masses, mass_by_pair = {}, {}, {}, {}
+    counts, inside = ({name: one for name, one in counts.items() if name.startswith(MASS) == is_mass}
+                      for is_mass in (False, True))
     for truth, histogram in counts.items():
         summaries[truth], pxaps[truth] = summarise(histogram, pairs, evaluations)
+        masses[truth], mass_by_pair[truth] = summarise_masses(inside[MASS + truth], pairs)
     dropped = {truth: dropped_shares(histogram) for truth, histogram in counts.items()}
 
     by_number = ', '.join(f'{(evaluations[number == k] > 0).sum()} with {k}' for k in (1, 2, 3))
@@ -281,14 +279,15 @@ def finish(maps, result, is_control, counts, evaluations, cues):
                f'{len(cues)} images; pairs: {by_number} differing parts')
     is_published = maps.data.name == 'CUB' and maps.folder is None and not args.drop_lowest
     published = paper.PXAP.get((args.attribution_method, args.score_map_process)) if is_published else None
-    report(summaries, dropped, published, is_control)
+    report(summaries, masses, dropped, published, is_control)
     histogram = counts.get('exact', counts['parts'])
     curves = {f'{k} differing part{"s" * (k > 1)}': metrics.precision_recall(histogram[number == k].sum(0))
               for k in (1, 2, 3) if evaluations[number == k].any()}
     result.write({'evaluated_images': len(cues), 'evaluations': int(evaluations.sum()), 'is_control': is_control,
-                  'pxap': summaries, 'published_draws': resample_pairs(counts['parts'], pairs, evaluations),
+                  'pxap': summaries, 'mass': masses,
+                  'published_draws': resample_pairs(counts['parts'], pairs, evaluations),
                   'dropped': dropped, 'recalls': as_text(100 * np.array(metrics.RECALLS), 0),
-                  'pairs': pair_records(pairs, evaluations, pxaps, histogram)})
+                  'pairs': pair_records(pairs, evaluations, pxaps, mass_by_pair, histogram)})
     figures.save(figures.precision_recall_curves(maps.title(), curves), result.figure())
 
 

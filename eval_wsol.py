@@ -3,7 +3,8 @@
 Source: the WSOL evaluation of Choe et al., CVPR 2020 (arXiv 2001.07437); MaxBoxAccV2 is from its extended version.
 Boxes (CUB, ILSVRC): MaxBoxAccV2 takes the boxes of all contours of the thresholded map, at IoU 30, 50 and 70 %;
 MaxBoxAcc takes the largest contour's box at 50 %; Top-1 Loc also requires the right class. Masks (OpenImages): pixel
-average precision. Thresholds are chosen on val and reported on test, beside the oracle, the best threshold on test.
+average precision. Both: the share of the map's mass inside the truth (Wang et al. 2020). Thresholds are chosen on val
+and reported on test, beside the oracle, the best threshold on test.
 Result: save/<experiment_name>/wsol_<data set>_<head>_<method>_<norm>.<8 digits>.json and .png.
 
     python eval_wsol.py --experiment_name=calm_em --score_map_process=jointll-superclass --norm_type=minmax
@@ -29,7 +30,7 @@ from reports import figures
 from runtime import processes, screen
 from wsol import metrics
 from wsol.errors import UserError
-from wsol.maps import normalise
+from wsol.maps import normalise, resize
 
 SPLITS = ('val', 'test')
 
@@ -42,8 +43,20 @@ def prepared(score_map, size, norm_type):
 
 
 class Counts:
-    """The base: integers that add up over images and over processes."""
-    summed = ()  # the names of those integers
+    """The base: numbers that add up over images and over processes.
+
+    mass: (N,), the share of each image's map that lies inside the truth; other processes' images are 0.
+    """
+    summed = ()  # the names of those numbers
+
+    def __init__(self, length, size, norm_type):
+        self.size, self.norm_type, self.mass = size, norm_type, np.zeros(length)
+
+    def note_mass(self, score_map, index, truth, counted=True):
+        """Note the share of a raw map that lies inside the truth (S,S). counted: the pixels that count."""
+        values = resize(torch.from_numpy(score_map)[None], truth.shape).flatten(1)
+        kept = torch.from_numpy(truth | counted).flatten()
+        self.mass[index] = metrics.mass_inside(values * kept, torch.from_numpy(truth).flatten()[None])[0]
 
     def share(self):
         """Add what the other processes have counted."""
@@ -56,10 +69,11 @@ class BoxCounts(Counts):
 
     boxes: the lists.Boxes of the split. ious: the overlaps that count as found, in percent.
     """
-    summed = ('hits', 'largest', 'largest_and_class', 'images', 'by_image')  # other processes' images are zero rows
+    summed = ('hits', 'largest', 'largest_and_class', 'images', 'mass', 'by_image')  # zero rows of others' images
 
     def __init__(self, boxes, size, norm_type, interval, ious):
-        self.boxes, self.size, self.norm_type, self.ious = boxes, size, norm_type, np.array(ious) / 100
+        super().__init__(len(boxes.sizes), size, norm_type)
+        self.boxes, self.ious = boxes, np.array(ious) / 100
         self.thresholds = np.arange(0, 1, interval)
         total = len(self.thresholds)
         self.hits, self.images = np.zeros((len(self.ious), total), np.int64), 0  # of any contour, per IoU
@@ -74,6 +88,10 @@ class BoxCounts(Counts):
     def measure(self, score_map, index):
         """The best overlaps of one map, over all contours and of the largest: two (T,)."""
         truth = metrics.scale_boxes(self.boxes.of(index), self.boxes.sizes[index], (self.size, self.size))
+        inside = np.zeros((self.size, self.size), bool)
+        for x0, y0, x1, y1 in truth:
+            inside[y0:y1 + 1, x0:x1 + 1] = True
+        self.note_mass(score_map, index, inside)
         best, largest = metrics.best_ious(prepared(score_map, self.size, self.norm_type), truth, self.thresholds)
         self.by_image[index] = np.packbits([*(best >= self.ious[:, None]), largest >= 0.5], axis=1)
         return best, largest
@@ -105,10 +123,11 @@ class MaskCounts(Counts):
 
     paths: [(the paths of an image's masks, the path of its ignore mask or None)].
     """
-    summed = ('counts', 'images')
+    summed = ('counts', 'images', 'mass')
 
     def __init__(self, paths, size, norm_type, interval):
-        self.paths, self.size, self.norm_type = paths, size, norm_type
+        super().__init__(len(paths), size, norm_type)
+        self.paths = paths
         self.edges = metrics.bin_edges('even', interval)
         self.counts, self.images = np.zeros((2, len(self.edges) + 1), np.int64), 0
 
@@ -133,7 +152,9 @@ class MaskCounts(Counts):
 
     def measure(self, score_map, index):
         """The histograms (2,bins) of one map."""
-        shown, counted = (torch.from_numpy(mask) for mask in self.truth(index))
+        shown, counted = self.truth(index)
+        self.note_mass(score_map, index, shown, counted)
+        shown, counted = torch.from_numpy(shown), torch.from_numpy(counted)
         bins = metrics.bin_scores(torch.from_numpy(prepared(score_map, self.size, self.norm_type)), self.edges)
         return metrics.count_scores(bins[counted][None], shown[counted][None], len(self.edges) + 1)[0]
 
@@ -203,6 +224,15 @@ def mask_results(by_split):
     return {'mask PxAP': pxap | {'oracle': None, 'threshold': None}}
 
 
+def mass_result(by_split, seed):
+    """The mean share of a map inside the truth, in percent, with its interval over the test images."""
+    val, test = ((100 * by_split[split].mass).round(2) for split in SPLITS)
+    low, high = metrics.bootstrap_ratio(np.nan_to_num(test), np.isfinite(test), seed)
+    means = {split: float(np.nanmean(values)) if np.isfinite(values).any() else None
+             for split, values in (('val', val), ('test', test))}
+    return means | {'oracle': None, 'threshold': None, 'low': low, 'high': high}
+
+
 def curves_figure(title, counts):
     """The curve of the test split."""
     if isinstance(counts, MaskCounts):
@@ -235,13 +265,15 @@ def main():
     if not processes.is_first():
         return
     results = mask_results(by_split) if data.has_masks else box_results(by_split, network.model is not None)
+    results['mass in mask' if data.has_masks else 'mass in box'] = mass_result(by_split, maps.args.seed)
     rows = [[key, values['val'], values['test'], values['oracle'],
              '-' if values['threshold'] is None else f'{values["threshold"]:.3f}'] for key, values in results.items()]
     sizes = {split: counts.images for split, counts in by_split.items()}
     screen.say(f'\n{maps.name}, {data.name}: {sizes["val"]} val and {sizes["test"]} test images')
     screen.say(screen.table(['%', 'val', 'test', 'test, oracle', 'threshold'], rows))
     outcomes = {} if data.has_masks else {'outcomes': by_split['test'].outcomes(results)}
-    result.write({'images_by_split': sizes, 'results': results, **outcomes})
+    result.write({'images_by_split': sizes, 'results': results, **outcomes,
+                  'mass_by_image': result_files.as_text(100 * by_split['test'].mass, 2)})
     figures.save(curves_figure(maps.title(), by_split['test']), result.figure())
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from experiment.result_files import as_text
 from runtime import screen
 from wsol import metrics
+from wsol.annotations.cub import UNION_PARTS
 
 COUNTS = ('published', 'published, all pixels', 'per pair', 'per pair, all pixels')
 DROPPING = ('published', 'per pair')  # the counts that leave out the pixels under the lowest threshold
@@ -36,6 +37,33 @@ def summarise(counts, pairs, evaluations):
         summary[name] = {key: float(values[name][usable & group].mean()) if (usable & group).any() else None
                          for key, group in groups.items()} | {'pairs': int(usable.sum())}
     return summary, values
+
+
+def summarise_masses(masses, pairs):
+    """({key of KEYS: mean over the pairs}, (P,)): the share of the maps' mass inside the truth, in percent, as the mean
+    over the images of each pair; None or NaN without any. masses: (P,2), millionths and how many images."""
+    values = metrics.ratio(masses[:, 0] / 1e4, masses[:, 1])  # (P,)
+    groups, known = _groups(np.array([len(pair.parts) for pair in pairs])), np.isfinite(values)
+    return {key: float(values[known & group].mean()) if (known & group).any() else None
+            for key, group in groups.items()}, values
+
+
+def pair_records(pairs, evaluations, pxaps, masses, counts):
+    """What the result file says of each evaluated pair. pxaps: {truth: {name of COUNTS: (P,)}}. masses: {truth:
+    (P,)}. counts: (P,2,bins), for precision by recall."""
+    records, precision = [], metrics.precision_at_recall(counts)
+    for index in np.flatnonzero(evaluations):
+        pair = pairs[index]
+        values = {truth: {name: _known(pxap[index]) for name, pxap in by.items()} for truth, by in pxaps.items()}
+        records.append({'classes': [pair.first + 1, pair.second + 1], 'images': int(evaluations[index]),
+                        'parts': [UNION_PARTS[part] for part in pair.parts], 'pxap': values,
+                        'mass': {truth: _known(mass[index]) for truth, mass in masses.items()},
+                        'precision': as_text(100 * precision[index], 1)})
+    return records
+
+
+def _known(value):
+    return float(value) if np.isfinite(value) else None
 
 
 def _groups(number):

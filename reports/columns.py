@@ -16,7 +16,9 @@ ERASURES = {  # (fill, what is erased, or area) -> {column: its name within the 
     (fill, kind): {': '.join(filter(None, [', '.join(filter(None, [fill * (fill != 'zeros'), kind])), key])): key
                    for key in (AREAS if kind == 'area' else [f'R_{percent}' for percent in PERCENTS])}
     for fill in metrics.FILLS for kind in ('', 'coarse noise', 'area')}
-WSOL = ('MaxBoxAccV2', 'MaxBoxAcc', 'Top-1 Loc', 'mask PxAP')
+MASSES = ('mass in box', 'mass in mask')
+CUE_MASSES = {'parts': 'mass on parts', 'exact': 'mass on exact part masks'}  # truth -> the beginning of its columns
+WSOL = ('MaxBoxAccV2', 'MaxBoxAcc', 'Top-1 Loc', 'mask PxAP', *MASSES)
 INTERVENTIONS = ('PxAP exact', 'rank corr.', 'mass on cue', 'sign', 'slope', 'error', 'deletion corr.',
                  'on distractors')  # the names in results too
 CALIBRATION = 'calibration error'
@@ -24,6 +26,8 @@ TABLES = {  # title -> {column: its name within the table}
     'Accuracy, %': {'accuracy': 'accuracy', CALIBRATION: CALIBRATION},
     **{f'Cue localization, PxAP in %, by the number of differing parts: {count}': {f'{count}: {key}': key
                                                                                    for key in KEYS} for count in PXAP},
+    **{f'Mass of the map on differing parts, %: {words}': {f'{words}: {key}': key for key in KEYS}
+       for words in CUE_MASSES.values()},
     'Pixels that the published protocol drops, %': {'dropped true': 'true', 'dropped false': 'false'},
     **{', '.join(filter(None, ['Remove-and-classify', kind, f'fill {fill}' * (fill != 'zeros')])) + (
         ': the area under p(true class) over the erased share' if kind == 'area' else ': R_k, lower is better'): names
@@ -33,6 +37,7 @@ TABLES = {  # title -> {column: its name within the table}
 }
 OF_METRIC = {  # column -> the metric whose results have it, if the metric compares maps with a truth
     **{f'{count}: {key}': 'cue_location' for count in PXAP for key in KEYS}, **dict.fromkeys(WSOL, 'wsol'),
+    **{f'{words}: {key}': 'cue_location' for words in CUE_MASSES.values() for key in KEYS},
     **dict.fromkeys(('dropped true', 'dropped false'), 'cue_location'),
     **dict.fromkeys(TABLES['Interventions'], 'interventions')}
 DECIMALS = dict.fromkeys([*(name for names in ERASURES.values() for name in names), 'rank corr.', 'slope', 'error',
@@ -84,6 +89,12 @@ def _cue_location(result):
                 units = (result['images_sha256'], *(tuple(pair['classes']) for pair in pairs))
                 estimate = estimate._replace(units=units, terms=mean_terms(values))
             columns[f'{name}: {key}'] = estimate
+    for truth, of_keys in result.get('mass', {}).items():  # earlier results have none
+        for key, value in of_keys.items():
+            pairs = [pair for pair in result['pairs'] if key in ('mean', str(len(pair['parts'])))]
+            units = (result['images_sha256'], *(tuple(pair['classes']) for pair in pairs))
+            terms = mean_terms(np.array([pair['mass'][truth] for pair in pairs], float).reshape(-1))
+            columns[f'{CUE_MASSES[truth]}: {key}'] = Estimate(value, units if pairs else None, terms)
     return columns | {f'dropped {side}': Estimate(result['dropped']['parts'][side]) for side in ('true', 'false')}
 
 
@@ -123,4 +134,7 @@ def _wsol(result):
         if hits:
             terms = mean_terms(100 * np.mean(hits, 0))
             columns[column] = columns[column]._replace(units=(result['images_sha256'],), terms=terms)
+    for column in columns.keys() & MASSES:
+        terms = mean_terms(from_text(result['mass_by_image']))
+        columns[column] = columns[column]._replace(units=(result['images_sha256'],), terms=terms)
     return columns

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 
 def resize(maps, size):
     """(N,h,w) -> (N,*size), bilinear with pixel centres aligned at half pixels, no anti-aliasing."""
+    if maps.shape[1:] == tuple(size):
+        return maps
     return F.interpolate(maps[:, None], size=size, mode='bilinear', align_corners=False)[:, 0]
 
 

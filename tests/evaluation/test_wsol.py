@@ -35,6 +35,7 @@ def test_constant_maps_on_real_masks_score_the_share_of_the_object(tmp_path, ima
     counts, (true, false) = mask_counts(tmp_path, image_id), REAL[image_id]
     counts.add(counts.measure(np.full((224, 224), 0.5, np.float32), 0), None)
     assert metrics.pixel_average_precision(counts.counts) == pytest.approx(100 * true / (true + false), abs=0.1)
+    assert counts.mass[0] == pytest.approx(true / (true + false), rel=2e-4)
 
 
 @pytest.mark.parametrize('image_id', REAL)
@@ -43,7 +44,7 @@ def test_perfect_maps_on_real_masks_score_100_whatever_the_ignored_pixels(tmp_pa
     counts = mask_counts(tmp_path, image_id)
     thing, counted = counts.truth(0)
     counts.add(counts.measure(np.where(counted, thing, ignored).astype(np.float32), 0), None)
-    assert metrics.pixel_average_precision(counts.counts) == 100
+    assert metrics.pixel_average_precision(counts.counts) == 100 and counts.mass == 1
 
 
 # --- boxes: the script against a naive loop --------------------------------------------------------------------
@@ -92,12 +93,16 @@ def naive(tiny_birds, folder, method, thresholds):
     hits = {}
     for split in ('val', 'test'):
         images, _ = open_birds(tiny_birds, split)
-        boxes, rows = true_boxes(tiny_birds, split), {name: [] for name in ('20', '50', 'largest', 'top1')}
+        boxes, rows = true_boxes(tiny_birds, split), {name: [] for name in ('20', '50', 'largest', 'top1', 'mass')}
         for index, label in enumerate(images.labels):
             image = images[index][0][None]
             with torch.no_grad():
                 score_map = attribution_maps(model, image, torch.tensor([label]), method)[0].numpy()
                 right = int(model(image).argmax()) == label
+            (x0, y0, x1, y1), size = boxes[images.image_id(index)], (SIZE, SIZE)
+            positive = np.maximum(cv2.resize(score_map, size, interpolation=cv2.INTER_LINEAR), 0)
+            if positive.any():  # else the map has no share anywhere
+                rows['mass'].append(positive[y0:y1 + 1, x0:x1 + 1].sum() / positive.sum())
             every, largest = np.array([found_at(score_map, boxes[images.image_id(index)], t) for t in thresholds]).T
             for name, row in (('20', every >= .2), ('50', every >= .5), ('largest', largest >= .5),
                               ('top1', (largest >= .5) & right)):
@@ -122,6 +127,9 @@ def test_wsol_agrees_with_a_naive_loop(script, tiny_birds, save, forwards, head,
         assert result[name] == pytest.approx({
             'val': hits['val'][key][best], 'test': hits['test'][key][best], 'oracle': hits['test'][key].max(),
             'threshold': thresholds[best]})
+    mass = result['mass in box']
+    assert [mass['val'], mass['test']] == pytest.approx([hits['val']['mass'], hits['test']['mass']], abs=0.01)
+    assert mass['low'] < mass['test'] < mass['high'] and mass['oracle'] is None
     for column in ('val', 'test', 'oracle'):
         mean = (result['MaxBoxAccV2@20'][column] + result['MaxBoxAccV2@50'][column]) / 2
         assert result['MaxBoxAccV2'][column] == pytest.approx(mean)

@@ -71,18 +71,21 @@ def test_cue_location_agrees_with_a_naive_loop(script, tiny_birds, save, method,
     steps = np.arange(0, 1, 0.001)
     edges = np.array([*(10 ** (-7 * steps[::-1]) if thresholds == 'log' else steps), 1, 2, 3])
     ours = {order: {'published': [], 'per pair': []} for order in ORDERS}
-    running = {order: np.zeros((2, len(edges) - 1)) for order in ORDERS}
+    running, masses = {order: np.zeros((2, len(edges) - 1)) for order in ORDERS}, []
     for number, pair in enumerate(annotations.pairs):
-        alone = {order: np.zeros((2, len(edges) - 1)) for order in ORDERS}
+        alone, inside = {order: np.zeros((2, len(edges) - 1)) for order in ORDERS}, []
         for index, label in enumerate(images.labels):
             image_id = images.image_id(index)
             if label not in pair[:2] or number not in annotations.evaluated(image_id, label):
                 continue
             difference = signed(model, images[index][0][None], pair, process)
             truth = np.isin(annotations.partition(image_id, SIZE), pair.parts) & annotations.object_mask(image_id, SIZE)
+            absolute = np.abs(np.asarray(enlarge(difference)))[0]
+            inside.append(100 * absolute[truth].sum() / absolute.sum())
             for order, scores_of in ORDERS.items():
                 scores = scores_of(difference, norm)
                 alone[order] += [np.histogram(scores[truth == side], edges)[0] for side in (False, True)]
+        masses.append(np.mean(inside))
         for order in ORDERS:
             running[order] += alone[order]
             ours[order]['published'].append(average_precision(running[order]))
@@ -96,6 +99,8 @@ def test_cue_location_agrees_with_a_naive_loop(script, tiny_birds, save, method,
             assert measured[str(k)] == pytest.approx(np.array(by_pair)[parts == k].mean(), rel=1e-5)
         # with the absolute value taken before the resizing the figures would be others
         assert measured['mean'] != pytest.approx(np.mean(earlier[count]), rel=1e-3)
+    assert result['mass']['parts']['mean'] == pytest.approx(np.mean(masses), rel=1e-4)
+    assert [record['mass']['parts'] for record in result['pairs']] == pytest.approx(masses, rel=1e-4)
 
 
 def test_every_image_goes_through_the_network_once(script, tiny_birds, save, forwards):
@@ -115,7 +120,7 @@ def test_the_control_of_the_object_mask_scores_the_share_of_the_cue(script, tiny
     result = read_result(save / 'CAM', 'cue_location')
     assert result['is_control']
     images, data = open_birds(tiny_birds)
-    annotations, shares = data.annotations(), []
+    annotations, shares, masses = data.annotations(), [], []
     for number, pair in enumerate(annotations.pairs):
         ids = [images.image_id(index) for index, label in enumerate(images.labels)
                if number in annotations.evaluated(images.image_id(index), label)]
@@ -123,8 +128,10 @@ def test_the_control_of_the_object_mask_scores_the_share_of_the_cue(script, tiny
         cues = [np.isin(annotations.partition(image_id, SIZE), pair.parts) & bird
                 for image_id, bird in zip(ids, birds, strict=True)]
         shares.append(100 * np.sum(cues) / np.sum(birds))
+        masses.append(100 * np.mean([cue.sum() / bird.sum() for cue, bird in zip(cues, birds, strict=True)]))
     measured = result['pxap']['parts']['per pair']
     assert measured['mean'] == pytest.approx(np.mean(shares), rel=1e-9)
+    assert result['mass']['parts']['mean'] == pytest.approx(np.mean(masses), rel=1e-5)
     # the mask is the same for every class, network and seed
     assert min(shares) > 0 and measured['pairs'] == len(annotations.pairs)
 

@@ -134,3 +134,17 @@ def test_erase_counts_and_keeps_the_rest():
         gone = (erased == 0).all(1)
         assert (gone.sum((1, 2)) == int(ratio * 100)).all()
         assert torch.equal(erased[:, 0][~gone], images[:, 0][~gone])
+
+
+def test_the_mass_inside_is_a_share_of_the_positive_part():
+    """A constant map has the share of the area, the truth itself all of it; negative values and scale change nothing."""
+    rng = np.random.default_rng(3)
+    truth = torch.from_numpy(rng.random((4, 60)) < 0.3)
+    maps = torch.from_numpy(rng.normal(size=(4, 60))).float()
+    torch.testing.assert_close(metrics.mass_inside(torch.full((4, 60), 0.7), truth), truth.double().mean(1))
+    assert (metrics.mass_inside(truth.float(), truth) == 1).all() and (metrics.mass_inside((~truth).float(), truth) == 0).all()
+    shares = metrics.mass_inside(maps, truth)
+    torch.testing.assert_close(metrics.mass_inside(8 * maps, truth), shares)
+    torch.testing.assert_close(metrics.mass_inside(torch.where(maps < 0, -99.0, maps), truth), shares)
+    torch.testing.assert_close(shares + metrics.mass_inside(maps, ~truth), torch.ones(4, dtype=torch.float64))
+    assert metrics.mass_inside(-maps.abs(), truth).isnan().all()

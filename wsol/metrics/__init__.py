@@ -8,6 +8,7 @@ from .pixels import (
     bin_edges,
     bin_scores,
     count_scores,
+    mass_inside,
     pixel_average_precision,
     precision_at_recall,
     precision_recall,
@@ -17,5 +18,6 @@ from .statistics import bootstrap_ratio, bootstrap_sums, half_width, interval, r
 
 __all__ = ['CAVEAT', 'ERASE_RATIOS', 'FILLS', 'RECALLS', 'THRESHOLD_TYPES', 'area_over_erased', 'best_ious',
            'bin_edges', 'bin_scores', 'bootstrap_ratio', 'bootstrap_sums', 'box_iou', 'boxes_above', 'calibration',
-           'coarse_noise', 'count_scores', 'erase', 'half_width', 'impute', 'interval', 'pixel_average_precision',
-           'precision_at_recall', 'precision_recall', 'ratio', 'running_pxaps', 'scale_boxes']
+           'coarse_noise', 'count_scores', 'erase', 'half_width', 'impute', 'interval', 'mass_inside',
+           'pixel_average_precision', 'precision_at_recall', 'precision_recall', 'ratio', 'running_pxaps',
+           'scale_boxes']

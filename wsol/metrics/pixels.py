@@ -41,6 +41,14 @@ def count_scores(bins, truth, num_bins, rows=None, num_rows=1):
     return counts.cpu().numpy()
 
 
+def mass_inside(maps, truth):
+    """The share of each map's positive part that lies on true pixels: the energy-based pointing game (Score-CAM, Wang
+    et al., CVPR Workshops 2020). maps: (N,P); truth: (N,P) bool. Returns (N,) float64, NaN where no value is positive.
+    """
+    positive = maps.double().clamp(min=0)
+    return (positive * truth).sum(1) / positive.sum(1)
+
+
 def precision_recall(counts, underflow=True):
     """Precision and recall at every threshold, from the highest down.
 
