@@ -139,9 +139,20 @@ def test_what_troubleshooting_quotes_is_said_somewhere():
         assert re.search('.{0,120}?'.join(map(re.escape, (piece.strip() for piece in pieces))), code, re.S), quoted
 
 
-@pytest.mark.parametrize('page', [page for page in TEXTS if page.name != 'own.md'], ids=str)
+@pytest.mark.parametrize('page', [page for page in TEXTS if page.name not in ('README.md', 'own.md')], ids=str)
 def test_python_stands_where_it_is_run(page):
     assert '```python' not in TEXTS[page]
+
+
+def test_the_block_of_the_front_page_runs(monkeypatch):
+    """With random weights, without a download."""
+    block, = re.findall(r'```python\n(.*?)```', README, re.S)
+    monkeypatch.chdir(ROOT)
+    names = {}
+    exec(block.replace('weights=weights', 'weights=None'), names)
+    assert len(block.splitlines()) == 8 and names['why'].shape == (1, 7, 7)
+    logits = names['model'](names['photo'])[0]
+    torch.testing.assert_close(names['why'].mean(), logits[names['first'][0]] - logits[names['second'][0]])
 
 
 def test_the_library_block_runs():
