@@ -21,7 +21,7 @@ from evaluation.map_sources import NetworkMaps
 from research import plain_ways
 from runtime import screen
 from wsol import attribution_maps, metrics
-from wsol.annotations.cub import ClassPair, CueAnnotations
+from wsol.annotations.cub import ClassPair, CueAnnotations, read_by_id
 from wsol.attribution.gradients import VERSIONS_AT_A_TIME
 from wsol.attribution.registry import SamplingSettings
 from wsol.speed.depthwise import keep_depthwise_in_float32
@@ -29,7 +29,6 @@ from wsol.speed.depthwise import keep_depthwise_in_float32
 ITEMS = {}
 COPIES = 8     # of an image, for SmoothGrad; as many points on the path of integrated gradients
 PHOTOS = 256   # for the loaders
-BATCH = 32     # the larger one
 SMALL = 'resnet18'  # on half-size images, where many forwards of large batches would take minutes
 PHOTO = 500, 375  # pixels, as many as most of CUB's have
 
@@ -51,7 +50,21 @@ def item(function):
 # --- training ------------------------------------------------------------------------------------------------
 
 
-def _step(bench, model, images, labels, loss, way):
+def _head_loss(model, images, labels):
+    return model.loss(images, labels)[0]
+
+
+def _cheapest_loss(model, images, labels):
+    """The floor: no head but a linear layer on the pooled features."""
+    pooled = model.extract_features(images).mean((2, 3)).float()
+    return F.cross_entropy(F.linear(pooled, model.conv_last.weight[:, :, 0, 0], model.conv_last.bias), labels)
+
+
+def _step(bench, way, count, num_classes, architecture, loss=_head_loss):
+    model = bench.network(num_classes, plain=way == 'plain', architecture=architecture)
+    if way == 'auto' and bench.device.type == 'cpu':
+        keep_depthwise_in_float32(model)
+    images, labels = bench.images(count, way == 'plain'), bench.labels(count, num_classes)
     optimiser = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, nesterov=True)
 
     def step():
@@ -63,38 +76,14 @@ def _step(bench, model, images, labels, loss, way):
     return step
 
 
-def _cheapest_loss(model, images, labels):
-    """The floor: no head but a linear layer on the pooled features."""
-    pooled = model.extract_features(images).mean((2, 3)).float()
-    return F.cross_entropy(F.linear(pooled, model.conv_last.weight[:, :, 0, 0], model.conv_last.bias), labels)
-
-
 @item
-def training(bench, count=8):
-    plain, labels = bench.network(plain=True), bench.labels(count)
-    ways = {'plain': _step(bench, plain, bench.images(count, plain=True), labels,
-                           lambda model, *batch: model.loss(*batch)[0], 'float32')}
-    for way in bench.precisions:
-        ways[way] = _step(bench, bench.network(), bench.images(count), labels,
-                          lambda model, *batch: model.loss(*batch)[0], way)
-    ways['floor'] = _step(bench, bench.network(), bench.images(count), labels, _cheapest_loss, bench.best)
-    yield Item(f'training, batch of {count}', ways, count)
-
-
-@item
-def depthwise(bench, count=8, architecture='efficientnet_b0'):
-    """Trainings in bfloat16 on a CPU: the depthwise convolutions in bfloat16 too (plain), or in float32 (auto)."""
-    if not bench.all:
-        return
-    if bench.device.type != 'cpu' or 'auto' not in bench.precisions:
-        screen.say('depthwise: left out, because it needs a CPU that computes in bfloat16')
-        return
-    models = {way: bench.network(architecture=architecture) for way in ('plain', 'float32', 'auto')}
-    keep_depthwise_in_float32(models['auto'])
-    images, labels = bench.images(count), bench.labels(count)
-    ways = {way: _step(bench, model, images, labels, lambda model, *batch: model.loss(*batch)[0],
-                       'float32' if way == 'float32' else 'auto') for way, model in models.items()}
-    yield Item(f'training, batch of {count}, {architecture}, plain in bfloat16 alone', ways, count)
+def training(bench):
+    """In bfloat16 on a CPU, depthwise convolutions compute in float32, as in main.py."""
+    more = ((8, 200, 'efficientnet_b0'),) * (bench.all and not bench.gpu)
+    for size in (*bench.sizes(((8, 200, None),)), *more):
+        ways = {way: _step(bench, way, *size) for way in ('plain', *bench.precisions)}
+        ways['floor'] = _step(bench, bench.best, *size, _cheapest_loss)
+        yield Item('training, batch of {}, {} classes'.format(*size) + f', {size[2]}' * bool(size[2]), ways, size[0])
 
 
 # --- maps and the two protocols ------------------------------------------------------------------------------
@@ -107,7 +96,8 @@ def _without_graph(bench, way, call, *args):
 
 @item
 def maps(bench):
-    for count, num_classes in ((1, 200), (BATCH, 200), *(((8, 10), (8, 200), (8, 1000)) if bench.all else ())):
+    more = ((8, 10, None), (8, 200, None), (8, 1000, None)) if bench.all else ()
+    for count, num_classes, _ in bench.sizes(((1, 200, None), (bench.batch, 200, None), *more)):
         plain, model = bench.network(num_classes, plain=True), bench.network(num_classes, folded=True)
         same, images, labels = bench.images(count, plain=True), bench.images(count), bench.labels(count, num_classes)
         ways = {'plain': partial(plain_ways.maps, plain, same, labels)}
@@ -115,6 +105,10 @@ def maps(bench):
                  for way in bench.precisions}
         ways['floor'] = partial(_without_graph, bench, bench.best, model.extract_features, images)
         yield Item(f'jointll maps, batch of {count}, {num_classes} classes', ways, count)
+        if bench.gpu:
+            ways = {'plain': partial(_without_graph, bench, 'plain', plain, same), 'floor': ways['floor']} | {
+                way: partial(_without_graph, bench, way, model, images) for way in bench.precisions}
+            yield Item(f'accuracy, batch of {count}, {num_classes} classes', ways, count)
 
 
 def _eleven_times(model, images):
@@ -125,7 +119,7 @@ def _eleven_times(model, images):
 def remove_and_classify(bench):
     known = SimpleNamespace(image_id=str)
     more = ((8, 10, SMALL), (8, 1000, SMALL)) if bench.all else ()
-    for count, num_classes, architecture in ((1, 200, None), (BATCH, 200, SMALL), *more):
+    for count, num_classes, architecture in bench.sizes(((1, 200, None), (bench.batch, 200, SMALL), *more)):
         plain = bench.network(num_classes, plain=True, architecture=architecture)
         model = bench.network(num_classes, folded=True, architecture=architecture)
         size, labels = bench.size // 2 if architecture else bench.size, bench.labels(count, num_classes)
@@ -144,9 +138,19 @@ def remove_and_classify(bench):
 # --- cue localization ----------------------------------------------------------------------------------------
 
 
-class MadeUp(CueAnnotations):
-    """Part points at random, a tenth of them invisible, and pairs of class 0 and others that differ in two parts; every
-    bird is a disc."""
+class WithoutPhotos(CueAnnotations):
+    """CUB's annotations where neither photos nor segmentations are: photos of one size, and every bird is a disc."""
+
+    def photo_size(self, image_id):
+        return PHOTO
+
+    def object_mask(self, image_id, size):
+        axis = (np.arange(size) / size - 0.5) ** 2
+        return axis[:, None] + axis < 0.1
+
+
+class MadeUp(WithoutPhotos):
+    """Part points at random, a tenth of them invisible, and pairs of class 0 and others that differ in two parts."""
     root = Path('nowhere')
 
     def __init__(self, count, num_pairs):
@@ -158,13 +162,6 @@ class MadeUp(CueAnnotations):
     def points(self, image_id):
         return self.made[int(image_id)]
 
-    def photo_size(self, image_id):
-        return PHOTO
-
-    def object_mask(self, image_id, size):
-        axis = (np.arange(size) / size - 0.5) ** 2
-        return axis[:, None] + axis < 0.1
-
 
 class NoiseImages(ImageDataset):
     """Noise in place of photos."""
@@ -175,10 +172,16 @@ class NoiseImages(ImageDataset):
 
 
 def some_cues(bench, count, num_pairs):
-    """The CueImages of made-up annotations: images of class 0, each of which is part of all pairs."""
-    ids, transform = np.arange(count).astype('S'), transforms.eval_transform(bench.size)
-    images = NoiseImages(ids, np.zeros(count, int), 'nowhere', transform)
-    return eval_cue_location.CueImages(images, MadeUp(count, num_pairs))
+    """CueImages of noise: some of CUB's that pairs evaluate, or made-up ones of class 0 that are part of all pairs."""
+    ids, labels, annotations = np.arange(count).astype('S'), np.zeros(count, int), MadeUp(count, num_pairs)
+    if bench.cub:
+        annotations = WithoutPhotos(bench.cub)
+        asked = {cls for pair in annotations.pairs for cls in pair[:2]}
+        names = [name for name in read_by_id(Path(bench.cub) / 'images.txt').values() if int(name[:3]) - 1 in asked]
+        ids = np.array(names[::-(-len(names) // count)]).astype('S')
+        labels = np.array([int(name[:3]) - 1 for name in ids])
+    images = NoiseImages(ids, labels, 'nowhere', transforms.eval_transform(bench.size))
+    return eval_cue_location.CueImages(images, annotations)
 
 
 def differing_counts(results):
@@ -195,15 +198,18 @@ def differing_counts(results):
 @item
 def cue_localization(bench):
     plain, model, edges = bench.network(plain=True), bench.network(folded=True), metrics.bin_edges('log')
-    for count, pairs in ((4, 1), (4, 4), *(((8, 1),) if bench.all else ())):
+    for count, pairs in ((bench.batch, 4),) if bench.gpu else ((4, 1), (4, 4), *(((8, 1),) if bench.all else ())):
         cues = some_cues(bench, count, pairs)
+        count = len(cues)
         ways = {'plain': partial(plain_ways.cue_histograms, plain, cues, edges, bench.device)}
         for way, precision in bench.precisions.items():
             source = NetworkMaps(cues, model, 'jointll', precision)
-            ways[way] = partial(eval_cue_location.fill_histograms, make_loader(cues, 8, 0, bench.device),
+            loader = make_loader(cues, max(8, bench.batch), 0, bench.device)
+            ways[way] = partial(eval_cue_location.fill_histograms, loader,
                                 [eval_cue_location.Scoring(source, 'clipping', edges)], bench.device)
         ways['floor'] = partial(_without_graph, bench, bench.best, model, bench.images(count))
-        yield Item(f'cue localization, {count} images x {pairs} pairs', ways, count, differing_counts)
+        name = f'cue localization, {count} images' + (", CUB's pairs" if bench.cub else f' x {pairs} pairs')
+        yield Item(name, ways, count, differing_counts)
 
 
 # --- loading -------------------------------------------------------------------------------------------------
@@ -239,6 +245,8 @@ def loading(bench):
 
 @item
 def gradients(bench):
+    if bench.gpu:  # beside captum and torchcam, not beside the published code
+        return
     try:
         from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam, NoiseTunnel, Saliency
         from torchcam.methods import LayerCAM

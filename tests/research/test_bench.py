@@ -5,14 +5,14 @@ from itertools import count
 import numpy as np
 import pytest
 import torch
-from conftest import noise_dataset, refused
+from conftest import noise_dataset, refused, shared
 
 import eval_cue_location
 import eval_pixel_perturb
 from data_loaders import make_loader
 from evaluation.map_sources import NetworkMaps
 from research import bench as benchmark
-from research import bench_items, plain_ways
+from research import bench_items, plain_ways, profiles
 from wsol import attribution_maps, metrics
 
 CPU = torch.device('cpu')
@@ -108,8 +108,40 @@ def run_bench(script, tmp_path, *flags):
 def test_a_run_measures_everything_in_a_short_table(script, tmp_path, monkeypatch):
     monkeypatch.setattr(bench_items, 'COPIES', 2)
     monkeypatch.setattr(bench_items, 'PHOTOS', 6)
-    monkeypatch.setattr(bench_items, 'BATCH', 4)
-    times, out = run_bench(script, tmp_path)
+    times, out = run_bench(script, tmp_path, '--batch_size=4')
     assert 10 <= len(times) <= 15 and '--cache' in out and 'counted in another bin' in out
     more, _ = run_bench(script, tmp_path, '--all', '--only', 'gradients')
     assert 'layer_cam beside torchcam' in more and 'layer_cam beside torchcam' not in times
+
+
+def test_gpu_measures_the_published_sizes_and_says_what_they_ask_of_a_gpu(script, tmp_path, monkeypatch):
+    """On a CPU, without the columns that need a GPU."""
+    monkeypatch.setattr(bench_items, 'PHOTOS', 6)
+    times, out = run_bench(script, tmp_path, '--gpu', '--batch_size=2')
+    rows = json.loads((tmp_path / 'b.json').read_text())['profiles']
+    assert [name.split(',')[0] for name in times] == [*['training'] * 2, *['jointll maps', 'accuracy'] * 2, *['remove-and-classify'] * 2,
+                                                      'cue localization', 'loading', 'loading']
+    started = {name: count for name, _, count, *_ in rows}
+    assert started.keys() == {f'{name}: {way}' for name, ways in times.items() for way in ways}
+    for name, ways in times.items():
+        if 'floor' in ways:
+            assert 20 < started[f'{name}: floor'] <= started[f'{name}: float32'] <= started[f'{name}: plain'] + 5, name
+    assert 'peak, MiB' in out
+
+
+def test_operations_and_reads_are_counted():
+    values = torch.arange(4.0)
+    assert profiles.profile(lambda: (values.view(2, 2)[0] + 1).exp().max(), 1, CPU) == [3, 0, None, None, None]
+    assert profiles.profile(lambda: values.sum().item(), 1, CPU)[:2] == [2, 1]
+    assert profiles.profile(lambda: (values.tolist(), bool(values.any())), 1, CPU)[1] == 2
+
+
+def test_gpu_needs_one(script, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    refused(script('research.bench', '--gpu'), '--gpu', 'no CUDA GPU', '--device=cpu')
+
+
+def test_cue_localization_is_measured_on_cubs_annotations():
+    cub = benchmark.Bench('resnet18', 32, CPU, 1, cub=shared('cub'))
+    cues = bench_items.some_cues(cub, 5, 1)
+    assert 3 <= len(cues) <= 5 and len(cues.annotations.pairs) > 100 and cues.read(0)[4].any()
