@@ -236,6 +236,8 @@ FLAGS = {
              shared=False),
         Flag('picture_size', 1024, number(int, 64), 'the longer side of a photo in the picture, in pixels; larger '
              'photos are scaled down; on the page at most 480', shared=False),
+        Flag('check', False, boolean, 'also say how p(A) falls when what the map marks is erased, beside random pixels '
+             'and coarse noise', main=True, shared=False),
         Flag('top_k', 5, COUNT, 'html: show maps of this many of the likeliest classes', shared=False),
     ),
 }

@@ -21,6 +21,7 @@ import config
 import util
 from dataset.image_files import broken_images, open_upright, opening_images, upright_size
 from evaluation import session
+from evaluation.erasing import check_maps, compare_with_noise
 from experiment import result_files, weights
 from experiment.settings import recorded_settings
 from reports.album import DIFFERENCE, MANIFEST, PAGE, Album, Explanation, contrast_key
@@ -28,6 +29,7 @@ from reports.photos import Photos, find_images
 from runtime import processes, screen
 from wsol.attribution.registry import METHODS
 from wsol.errors import UserError
+from wsol.metrics import CAVEAT
 
 RUNNER_UP = 'runner-up'
 NUMBER = '(class )?(0|[1-9][0-9]*)'  # of a class, on the command line
@@ -170,6 +172,15 @@ def explain(batch, indices, sources, choose):
             for row in range(len(batch))]
 
 
+def check(network, batch, indices, explained, methods):
+    """The check of each photo of a batch by erasing: of check_maps. explained: of explain."""
+    args, classes = network.args, torch.tensor([classes[0] for _, classes, _ in explained], device=network.device)
+    maps = {name: torch.from_numpy(np.stack([of_photo[name][:1] for *_, of_photo in explained])).to(network.device)
+            for name in methods}
+    return check_maps(network.model, batch, classes, maps, util.image_seeds(args.seed, indices).tolist(),
+                      precision=args.precision, at_a_time=args.batch_size)
+
+
 # --- the results --------------------------------------------------------------------------------------
 
 
@@ -179,14 +190,17 @@ def draw_all(network, images, names, album, sources, choose):
     entries = {}
     with screen.progress(None, ', '.join(album.methods), 'image', total=len(images)) as bar:
         for batch, opens, indices in network.loader(images, album.folder):
-            explained = explain(util.to_device(batch, network.device), indices, sources, choose)
+            batch = util.to_device(batch, network.device)
+            explained = explain(batch, indices, sources, choose)
+            asked = network.args.check
+            checks = check(network, batch, indices, explained, album.methods) if asked else [None] * len(batch)
             if processes.is_first() and any(opens):  # it lists the files to come, in case this run is interrupted
                 album.write_manifest(entries.values())
-            for index, is_open, result in zip(indices.tolist(), opens, explained, strict=True):
+            for index, is_open, result, checked in zip(indices.tolist(), opens, explained, checks, strict=True):
                 if is_open:
                     path = images.paths[index]
                     box = images.transform.box(upright_size(path))
-                    entries[index] = album.add(Explanation(names[index], path, *result, box))
+                    entries[index] = album.add(Explanation(names[index], path, *result, box, checked))
                 bar.update()
     album.share(list(entries))
     return dict(sorted(item for part in processes.gather(entries) for item in part.items()))
@@ -205,6 +219,18 @@ def say_if_same_for_blanks(network, source, entries, album):
         album.note(f'{album.class_name(*labels)}, p = {min(probs):.3f} to {max(probs):.3f}, is the prediction for all '
                    'photos here, and for plain grey and noise alike: no map can say what in a photo led to it')
         screen.warn(album.notes[-1])
+
+
+def say_check(network, entries, album):
+    """Say of all photos whether erasing what the maps mark lowers p more than coarse noise does."""
+    album.about['check'] = compare_with_noise([entry['check'] for entry in entries], network.args.seed)
+    for method in album.methods:
+        for fill, counts in album.about['check'][method].items():
+            album.note(f'{method}, fill {fill}: erasing what the map marks lowers p more than coarse noise does on '
+                       f'{counts["lower"]} of {counts["photos"]} photos')
+            screen.say(album.notes[-1])
+    album.note(CAVEAT)
+    screen.say(CAVEAT)
 
 
 def describe_run(network, methods):
@@ -285,6 +311,8 @@ def main():
     if processes.is_first():
         if entries:
             say_if_same_for_blanks(network, any_source, list(entries.values()), album)
+            if args.check:
+                say_check(network, list(entries.values()), album)
             report(list(entries.values()), album, contrast)
             album.write_manifest(entries.values(), finished=True)
         refuse_broken(images.paths, entries)

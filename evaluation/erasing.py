@@ -1,9 +1,15 @@
 """Images of which pixels are erased: in which order the pixels go, and what the network says of the rest."""
+import itertools
+
+import numpy as np
 import torch
 
 import util
 from wsol import metrics
 from wsol.maps import ranks, resize
+
+CHECKED = metrics.ERASE_RATIOS[:3]  # the shares that a check of a user's photos erases
+CONTROLS = ('random pixels', 'coarse noise')
 
 
 def pixel_orders(maps, size, seeds, device):
@@ -37,3 +43,37 @@ def erased_scores(model, images, copies, seeds, fill='zeros', precision='float32
         with util.autocast(precision, images.device):
             scores.append(model(erased))
     return torch.cat(scores)
+
+
+@torch.inference_mode()
+def check_maps(model, images, classes, maps, seeds, **options):
+    """What erasing tells of maps: for each image {fill: {method, and each of CONTROLS: p(class) after CHECKED}}.
+
+    classes: (B,). maps: {method: (B,1,h,w)}. seeds: (B,). options: of erased_scores.
+    """
+    orders = {}
+    for method, of_images in maps.items():
+        orders[method], *controls = pixel_orders(of_images, images.shape[2:], seeds, images.device)
+    orders |= dict(zip(CONTROLS, controls, strict=True))
+    copies = list(itertools.product(orders.values(), CHECKED, range(len(images))))
+    checks = [{} for _ in images]
+    for fill in metrics.FILLS:
+        p = model.probabilities(erased_scores(model, images, copies, seeds, fill, **options))  # (copies,C)
+        p = p.gather(1, classes.repeat(len(orders) * len(CHECKED))[:, None]).view(len(orders), len(CHECKED), -1)
+        for row, of_image in enumerate(p.permute(2, 0, 1).tolist()):
+            checks[row][fill] = dict(zip(orders, of_image, strict=True))
+    return checks
+
+
+def compare_with_noise(checks, seed=0):
+    """{method: {fill: on how many photos erasing by the map lowers p more than by coarse noise, in the mean over
+    CHECKED, of how many, and the interval of this share over the photos}}. checks: of check_maps."""
+    summary = {}
+    for fill in metrics.FILLS:
+        means = {name: np.array([np.mean(check[fill][name]) for check in checks]) for name in checks[0][fill]}
+        for method in means.keys() - CONTROLS:
+            wins = means[method] < means['coarse noise']
+            low, high = metrics.bootstrap_ratio(wins, np.ones(len(wins)), seed)
+            summary.setdefault(method, {})[fill] = {'lower': int(wins.sum()), 'photos': len(wins), 'low': low,
+                                                    'high': high}
+    return summary

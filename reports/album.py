@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset.image_files import upright_size
+from evaluation.erasing import CHECKED, CONTROLS
 from reports import figures, gallery, pictures
 from reports.photos import open_picture
 from reports.pictures import Panel
@@ -41,6 +42,7 @@ class Explanation(NamedTuple):
     classes: list     # the explained ones: A, with a contrast B, perhaps more
     maps: dict        # attribution method -> (K,h,w), of the first K of the classes; contrast_key -> (1,h,w)
     box: tuple = WHOLE  # (x0,y0,x1,y1): the part of the photo that maps cover, in shares of its width and height
+    check: dict | None = None  # of evaluation.erasing.check_maps
 
 
 class View(NamedTuple):
@@ -156,6 +158,8 @@ class Album:
             entry['labels'] = [self.class_name(label) for label, p in enumerate(photo.probs) if p >= 0.5]
         if self.contrasts:
             entry['contrast'] = {**classes[1], 'maps': self._save_maps(photo, self.contrasts)}
+        if photo.check:
+            entry['check'] = {'erased_percent': [round(100 * share) for share in CHECKED], **photo.check}
         if 'png' in self.formats:
             entry['picture'] = self._draw(photo, classes)
         if 'html' in self.formats:
@@ -184,14 +188,26 @@ class Album:
 
     def _draw(self, photo, classes):
         """Write the picture of a photo: the photo, maps and contrasts. Returns its file's name."""
-        picture = self._open(photo.path, 1 + len(self.views) + len(self.contrasts))
+        picture = self._open(photo.path, 1 + len(self.views) * (1 + bool(photo.check)) + len(self.contrasts))
         maps, against = ([view.panel(picture, view.maps(photo)[0], view.title, photo.box) for view in views]
                          for views in (self.views, self.contrasts))
-        rows = pictures.arrange(Panel(picture, 'photo'), maps, against)
+        if photo.check:
+            charts = [Panel(figures.erasure_chart(*self._curves(photo, view), picture.shape[:2]),
+                            f'{view.title}: p(A | x) when pixels are erased') for view in self.views]
+            rows = [[Panel(picture, 'photo'), *maps], [None, *charts], *([None, *against] for _ in against[:1])]
+        else:
+            rows = pictures.arrange(Panel(picture, 'photo'), maps, against)
         header = caption(*classes[:2 if against else 1], box=photo.box) + '; p by sigmoid' * (self.scores != 'softmax')
         file = f'{photo.name}_{self.picture_end}'
         figures.save(pictures.sheet(rows, header, overlay=self.overlay), self.folder / file)
         return file
+
+    def _curves(self, photo, view):
+        """(shares in percent, {name, fill: p}) of the chart of a view: the map's, and the controls'."""
+        intact = photo.probs[photo.classes[0]]
+        return [0, *(100 * share for share in CHECKED)], {
+            (name if name in CONTROLS else 'the map', fill): [intact, *values] for fill, of_fill in photo.check.items()
+            for name, values in of_fill.items() if name in (view.file, *CONTROLS)}
 
     def _open(self, path, panels):
         """The photo as it is drawn in so many panels."""
@@ -213,7 +229,8 @@ class Album:
         pair = caption(*classes[:2], box=photo.box)
         panels += [[view.panel(picture, view.maps(photo)[0], f'{view.title}. {pair}', photo.box)]
                    for view in self.contrasts]
-        self.page.add(photo.name, picture, [(one['class_name'], one['probability']) for one in classes], panels)
+        charts = [self._curves(photo, view) for view in self.views] if photo.check else []
+        self.page.add(photo.name, picture, [(one['class_name'], one['probability']) for one in classes], panels, charts)
 
 
 def caption(*classes, box=WHOLE):

@@ -4,6 +4,7 @@ Photos and maps are in pictures.py.
 """
 import numpy as np
 from cycler import cycler
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.text import Text
@@ -62,6 +63,25 @@ def ratio_curve(title, curves):
     figure.axes[0].axhline(1, color='0.6', linewidth=1, linestyle=':')
     figure.axes[0].set_ylim(bottom=0)
     return figure
+
+
+def erasure_chart(shares, curves, size):
+    """A small chart as pixels (H,W,3) uint8: p(A) over the erased share in percent. curves: {(name, fill): p}; a fill
+    has a line style, a name a colour. size: (H,W)."""
+    dpi = max(size) / 4
+    figure = Figure([(length + 0.01) / dpi for length in size[::-1]], dpi=dpi)
+    axes = figure.add_axes((0.14, 0.2, 0.83, 0.75))
+    names, fills = (list(dict.fromkeys(part)) for part in zip(*curves, strict=True))
+    for (name, fill), values in curves.items():
+        axes.plot(shares, values, color=COLOURS[names.index(name)], linestyle=LINES[fills.index(fill)],
+                  marker=MARKERS[names.index(name)], markersize=3, label=f'{name}, fill {fill}')
+    axes.set(ylim=(-0.02, 1.02), xticks=shares)
+    axes.set_xlabel('erased pixels, %. Smoothness alone moves p', fontsize=7)
+    axes.tick_params(labelsize=7)
+    axes.legend(fontsize=5, framealpha=0.6)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def precision_bands(title, bands):

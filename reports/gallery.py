@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from reports import figures
 from reports.pictures import Scale, colour_bar, shade
 from runtime import whole_files
+from wsol.metrics import CAVEAT
 
 PARTS = Path(__file__).with_name('page')
 QUALITY = 85  # of the JPEGs
@@ -33,15 +35,19 @@ class Gallery:
     def __init__(self, title, views, overlay='blend'):
         self.title, self.views, self.overlay, self.photos = title, views, overlay, []
 
-    def add(self, name, photo, classes, panels):
+    def add(self, name, photo, classes, panels, charts=()):
         """Draw the maps of a photo. photo: (H,W,3) uint8. classes: [(name, probability)], class A first. panels: for
         each view its Panels, one a class, or one alone where classes cannot be chosen; their titles are the captions.
+        charts: (shares, curves) of figures.erasure_chart, for each of the first views; shown with class A.
         """
+        maps = [[self._map(panel) for panel in view] for view in panels]
+        for of_view, chart in zip(maps, charts, strict=False):
+            of_view[0] |= _chart(*chart)
         self.photos.append({
             'name': name, 'photo': _image(photo, 'JPEG', quality=QUALITY),
             'width': photo.shape[1], 'height': photo.shape[0],
             'classes': [{'name': text, 'p': p, 'text': f'{p:.3f}'} for text, p in classes],
-            'maps': [[self._map(panel) for panel in view] for view in panels]})
+            'maps': maps})
 
     def _map(self, panel):
         """The picture of a map and what stands beside its colour bar: texts, and where each tick is (0 to 1)."""
@@ -70,6 +76,14 @@ class Gallery:
         content = self.page().encode('utf-8', 'replace')  # file names may hold bytes that are no text
         whole_files.write_atomically(path, lambda file: file.write_bytes(content))
         return len(content)
+
+
+def _chart(shares, curves):
+    """The chart of a check, and its words for those who do not see it."""
+    words = [f'{name}, fill {fill}: ' + ', '.join(f'{p:.3f} after {share:.0f} %' for share, p in zip(
+        shares, values, strict=True)) for (name, fill), values in curves.items()]
+    return {'check': _image(figures.erasure_chart(shares, curves, (270, 360)), 'PNG'),
+            'checked': f'p(A | x) when pixels are erased. {"; ".join(words)}. {CAVEAT}'}
 
 
 def _image(pixels, kind, **options):

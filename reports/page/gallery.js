@@ -28,6 +28,8 @@ function show() {
   $('name').textContent = photo.name;
   $('count').textContent = `${state.photo + 1} of ${data.photos.length}`;
   $('text').textContent = plain ? '' : map.text;
+  $('check').hidden = plain || !map.check;
+  if (map.check) Object.assign($('check'), {src: map.check, alt: map.checked});
 }
 
 function go(photo, chosen = 0) {

@@ -387,3 +387,59 @@ def test_the_page_works_in_a_browser(page, tmp_path):
     report = json.loads(html.unescape(re.search(r'<pre id="report">(.*?)</pre>', finished.stdout, re.S)[1]))
     assert report['title'] == 'Attribution maps' and report['different'] == 5, report
     assert all(word in report['text'] for word in ('jointll', 'grad_cam', 'Toy_')), report
+
+
+# --- the check by erasing --------------------------------------------------------------------------------------------
+
+
+def test_the_check_is_that_of_a_naive_loop(explain, checkpoint, folder, tmp_path):
+    """In the manifest, and the same in any batch; zeros by hand, and ROAD's fill by its own function."""
+    manifest, out = explain(folder, '--check', '--score_map_process=jointll,saliency', '--format=png,html', '--seed=4')
+    model, _ = weights.load_model(checkpoint)
+    one_by_one, _ = explain(folder, '--check', '--score_map_process=jointll,saliency', '--batch_size=1', '--seed=4')
+    lower = {(method, fill): 0 for method in ('jointll', 'saliency') for fill in ('zeros', 'road')}
+    for entry, again in zip(manifest['images'], one_by_one['images'], strict=True):
+        assert entry['check']['erased_percent'] == [10, 30, 50]
+        image = eval_transform(manifest['preprocessing']['input_size'])(open_upright(entry['image']))[None]
+        for fill in ('zeros', 'road'):
+            p = entry['check'][fill]
+            assert list(p) == ['jointll', 'saliency', 'random pixels', 'coarse noise']
+            assert all(again['check'][fill][name] == pytest.approx(values, abs=1e-4) for name, values in p.items())
+            for method in ('jointll', 'saliency'):
+                lower[method, fill] += np.mean(p[method]) < np.mean(p['coarse noise'])
+        scores = np.load(tmp_path / 'out' / entry['maps']['jointll'])[None]
+        large = torch.nn.functional.interpolate(torch.from_numpy(scores)[None], image.shape[2:], mode='bilinear')[0, 0]
+        order = large.flatten().argsort(descending=True)
+        for share, value in zip((0.1, 0.3, 0.5), entry['check']['zeros']['jointll'], strict=True):
+            erased = image.flatten(2).clone()
+            erased[..., order[:int(share * large.numel())]] = 0
+            with torch.no_grad():
+                expected = model.probabilities(model(erased.view_as(image)))[0, entry['class']].item()
+            assert value == pytest.approx(expected, abs=0.02)  # zeros of the map tie, and fall at random
+    for (method, fill), count in lower.items():
+        summary, line = manifest['check'][method][fill], f'lowers p more than coarse noise does on {count} of 4 photos'
+        assert (summary['lower'], summary['photos']) == (count, 4) and 0 <= summary['low'] <= summary['high'] <= 1
+        assert f'{method}, fill {fill}: erasing what the map marks {line}' in out
+    page = (tmp_path / 'out/gallery.html').read_text()
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+    for photo, entry in zip(data['photos'], manifest['images'], strict=True):
+        for view in photo['maps']:
+            assert view[0]['check'].startswith('data:image/png') and 'arXiv 2304.13836' in view[0]['checked']
+            assert all('check' not in later for later in view[1:])
+        assert f'{entry["check"]["road"]["jointll"][2]:.3f} after 50 %' in photo['maps'][0][0]['checked']
+    assert 'arXiv 2304.13836' in data['title'] and 'arXiv 2304.13836' in manifest['notes'][-1] and 'arXiv 2304.13836' in out
+
+
+def test_without_the_check_no_forward_and_no_word_more(explain, folder, forwards):
+    manifest, out = explain(folder / 'wide.jpg', '--score_map_process=jointll')
+    assert sum(forwards) == 1 + 2  # the photo, and the two blanks
+    assert 'check' not in manifest and 'check' not in manifest['images'][0] and 'erasing' not in out
+    forwards.clear()
+    explain(folder / 'wide.jpg', '--score_map_process=jointll', '--check', '--contrast')
+    assert sum(forwards) == 1 + 2 + 2 * 3 * 3  # two fills, the map and two controls, three shares
+
+
+def test_the_random_map_lowers_p_as_the_controls_do(explain, folder):
+    """A method that knows nothing: it may win or lose, but is not left out."""
+    manifest, _ = explain(folder / 'wide.jpg', '--check', '--score_map_process=random', '--target=3')
+    assert set(manifest['check']) == {'random'} and manifest['images'][0]['class'] == 3
