@@ -76,7 +76,7 @@ def erasure_chart(shares, curves, size):
         axes.plot(shares, values, color=COLOURS[names.index(name)], linestyle=LINES[fills.index(fill)],
                   marker=MARKERS[names.index(name)], markersize=3, label=f'{name}, fill {fill}')
     axes.set(ylim=(-0.02, 1.02), xticks=shares)
-    axes.set_xlabel('erased pixels, %. Smoothness alone moves p', fontsize=7)
+    axes.set_xlabel('erased pixels, %. Smoothness alone moves p: arXiv 2304.13836', fontsize=7)
     axes.tick_params(labelsize=7)
     axes.legend(fontsize=5, framealpha=0.6)
     canvas = FigureCanvasAgg(figure)
