@@ -378,18 +378,18 @@ def test_published_cam_weights_load_though_they_carry_an_attention(capsys):
 
 @pytest.mark.parametrize('broken', [True, False])
 def test_torchvision_is_mended_only_where_its_operators_are_missing(tmp_path, broken):
-    """With a torchvision that imports, the mending module registers nothing."""
+    """The user's own `import torchvision` after `import wsol` works, and registers nothing where they are there."""
     fake = tmp_path / 'torchvision'
     fake.mkdir()
-    (fake / '__init__.py').write_text(
+    (fake / '__init__.py').write_text('from torchvision import _meta_registrations\n')
+    (fake / '_meta_registrations.py').write_text(
         'import torch\nif not hasattr(torch.ops.torchvision, "nms"):\n'
         '    raise RuntimeError("operator torchvision::nms does not exist")\n' if broken else '')
-    code = ('import importlib.util, sys, torch\n'
-            f'spec = importlib.util.spec_from_file_location("mend", {str(ROOT / "wsol" / "backbones" / "_torchvision.py")!r})\n'
-            'module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module); module.import_torchvision()\n'
-            'print(hasattr(torch.ops.torchvision, "nms"))')
+    code = ('import torch, wsol\n'
+            + ('' if broken else 'there = torch.library.Library("torchvision", "DEF"); there.define("nms(Tensor x) -> Tensor")\n')
+            + 'import torchvision\nfrom wsol.backbones import _torchvision\nprint(bool(_torchvision.DECLARED))')
     run = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True,
-                         env={'PYTHONPATH': str(tmp_path), 'PATH': ''}, check=True)
+                         env={'PYTHONPATH': f'{tmp_path}:{ROOT}', 'PATH': ''}, check=True)
     assert run.stdout.strip() == str(broken)
 
 

@@ -6,24 +6,28 @@ that the import looks for: models, transforms and data sets use neither. (nms an
 then; nothing here uses them.) Where the plain import works, nothing else is done.
 """
 import sys
-from functools import cache
 
 import torch
 
+OPERATORS = ('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
+             'qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+DECLARED = []  # the operators are declared as long as this Library lives
 
-@cache
+
+class _Mend:
+    """It declares them when the part of torchvision is looked for that needs them, whoever imports torchvision."""
+    @staticmethod
+    def find_spec(name, *_):
+        if name == 'torchvision._meta_registrations' and not hasattr(torch.ops.torchvision, 'nms'):
+            DECLARED.append(torch.library.Library('torchvision', 'DEF'))
+            for operator in OPERATORS:
+                DECLARED[-1].define(operator)
+
+
+sys.meta_path.insert(0, _Mend)
+
+
 def import_torchvision():
-    """The package torchvision. Call this before any other import of it or of its modules."""
-    try:
-        import torchvision
-    except RuntimeError as error:
-        if 'torchvision::nms' not in str(error):
-            raise
-        for name in [name for name in sys.modules if name.split('.')[0] == 'torchvision']:
-            del sys.modules[name]  # the half-imported pieces
-        operators = torch.library.Library('torchvision', 'DEF')
-        operators.define('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
-        operators.define('qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
-        import torchvision
-        torchvision.named_operators = operators  # they are declared as long as this object lives
+    """The package torchvision, which takes seconds to import: functions ask for it when they need it."""
+    import torchvision
     return torchvision
