@@ -23,7 +23,7 @@ import util
 from data_loaders import SeededBatches, in_order, make_loader
 from dataset import open_dataset, registry
 from dataset.images import warn_of_shared
-from dataset.transforms import eval_transform, train_transform
+from dataset.transforms import Transform, eval_transform
 from evaluation import session
 from experiment import checkpoint_files, frozen, result_files, training_images, weights
 from experiment.settings import changed_settings, network_settings
@@ -136,7 +136,7 @@ def open_images(args, data):
     statistics = normalisation(args.architecture)
     transforms = dict.fromkeys(registry.SPLITS, eval_transform(args.crop_size, statistics))
     if not args.freeze:
-        transforms['train'] = train_transform(args.resize_size, args.crop_size, statistics)
+        transforms['train'] = Transform(args.resize_size, args.crop_size, statistics)
     images = {split: data.open_split(split, transform, args.proxy_training_set and split == 'train', args.skip_broken,
                                      Path(args.save_root) / 'cache') for split, transform in transforms.items()}
     for split in ('val', 'test'):

@@ -54,7 +54,7 @@ def read_rows(path, form, problems=None):
             for number, line in _lines(file):
                 match = pattern.fullmatch(line)
                 values = match.groups(b'') if match else ()
-                if not match or not _is_text(line):
+                if not match or line.decode(errors='ignore').encode() != line:
                     problem = f'expected "{form}", found'
                 elif any(map(leads_out, values[:paths])):
                     problem = 'a path leads out of its folder in'
@@ -81,13 +81,6 @@ def _lines(file):
         if line:
             yield from blank
             blank = []
-
-
-def _is_text(line):
-    try:
-        return bool(line.decode())
-    except UnicodeDecodeError:
-        return False
 
 
 def read_columns(path, form='path'):

@@ -17,16 +17,10 @@ def corners_of(box, size):
     return int(x), int(y), min(int(x + width), size[0] - 1), min(int(y + height), size[1] - 1)
 
 
-def image_sizes(paths):
-    """[(width, height)] of image files, from their headers."""
-    return list(in_threads(stored_size, paths, 'image sizes'))
-
-
-def write_cub_lists(data, sizes_of=image_sizes):
+def write_cub_lists(data):
     """Write CUB's train and test lists, equal to the WSOL evaluation's; the annotations are joined by their ids.
 
-    data: the DataSet. sizes_of: a function [path of a photo] -> [(width, height)]. Raises UserError where the
-    annotations do not fit, naming the file, and the line or the id.
+    data: the DataSet. Raises UserError where the annotations do not fit, naming the file, and the line or the id.
     """
     def values(file, parse, expected):
         return _values(data.cub_root / file, names, parse, expected)
@@ -38,7 +32,7 @@ def write_cub_lists(data, sizes_of=image_sizes):
     boxes = values('bounding_boxes.txt', _box, 'the numbers x y width height')
     for split in ('train', 'test'):
         keys = [key for key in names if splits[key] == split]
-        sizes = sizes_of([data.image_folders[split] / names[key] for key in keys])
+        sizes = in_threads(stored_size, [data.image_folders[split] / names[key] for key in keys], 'image sizes')
         write_split(data.list_folders[split], [(names[key], labels[key], size, [corners_of(boxes[key], size)])
                                                for key, size in zip(keys, sizes, strict=True)])
 

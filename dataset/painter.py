@@ -78,14 +78,11 @@ def place(rng, outlines, points, width, height):
     outlines = [(part, turn(shape)) for part, shape in outlines]
     everything = np.concatenate([shape for _, shape in outlines])
     low, high = everything.min(0), everything.max(0)
-    room = np.array([width, height]) - (high - low)
+    # a long pose of a large bird is shrunk to the canvas
     scale_down = min(1.0, (np.array([width, height]) * 0.94 / (high - low)).min())
-    if scale_down < 1:  # a long pose of a large bird: shrink it to the canvas
-        outlines = [(part, shape * scale_down) for part, shape in outlines]
-        low, high = low * scale_down, high * scale_down
-        room = np.array([width, height]) - (high - low)
-    shift = rng.uniform(0.1, 0.9, 2) * room - low
-    outlines = [(part, shape + shift) for part, shape in outlines]
+    low, high = low * scale_down, high * scale_down
+    shift = rng.uniform(0.1, 0.9, 2) * (np.array([width, height]) - (high - low)) - low
+    outlines = [(part, shape * scale_down + shift) for part, shape in outlines]
     points = {name: turn(xy)[0] * scale_down + shift for name, xy in points.items()}
     near, far = ('left', 'right') if mirrored else ('right', 'left')  # near: the side that the viewer sees
     for old, new in (('eye', f'{near} eye'), ('wing', f'{near} wing'), ('near_leg', f'{near} leg'),

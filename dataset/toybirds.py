@@ -136,7 +136,9 @@ def paint_dataset(data_root, metadata_root, images_per_class=None, seed=0):
             return
         birds = _paint_images(folder, images_per_class, seed)
         _write_annotations(folder, birds)
-        _write_lists(lists, birds)
+        for split in SPLITS:
+            write_split(lists / split, [(bird.image_id, bird.label, bird.size, [corners_of(bird.box, bird.size)])
+                                        for bird in birds if bird.split == split])
         for half in (folder, lists):
             (half / STAMP).write_text(json.dumps(_stamp(images_per_class, seed)))
 
@@ -198,10 +200,3 @@ def _write_annotations(root, birds):
     write_lines(root / 'attributes/class_attribute_labels_continuous.txt', [
         ' '.join('100.0' if colours[part] == colour else '0.0' for part, colour in attributes)
         for _, colours in classes])
-
-
-def _write_lists(root, birds):
-    """The WSOL evaluation's lists."""
-    for split in SPLITS:
-        write_split(root / split, [(bird.image_id, bird.label, bird.size, [corners_of(bird.box, bird.size)])
-                                   for bird in birds if bird.split == split])

@@ -5,7 +5,6 @@ Source: the published code (Kim et al., ICCV 2021).
 from dataclasses import dataclass
 from functools import cache
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -103,19 +102,9 @@ def _statistics(normalisation, device):
     return [torch.tensor(values, device=device)[:, None, None] for values in normalisation]
 
 
-def train_transform(resize_size, crop_size, normalisation=IMAGENET):
-    """Published: resize to a square, random crop, horizontal flip. normalisation: the network's (mean, deviation)."""
-    return Transform(resize_size, crop_size, normalisation)
-
-
 def eval_transform(crop_size, normalisation=IMAGENET, way=None):
     """Published: resize to a square of the crop's size. normalisation, way: of Transform."""
     return Transform(crop_size, normalisation=normalisation, way=way)
-
-
-def as_image(picture):
-    """(H,W,3) uint8, RGB -> a PIL image, as the transforms take it."""
-    return Image.fromarray(np.ascontiguousarray(picture))
 
 
 def to_picture(image, normalisation=IMAGENET):

@@ -229,7 +229,7 @@ def loading(bench):
             small = Image.fromarray(rng.integers(0, 256, (38, 50, 3), dtype=np.uint8))  # as smooth as a photo
             small.resize(PHOTO).save(Path(folder) / f'{index}.jpg', quality=92)
         ids = np.array([f'{index}.jpg'.encode() for index in range(count)])
-        kinds = [ImageDataset(ids, np.zeros(count, int), folder, transforms.train_transform(256, 224)) for _ in 'ab']
+        kinds = [ImageDataset(ids, np.zeros(count, int), folder, transforms.Transform(256, 224)) for _ in 'ab']
         kinds[1].cached(folder)
         loaders = {'plain': DataLoader(plain_ways.TrainingImages(kinds[0]), num_workers=1, persistent_workers=True,
                                        batch_sampler=SeededBatches(count, 64, 0))}

@@ -12,7 +12,6 @@ from PIL import Image
 
 import util
 from dataset.toybirds import class_colours
-from dataset.transforms import as_image
 from runtime import processes, screen
 from wsol.annotations.cub import NO_PART, UNION_PARTS
 from wsol.errors import UserError
@@ -110,7 +109,7 @@ def true_effects(model, images, asked, repainter, device):
     for index, numbers in screen.progress(share, 'repainting', 'image'):
         image_id, pictures = images.image_id(index), pictures_of(asked, index, numbers)
         painted = [repainter.paint(image_id, **how) for how in ({}, *pictures.values())]  # the first is unchanged
-        batch = torch.stack([images.transform(as_image(picture)) for picture in painted])
+        batch = torch.stack([images.transform(Image.fromarray(picture)) for picture in painted])
         with util.autocast('float32', device):
             scores = model.log_probabilities(model(util.to_device(batch, device))).cpu().double().numpy()  # (V,C)
         for number in numbers:

@@ -251,7 +251,7 @@ def noise_dataset(folder, count=5, size=(16, 12)):
     for index in range(count):
         Image.fromarray(rng.integers(0, 256, (30 + index, 30, 3), dtype=np.uint8)).save(folder / f'{index}.png')
     ids = np.array([f'{index}.png'.encode() for index in range(count)])
-    return ImageDataset(ids, np.arange(count), folder, transforms.train_transform(*size))
+    return ImageDataset(ids, np.arange(count), folder, transforms.Transform(*size))
 
 
 # --- a folder of one's own ------------------------------------------------------------------------------

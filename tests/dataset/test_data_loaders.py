@@ -189,7 +189,7 @@ def test_a_cache_is_of_its_images_their_order_and_their_size(tmp_path):
             assert torch.equal(dataset.resized(index), dataset.transform.resize(image_files.open_image(
                 tmp_path / dataset.image_id(index))))
     whole = noise_dataset(tmp_path)
-    smaller = transforms.train_transform(20, 12)
+    smaller = transforms.Transform(20, 12)
     turned = ImageDataset(whole.image_ids[::-1], whole.labels[::-1], tmp_path, whole.transform)
     turned.name = 'turned'
     for dataset in (whole, turned, ImageDataset(whole.image_ids, whole.labels, tmp_path, smaller)):

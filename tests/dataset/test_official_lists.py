@@ -9,7 +9,7 @@ from dataset.lists import read_boxes, read_labels, write_split
 from wsol.errors import UserError
 
 
-def test_cubs_lists_equal_the_wsol_evaluations(tmp_path):
+def test_cubs_lists_equal_the_wsol_evaluations(tmp_path, monkeypatch):
     """All 11,788 images: ids, labels, splits and boxes, to the pixel."""
     metadata = shared('metadata', 'CUB')
     sizes = {}
@@ -18,7 +18,8 @@ def test_cubs_lists_equal_the_wsol_evaluations(tmp_path):
             name, width, height = line.rsplit(',', 2)
             sizes[name] = int(width), int(height)
     data = replace(registry.find_dataset('CUB', tmp_path, tmp_path), cub_root=shared('cub'))
-    official_lists.write_cub_lists(data, lambda paths: [sizes['/'.join(path.parts[-2:])] for path in paths])
+    monkeypatch.setattr(official_lists, 'stored_size', lambda path: sizes['/'.join(path.parts[-2:])])
+    official_lists.write_cub_lists(data)
     for split in ('train', 'test'):
         for file in ('image_ids.txt', 'class_labels.txt', 'image_sizes.txt', 'localization.txt'):
             ours, theirs = (root / split / file for root in (tmp_path / 'CUB', metadata))
@@ -37,7 +38,9 @@ def lists_of_five(tmp_path, **changed):
     data.cub_root.mkdir(parents=True)
     for file, lines in (FIVE | {f'{name}.txt': lines for name, lines in changed.items()}).items():
         (data.cub_root / file).write_text('\n'.join(lines) + '\n')
-    official_lists.write_cub_lists(data, lambda paths: [(100, 100)] * len(paths))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(official_lists, 'stored_size', lambda _: (100, 100))
+        official_lists.write_cub_lists(data)
     by_split = {}
     for split in ('train', 'test'):
         ids, labels = read_labels(data.list_folders[split], 200)
