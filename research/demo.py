@@ -11,6 +11,7 @@ save/demo, with --full in save/demo_full. Another seed than 0 has a folder of it
     python -m research.demo --seed=1
 """
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from PIL import Image
 
 from dataset import open_dataset
 from dataset.transforms import eval_transform, to_picture
-from experiment import weights
+from experiment import result_files, weights
 from reports import figures, pictures
 from research import commands
 from research.commands import FINE_TUNE, FROM_RANDOM, PRECISION, SIZES, TRAIN
@@ -75,43 +76,64 @@ def table(folder):
     return screen.table(header, rows_of(folder))
 
 
-@torch.inference_mode()
-def contact_sheet(folder):
-    """Photos, maps for a class A and a class B, and "why A and not B", with the true cue outlined.
+class Bird(NamedTuple):
+    """A test image of a class A, and a class B that differs from it."""
+    image: torch.Tensor   # (1,3,S,S)
+    picture: np.ndarray   # (K,K,3) uint8: the image, enlarged
+    cue: np.ndarray       # (K,K) bool: the parts in which A and B differ
+    labels: list          # of A and B
+    caption: str
 
-    Each map has its own colour scale: on a common one, the map of A would hide that of B.
-    """
-    models, size = {}, None
-    for name in METHODS:
-        models[name], checkpoint = weights.load_model(name, save_root=folder)
-        size = checkpoint.content['args']['crop_size']
-    data, rows, captions, scale = open_dataset('ToyBirds'), [], [], 240 // size
+
+def birds(size, pictured=PICTURED):
+    """The Birds of pairs of class names, at the networks' size."""
+    data, scale = open_dataset('ToyBirds'), 360 // size
     images, annotations = data.open_split('test', eval_transform(size)), data.annotations()
     pairs = {frozenset(pair[:2]): pair.parts for pair in annotations.pairs}
-    for names in PICTURED:
+    for names in pictured:
         labels = [images.class_names.index(name) for name in names]
         parts = pairs[frozenset(labels)]
         index = int((images.labels == labels[0]).nonzero()[0][1])
         picture = np.asarray(Image.fromarray(np.uint8(255 * to_picture(images[index][0]))).resize([scale * size] * 2))
-        cue = np.isin(annotations.true_parts(images.image_id(index), size), parts)
-        cue = cue.repeat(scale, 0).repeat(scale, 1)
-        row = [pictures.Panel(picture, 'photo, true cue', cue=cue)]
-        for name, model in models.items():
-            row += method_panels(name, model, images[index][0][None], labels, picture, cue)
-        rows.append(row)
-        captions.append(f'A = {names[0][4:]}, B = {names[1][4:]}: {", ".join(UNION_PARTS[part] for part in parts)}')
-    header = ('Class A and a class B that differs from it in the outlined parts. CAM: the logits of the class; '
-              'CALM_EM: p(class, z | x); both per cell. Every map has its own colour scale.')
+        cue = np.isin(annotations.true_parts(images.image_id(index), size), parts).repeat(scale, 0).repeat(scale, 1)
+        yield Bird(images[index][0][None], picture, cue, labels,
+                   f'A = {names[0][4:]}, B = {names[1][4:]}: {", ".join(UNION_PARTS[part] for part in parts)}')
+
+
+def open_networks(folder):
+    """({experiment: its network}, the size of their images, a line that names them)."""
+    loaded = {name: weights.load_model(name, save_root=folder) for name in METHODS}
+    accuracies = (f'{name} {result_files.read_result(folder / name / "results.json")["test_accuracy"]:.1f} %'
+                  for name in METHODS)
+    args = next(iter(loaded.values()))[1].content['args']
+    return ({name: model for name, (model, _) in loaded.items()}, args['crop_size'],
+            f'{folder}, seed {args["seed"]}; accuracy: {", ".join(accuracies)}.')
+
+
+@torch.inference_mode()
+def contact_sheet(folder, pictured=PICTURED):
+    """Photos, maps for a class A and a class B, and "why A and not B", with the true cue outlined: CAM above CALM_EM.
+
+    Each map has its own colour scale: on a common one, the map of A would hide that of B.
+    """
+    (models, size, run), rows, captions = open_networks(folder), [], []
+    for bird in birds(size, pictured):
+        photo = pictures.Panel(bird.picture, 'photo, true cue', cue=bird.cue)
+        rows += [[first, *method_panels(name, model, bird)]
+                 for first, (name, model) in zip((photo, None), models.items(), strict=True)]
+        captions += [bird.caption, '']
+    header = ('Class A and a class B that differs from it in the outlined parts. CAM: logits of the class; CALM_EM: '
+              f'p(class, z | x); both per cell. Every map has its own colour scale. {run}')
     return pictures.sheet(rows, header, captions, side=1.6)
 
 
-def method_panels(name, model, image, labels, picture, cue):
-    """The panels of one network for one image: A, B, and A - B."""
-    first, second = attribution_maps(model, image, torch.tensor([labels]))[0].numpy()
-    probs = model.probabilities(model(image))[0, labels].tolist()
-    return [*(pictures.Panel(picture, f'{name}: {letter}, p = {probability:.2f}', values, cue=cue)
+def method_panels(name, model, bird):
+    """The panels of one network for one bird: A, B, and A - B."""
+    first, second = attribution_maps(model, bird.image, torch.tensor([bird.labels]))[0].numpy()
+    probs = model.probabilities(model(bird.image))[0, bird.labels].tolist()
+    return [*(pictures.Panel(bird.picture, f'{name}: {letter}, p = {probability:.2f}', values, cue=bird.cue)
               for letter, probability, values in zip('AB', probs, (first, second), strict=True)),
-            pictures.Panel(picture, f'{name}: why A, not B', first - second, signed=True, cue=cue)]
+            pictures.Panel(bird.picture, f'{name}: why A, not B', first - second, signed=True, cue=bird.cue)]
 
 
 def make_parser():
