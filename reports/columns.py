@@ -19,6 +19,7 @@ ERASURES = {  # (fill, what is erased, or area) -> {column: its name within the 
 MASSES = ('mass in box', 'mass in mask')
 CUE_MASSES = {'parts': 'mass on parts', 'exact': 'mass on exact part masks'}  # truth -> the beginning of its columns
 WSOL = ('MaxBoxAccV2', 'MaxBoxAcc', 'Top-1 Loc', 'mask PxAP', *MASSES)
+GRID = 'grid pointing'
 INTERVENTIONS = ('PxAP exact', 'rank corr.', 'mass on cue', 'sign', 'slope', 'error', 'deletion corr.',
                  'on distractors')  # the names in results too
 CALIBRATION = 'calibration error'
@@ -33,6 +34,7 @@ TABLES = {  # title -> {column: its name within the table}
         ': the area under p(true class) over the erased share' if kind == 'area' else ': R_k, lower is better'): names
        for (fill, kind), names in ERASURES.items()},
     'Localization (WSOL), %': {name: name for name in WSOL},
+    'Grid pointing game, %': {GRID: 'mass on its photo'},
     'Interventions': {name: name for name in (*INTERVENTIONS, 'turns', 'shapes that distract', 'questions')},
 }
 OF_METRIC = {  # column -> the metric whose results have it, if the metric compares maps with a truth
@@ -51,7 +53,8 @@ def cell(column, value, low=None, high=None, sign=''):
 
 def read_estimates(result):
     """{column: Estimate} of a result of an evaluation; {} for another metric."""
-    readers = {'cue_location': _cue_location, 'pixel_perturb': _pixel_perturb, 'wsol': _wsol, 'accuracy': _accuracy}
+    readers = {'cue_location': _cue_location, 'pixel_perturb': _pixel_perturb, 'wsol': _wsol, 'grid': _grid,
+               'accuracy': _accuracy}
     return readers.get(result.get('metric'), lambda _: {})(result)
 
 
@@ -121,6 +124,11 @@ def _pixel_perturb(result):
         terms = mean_terms(from_text(result['areas_by_image'][key]))
         columns[name] = Estimate(result['areas'][key][0], units, terms)
     return columns
+
+
+def _grid(result):
+    units = (result['images_sha256'], result['grids_sha256'])  # the same grids of the same images
+    return {GRID: Estimate(result['share'][0], units, mean_terms(from_text(result['share_by_grid'])))}
 
 
 def _wsol(result):
