@@ -100,9 +100,8 @@ def load_backbone(network, weights, classifiers):
 
     classifiers: how the names of the modules begin that depend on the number of classes. Raises UserError.
     """
-    path, classifiers = weights.path, (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-    complete, children = network.state_dict(), dict(network.named_children())
-    heads = tuple(f'{name}.' for name in classifiers)
+    path, complete, children = weights.path, network.state_dict(), dict(network.named_children())
+    heads = tuple(f'{name}.' for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
     expected = {name: value for name, value in complete.items() if not name.startswith(heads)}
     state, outside = under_names(path, weights.state, expected)
     linear = {_top(name) for name, value in state.items() if value.ndim == 2} - {
@@ -111,7 +110,8 @@ def load_backbone(network, weights, classifiers):
     state = {name: value for name, value in state.items() if name not in left_out}
     check_fit(path, state, expected)
     say_left_out(path, [*left_out, *outside], 'since only the backbone is taken')
-    _load(network, state)
+    complete.update(state)  # this dict has the versions of the network's modules
+    network.load_state_dict(complete)
 
 
 def load_classifier(network, weights, slot, root):
@@ -150,11 +150,6 @@ def load_classifier(network, weights, slot, root):
                     + ' without bias' * (len(head_names) < 2) + '; what else its head may compute has no weights, and '
                     'is taken to do nothing in evaluation, as Dropout')
     say_left_out(path, left_out, 'since the classifier does not need them')
-    _load(network, state)
-
-
-def _load(network, state):
-    complete = network.state_dict()  # this dict has the versions of the network's modules
     complete.update(state)
     network.load_state_dict(complete)
 

@@ -34,13 +34,14 @@ class Weights(NamedTuple):
 # --- which kind of file -----------------------------------------------------------------------------------
 
 STATE_DICT = 'save the state dict where the network was made: torch.save(model.state_dict(), FILE)'
+ONLY_TORCH = f'only weights of PyTorch can be read: {STATE_DICT}'
 NOT_WEIGHTS = (  # (how a file begins, what it is and the remedy)
     (rb'$', 'it is damaged: it is empty'),
     (rb'\s*<(!doctype|html|head|\?xml)', 'it is a web page; its download needs a login, or has another address'),
     (rb'version https://git-lfs', 'it is a pointer of Git LFS in place of the file: run git lfs pull'),
-    (rb'\x89HDF', f'it is a file of HDF5, as Keras writes; only weights of PyTorch can be read: {STATE_DICT}'),
-    (rb'\x08[\x01-\x14][\x12\x1a"2:B]', f'it is a network in ONNX, not the weights of one: {STATE_DICT}'),
-    (rb'GGUF|.{4}TFL3', f'it is a network of another framework; only weights of PyTorch can be read: {STATE_DICT}'),
+    (rb'\x89HDF', f'it is a file of HDF5, as Keras writes; {ONLY_TORCH}'),
+    (rb'\x08[\x01-\x14][\x12\x1a"2:B]', f'it is a network in ONNX; {ONLY_TORCH}'),
+    (rb'GGUF|.{4}TFL3', f'it is a network of another framework; {ONLY_TORCH}'),
     (rb'\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|\x28\xb5\x2f\xfd|Rar!|.{257}ustar', 'it is an archive: unpack it first'),
     (rb'\s*[{\[]', 'it is text (JSON), as the index of a model in several files: name the file of the weights'),
     (rb'\x80[\2-\5](?!\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19)', 'it is a plain pickle, which torch.save has not written: '
@@ -48,7 +49,7 @@ NOT_WEIGHTS = (  # (how a file begins, what it is and the remedy)
 NOT_WEIGHTS_ZIPS = (  # (the name of a member, what the zip is)
     (r'(^|/)(constants\.pkl$|code/)', f'it is a program of TorchScript: {STATE_DICT}, or of torch.jit.load(FILE)'),
     (r'(^|/)(archive_format|serialized_exported_program\.json)$', f'it is a program of torch.export: {STATE_DICT}'),
-    (r'\.weights\.h5$', f'it is a network of Keras; only weights of PyTorch can be read: {STATE_DICT}'),
+    (r'\.weights\.h5$', f'it is a network of Keras; {ONLY_TORCH}'),
     (r'\.npy$', 'it holds arrays of NumPy: make tensors of them by torch.from_numpy, then write them by torch.save'))
 RUNS = re.compile(r'(os|posix|nt|sys|subprocess|shutil|runpy|pty|socket)\.|'
                   r'builtins\.(eval|exec|compile|open|__import__)$')
@@ -91,14 +92,6 @@ def check_whole(file):
                 raise ValueError('it is damaged: its content and its sums differ')
 
 
-def _is_safetensors(file):
-    """Whether an open file begins as safetensors: the size of a JSON header, then the header."""
-    size = file.seek(0, 2)
-    file.seek(0)
-    start = file.read(9)
-    return start[8:] == b'{' and int.from_bytes(start[:8], 'little') <= size - 8
-
-
 # --- what is in it ------------------------------------------------------------------------------------------
 
 
@@ -111,33 +104,26 @@ class _Kind(type):
 
 class Foreign(dict, metaclass=_Kind):
     """What stands for an object of an unknown class. Of the object only items are kept, and nothing is executed."""
-    def __new__(cls, *_, **__):
-        return dict.__new__(cls)
+    def __new__(cls, *arguments, **_):
+        foreign = dict.__new__(cls)
+        foreign.arguments = arguments
+        return foreign
 
     def __init__(self, *_, **__):
         super().__init__()
 
-    def __setstate__(self, _):
-        """The attributes are of no use without the class."""
-
-
-class _NumberType(Foreign):
-    """numpy.dtype of a number."""
-    def __init__(self, code='', *_):
-        super().__init__()
-        self.code = code
-
     def __setstate__(self, state):
-        self.code = f'{"<" if state[1] == "|" else state[1]}{self.code}'
+        self.state = state  # the attributes, of which only numpy.dtype's are read
 
 
 def _number(kind, content=b''):
-    """A number of NumPy as one of Python; None for what is no number."""
-    return np.frombuffer(content, kind.code)[0].item() if re.fullmatch('[<>=][bfiu][1248]', kind.code) else None
+    """A number of NumPy as one of Python; None for what is no number. kind: what stands for its numpy.dtype."""
+    code = f'{kind.state[1]}{kind.arguments[0]}'.replace('|', '<')  # the order of the bytes, the type and its size
+    return np.frombuffer(content, code)[0].item() if re.fullmatch('[<>=][bfiu][1248]', code) else None
 
 
 HARMLESS = {'numpy.core.multiarray.scalar': _number, 'numpy._core.multiarray.scalar': _number,
-            'numpy.dtype': _NumberType, 'collections.deque': lambda *_: []}
+            'collections.deque': lambda *_: []}
 
 
 def _foreign_names(file):
@@ -169,18 +155,6 @@ def _load(file):
         return torch.load(file, map_location='cpu', weights_only=True)
 
 
-def _load_safetensors(path):
-    try:
-        from safetensors.torch import load_file  # comes with timm
-    except ImportError as error:
-        raise UserError(f'{path} needs the package safetensors: pip install safetensors') from error
-    try:
-        return load_file(path)
-    except Exception as error:  # safetensors raises many kinds
-        raise UserError(f'{path} cannot be read as weights ({type(error).__name__}): it is damaged, or no file of '
-                        'safetensors') from error
-
-
 def load(path):
     """The content of a file of torch.save or safetensors, tensors on the CPU. Nothing in the file is executed.
 
@@ -188,19 +162,22 @@ def load(path):
     """
     try:
         with open(path, 'rb') as file:
-            start = file.read(512)
-            if not _is_safetensors(file):
-                problem = next((why for begin, why in NOT_WEIGHTS if re.match(begin, start, re.DOTALL | re.I)), None)
-                if problem:
-                    raise ValueError(problem)
-                return _load(file)
-    except Exception as error:  # torch and zipfile raise many kinds; all mean that this is not such a file
+            start, size = file.read(512), file.seek(0, 2)
+            if start[8:9] == b'{' and int.from_bytes(start[:8], 'little') <= size - 8:  # how long the header in JSON is
+                from safetensors.torch import load_file  # comes with timm
+                return load_file(path)
+            problem = next((why for begin, why in NOT_WEIGHTS if re.match(begin, start, re.DOTALL | re.I)), None)
+            if problem:
+                raise ValueError(problem)
+            return _load(file)
+    except ImportError as error:
+        raise UserError(f'{path} needs the package safetensors: pip install safetensors') from error
+    except Exception as error:  # torch, zipfile and safetensors raise many kinds
         reason = str(error) if str(error).startswith('it ') else getattr(error, 'strerror', None) or (
             f'it holds a whole module: {STATE_DICT}' if 'persistent_load' in str(error) else
-            f'{type(error).__name__}: it is damaged, or no file of torch.save, or holds more than weights and plain '
-            'values')
+            f'{type(error).__name__}: it is damaged, or no file of torch.save or safetensors, or holds more than '
+            'weights and plain values')
         raise UserError(f'{path} cannot be read as weights ({reason})') from error
-    return _load_safetensors(path)
 
 
 # --- the state dict among it ----------------------------------------------------------------------------------
@@ -272,15 +249,12 @@ def pick_state_dict(path, content, key=None):
         state = {name.removeprefix(f'{key}.'): value for name, value in state.items() if name.startswith(f'{key}.')}
         if not state:
             raise UserError(f'{path} has no weights under weights_key={key}; it has {", ".join(map(repr, states))}')
-    state = {name: value for name, value in state.items() if isinstance(value, torch.Tensor) or _is_of_torch(value)}
-    problem = problem_of_weights(state)  # numbers and texts among the weights are none
+    state = {name: value for name, value in state.items()  # without numbers and texts among the weights
+             if isinstance(value, torch.Tensor) or type(value).__name__.startswith('torch.')}
+    problem = problem_of_weights(state)
     if problem:
         raise UserError(f'{path} cannot be read as weights: {problem}')
     return state
-
-
-def _is_of_torch(value):
-    return isinstance(value, Foreign) and type(value).__name__.startswith('torch.')
 
 
 def _preferred(path, states):
