@@ -124,24 +124,9 @@ def _read(path, key=None):
         return record | {'state_dict': weight_files.pick_state_dict(path, content, key)}
     if key is not None:
         raise UserError(f'{path} is a checkpoint of main.py, which holds one state dict: leave --weights_key out')
-    problem = weight_files.problem_of_weights(content.get('state_dict', content))
-    if not problem:
-        content = _without_retired_settings(path, content)
-        problem = _problem_of_record(content)
+    problem = weight_files.problem_of_weights(content.get('state_dict', content)) or _problem_of_record(content)
     if problem:
-        raise UserError(f'{path} is no checkpoint: {problem}')
-    return content
-
-
-def _without_retired_settings(path, content):
-    """A checkpoint's content without the settings that this version no longer has. Raises UserError if one is used."""
-    model, args = content['model'], content.get('args', {})
-    if not isinstance(model, dict) or not isinstance(args, dict):
-        return content  # _problem_of_record refuses it
-    for name, value in [*model.items(), *args.items()]:
-        if name in RETIRED and RETIRED[name](value):
-            raise UserError(f'{path} was trained with {name}={short(value)}, which this version no longer has; the '
-                            f'commit {COMMIT} of this project can read it')
+        raise UserError(f'{path} is no checkpoint of this version: {problem}')
     removed = RETIRED.keys() - config.ALL_FLAGS.keys()
     return content | {'model': {name: value for name, value in model.items() if name not in removed}}
 
@@ -177,20 +162,23 @@ RECORD = {  # what main.py records beside the weights -> whether a value is vali
 
 def _problem_of_record(content):
     """What is wrong with the record beside the weights, in words; None if nothing is."""
-    for key in ('model', 'args'):
-        if not isinstance(content.get(key, {}), dict):
-            return f'its {key} is {short(content[key])}'
-    model = dict(content['model'])
-    classes = model.pop('num_classes', None)
+    model, args = content['model'], content.get('args', {})
+    for name, value in {'model': model, 'args': args}.items():
+        if not isinstance(value, dict):
+            return f'its {name} is {short(value)}'
+    classes = model.get('num_classes')
     weight = content.get('state_dict', {}).get('conv_last.weight')
     fits = weight is None or list(weight.shape[:1]) == [classes]
     if classes is not None and not (_is_natural(classes) and fits):
         return f'its num_classes is {short(classes)}, its classifier {short(weight)}'
-    known = {name: value for name, value in content.get('args', {}).items() if name in config.ALL_FLAGS}
-    for name, value in [*model.items(), *known.items()]:
-        problem = problem_of(name, value)
-        if problem:
-            return f'its setting {name}: {problem}'
+    for name, value in [*model.items(), *args.items()]:
+        if name in RETIRED and RETIRED[name](value):
+            return (f'it was trained with {name}={short(value)}, which this version no longer has; the commit {COMMIT} '
+                    'of this project can read it')
+        if name in config.ALL_FLAGS or name in model and name not in {'num_classes', *RETIRED}:
+            problem = problem_of(name, value)
+            if problem:
+                return f'its setting {name}: {problem}'
     wrong = next((key for key, fits in RECORD.items() if key in content and not fits(content[key])), None)
     if wrong:
         return f'its {wrong} is {short(content[wrong])}'

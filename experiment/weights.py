@@ -76,8 +76,7 @@ class Checkpoint:
     @property
     def epoch(self):
         """The number of finished epochs; None if the file does not record it."""
-        epoch = self.content.get('epoch')
-        return epoch if type(epoch) is int else None
+        return self.content.get('epoch')
 
     @property
     def step(self):
@@ -234,9 +233,9 @@ def read_checkpoint_or_classifier(path, architecture, key=None):
     """The Checkpoint in a file. The file may also hold a trained classifier of this architecture. key: of
     read_checkpoint."""
     checkpoint = read_checkpoint(path, key)
-    is_plain = not checkpoint.network and not any(name.endswith('conv_last.weight') for name in checkpoint.weights)
-    content = checkpoint.content
-    return trained_classifier(architecture, Weights(path, content['state_dict'], content)) if is_plain else checkpoint
+    if checkpoint.network or any(name.endswith('conv_last.weight') for name in checkpoint.weights):
+        return checkpoint
+    return trained_classifier(architecture, Weights(path, checkpoint.content['state_dict'], checkpoint.content))
 
 
 def has_attention(names):
@@ -245,7 +244,7 @@ def has_attention(names):
 
 
 def fitting_weights(model, checkpoint, but_classifier=False):
-    """The complete state dict for a model from a Checkpoint. Raises UserError if it does not fit.
+    """(the complete state dict for a model from a Checkpoint, what else it holds). Raises UserError if it does not fit.
 
     but_classifier: keep the model's conv_last (to fine-tune on another label set), and its attention if only one of the
     two networks has one.
@@ -262,20 +261,17 @@ def fitting_weights(model, checkpoint, but_classifier=False):
     weights |= {name: value for name, value in expected.items() if name.startswith(left_out)}
     hint = ('; for another label set add --is_different_checkpoint' if 'conv_last.weight' in weights else
             '; a classifier that this project has not trained starts a training by --pretrained=FILE')
-    if checkpoint.network:
-        weights |= outside
-    state_dicts.check_fit(checkpoint.path, weights, expected, remedy='. Check --architecture, '
-                          f'--attribution_method, --dataset and --use_bn{hint}')
-    return weights
+    state_dicts.check_fit(checkpoint.path, weights | outside if checkpoint.network else weights, expected,
+                          f'. Check --architecture, --attribution_method, --dataset and --use_bn{hint}')
+    return weights, outside
 
 
 def load_weights(model, checkpoint, but_classifier=False):
     """Put a Checkpoint's weights into the model, all or none. but_classifier: see fitting_weights. Raises UserError."""
-    weights = fitting_weights(model, checkpoint, but_classifier)
+    weights, outside = fitting_weights(model, checkpoint, but_classifier)
     if not checkpoint.network and has_attention(checkpoint.weights) > has_attention(weights):
         warn(f'{checkpoint.path} has an attention layer, which CAM does not use; if it was trained with CALM, say '
              '--attribution_method=CALM_EM or CALM_ML')
-    _, outside = state_dicts.under_names(checkpoint.path, checkpoint.weights, weights)
     state_dicts.say_left_out(checkpoint.path, outside, 'since the network does not have them')
     model.load_state_dict(weights)
 
