@@ -18,7 +18,7 @@ from typing import NamedTuple
 from runtime import locks
 from runtime.screen import progress
 from runtime.whole_files import temporary
-from wsol.errors import UserError
+from wsol.errors import UserError, words_of
 
 CHUNK = 1 << 20          # bytes
 LARGEST_READ = 64 << 20  # bytes: no header of a tar is larger
@@ -87,9 +87,8 @@ def unpack(archive, folder, wanted, limit=None):
         # an OSError is the disk's, unless gzip raised it, or a damaged zip had its reader seek to where no file is
         if getattr(error, 'errno', None) not in (None, errno.EINVAL) and not isinstance(error, gzip.BadGzipFile):
             raise
-        reason = ' '.join(str(error).split())[:200]
-        raise UserError(f'{archive} is no whole archive ({type(error).__name__}: {reason}); remove it and fetch it '
-                        'again') from error
+        raise UserError(f'{archive} is no whole archive ({type(error).__name__}: {words_of(error)}); remove it and '
+                        'fetch it again') from error
     if not count:
         raise UserError(f'{archive} holds none of the files it should; is it the right archive?')
     return count

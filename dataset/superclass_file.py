@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from wsol.annotations import superclasses
-from wsol.errors import UserError
+from wsol.errors import UserError, words_of
 
 
 def read_superclass_file(path, num_classes):
@@ -19,8 +19,7 @@ def read_superclass_file(path, num_classes):
             raise OSError('no regular file')
         content = yaml.compose(Path(path).read_text('utf-8-sig'), yaml.SafeLoader)
     except Exception as error:  # tags and nesting make PyYAML raise many kinds
-        reason = ' '.join(str(error).split())[:200]
-        raise UserError(f'{path} cannot be read as YAML: {type(error).__name__} {reason}') from error
+        raise UserError(f'{path} cannot be read as YAML: {type(error).__name__} {words_of(error)}') from error
     if not isinstance(content, yaml.MappingNode):
         raise UserError(f'{path}: expected lines "label: [labels]"')
     groups, lines = {}, {}

@@ -15,7 +15,7 @@ from runtime import screen
 from wsol.attribution.contrast import contrast_maps
 from wsol.attribution.maps import attribution_maps
 from wsol.attribution.registry import METHODS
-from wsol.errors import UserError
+from wsol.errors import UserError, words_of
 
 
 class MapBatch(NamedTuple):
@@ -187,7 +187,7 @@ def open_map(path, read=True):
         if values.offset + values.nbytes != path.stat().st_size:
             raise ValueError(f'its header promises {values.nbytes:,} bytes of numbers, the file has another size')
     except Exception as error:  # numpy evaluates a header as a Python expression, which fails in many ways
-        raise UserError(f'{path} is no score map: {" ".join(str(error).split())[:200]}') from error
+        raise UserError(f'{path} is no score map: {words_of(error)}') from error
     if values.dtype.kind not in 'biuf' or values.ndim != 2 or not values.size:
         raise UserError(f'{path} is no score map: it should be a two-dimensional array of real numbers, it is '
                         f'{values.dtype} of shape {values.shape}')

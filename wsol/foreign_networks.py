@@ -12,7 +12,7 @@ from torch import nn
 
 from wsol.backbones import timm_networks, torchvision_networks
 from wsol.contexts import evaluating, unwrapped
-from wsol.errors import UserError
+from wsol.errors import UserError, words_of
 from wsol.heads import CAM
 from wsol.networks import find_head
 
@@ -193,10 +193,9 @@ def _try(network, images, name):
     except UserError:
         raise
     except Exception as error:  # a foreign module may raise anything
-        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
         raise UserError(f'{name} does not take an image of {images.shape[2]} x {images.shape[3]} pixels and '
-                        f'{images.shape[1]} channels ({reason}); from_module tries another size by image_size='
-                        ) from error
+                        f'{images.shape[1]} channels ({type(error).__name__}: {words_of(error)}); from_module tries '
+                        'another size by image_size=') from error
 
 
 def from_classifier(architecture, source=True, scores=None):

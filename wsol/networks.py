@@ -11,7 +11,7 @@ from torch import nn
 from wsol.backbones import inception, timm_networks, torchvision_networks, vgg
 from wsol.backbones.resnet import resnet
 from wsol.contexts import shapes_of
-from wsol.errors import UserError
+from wsol.errors import UserError, words_of
 from wsol.heads import CALM, CALM_EM, CALM_ML, CAM, PRIORS
 
 HEADS = {'CAM': CAM, 'CALM_EM': CALM_EM, 'CALM_ML': CALM_ML}
@@ -127,9 +127,8 @@ def check_image_size(model, size):
     try:
         grid = shapes_of(model, lambda twin, images: twin.eval().extract_features(images), 1, 3, size, size).shape[2:]
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = ' '.join(str(error).split())[:200] or type(error).__name__
         trained = {timm_networks.trained_size(part) for part in model.modules() if hasattr(part, 'pretrained_cfg')}
-        raise UserError(f'crop_size={size} does not suit this network ({reason})' + ''.join(
+        raise UserError(f'crop_size={size} does not suit this network ({words_of(error)})' + ''.join(
             f'; timm trained it at {each}' for each in trained - {size})) from error
     if grid.numel() < 2:
         raise UserError(f'crop_size={size} is too small for this network: its map has one cell')
@@ -144,7 +143,7 @@ def fewest_images(model, size):
         try:
             shapes_of(model, lambda twin, images: twin.train()(images), count, 3, size, size)
         except ValueError as error:  # of BatchNorm: one value in each channel
-            problem = ' '.join(str(error).split())[:200]
+            problem = words_of(error)
         except RuntimeError:  # the values decide what is computed: shapes do not tell
             return 1
         else:
