@@ -44,7 +44,7 @@ def test_one_logit_is_no_or_yes_and_what_shows_nothing_is_said(explain, tmp_path
     code, out, err = explain('--contrast', biases=[-4.0])
     manifest, page = read(tmp_path)
     assert code == 0 and 'b.png: no, p = 0.982' in out and 'one logit: p(class 1) = sigmoid(logit)' in out
-    assert 'no, p = 0.982 to 0.982, is the prediction for all photos here, and for plain grey and noise' in err
+    assert 'the network says no, p = 0.982, of all photos here, and of plain grey and of noise too' in err
     assert 'maps with one value everywhere show no place: 4 here, as vanilla of a.png' in err
     assert manifest['settings']['scores'] == 'one_logit' and all(note in page for note in manifest['notes'])
     for entry in manifest['images']:
