@@ -217,8 +217,8 @@ def say_if_same_for_blanks(network, source, entries, album):
     probs = [*probs.tolist(), *(entry['predicted_probability'] for entry in entries)]
     if len(labels) == 1 and max(probs) - min(probs) <= NEARLY:
         p = ' to '.join(dict.fromkeys(f'{value:.3f}' for value in (min(probs), max(probs))))
-        album.note(f'the network says {album.class_name(*labels)}, p = {p}, of all photos here, and of plain grey and of '
-                   'noise too: no map can say what in a photo led to it')
+        album.note(f'the network says {album.class_name(*labels)}, p = {p}, of all photos here, and of plain grey and '
+                   'of noise too: no map can say what in a photo led to it')
         screen.warn(album.notes[-1])
 
 
