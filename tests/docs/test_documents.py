@@ -2,18 +2,20 @@
 import importlib
 import re
 import shlex
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import SCRIPTS
+from conftest import SCRIPTS, roots_of
 from PIL import Image
 
 import config
+from dataset import open_dataset
 from dataset.prepare import RECIPES
+from dataset.registry import DATASETS
 from dataset.toybirds import class_colours
+from dataset.transforms import eval_transform
 from experiment import checkpoint_files, weights
 from research import findings
 from wsol import attribution_maps, build_model
@@ -139,7 +141,7 @@ def test_what_troubleshooting_quotes_is_said_somewhere():
         assert re.search('.{0,120}?'.join(map(re.escape, (piece.strip() for piece in pieces))), code, re.S), quoted
 
 
-@pytest.mark.parametrize('page', [page for page in TEXTS if page.name not in ('README.md', 'own.md')], ids=str)
+@pytest.mark.parametrize('page', [page for page in TEXTS if page.name not in ('README.md', 'own.md', 'adding.md')], ids=str)
 def test_python_stands_where_it_is_run(page):
     assert '```python' not in TEXTS[page]
 
@@ -160,14 +162,52 @@ def test_the_library_block_runs():
     exec(re.findall(r'```python\n(.*?)```', TEXTS[Path('docs/own.md')], re.S)[0], {})
 
 
+def blocks_of(page):
+    return re.findall(r'```python\n(.*?)```', TEXTS[Path('docs') / page], re.S)
+
+
 def test_the_example_of_a_method_runs(monkeypatch):
-    """docs/attribution.md, "Add a method"."""
-    block = re.search(r'\n(    from wsol\S+ import register\n(?:    .*\n|\n)*)', TEXTS[Path('docs/attribution.md')])[1]
     monkeypatch.setitem(METHODS, 'cue', None)  # removed after the test
-    exec(textwrap.dedent(block), {})
+    exec(blocks_of('adding.md')[0], {})
     model = build_model('resnet18', 'CALM_EM', 4, last_stage='layer1')
     maps = attribution_maps(model, torch.randn(2, 3, 32, 32), torch.tensor([0, 3]), method='cue')
     assert maps.shape == (2, 8, 8) and METHODS['cue'].head is CALM
+
+
+def test_the_example_of_a_data_set_runs(monkeypatch, tmp_path):
+    monkeypatch.setitem(DATASETS, 'Fruit', None)
+    exec(blocks_of('adding.md')[1], {})
+    for number, name in enumerate(('apple', 'pear')):
+        photo = tmp_path / 'dataset/Fruit/images' / name / 'a.png'
+        photo.parent.mkdir(parents=True)
+        Image.new('RGB', (40, 30), ('red', 'green')[number]).save(photo)
+    lists = tmp_path / 'metadata/Fruit/test'
+    lists.mkdir(parents=True)
+    (lists / 'image_ids.txt').write_text('apple/a.png\npear/a.png\n')
+    (lists / 'class_labels.txt').write_text('apple/a.png,0\npear/a.png,1\n')
+    images = open_dataset('Fruit', tmp_path / 'dataset', tmp_path / 'metadata').open_split('test', eval_transform(32))
+    assert len(images) == 2 and images[1][0].shape == (3, 32, 32) and images[1][1] == 1
+
+
+def test_the_example_of_a_metric_runs(monkeypatch, tmp_path, tiny_birds):
+    for root, name in zip(roots_of(tiny_birds), ('dataset', 'metadata'), strict=True):
+        (tmp_path / name).symlink_to(root)
+    monkeypatch.chdir(tmp_path)
+    write_network(tmp_path / 'save/demo/CALM_EM', args={'crop_size': 64})
+    names = {}
+    exec(blocks_of('adding.md')[2], names)
+    assert 0 <= names['share'] <= 1
+    peak, truth = torch.zeros(2, 4, 4), torch.zeros(2, 4, 4, dtype=torch.bool)
+    peak[:, 1, 2], truth[0, 1, 2] = 1, True
+    assert names['pointing_game'](peak, truth) == 0.5
+
+
+def write_network(folder, **more):
+    """An untrained CALM for ToyBirds where weights.load_model looks for it."""
+    network = {'architecture': 'resnet18', 'attribution_method': 'CALM_EM', 'last_stage': 'layer2', 'num_classes': 18}
+    torch.manual_seed(0)
+    state = build_model(**network).state_dict()
+    checkpoint_files.write(folder / weights.FILE, {'model': network, 'state_dict': state, **more})
 
 
 def test_the_checkpoint_block_runs(monkeypatch, tmp_path):
@@ -179,9 +219,7 @@ def test_the_checkpoint_block_runs(monkeypatch, tmp_path):
     photo.parent.mkdir(parents=True)
     Image.new('RGB', (80, 60), 'tan').save(photo)
     folder = Path('save') / re.search(r"load_model\('([\w/]+)'\)", block)[1]
-    network = {'architecture': 'resnet18', 'attribution_method': 'CALM_EM', 'last_stage': 'layer2', 'num_classes': 18}
-    torch.manual_seed(0)
-    checkpoint_files.write(folder / weights.FILE, {'model': network, 'state_dict': build_model(**network).state_dict()})
+    write_network(folder)
     names = {}
     exec(block, names)
     probs = names['model'](names['images']).softmax(1)
