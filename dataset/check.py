@@ -9,7 +9,6 @@ from dataset.lists import BOXES, MASKS, read_columns, read_rows
 from dataset.registry import SPLITS, OwnFolder
 from wsol.errors import UserError
 
-SHOWN = 5
 KINDS = ('broken images', 'missing images', 'unlabelled images', 'surplus images', 'bad boxes', 'missing masks',
          'broken masks', 'images without box or mask')
 
@@ -108,8 +107,3 @@ def check_masks(path, ids, folder, problems):
     for what, images in (('mask', set(ids) - with_mask), ('ignore mask', without_ignore)):
         problems += [f'{path} names no {what} of {name}' for name in sorted(images)]
     return masks
-
-
-def summary(problems):
-    """What the screen shows: the number of problems of each kind, and the first few."""
-    return {kind: {'count': len(where), 'first': where[:SHOWN]} if where else 0 for kind, where in problems.items()}

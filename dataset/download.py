@@ -17,7 +17,6 @@ from wsol.errors import UserError
 
 DRIVE = 'https://drive.usercontent.google.com/download'
 TRIES, TIMEOUT, PAUSE, CHUNK = 5, 30, 1.0, 1 << 20  # tries, seconds, seconds, bytes
-REMEDY = 'remove it and fetch it again'
 
 
 def drive_url(file_id):
@@ -36,7 +35,7 @@ def digest(path, algorithm):
     return content.hexdigest()
 
 
-def verify(path, size=None, md5=None, sha256=None, remedy=REMEDY):
+def verify(path, size=None, md5=None, sha256=None, remedy='remove it and fetch it again'):
     """Raise UserError, with the remedy, unless the file has the given size and hashes. None is not checked."""
     actual = path.stat().st_size
     if size is not None and actual != size:

@@ -4,7 +4,6 @@ import errno
 import math
 import os
 import re
-import stat
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -85,15 +84,12 @@ def _leads_back(path):
 def _is_image(path):
     """Whether PIL recognises a file. Raises UserError if the system cannot read it."""
     try:
-        if path.suffix.lower() in CAMERAS or not stat.S_ISREG(path.stat().st_mode):
-            return False
-        with Image.open(path, formats=_formats()):
-            return True
-    except OSError as error:
-        refuse_unreadable(path, error)
-        return False
-    except Exception:  # it is recognised, and too large or damaged: whoever opens it says so
-        return True
+        open_image(path, lambda image: None, formats=_formats())
+    except UserError as error:
+        if is_of_the_system(error.__cause__):
+            raise
+        return not isinstance(error.__cause__, OSError)  # it is too large or damaged: whoever opens it says so
+    return True
 
 
 @cache
@@ -209,10 +205,11 @@ def _stated_white(image, path):
     return float(np.max(tags.get(341, tags.get(281, 4095 * (tags.get(258) == (12,))))))
 
 
-def open_image(path, convert=lambda image: image.convert('RGB'), remedy=REMEDY):
+def open_image(path, convert=lambda image: image.convert('RGB'), remedy=REMEDY, formats=None):
     """An image file as RGB; as published, its EXIF is ignored. convert: another function of the open PIL image.
 
-    remedy: what the user can do if it does not open. Raises UserError naming the file.
+    remedy: what the user can do if it does not open. formats: PIL's names of those that count (default: all). Raises
+    UserError naming the file.
     """
     suffix = Path(path).suffix.lower()
     try:
@@ -220,7 +217,7 @@ def open_image(path, convert=lambda image: image.convert('RGB'), remedy=REMEDY):
             raise OSError('no regular file')  # a pipe would be waited for
         if suffix in CAMERAS:
             raise OSError("a camera's raw file")
-        with open(path, 'rb') as file, Image.open(file, formats=[*_formats(), *BY_SUFFIX]) as image:
+        with open(path, 'rb') as file, Image.open(file, formats=formats or [*_formats(), *BY_SUFFIX]) as image:
             return convert(image)  # from the path PIL would map the file, and then garbles a TIFF that it has to turn
     except MemoryError:  # no fault of the file's
         raise

@@ -143,11 +143,10 @@ class ImageDataset(Images):
         """The paths of the images of these rows (default: all)."""
         return [self.path(index) for index in (range(len(self)) if rows is None else rows)]
 
-    def without_broken(self, name):
-        """The images that open; warns of the others. name: what the warning calls the images."""
+    def drop_broken(self, name):
+        """Keep the images that open; warn of the others. name: what the warning calls the images."""
         kept = opening_images(self.paths(), name, self.open_photo)
-        return ImageDataset(self.image_ids[kept], self.labels[kept], self.folder, self.transform, self.class_names,
-                            self.contents, self.open_photo)
+        self.image_ids, self.labels = self.image_ids[kept], self.labels[kept]
 
 
 def shared_photos(first, second):

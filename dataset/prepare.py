@@ -207,13 +207,13 @@ def report(data):
     say('next: ' + '; '.join([*commands, complete]))
 
 
-def follow_all(workspace):
-    """Follow every recipe. Raises UserError at the end for those that fail."""
+def follow_all(names, workspace):
+    """Follow the recipes of these names. Raises UserError at the end for those that fail."""
     failed = []
-    for name, recipe in RECIPES.items():
+    for name in names:
         say(f'--- {name}')
         try:
-            follow(recipe, workspace)
+            follow(RECIPES[name], workspace)
         except UserError as error:
             failed.append(f'{name} ({error})')
     if failed:
@@ -225,7 +225,8 @@ def check_one(name, workspace):
     data = find_dataset(name, workspace.data_root, workspace.metadata_root)
     problems = check.check_dataset(data)
     write_json(workspace.data_root / f'check_{Path(data.name).name}.json', problems)
-    say(json.dumps(check.summary(problems), indent=1))
+    shown = {kind: {'count': len(where), 'first': where[:5]} if where else 0 for kind, where in problems.items()}
+    say(json.dumps(shown, indent=1))
     sys.exit(1 if any(problems.values()) else 0)
 
 
@@ -247,10 +248,8 @@ def main():
         check_one(args.dataset, workspace)
     elif args.dataset is not None:
         raise UserError(f'unexpected "{args.dataset}"; only check takes a data set')
-    elif args.name == 'all':
-        follow_all(workspace)
     else:
-        follow(RECIPES[args.name], workspace)
+        follow_all(RECIPES if args.name == 'all' else [args.name], workspace)
 
 
 if __name__ == '__main__':

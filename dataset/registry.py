@@ -99,8 +99,9 @@ class DataSet:
 
     @property
     def label(self):
-        """The data set's name in the names of result files."""
-        return self.name
+        """The name in the names of result files; of a folder, with a number that tells two of one name apart."""
+        return self.name if self.name in DATASETS else (
+            f'{Path(self.name).name}-{zlib.crc32(bytes(Path(self.name).resolve())):08x}')
 
     def list_images(self, split, proxy=False):
         """Image ids (N,) bytes and labels (N,) int64 of a split. Raises UserError with the command that prepares it."""
@@ -122,7 +123,8 @@ class DataSet:
         names = images.class_names = self.class_names or names_of_folders(images, self.num_classes)
         processes.check_same(f'{len(labels)} images, fingerprint {combined(image_ids.tolist(), labels, names)[:8]}',
                              f'list different images of {self.name} {split}: all machines should see the same files')
-        images = images.without_broken(split) if skip_broken else images
+        if skip_broken:
+            images.drop_broken(split)
         # sets that can be used side by side have caches of different names
         which = self.image_folders[split].resolve(), self.list_folders[split].resolve(), proxy, skip_broken
         images.name = f'{self.label}_{split}_{zlib.crc32(repr(which).encode()):08x}'
@@ -217,11 +219,6 @@ class OwnFolder(DataSet):
     open_photo, size_of_photo = staticmethod(open_upright), staticmethod(upright_size)
     turned, may_be_resized = ' turned as its EXIF says', False
 
-    @property
-    def label(self):
-        """The folder's name, with a number that tells two folders of one name apart."""
-        return f'{Path(self.name).name}-{zlib.crc32(bytes(Path(self.name).resolve())):08x}'
-
     def list_images(self, split, proxy=False):
         root, names = self.image_folders[split], self.class_names
         if proxy:
@@ -276,17 +273,13 @@ def _own_folder(folder, class_names):
         if len(class_names) < 2:
             raise UserError(f'{train} has {len(class_names)} class folders; a classifier needs two at least')
     list_folders = {split: folder / 'metadata' / split for split in SPLITS}
+    places = [lists_of_split / 'localization.txt' for lists_of_split in list_folders.values()]
     return OwnFolder(
         str(folder), len(class_names),
         image_folders={split: folder / split for split in SPLITS}, list_folders=list_folders, mask_folder=folder,
         prepare={split: f'put images in {folder}/{split}/<class>/' for split in SPLITS},
-        has_masks=any(map(_names_masks, list_folders.values())), class_names=tuple(class_names))
-
-
-def _names_masks(folder):
-    """Whether localization.txt locates the objects by path,mask.png,ignore.png and not by boxes."""
-    path = folder / 'localization.txt'
-    return path.is_file() and next(lists.read_rows(path, lists.MASKS, []), None) is not None
+        has_masks=any(any(lists.read_rows(path, lists.MASKS, [])) for path in places if path.is_file()),
+        class_names=tuple(class_names))
 
 
 def are_resized(sizes, listed):

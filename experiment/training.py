@@ -3,6 +3,7 @@
 Source: Kim et al., ICCV 2021, and its published training code. Each of several processes takes a share of every batch.
 Their gradients are summed, so that the update is that of the whole batch.
 """
+import json
 import math
 import time
 import warnings
@@ -94,7 +95,7 @@ class Keeper:
     def write_log(self, lines):
         """Write the whole log again, in case its file was changed."""
         if processes.is_first():
-            whole_files.write_json_lines(self.folder / 'log.jsonl', lines)
+            whole_files.write_lines(self.folder / 'log.jsonl', map(json.dumps, lines), durable=True)
 
 
 @dataclass

@@ -21,7 +21,7 @@ from dataset import download
 from dataset.class_names import imagenet_names, names_in, read_class_names, told_apart
 from dataset.registry import ALIASES, DATASETS, find_dataset
 from experiment import checkpoint_files
-from runtime.screen import say, say_once, warn
+from runtime.screen import say, warn, warn_once
 from wsol import build_model, from_classifier, preprocessing
 from wsol.backbones import state_dicts
 from wsol.backbones.vgg import published_names
@@ -67,11 +67,11 @@ class Checkpoint:
         return self.content.get('class_names')
 
     def check_classes(self, data, split, images):
-        """Raise UserError if a label means another class in a split of a DataSet than in the network. Says it where
+        """Raise UserError if a label means another class in a split of a DataSet than in the network. Warns where
         nothing tells the classes."""
         if not data.check_classes(split, images, self.class_names, self.path):
-            say_once(f'{self.path} and the folders of {data.name} do not name the same classes: each label is taken '
-                     "for the network's class of this number")
+            warn_once('labels', f'{self.path} and the folders of {data.name} do not name the same classes: each label '
+                                "is taken for the network's class of this number")
 
     @property
     def epoch(self):

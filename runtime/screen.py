@@ -7,7 +7,6 @@ import sys
 import traceback
 import zlib
 from contextlib import suppress
-from functools import cache
 
 from tabulate import tabulate
 from tqdm import tqdm
@@ -32,7 +31,9 @@ def run(main):
     """Run a script's main(). An error that the user can correct becomes one line on stderr and exit code 2."""
     open_streams()
     _said[:] = bytes(len(_said))
-    logging.getLogger('wsol').handlers = [_Warnings()]
+    library = logging.Handler()  # what the library says is shown as warnings
+    library.emit = lambda record: warn(record.getMessage())
+    logging.getLogger('wsol').handlers = [library]
     code = 0
     try:
         processes.meet()
@@ -124,12 +125,6 @@ def say(text=''):
         _print('\n'.join(map(shown, str(text).split('\n'))), sys.stdout)
 
 
-@cache
-def say_once(text):
-    """The same, but not if the line was printed before."""
-    say(text)
-
-
 def warn(message):
     """Print a warning on stderr, in the first process of the run."""
     if processes.is_first():
@@ -145,13 +140,6 @@ def warn_once(kind, message):
     if not _said[place]:
         _said[place] = 1
         warn(message)
-
-
-class _Warnings(logging.Handler):
-    """What the library says, as warnings."""
-
-    def emit(self, record):
-        warn(record.getMessage())
 
 
 class _Stderr:

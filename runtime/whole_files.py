@@ -140,10 +140,6 @@ def write_json(path, content):
     write_lines(path, [json.dumps(content, indent=1)], durable=True)
 
 
-def write_json_lines(path, lines):
-    write_lines(path, map(json.dumps, lines), durable=True)
-
-
 def read_json_lines(path):
     """The dicts in a file of JSON lines, up to the first line that is not one; [] if there is no file."""
     lines = []

@@ -260,7 +260,7 @@ def test_all_prepares_what_it_can_and_names_the_rest(workspace, monkeypatch, sit
     monkeypatch.setattr(prepare, 'open_dataset', registry.find_dataset)  # which does not paint ToyBirds
     monkeypatch.setattr(prepare, 'RECIPES', {name: prepare.RECIPES[name] for name in ('toybirds', 'imagenet')})
     with pytest.raises(UserError, match=r'not prepared: imagenet \(ILSVRC2012_img_val.tar needs your own account'):
-        prepare.follow_all(workspace)
+        prepare.follow_all(prepare.RECIPES, workspace)
 
 
 # --- archives of which nobody publishes the sums ------------------------------------------------------------------------

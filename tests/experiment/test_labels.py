@@ -99,8 +99,8 @@ def test_lists_of_one_data_set_that_contradict_each_other_train_nothing(script, 
 
 def test_a_checkpoint_without_names_goes_by_number_and_says_so_once(script, birds, save):
     change_checkpoint(save / 'CAM' / weights.FILE, lambda content: content | {'class_names': None})
-    code, out, _ = script('main', *birds[0], '--experiment_name=CAM', '--is_train=False')
-    assert code == 0 and out.count('do not name the same classes: each label is taken') == 1
+    code, _, err = script('main', *birds[0], '--experiment_name=CAM', '--is_train=False')
+    assert code == 0 and err.count('do not name the same classes: each label is taken') == 1
 
 
 def test_other_class_folders_are_refused_when_a_training_starts_from_a_checkpoint(script, tmp_path):
