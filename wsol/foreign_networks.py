@@ -235,6 +235,9 @@ def cam_of_classifier(network, backbone, name, images, scores=None):
     finally:
         for hook in hooks:
             hook.remove()
+    if not all(output.isfinite().all() for output in expected if output.is_floating_point()):
+        raise UserError(f'{name} gives scores that are not finite, NaN or infinite, for an image of noise: its weights '
+                        'are damaged, or its training has diverged')
     features = _try(backbone.eval(), images, name)
     shape = features.shape[1:2]  # (D,)
     norms = [layer for layer in network.modules() if getattr(layer, 'normalized_shape', ()) == shape

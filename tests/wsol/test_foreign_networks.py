@@ -61,6 +61,15 @@ def test_what_does_not_end_in_pooling_and_a_linear_layer_is_refused_by_name(name
         from_classifier(name, tmp_path / 'trained.pth')
 
 
+def test_finite_weights_that_give_no_finite_scores_are_named(tmp_path):
+    network = random_classifier('resnet18')
+    network.layer4[1].bn2.running_var[0] = -1
+    torch.save(network.state_dict(), tmp_path / 'trained.pth')
+    for explain in (lambda: from_classifier('resnet18', tmp_path / 'trained.pth'), lambda: from_module(network, 'layer4', 'CAM')):
+        with pytest.raises(UserError, match='scores that are not finite'):
+            explain()
+
+
 def test_weights_that_are_no_classifiers_are_refused(tmp_path):
     torch.save({'conv1.weight': torch.ones(2)}, tmp_path / 'bare.pth')
     (tmp_path / 'text.pth').write_text('no weights')

@@ -99,6 +99,11 @@ def test_wrappers_within_names(tmp_path):
         assert_scores(loaded(inner, tmp_path), tiny())
 
 
+def test_a_state_dict_in_a_list_or_a_tuple_is_found(tmp_path):
+    for content in ((STATE, 3), [3, {'model': STATE}]):
+        assert read_weights(stored(content, tmp_path / 'weights.pth')).state.keys() == STATE.keys()
+
+
 @pytest.mark.parametrize('key', ['state_dict', 'model', 'model_state_dict', 'net', 'network', 'weights', 'state_dict_ema', 'model_ema', 'ema', 'mine'])
 def test_keys_above_the_weights(key, tmp_path, caplog):
     optimizer = {'state': {0: {'momentum_buffer': torch.ones(3, 3)}}, 'param_groups': [{'lr': 0.1, 'params': [0]}]}

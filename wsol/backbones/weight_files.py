@@ -189,6 +189,8 @@ DEPTH = 4  # of dicts in dicts
 
 def _dicts(content):
     """{place: dict} of a content and of all dicts in it, each once. place: the keys that lead there."""
+    if isinstance(content, (tuple, list)):  # as (state_dict, epoch)
+        content = {str(place): part for place, part in enumerate(content)}
     dicts, left, seen = {}, [((), content)], set()
     while left:
         keys, value = left.pop(0)
