@@ -218,6 +218,9 @@ FLAGS = {
                   shared=False),
         _recorded('scoremap_root', None, FOLDER, 'score maps made elsewhere: FOLDER/<split>/<image_id>.npy; for cue '
                   'localization FOLDER/<split>/<label>/<image_id>.npy', main=True),
+        _recorded('control', None, choice(('random_weights',)), 'random_weights: measure the maps of a network of the '
+                  'same architecture whose weights are drawn by the seed; classes and erased images stay with the '
+                  'trained network', shared=False),
         _recorded('cam_curve_interval', 0.001, number(float, 1e-6, True, 1), 'distance between two even thresholds; '
                   'there are as many log thresholds'),
     ),
@@ -253,7 +256,7 @@ EVERYWHERE = ('experiment_name', 'save_root', 'device', 'dataset', 'data_root', 
 IMAGES = ('seed', 'workers', 'precision', 'batch_size', 'skip_broken')  # for scripts that send images through a network
 SAMPLING = tuple(field.name for field in fields(SamplingSettings))
 MAPS = (*IMAGES, 'scores', 'score_map_process', 'score_map_method', 'superclass_file', *SAMPLING)
-EVALUATION = (*MAPS, 'cache', 'scoremap_root')
+EVALUATION = (*MAPS, 'cache', 'scoremap_root', 'control')
 
 
 def make_parser(description, *names, listed=()):
@@ -297,6 +300,11 @@ def _add(group, flag, listed, text):
     elif flag.name == 'contrast':
         options |= {'nargs': '?', 'const': 'runner-up'}
     group.add_argument(*names, dest=flag.name, default=argparse.SUPPRESS, help=text, **options)
+
+
+def sampling_settings(args):
+    """The SamplingSettings that the flags state."""
+    return SamplingSettings(**{name: args[name] for name in SAMPLING})
 
 
 def parse(parser, argv=None):

@@ -246,7 +246,7 @@ def over_all(counts, evaluations):
 
 def report(summaries, masses, dropped, published, is_control):
     """Print the table. masses: {truth: {key: percent}}. dropped: {truth: dropped_shares}. published: the paper's row,
-    or None. is_control: the maps are not per class."""
+    or None. is_control: the maps do not know the class."""
     rows = []
     for truth, summary in summaries.items():
         for name, values in summary.items():
@@ -277,7 +277,7 @@ def finish(maps, result, is_control, counts, evaluations, cues):
     dropping = f', lowest {args.drop_lowest:.10g} % dropped' if args.drop_lowest else ''
     screen.say(f'\n{maps.name}{dropping}, {maps.data.name}: {evaluations.sum()} (image, pair) evaluations of '
                f'{len(cues)} images; pairs: {by_number} differing parts')
-    is_published = maps.data.name == 'CUB' and maps.folder is None and not args.drop_lowest
+    is_published = maps.data.name == 'CUB' and maps.folder is None and not (args.drop_lowest or args.control)
     published = paper.PXAP.get((args.attribution_method, args.score_map_process)) if is_published else None
     report(summaries, masses, dropped, published, is_control)
     histogram = counts.get('exact', counts['parts'])
@@ -334,7 +334,8 @@ def main():
     counts, evaluations = over_all(*fill_histograms(network.loader(cues), scorings, network.device))
     if processes.is_first():
         for maps, result, scoring, totals in zip(chosen, results, scorings, counts, strict=True):
-            finish(maps, result, not scoring.source.per_class, totals, evaluations, cues)
+            is_control = bool(maps.args.control) or not scoring.source.per_class
+            finish(maps, result, is_control, totals, evaluations, cues)
 
 
 if __name__ == '__main__':

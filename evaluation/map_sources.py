@@ -3,6 +3,7 @@
 All sources are called in one way, source(images, indices, classes), and return a MapBatch. They refuse maps that are
 not finite. Letters: B images, C classes of the network, K classes whose maps are wanted.
 """
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,53 +12,75 @@ import torch
 
 import util
 from dataset.fingerprints import combined
+from experiment.settings import network_settings
 from runtime import screen
 from wsol.attribution.contrast import contrast_maps
 from wsol.attribution.maps import attribution_maps
 from wsol.attribution.registry import METHODS
 from wsol.errors import UserError, words_of
+from wsol.networks import build_model, redrawn
+
+
+def untrained_network(args, checkpoint, model):
+    """The network with random weights, on the CPU (Adebayo et al. 2018). They depend on the seed, and on the trained
+    weights, so that no training started from them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(util.seed_of(args.seed, int(checkpoint.sha256[:16], 16)))
+        untrained = redrawn(model) if checkpoint.is_foreign else build_model(
+            **network_settings(args), num_classes=model.conv_last.out_channels)
+    untrained.scores = model.scores
+    return untrained.eval()
 
 
 class MapBatch(NamedTuple):
     """The probabilities and maps of a batch of images."""
-    probs: torch.Tensor | None  # (B,C), p(y|x); None where the source has no network
+    probs: torch.Tensor | None  # (B,C), p(y|x); None without a network, or where the caller has its activations
     maps: list                  # B maps (K,h,w), of any size; or one tensor (B,K,h,w)
 
 
 class MapSource:
     """The base of all sources.
 
-    images: the ImageDataset of the batches. model: the network that gives the probabilities, or None.
+    images: the ImageDataset of the batches. model: the network, or None. classifier: the network that gives the
+    probabilities, where the maps are those of another one.
     """
     per_class = True  # whether the maps of two classes can differ
     takes_pairs = False  # whether it makes one signed map for two classes
 
-    def __init__(self, images, model=None, precision='float32'):
+    def __init__(self, images, model=None, precision='float32', classifier=None):
         self.images, self.model, self.precision = images, model, precision
+        self.classifier = model if classifier is None else classifier
 
     def __call__(self, images, indices, classes, activations=None):
         """The MapBatch of images (B,3,S,S). indices: (B,) into the data set. classes: (B,K), on the images' device.
         activations: the network's, if they are computed already. Raises UserError for a map that is not finite."""
         with util.autocast(self.precision, images.device):
-            activations = activations or self.forward(images)
-            batch = MapBatch(self.probabilities(activations), self.compute(images, indices, classes, activations))
+            probs = None
+            if activations is None:
+                activations = self.forward(images)
+                is_judge = self.classifier is self.model
+                probs = self.probabilities(activations if is_judge else self.forward(images, self.classifier))
+            batch = MapBatch(probs, self.compute(images, indices, classes, activations))
         for index, maps in zip(indices.tolist(), batch.maps, strict=True):
             if not maps.isfinite().all():
                 raise UserError(f'the map of {self.images.image_id(index)} holds values that are infinite or no '
                                 'number; a network that has diverged gives such maps, or maps made elsewhere have them')
         return batch
 
-    def forward(self, images):
-        """The Activations of images, which several sources can share; None if there is no network."""
-        if self.model is None:
+    def forward(self, images, model=None):
+        """The Activations of images, which several sources can share; None if there is no network. model: the network
+        that makes the maps (default), or the classifier."""
+        model = self.model if model is None else model
+        if model is None:
             return None
         with torch.no_grad(), util.autocast(self.precision, images.device):
-            return self.model.activations(images)
+            return model.activations(images)
 
     def probabilities(self, activations):
-        """(B,C); None without a network."""
+        """(B,C); None without a network. activations: of the classifier."""
+        model = self.classifier
         with torch.no_grad():
-            return None if activations is None else self.model.probabilities(self.model.class_scores(activations))
+            return None if activations is None else model.probabilities(model.class_scores(activations))
 
     def fingerprint(self):
         """SHA-256 of what the maps come from, beside the images and the network; None if there is no more. All
@@ -83,8 +106,8 @@ class NetworkMaps(MapSource):
     attribution_maps.
     """
 
-    def __init__(self, images, model, method, precision='float32', seed=0, **options):
-        super().__init__(images, model, precision)
+    def __init__(self, images, model, method, precision='float32', seed=0, classifier=None, **options):
+        super().__init__(images, model, precision, classifier)
         self.method, self.seed, self.options = method, seed, options
         self.per_class = METHODS[method].per_class
 
@@ -113,8 +136,8 @@ class ContrastMaps(MapSource):
     classes (B,2) -> maps (B,1,h,w)."""
     takes_pairs = True
 
-    def __init__(self, images, model, method, precision='float32', seed=0, settings=None):
-        super().__init__(images, model, precision)
+    def __init__(self, images, model, method, precision='float32', seed=0, classifier=None, settings=None):
+        super().__init__(images, model, precision, classifier)
         self.method, self.seed, self.settings = method, seed, settings
 
     def compute(self, images, indices, classes, activations):
@@ -178,6 +201,12 @@ class FolderMaps(MapSource):
 
     def read(self, index, classes, size):
         return torch.from_numpy(np.stack([open_map(self.find(index, label)) for label in classes]))
+
+
+def folder_name(folder):
+    """How results call maps made elsewhere: their folder's name, and a number that tells two folders apart."""
+    folder = Path(folder).resolve()
+    return f'maps-{folder.name}-{zlib.crc32(bytes(folder)):08x}'
 
 
 def open_map(path, read=True):

@@ -6,8 +6,8 @@
     images = network.open_split(data, 'test')
     source = maps.source(images)
 """
-import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -21,12 +21,12 @@ from dataset import open_dataset
 from dataset.fingerprints import combined
 from dataset.registry import DataSet, find_dataset
 from dataset.transforms import eval_transform
-from evaluation.map_sources import ContrastMaps, FolderMaps, NetworkMaps, ObjectMasks
+from evaluation.map_sources import ContrastMaps, FolderMaps, NetworkMaps, ObjectMasks, folder_name, untrained_network
 from experiment import result_files, weights
 from experiment.settings import adopt, network_settings, recorded_settings
 from runtime import processes, screen, whole_files
 from wsol.attribution.contrast import CONTRASTS, find_contrast
-from wsol.attribution.registry import METHODS, SamplingSettings, find_method
+from wsol.attribution.registry import METHODS, find_method
 from wsol.errors import UserError
 from wsol.heads import SCORES
 from wsol.networks import check_image_size, options_taken
@@ -60,6 +60,11 @@ class Network:
         interpolation = self.checkpoint.content.get('preprocessing', {}).get('interpolation', 'bilinear')
         return {'input_size': args.crop_size, 'fit': args.fit, 'resize_size': args.resize_size,
                 'interpolation': interpolation, 'mean': mean, 'deviation': deviation}
+
+    @cached_property
+    def untrained(self):
+        """The network with random weights, a control."""
+        return untrained_network(self.args, self.checkpoint, self.model).to(self.device)
 
     def open_split(self, data, split):
         """The ImageDataset of a split, as --skip_broken and --cache ask for it. Raises UserError if its classes are not
@@ -231,6 +236,7 @@ class ChosenMaps:
     metric: str | None
     args: Munch           # the network's, completed by the method and the scale
     contrast: str | None  # a key of CONTRASTS, instead of an attribution method
+    model: nn.Module | None  # whose maps these are: the network's model, or its control
 
     @property
     def folder(self):
@@ -250,10 +256,10 @@ class ChosenMaps:
 
     @property
     def name(self):
-        """<head>_<method>, or folder_name."""
+        """<head>_<method>, and the control; or folder_name."""
         if self.folder is not None:
             return folder_name(self.folder)
-        return f'{self.args.attribution_method}_{self.method}'
+        return '_'.join(filter(None, (self.args.attribution_method, self.method, self.args.get('control'))))
 
     def scale(self):
         """[norm, thresholds], as far as the metric has them."""
@@ -270,17 +276,16 @@ class ChosenMaps:
 
     def source(self, images, split='test', classes_of=None, rows=None):
         """The MapSource of images. classes_of, rows: of FolderMaps."""
-        args, options = self.args, {'model': self.network.model, 'precision': self.args.precision}
+        args, options = self.args, {'model': self.model, 'precision': self.args.precision}
         if self.folder is not None:
             return FolderMaps(self.folder, split, images, classes_of, rows, **options)
-        if self.contrast:
-            return ContrastMaps(images, method=self.contrast, seed=args.seed, settings=sampling_settings(args),
-                                **options)
         if args.score_map_process == config.OBJECT_MASK:
             return ObjectMasks(images, self.data.annotations(), **options)
+        options |= {'seed': args.seed, 'settings': config.sampling_settings(args), 'classifier': self.network.model}
+        if self.contrast:
+            return ContrastMaps(images, method=self.contrast, **options)
         superclasses = self._superclasses(images) if METHODS[self.method].needs_superclasses else None
-        return NetworkMaps(images, method=args.score_map_process, seed=args.seed, superclasses=superclasses,
-                           settings=sampling_settings(args), **options)
+        return NetworkMaps(images, method=args.score_map_process, superclasses=superclasses, **options)
 
     def _superclasses(self, images):
         """(C,C) bool, of the network's classes. Raises UserError if nothing says which classes these are."""
@@ -333,15 +338,9 @@ def choose_maps(network, data, metric=None, contrast=None, **flags):
         find_method(args.score_map_process, type(network.model))
     for flag, usual in result_files.usual_scale(metric, args.score_map_process, contrast).items():
         args[flag] = args[flag] or usual
-    return ChosenMaps(network, data, metric, args, contrast)
-
-
-def folder_name(folder):
-    """How results call maps made elsewhere: their folder's name, and a number that tells two folders apart."""
-    folder = Path(folder).resolve()
-    return f'maps-{folder.name}-{zlib.crc32(bytes(folder)):08x}'
-
-
-def sampling_settings(args):
-    """The SamplingSettings that the flags state."""
-    return SamplingSettings(**{name: args[name] for name in config.SAMPLING})
+    control = args.get('control')
+    if control and stated and (args.scoremap_root or args.score_map_process == config.OBJECT_MASK):
+        raise UserError(f'--control={control} draws the weights of a network anew, and --{stated}={args[stated]} takes '
+                        'maps that no network makes; leave one of them out')
+    # before BatchNorm is folded, so that all methods get the same random network
+    return ChosenMaps(network, data, metric, args, contrast, network.untrained if control else network.model)

@@ -12,6 +12,7 @@ from reports.intervals import Estimate
 from wsol.attribution.contrast import CONTRASTS
 from wsol.errors import UserError
 
+CONTROL = 'control: '  # begins the names of controls
 ABOUT = ('dataset', 'images_sha256', 'files_sha256', 'weights_sha256', 'images', 'epoch')  # of a row
 NAMED_BY = {'norm_type': 'norm', 'threshold_type': 'thresholds', 'cam_curve_interval': 'step', 'seed': 'seed',
             'smooth_grad_nr_iter': 'copies', 'smooth_grad_sigma': 'noise', 'integrated_grad_nr_iter': 'points',
@@ -80,7 +81,8 @@ def make_rows(results, experiment):
             rows += of_network
         for row in of_network:
             row.estimates = estimates | row.estimates
-    return sorted(rows, key=lambda row: (not row.results or 'interventions' in row.results, row.method))
+    return sorted(rows, key=lambda row: (not row.results or 'interventions' in row.results,
+                                         row.method.startswith(CONTROL), row.method))
 
 
 def _part(result):
@@ -160,8 +162,9 @@ def plain_method(settings):
     contrast = settings.get('contrast_method')
     method = result_files.contrast_name(contrast) if contrast in CONTRASTS else settings.get('score_map_process')
     key = settings.get('attribution_method'), method
-    dropped = settings.get('drop_lowest')  # always named: such a row never stands for the method itself
-    return paper.METHODS.get(key, ', '.join(filter(None, key))) + (f', lowest {dropped:g} % dropped' if dropped else '')
+    control, dropped = settings.get('control'), settings.get('drop_lowest')  # such a row never stands for the method
+    return (f'{CONTROL}{control.replace("_", " ")}, ' if control else '') + paper.METHODS.get(
+        key, ', '.join(filter(None, key))) + (f', lowest {dropped:g} % dropped' if dropped else '')
 
 
 def name_rows(rows):

@@ -23,12 +23,11 @@ import util
 from dataset.fingerprints import combined
 from dataset.toybirds import Repainter
 from evaluation import session
-from evaluation.map_sources import FolderMaps, ObjectMasks
-from experiment.settings import network_settings
+from evaluation.map_sources import FolderMaps, ObjectMasks, folder_name
 from reports.columns import INTERVENTIONS
 from research.repainting import BACKGROUND, REGIONS, SHAPES, ask, masses, true_effects
 from runtime import processes, screen, whole_files
-from wsol import build_model, metrics
+from wsol import metrics
 from wsol.attribution.contrast import CONTRASTS, contrast_maps
 from wsol.errors import UserError
 from wsol.heads import CALM
@@ -43,7 +42,7 @@ NEGLIGIBLE = 0.1  # nats: a shape of the background with a smaller effect is a d
 def contrast_sources(run, images, questions, annotations):
     """{name: function (batch (B,3,S,S), indices, first, second) -> maps (B,h,w)} for every contrast that the flags ask
     for, or for --scoremap_root, and for the controls. Raises UserError."""
-    settings, head = session.sampling_settings(run.args), type(run.model)
+    settings, head = config.sampling_settings(run.args), type(run.model)
 
     def source(model, name):
         def maps(images, indices, first, second):
@@ -54,7 +53,7 @@ def contrast_sources(run, images, questions, annotations):
         if run.args.contrast_method:
             raise UserError('--scoremap_root reads maps from files, and --contrast_method computes them; leave one of '
                             'them out')
-        return {session.folder_name(run.args.scoremap_root): folder_source(run, images, questions)} | controls
+        return {folder_name(run.args.scoremap_root): folder_source(run, images, questions)} | controls
     defined = [name for name, entry in CONTRASTS.items() if issubclass(head, entry.head)]
     requested = run.args.contrast_method or defined
     unknown = [name for name in requested if name not in defined]
@@ -94,10 +93,7 @@ def control_sources(run, source, masks):
     def bird(images, indices, *_):
         return torch.cat([masks.read(index, [0], images.shape[-1]) for index in indices.tolist()])  # whatever the class
 
-    # another seed for each network, so that no training started from these random weights
-    torch.manual_seed(util.seed_of(run.args.seed, int(run.checkpoint.sha256[:16], 16)))
-    untrained = build_model(**network_settings(run.args), num_classes=run.model.conv_last.out_channels)
-    untrained = untrained.to(run.device).eval()
+    untrained = run.untrained
     controls = {'control: random': noise,
                 "control: the bird's mask": bird,
                 # only contrasts that take one forward, and the gradient
@@ -277,7 +273,7 @@ def main():
         whole_files.check_writable(run.results_folder())
     effects = true_effects(run.model, images, asked, repainter, run.device)
     root = run.args.scoremap_root
-    name = run.args.attribution_method if root is None else session.folder_name(root)
+    name = run.args.attribution_method if root is None else folder_name(root)
     truth = combined(str(asked.questions), asked.regions, asked.clutter, ObjectMasks(images, annotations).fingerprint())
     result = run.result_file('interventions', data, images, name, truth=truth,
                              maps=None if root is None else sources[name].fingerprint())

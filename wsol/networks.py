@@ -2,10 +2,12 @@
 
     model = build_model('resnet50', 'CALM_EM', num_classes=200, large_feature_map=True)
 """
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import nn
 
 from wsol.backbones import inception, timm_networks, torchvision_networks, vgg
@@ -161,6 +163,24 @@ def _initialise(model, recipe, pretrained):
             (recipe.initialise or nn.init.xavier_uniform_)(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def redrawn(model):
+    """A copy of any network, on the CPU, with other weights, drawn by torch's global generator: convolutions and linear
+    layers as in He et al. 2015, all others as their modules initialise them, or else in random order."""
+    copied = copy.deepcopy(model).cpu()
+    for module in copied.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, nonlinearity='relu')
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif hasattr(module, 'reset_parameters'):
+            module.reset_parameters()
+    for before, weight in zip(model.parameters(), copied.parameters(), strict=True):
+        if torch.equal(before.cpu(), weight):  # its module does not initialise it
+            weight.copy_(weight.flatten()[torch.randperm(weight.numel())].view_as(weight))
+    return copied
 
 
 def parameter_groups(model, architecture, lr, lr_classifier_ratio=10.0, is_different_checkpoint=False):

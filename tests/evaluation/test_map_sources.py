@@ -7,8 +7,7 @@ import pytest
 import torch
 from conftest import SIZE, change_checkpoint, open_birds, read_result, refused, result_paths, roots_of
 
-from evaluation import session
-from evaluation.map_sources import FolderMaps, MapSource, NetworkMaps, ObjectMasks
+from evaluation.map_sources import FolderMaps, MapSource, NetworkMaps, ObjectMasks, folder_name
 from experiment import weights
 from wsol.attribution.maps import attribution_maps
 from wsol.attribution.registry import METHODS
@@ -82,7 +81,7 @@ def test_folders_of_maps_of_one_name_have_different_names_in_results(network_fil
     (tmp_path / 'other').mkdir()
     (tmp_path / 'other/files').symlink_to(network_files)
     (tmp_path / 'again/files').mkdir(parents=True)
-    names = [session.folder_name(root) for root in (network_files, tmp_path / 'again/files', tmp_path / 'other/files')]
+    names = [folder_name(root) for root in (network_files, tmp_path / 'again/files', tmp_path / 'other/files')]
     assert names[0] == names[2] != names[1] and all(name.startswith('maps-files-') for name in names)  # a link is its folder
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from dataset import open_dataset
 from dataset.toybirds import Repainter, class_colours
 from dataset.transforms import eval_transform
+from evaluation import session
 from experiment import weights
 from experiment.settings import network_settings
 from reports.rows import read_experiments
@@ -287,8 +288,8 @@ def test_every_network_has_a_control_with_random_weights_of_its_own():
     args = flags_of('research.interventions', ['--architecture=resnet18', '--last_stage=layer1', '--seed=0'])
 
     def controls(sha256, args):
-        run = Munch(args=args, checkpoint=Munch(sha256=sha256), device=torch.device('cpu'),
-                    model=Munch(default_method='vanilla', conv_last=Munch(out_channels=18)))
+        run = session.Network(args, torch.device('cpu'), Munch(sha256=sha256, is_foreign=False),
+                              Munch(default_method='vanilla', scores='softmax', conv_last=Munch(out_channels=18)))
         sources = interventions.control_sources(run, lambda model, name: (model, name), None)
         return {name.partition(' weights, ')[2]: source for name, source in sources.items() if 'random weights' in name}
 
