@@ -60,7 +60,7 @@ def test_maps_from_files_score_as_those_of_the_network(script, tiny_birds, save,
     code, out, err = script(name, *base, f'--scoremap_root={network_files}',
                             f'--{"load_checkpoint" if needs_model else "experiment_name"}={folder}')
     assert code == 0 and 'maps: maps-files-' in out, err
-    assert len(forwards) == (36 * 11 if needs_model else 0)
+    assert len(forwards) == (36 * 22 if needs_model else 0)
     read = read_result(save / folder, metric, 'maps-files-')
     if name == 'eval_wsol':
         from_network['results'].pop('Top-1 Loc')  # without a network there is no class

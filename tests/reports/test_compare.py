@@ -164,7 +164,8 @@ def test_rows_are_told_apart_by_what_differs(script, evaluated):
 
 def test_every_setting_that_makes_another_result_is_named():
     """But for those that the method's name and scale hold already, and what the images say."""
-    named = {*rows.NAMED_BY, 'fit', 'score_map_process', 'score_map_method', 'contrast_method', 'scoremap_root', 'drop_lowest', 'skip_broken', 'fill'}
+    named = {*rows.NAMED_BY, 'fit', 'score_map_process', 'score_map_method', 'contrast_method', 'scoremap_root', 'drop_lowest', 'skip_broken', 'fill',
+             'control'}
     assert {*usual_settings(), 'crop_size'} <= named
 
 
