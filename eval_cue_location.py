@@ -256,7 +256,7 @@ def report(summaries, masses, dropped, published, is_control):
     for truth, of_keys in masses.items():
         rows.append([f'{TRUTHS[truth]}mass of |A − B| inside', *of_keys.values(), '-', '-', '-'])
     if published:
-        rows.append(['the paper (CUB, ResNet-50)', *published, sum(DATASETS['CUB'].cues.pairs), '-', '-'])
+        rows.append(['the paper (CUB, ResNet-50)', *published, sum(DATASETS['CUB'].cue_pairs), '-', '-'])
     header = ['PxAP, %, by differing parts', *KEYS, 'pairs', 'dropped true, %', 'dropped false, %']
     screen.say(screen.table(header, rows))
 

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,24 +29,16 @@ from wsol.errors import UserError
 SPLITS = ('train', 'val', 'test')
 
 
-class Cues(NamedTuple):
-    """The numbers of cue localization."""
-    images: int             # test images that some class pair evaluates
-    evaluations: int        # (image, class pair)
-    pairs: tuple[int, ...]  # class pairs that differ in 1, 2, 3 parts
-
-
 @dataclass(frozen=True)
 class Entry:
     """What is known of a data set before its files are there: its numbers, and where its files lie below the roots."""
     num_classes: int
-    images: tuple[int, int, int]    # train, val, test
-    image_folders: dict[str, str]   # split -> folder below data_root, what its image ids are relative to
-    recipes: dict[str, str]         # split -> the recipe of dataset/prepare.py that prepares it
-    cub_folder: str | None = None   # below data_root: parts, attributes and segmentations in CUB's layout
-    cues: Cues | None = None
-    has_masks: bool = False         # localization.txt names masks, not boxes
-    groups: Callable | None = None  # (DataSet, class names) -> (C,C) bool, its superclasses
+    image_folders: dict[str, str]    # split -> folder below data_root, what its image ids are relative to
+    recipes: dict[str, str]          # split -> the recipe of dataset/prepare.py that prepares it
+    cub_folder: str | None = None    # below data_root: parts, attributes and segmentations in CUB's layout
+    cue_pairs: tuple[int, ...] = ()  # how many pairs of classes differ in 1, 2, 3 parts
+    has_masks: bool = False          # localization.txt names masks, not boxes
+    groups: Callable | None = None   # (DataSet, class names) -> (C,C) bool, its superclasses
 
 
 def _same(value):
@@ -55,15 +46,12 @@ def _same(value):
 
 
 DATASETS = {
-    'CUB': Entry(200, (5994, 1000, 5794), _same('CUB/images') | {'val': 'CUBV2'}, _same('cub') | {'val': 'cubv2'},
-                 'CUB', Cues(2579, 11_019, (31, 64, 96)),
+    'CUB': Entry(200, _same('CUB/images') | {'val': 'CUBV2'}, _same('cub') | {'val': 'cubv2'}, 'CUB', (31, 64, 96),
                  groups=lambda data, _: torch.ones(data.num_classes, data.num_classes, dtype=torch.bool)),
-    'ILSVRC': Entry(1000, (1_281_167, 10_000, 50_000), _same('ILSVRC') | {'val': 'ImageNetV2'},
-                    _same('imagenet') | {'val': 'imagenetv2'},
+    'ILSVRC': Entry(1000, _same('ILSVRC') | {'val': 'ImageNetV2'}, _same('imagenet') | {'val': 'imagenetv2'},
                     groups=lambda data, _: superclasses.wordnet(data.list_folders['train'].parent / 'helper')),
-    'OpenImages': Entry(100, (29_819, 2_500, 5_000), _same('OpenImages'), _same('openimages'), has_masks=True),
-    'ToyBirds': Entry(18, (720, 144, 360), _same('ToyBirds/images'), _same('toybirds'), 'ToyBirds',
-                      Cues(360, 1280, (12, 10, 10)),
+    'OpenImages': Entry(100, _same('OpenImages'), _same('openimages'), has_masks=True),
+    'ToyBirds': Entry(18, _same('ToyBirds/images'), _same('toybirds'), 'ToyBirds', (12, 10, 10),
                       groups=lambda _, class_names: superclasses.by_prefix(class_names)),
 }
 ALIASES = {'ImageNet': 'ILSVRC'}

@@ -123,7 +123,7 @@ def networks_of(dataset, seeds, root, trains_all, flags):
 def methods_of(dataset):
     """[(head, method)] of a data set: those of the paper's table on CUB and ToyBirds, else only CALM's
     joint maps."""
-    return [method for method in paper.METHODS if DATASETS[dataset].cues or (method[0], dataset) in paper.ACCURACY]
+    return [method for method in paper.METHODS if DATASETS[dataset].cue_pairs or (method[0], dataset) in paper.ACCURACY]
 
 
 def steps_of(networks):
@@ -132,7 +132,7 @@ def steps_of(networks):
     for network in networks:
         if network.training:
             steps.append(Step(network))
-        metrics = ('pixel_perturb', 'cue_location') if DATASETS[network.dataset].cues else ('pixel_perturb',)
+        metrics = ('pixel_perturb', 'cue_location') if DATASETS[network.dataset].cue_pairs else ('pixel_perturb',)
         steps += [Step(network, metric, method) for head, method in methods_of(network.dataset)
                   if head == network.head == network.name for metric in metrics]
     return steps

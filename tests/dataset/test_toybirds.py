@@ -28,7 +28,7 @@ def test_families_differ_in_1_2_and_3_parts_and_a_cue_belongs_to_one_class():
     classes, birds = toybirds.class_colours(), DATASETS['ToyBirds']
     different = Counter(sum(first[part] != second[part] for part in UNION_PARTS)
                         for index, (_, first) in enumerate(classes) for _, second in classes[index + 1:])
-    assert tuple(different[count] for count in (1, 2, 3)) == birds.cues.pairs and len(classes) == birds.num_classes
+    assert tuple(different[count] for count in (1, 2, 3)) == birds.cue_pairs and len(classes) == birds.num_classes
     for _, cues in toybirds.FAMILIES:
         for part, colours in cues.items():
             for colour in colours.split():
