@@ -29,7 +29,6 @@ from runtime.command_line import (
     choice,
     device_name,
     number,
-    percentages,
     plain_parser,
     several,
     text_of,
@@ -211,8 +210,8 @@ FLAGS = {
                   'eval_wsol.py: always minmax)', main=True),
         _recorded('threshold_type', None, choice(tuple(THRESHOLD_TYPES)), 'even: 0, .001, ...; log: 1e-7 ... 1 '
                   '(default: log for probabilities, even for all other maps)', main=True),
-        _recorded('iou_thresholds', (30, 50, 70), percentages, 'overlaps (IoU) in percent that count as found',
-                  main=True),
+        _recorded('iou_thresholds', (30, 50, 70), several(number(int, 1, True, 101)), 'overlaps (IoU) in percent that '
+                  'count as found', main=True),
         _recorded('fill', 'zeros', choice(FILLS), 'what takes the place of erased pixels. zeros: as published; road: '
                   'the weighted means of their neighbours and a little noise (Rong et al. 2022), which takes longer',
                   shared=False),
@@ -295,7 +294,7 @@ def _add(group, flag, listed, text):
     options = {'type': parse, 'metavar': parse.metavar}
     if parse in (boolean, boolean_or_file):
         options |= {'nargs': '?', 'const': True}  # --use_bn alone is True
-    elif parse is percentages:
+    elif flag.name == 'iou_thresholds':
         options |= {'nargs': '+'}  # 30 50 70 as well as 30,50,70
     elif flag.name == 'contrast':
         options |= {'nargs': '?', 'const': 'runner-up'}

@@ -85,10 +85,10 @@ def choice(options, aliases=None):
 
 
 def several(parse):
-    """A parser of values separated by commas: (value, ...), each value once."""
+    """A parser of values separated by commas or blanks: (value, ...), each value once."""
     @_shown_as(f'{"NAME" if "|" in parse.metavar else parse.metavar},...')
     def parse_all(text):
-        return tuple(dict.fromkeys(parse(word.strip()) for word in text.split(',')))
+        return tuple(dict.fromkeys(map(parse, text.replace(',', ' ').split() or [''])))
     return parse_all
 
 
@@ -99,15 +99,6 @@ def device_name(text):
     if kind == 'cuda' and index.isdecimal():
         return text
     return choice(('auto', 'cuda', 'mps', 'cpu'))(text)
-
-
-@_shown_as('INTEGER')
-def percentages(text):
-    """30,50,70 -> (30, 50, 70)."""
-    values = text.replace(',', ' ').split()
-    if not values or not all(re.fullmatch('[0-9]{1,3}', value) and 0 < int(value) <= 100 for value in values):
-        raise argparse.ArgumentTypeError(f'"{text}" is not a list of percentages such as 30,50,70')
-    return tuple(map(int, values))
 
 
 class Parser(argparse.ArgumentParser):

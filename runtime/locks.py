@@ -35,7 +35,10 @@ def hold(place, what, wait=False):
             try:
                 lock.acquire(timeout=0)
             except filelock.Timeout:
-                message = f'{what} by {_holder(path)}'
+                holder = ''
+                with suppress(OSError):
+                    holder = path.read_text(errors='replace')[:200].strip()
+                message = f'{what} by {holder or "another process"}'
                 if not wait:
                     raise UserError(f'{message}. Wait for its end, or choose another --experiment_name') from None
                 screen.say(f'{message}: waiting for it')
@@ -53,10 +56,3 @@ def hold(place, what, wait=False):
             with suppress(OSError):  # before the release, so that a process that waits sees that the file is gone
                 path.unlink()
             lock.release()
-
-
-def _holder(path):
-    try:
-        return path.read_text(errors='replace')[:200].strip() or 'another process'
-    except OSError:
-        return 'another process'

@@ -168,12 +168,12 @@ def test_flags_of_pictures_are_inferences_alone(script):
 
 
 @pytest.mark.parametrize('words, expected', [
-    (['30,50'], (30, 50)), (['30', '50'], (30, 50)), (['100'], (100,)), (['0'], None), (['101'], None), (['a'], None)])
+    (['30,50'], (30, 50)), (['30', '50'], (30, 50)), (['30, 50 70'], (30, 50, 70)), (['100'], (100,)), (['0'], None), (['101'], None), (['a'], None), (['3_0'], None)])
 def test_percentages(words, expected):
     def parse():
         return flags_of('eval_wsol', ['--iou_thresholds', *words]).iou_thresholds
     if expected is None:
-        with pytest.raises(UserError, match='percentages'):
+        with pytest.raises(UserError, match='is not an integer in .1, 101'):
             parse()
     else:
         assert parse() == expected
