@@ -5,7 +5,7 @@
 """
 from collections import OrderedDict
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 
 import torch
 from torch import nn
@@ -63,11 +63,8 @@ class LayerOutput(nn.Module):
 
         def keep(_, __, output):  # a copy: the module may write into its output, as ReLU(inplace=True) does
             kept[:] = [self.to_map(output).clone()]
-        hook = self.module.get_submodule(self.layer).register_forward_hook(keep)
-        try:
+        with self.module.get_submodule(self.layer).register_forward_hook(keep):
             run_module(self.module, images)
-        finally:
-            hook.remove()
         if not kept:
             raise UserError(f'the module does not use its layer {self.layer}')
         return kept[0]
@@ -228,13 +225,11 @@ def cam_of_classifier(network, backbone, name, images, scores=None):
     name: for the message. scores: as in from_module. Raises UserError.
     """
     fed = {}  # linear layers, and what they are given
-    hooks = [layer.register_forward_hook(lambda layer, inputs, _: fed.update({layer: inputs[0]}))
-             for layer in network.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
-    try:
+    with ExitStack() as hooks:
+        for layer in network.modules():
+            if isinstance(layer, (nn.Linear, nn.Conv2d)):
+                hooks.enter_context(layer.register_forward_hook(lambda layer, given, _: fed.update({layer: given[0]})))
         expected = [output.flatten() for output in tensors_in(_try(network.eval(), images, name))]
-    finally:
-        for hook in hooks:
-            hook.remove()
     if not all(output.isfinite().all() for output in expected if output.is_floating_point()):
         raise UserError(f'{name} gives scores that are not finite, NaN or infinite, for an image of noise: its weights '
                         'are damaged, or its training has diverged')
@@ -252,12 +247,13 @@ def cam_of_classifier(network, backbone, name, images, scores=None):
             model = _linear_cam(nn.Sequential(stages), layer)
             logits = model.class_scores(model.head(pooled))[:, -len(layer.weight):]
             ends = [end for end, activate in ENDS if any(_equal(activate(logits)[0], output) for output in expected)]
-            if ends and scores and ends[0] not in (None, scores):
+            if not ends:
+                continue
+            if scores and ends[0] not in (None, scores):
                 raise UserError(f'{name} ends in a {ends[0]}, so scores={scores} does not suit it')
-            if ends and (scores or ends[0]):
+            if scores or ends[0]:
                 model.use_scores(scores or ends[0])
-            if ends:
-                return model
+            return model
     raise UserError(f'{name} does not end in average pooling and one linear layer, so its linear layer gives no map; '
                     'train a CAM or CALM head on it, or use gradient methods on a network that does')
 

@@ -64,7 +64,7 @@ def find_architecture(name):
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
     if name.startswith(timm_networks.PREFIX):
-        timm_networks.check_name(name)
+        timm_networks.find_settings(name)
         build, options = partial(timm_networks.timm_backbone, name), ('large_feature_map',)
     elif name in architecture_names():
         build, options = partial(torchvision_networks.traced_backbone, name), ()

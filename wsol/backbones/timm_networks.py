@@ -14,6 +14,7 @@ from torch import nn
 
 from wsol.backbones._torchvision import import_torchvision
 from wsol.backbones.state_dicts import load_backbone, load_classifier
+from wsol.backbones.torchvision_networks import not_loaded
 from wsol.backbones.weight_files import read_weights
 from wsol.contexts import shapes_of
 from wsol.errors import UserError
@@ -34,32 +35,26 @@ def _timm():
     return timm
 
 
-def check_name(name):
-    """Raise UserError unless timm knows the network timm/NAME, and the tag of its weights where NAME has one."""
+def find_settings(name):
+    """timm's record of the network timm/NAME and of its weights, as a dict. Raises UserError for an unknown one."""
     timm, short = _timm(), name.removeprefix(PREFIX)
     if not timm.is_model(short):
         near = ', '.join(timm.list_models(f'*{short[:8]}*')[:5])
         raise UserError(f'timm {timm.__version__} has no network "{short}"' + (f'; it has {near}' if near else ''))
     try:
-        timm.get_pretrained_cfg(short)
-    except RuntimeError as error:  # is_model does not check the tag
+        settings = timm.get_pretrained_cfg(short)
+    except RuntimeError as error:  # is_model does not check the tag of the weights
         network, _, tag = short.partition('.')
         known = ', '.join(full.partition('.')[2] for full in timm.list_pretrained(f'{network}.*'))
         raise UserError(f'timm {timm.__version__} has no weights "{tag}" of the network {network}; '
                         + (f'it has {known}' if known else f'say {PREFIX}{network}')) from error
-
-
-def _settings(name):
-    """timm's record of the network timm/NAME and its weights. Raises UserError."""
-    check_name(name)
-    settings = _timm().get_pretrained_cfg(name.removeprefix(PREFIX))
     assert settings is not None  # timm has them for each of its networks
-    return settings
+    return settings.to_dict()
 
 
 def data_config(network):
     """timm's data config of a network of its, given itself or by its name timm/NAME. Raises UserError."""
-    settings = _settings(network).to_dict() if isinstance(network, str) else network.pretrained_cfg
+    settings = find_settings(network) if isinstance(network, str) else network.pretrained_cfg
     return _timm().data.resolve_data_config(pretrained_cfg=settings)
 
 
@@ -80,8 +75,6 @@ class LastMap(nn.Module):
 
 def timm_backbone(name, source, large_feature_map=False):
     """(nn.Sequential with the one stage `backbone`, number of features). source: of load_backbone."""
-    check_name(name)
-
     def make():
         network = _create(name.removeprefix(PREFIX), source is True, num_classes=0)
         if source not in (None, True):
@@ -89,12 +82,12 @@ def timm_backbone(name, source, large_feature_map=False):
         return network
     network = make()
     layout, num_features = _layout(network, name)
-    if large_feature_map and layout != 'NCHW':
-        raise UserError(f'large_feature_map=True does not suit {name}: it has no strides to change')
-    if layout == 'NCHW' and not set_output_stride(network, STRIDE // 2 if large_feature_map else STRIDE):
-        if large_feature_map:
-            raise UserError(f'large_feature_map=True does not suit {name}: its map cannot be made '
-                            f'{2 * SIZE // STRIDE} cells wide by changing strides')
+    stride = STRIDE // 2 if large_feature_map else STRIDE
+    has_stride = layout == 'NCHW' and set_output_stride(network, stride)
+    if large_feature_map and not has_stride:
+        raise UserError(f'large_feature_map=True does not suit {name}: its map cannot be made {SIZE // stride} cells '
+                        'wide by changing strides')
+    if layout == 'NCHW' and not has_stride:
         network = make()  # with its usual strides
     return nn.Sequential(OrderedDict(backbone=LastMap(network, layout))), num_features
 
@@ -109,15 +102,13 @@ def _create(short, pretrained, **classes):
         except (OSError, RuntimeError) as error:  # the hub's errors are OSErrors
             if not pretrained:
                 raise
-            reason = ' '.join(str(error).split())[:200]
-            raise UserError(f'the ImageNet weights of {PREFIX}{short} could not be loaded ({reason}); start from '
-                            'random weights with pretrained=False, or from a file with pretrained=FILE') from error
+            raise not_loaded(f'{PREFIX}{short}', error) from error
     raise UserError(f'timm cannot make {short}')
 
 
 def classifier(name, source):
     """The whole classifier timm/NAME and its backbone, a LastMap. source: True, or a file with its state dict."""
-    last = _settings(name).classifier
+    last = find_settings(name).get('classifier')
     network = _create(name.removeprefix(PREFIX), source is True)
     if source is not True:
         slot = last if isinstance(last, str) else (last or ('head',))[0]

@@ -13,7 +13,7 @@ from torch import nn
 from wsol.backbones._torchvision import import_torchvision
 from wsol.backbones.state_dicts import AUXILIARY, load_backbone, load_classifier
 from wsol.backbones.weight_files import read_weights
-from wsol.errors import UserError
+from wsol.errors import UserError, words_of
 
 CLASSIFIERS = ('classifier', 'fc', 'head', 'heads', *AUXILIARY)  # modules that depend on the number of classes
 AFTER_BACKBONE = (*CLASSIFIERS, 'avgpool')
@@ -66,10 +66,14 @@ def torchvision_network(name, source, weights='IMAGENET1K_V1'):
     try:
         return models.get_model(name, weights=weights)  # torchvision's weights require the auxiliary heads
     except (OSError, RuntimeError, EOFError, UnpicklingError) as error:  # urllib's errors are OSErrors
-        reason = ' '.join(str(error).split())[:200]
-        raise UserError(f'the ImageNet weights of {name} could not be loaded ({reason}); if a damaged file is below '
-                        f'{torch.hub.get_dir()}, remove it; or start from random weights with pretrained=False, or '
-                        'from a file with pretrained=FILE') from error
+        raise not_loaded(name, error) from error
+
+
+def not_loaded(name, error):
+    """The UserError that ImageNet's weights cannot be downloaded or read."""
+    return UserError(f'the ImageNet weights of {name} could not be loaded ({words_of(error)}); if a damaged file is '
+                     f'below {torch.hub.get_dir()}, remove it; or start from random weights with pretrained=False, or '
+                     'from a file with pretrained=FILE')
 
 
 def classifier(name, source):
