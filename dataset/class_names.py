@@ -10,7 +10,6 @@ from pathlib import Path
 
 import yaml
 
-from wsol.backbones._torchvision import import_torchvision
 from wsol.errors import UserError
 
 KEYS = ('class_names', 'classes', 'names', 'class_to_idx', 'idx_to_class', 'id2label', 'label2id', 'labels',
@@ -24,7 +23,8 @@ QUOTED = re.compile(r'''(["'])(.*)\1[\s,}\]]*''')
 
 def imagenet_names():
     """ImageNet's 1,000 names, in the order of torchvision's weights."""
-    return list(import_torchvision().models.get_model_weights('resnet50').DEFAULT.meta['categories'])
+    from torchvision.models import ResNet50_Weights
+    return list(ResNet50_Weights.DEFAULT.meta['categories'])
 
 
 def told_apart(names):

@@ -8,7 +8,6 @@ from functools import cache
 import torch
 from PIL import Image
 
-from wsol.backbones._torchvision import import_torchvision
 from wsol.networks import IMAGENET
 
 
@@ -91,7 +90,6 @@ class Transform:
 @cache
 def v2():
     """torchvision.transforms.v2. Its import is slow, and a script that only shows its help does not need it."""
-    import_torchvision()
     from torchvision.transforms import v2
     return v2
 

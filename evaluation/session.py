@@ -205,7 +205,7 @@ def _find_network(args, or_classifier):
         if or_classifier and not names_checkpoint:
             raise UserError(f'{error}. Without any training: --architecture=resnet50') from error
         raise
-    return weights.read_checkpoint_or_classifier(path, args.architecture, args.weights_key)
+    return weights.read_checkpoint(path, args.weights_key, args.architecture)
 
 
 # --- its data -----------------------------------------------------------------------------------------

@@ -219,23 +219,21 @@ def find_checkpoint(name, save_root, folder):
                     f'an experiment, or one of {", ".join(PUBLISHED)}')
 
 
-def read_checkpoint(path, key=None):
-    """The Checkpoint in a file, tensors on the CPU. Nothing in the file is executed. key: which of several state dicts
-    of a file from elsewhere, as in weight_files.pick_state_dict. Raises UserError."""
+def read_checkpoint(path, key=None, architecture=None):
+    """The Checkpoint in a file, tensors on the CPU. Nothing in the file is executed. Raises UserError.
+
+    key: which of several state dicts of a file from elsewhere, as in weight_files.pick_state_dict. architecture: the
+    file may also hold a trained classifier of torchvision or timm by this name.
+    """
     path = Path(path)
     content, name = checkpoint_files.read(path, key), path.name.removesuffix('.pth.tar')
     if name in PUBLISHED and path.resolve() == published_file(name).resolve():
         return Checkpoint(path, content | _published_record(name), name)
-    return Checkpoint(path, content)
-
-
-def read_checkpoint_or_classifier(path, architecture, key=None):
-    """The Checkpoint in a file. The file may also hold a trained classifier of this architecture. key: of
-    read_checkpoint."""
-    checkpoint = read_checkpoint(path, key)
-    if checkpoint.network or any(name.endswith('conv_last.weight') for name in checkpoint.weights):
+    checkpoint = Checkpoint(path, content)
+    is_ours = checkpoint.network or any(name.endswith('conv_last.weight') for name in checkpoint.weights)
+    if is_ours or architecture is None:
         return checkpoint
-    return trained_classifier(architecture, Weights(path, checkpoint.content['state_dict'], checkpoint.content))
+    return trained_classifier(architecture, Weights(path, content['state_dict'], content))
 
 
 def has_attention(names):
@@ -283,8 +281,7 @@ def load_model(name, device='cpu', save_root='save'):
     """
     checkpoint = read_checkpoint(find_checkpoint(name, save_root, save_root))
     if not checkpoint.network:
-        raise UserError(f'{checkpoint.path} holds only weights: build the network with wsol.build_model, then call '
-                        'weights.load_weights')
+        raise UserError(f'{checkpoint.path} holds only weights, which weights.load_weights puts into a network')
     return checkpoint.build(checkpoint.network, checkpoint.num_classes, torch.device(device)), checkpoint
 
 

@@ -27,7 +27,6 @@ from reports.table_files import Table
 from research import commands
 from research.paper_tables import MethodResult, accuracy_table, cue_table, draw_ratios, ratio_table
 from runtime import command_line, screen
-from wsol.backbones._torchvision import import_torchvision
 from wsol.errors import UserError
 
 CHOSEN = ('dataset', 'experiment_name', 'save_root', 'seed', 'attribution_method', 'load_checkpoint',
@@ -154,7 +153,8 @@ def lacks(step, flags):
                         f'python main.py --is_train=False --load_checkpoint={network.published}'))
     if flags.pretrained is True and 'architecture' not in flags.given and network.dataset != 'ToyBirds' \
             and not step.metric:
-        url = import_torchvision().models.get_model_weights('resnet50').IMAGENET1K_V1.url
+        from torchvision.models import ResNet50_Weights
+        url = ResNet50_Weights.IMAGENET1K_V1.url
         folder = Path(torch.hub.get_dir()) / 'checkpoints'
         if not (folder / Path(url).name).is_file():
             missing.append(("ImageNet's weights of ResNet-50", f'download {url} to {folder}'))

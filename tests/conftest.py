@@ -317,17 +317,17 @@ def pets(resnet_pets, tiny_random_network):
 @pytest.fixture
 def tiny_random_network(monkeypatch):
     """resnet18 stands for a tiny network whose training draws at random: dropout, and blocks that are left out."""
+    import torchvision
     from torch import nn
 
     from wsol import networks
-    from wsol.backbones._torchvision import import_torchvision
 
     class Block(nn.Sequential):
         def forward(self, features):
             return features + super().forward(features)
 
     def build(weights=None, **options):
-        drop = import_torchvision().ops.StochasticDepth(0.3, 'row')
+        drop = torchvision.ops.StochasticDepth(0.3, 'row')
         block = Block(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), drop)
         stages = nn.Sequential()
         stages.add_module('conv1', nn.Conv2d(3, 8, 3, 4))

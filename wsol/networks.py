@@ -156,13 +156,11 @@ def fewest_images(model, size):
 def _initialise(model, recipe, pretrained):
     """Random weights and biases of 0, as published, for the convolutions without ImageNet weights."""
     fresh = (*recipe.added, 'conv_last', 'attention')
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Conv2d):
-            continue
-        if name.startswith(fresh) or not (pretrained or recipe.initialise is None):
-            (recipe.initialise or nn.init.xavier_uniform_)(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d) and (name.startswith(fresh) or recipe.initialise and not pretrained):
+            (recipe.initialise or nn.init.xavier_uniform_)(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 @torch.no_grad()

@@ -42,7 +42,8 @@ def _torchvision_weights(name, source):
     """torchvision's entry of the weights of a network. source: True for its best ones, or a file."""
     if name not in torchvision_networks.names():
         raise UserError(f'no classifier "{name}" in torchvision; timm/NAME names one of timm\'s')
-    weights = torchvision_networks.import_torchvision().models.get_model_weights(name)
+    from torchvision.models import get_model_weights
+    weights = get_model_weights(name)
     if source is True:
         return weights.DEFAULT
     return next((one for one in weights if Path(one.url).name == Path(source).name), next(iter(weights)))

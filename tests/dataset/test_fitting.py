@@ -2,22 +2,17 @@
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 import wsol
 from dataset.transforms import Transform, fitted
 from wsol.backbones import torchvision_networks
-from wsol.backbones._torchvision import import_torchvision
 
 SIZES = [(500, 333), (333, 500), (301, 301), (97, 211), (641, 223), (225, 224), (400, 13), (12, 31)]
 # every crop_mode of timm, with margins, without, and with more than the photo
 TIMM = ['tf_efficientnet_lite0', 'dm_nfnet_f0', 'vit_base_patch16_siglip_224', 'resnet18.a1_in1k', 'volo_d5_512', 'inception_v3',
         'vit_base_patch16_clip_224.openai', 'deepseek_vit_412m']
-
-
-def import_timm():
-    import_torchvision()  # timm imports it
-    return pytest.importorskip('timm')
 
 
 def photo(size, seed=0):
@@ -36,7 +31,7 @@ def assert_equal(theirs, way, sizes):
 
 def test_torchvisions_presets():
     """All of them that differ, on photos of several shapes."""
-    models, seen = import_torchvision().models, []
+    models, seen = torchvision.models, []
     for weights in (one for name in torchvision_networks.names() for one in models.get_model_weights(name)):
         way = wsol.preprocessing(weights)
         if way not in seen:
@@ -47,7 +42,7 @@ def test_torchvisions_presets():
 
 @pytest.mark.parametrize('name', TIMM)
 def test_timms_data_configs(name):
-    timm = import_timm()
+    timm = pytest.importorskip('timm')
     if not timm.is_model(name):
         pytest.skip(f'this timm has no {name}')
     config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
@@ -56,7 +51,7 @@ def test_timms_data_configs(name):
 
 
 def test_a_network_of_timm_says_its_own_way():
-    timm = import_timm()
+    timm = pytest.importorskip('timm')
     network = timm.create_model('test_resnet.r160_in1k')
     assert wsol.preprocessing(network) == wsol.preprocessing('timm/test_resnet.r160_in1k')
     assert wsol.preprocessing(network)['input_size'] == 160

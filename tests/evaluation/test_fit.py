@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import torchvision
 from conftest import flags_of, refused, shared
 from PIL import Image
 
@@ -14,14 +15,8 @@ from experiment.result_files import ResultFile, key
 from experiment.settings import adopt
 from reports import rows
 from reports.photos import Photos
-from wsol.backbones._torchvision import import_torchvision
 
 LITE = 'tf_efficientnet_lite0'
-
-
-def import_timm():
-    import_torchvision()  # timm imports it
-    return pytest.importorskip('timm')
 
 
 def open_foreign(*flags, script='inference', **options):
@@ -33,7 +28,7 @@ def foreign(tmp_path_factory):
     """A function (flags, script, whole) -> the Network of torchvision's ResNet-18 of three classes, as a user saves it."""
     path = tmp_path_factory.mktemp('foreign') / 'mine.pth'
     torch.manual_seed(0)
-    torch.save(import_torchvision().models.resnet18(num_classes=3).state_dict(), path)
+    torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), path)
     opened = open_foreign('--architecture=resnet18', f'--load_checkpoint={path}')
 
     def with_flags(*flags, script='inference', whole=False):
@@ -45,7 +40,7 @@ def foreign(tmp_path_factory):
 
 def compare_with_timm(paths):
     """(photos with another top-1, the largest difference of its probability) between timm's own pipeline and ours."""
-    timm = import_timm()
+    timm = pytest.importorskip('timm')
     file = shared('weights', f'{LITE}.pth')
     network = timm.create_model(LITE).eval()
     network.load_state_dict(torch.load(file, weights_only=True))

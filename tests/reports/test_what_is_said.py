@@ -4,12 +4,12 @@ import json
 import numpy as np
 import pytest
 import torch
+import torchvision
 from conftest import refused
 from PIL import Image
 
 from reports.album import View, has_one_value
 from wsol.attribution.contrast import CONTRASTS, label_of
-from wsol.backbones._torchvision import import_torchvision
 
 NAMES = 'background\ncrane\ncrane\n'
 
@@ -19,7 +19,7 @@ def explain(script, tmp_path):
     """Call inference.py on two photos with a network whose classifier has these biases, and weights drawn at random or 0."""
     def call(*flags, biases, scale=0.0):
         torch.manual_seed(0)
-        network = import_torchvision().models.shufflenet_v2_x0_5(num_classes=len(biases))
+        network = torchvision.models.shufflenet_v2_x0_5(num_classes=len(biases))
         for layer in network.modules():  # features of a fresh network are nearly constant
             if isinstance(layer, torch.nn.BatchNorm2d):
                 layer.momentum = 1.0

@@ -6,17 +6,16 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import torchvision
 from conftest import shared
 from torch import nn
 
 from wsol import UserError, attribution_maps, build_model, from_module
 from wsol.attribution.contrast import contrast_maps
-from wsol.backbones._torchvision import import_torchvision
 from wsol.backbones.torchvision_networks import LastMap
 from wsol.contexts import unwrapped
 from wsol.foreign_networks import LayerOutput
 
-torchvision = import_torchvision()
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 

@@ -6,20 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
+import torchvision
 from conftest import flags_of, refused, shared
 from PIL import Image
 from torch import nn
 
 from experiment import weights
 from wsol import UserError, attribution_maps, build_model, from_classifier, from_module, parameter_groups
-from wsol.backbones._torchvision import import_torchvision
 from wsol.backbones.timm_networks import timm_backbone
 from wsol.backbones.torchvision_networks import LastMap
 from wsol.networks import check_image_size, normalisation
-
-torchvision = import_torchvision()
-import timm  # noqa: E402  isort: skip  after torchvision is mended
 
 AUXILIARY = {'googlenet': {'aux_logits': True, 'init_weights': False, 'transform_input': True}}  # as with ImageNet's weights
 

@@ -7,18 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from conftest import GOLDEN, ROOT, flags_of
 from torch import nn
 
 from experiment.weights import Checkpoint, load_weights
 from wsol import ARCHITECTURES, HEADS, architecture_names, build_model, parameter_groups
 from wsol.attribution.maps import attribution_maps
-from wsol.backbones._torchvision import import_torchvision
 from wsol.backbones.vgg import published_names
 from wsol.errors import UserError
 from wsol.networks import check_image_size
-
-torchvision = import_torchvision()
 
 
 @pytest.mark.parametrize('method', ['CALM_EM', 'CALM_ML'])

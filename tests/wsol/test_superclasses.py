@@ -4,13 +4,13 @@ import json
 import numpy as np
 import pytest
 import torch
+import torchvision
 from conftest import refused, result_paths, shared
 from PIL import Image
 
 from dataset.superclass_file import read_superclass_file
 from dataset.toybirds import class_colours
 from wsol.annotations import superclasses
-from wsol.backbones._torchvision import import_torchvision
 from wsol.errors import UserError
 
 
@@ -100,7 +100,7 @@ def test_superclasses_of_other_classes_than_the_networks_are_refused(script, tmp
     """A classifier of one's own beside the default data set, CUB, whose 200 classes are all birds."""
     monkeypatch.chdir(tmp_path)
     for classes in (13, 200):
-        network = import_torchvision().models.resnet18(num_classes=classes)
+        network = torchvision.models.resnet18(num_classes=classes)
         torch.save(network.state_dict(), f'of{classes}.pth')
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)).save('photo.png')
     common = ['photo.png', '--architecture=resnet18', '--workers=0', '--score_map_process=vanilla-superclass']

@@ -25,9 +25,3 @@ class _Mend:
 
 
 sys.meta_path.insert(0, _Mend)
-
-
-def import_torchvision():
-    """The package torchvision, which takes seconds to import: functions ask for it when they need it."""
-    import torchvision
-    return torchvision

@@ -35,12 +35,8 @@ def under_names(path, state, expected):
     wrappers = WRAPPERS if usual else (*WRAPPERS, 'module')
     state = {'.'.join(part for part in OLD_DENSENET.sub(r'\1\2', name).split('.') if part not in wrappers): value
              for name, value in state.items()}
-    counts = Counter()
-    for name in state:
-        parts = name.split('.')
-        for start in range(len(parts)):
-            if '.'.join(parts[start:]) in expected:
-                counts['.'.join([*parts[:start], ''])] += 1
+    counts = Counter('.'.join([*parts[:start], '']) for parts in (name.split('.') for name in state)
+                     for start in range(len(parts)) if '.'.join(parts[start:]) in expected)
     most = max([*counts.values(), len(expected) // 2])
     best = [prefix for prefix, count in counts.items() if count == most]
     plain = [prefix for prefix in best if not AVERAGED.search(prefix)] or best or ['']

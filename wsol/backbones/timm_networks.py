@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wsol.backbones._torchvision import import_torchvision
 from wsol.backbones.state_dicts import load_backbone, load_classifier
 from wsol.backbones.torchvision_networks import not_loaded
 from wsol.backbones.weight_files import read_weights
@@ -27,7 +26,6 @@ ANY_SIZE = ({'dynamic_img_size': True}, {'strict_img_size': False}, {})  # optio
 
 
 def _timm():
-    import_torchvision()  # timm imports it
     try:
         import timm
     except ImportError as error:

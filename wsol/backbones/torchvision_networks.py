@@ -1,7 +1,7 @@
 """torchvision's classifiers with the chosen weights, and each of them that has a last map as a backbone.
 
 Source: torchvision's graph tracing (models.feature_extraction). A network is traced without data; the part up to its
-last map before pooling is kept, under torchvision's names.
+last map before pooling is kept, under torchvision's names. Functions import torchvision, since that takes seconds.
 """
 from collections import OrderedDict
 from functools import cache
@@ -10,7 +10,6 @@ from pickle import UnpicklingError
 import torch
 from torch import nn
 
-from wsol.backbones._torchvision import import_torchvision
 from wsol.backbones.state_dicts import AUXILIARY, load_backbone, load_classifier
 from wsol.backbones.weight_files import read_weights
 from wsol.errors import UserError, words_of
@@ -31,7 +30,6 @@ class LastMap(nn.Module):
 
     def __init__(self, network, node, grid=None):
         super().__init__()
-        import_torchvision()
         from torchvision.models.feature_extraction import create_feature_extractor
         self.node, self.grid = node, grid
         self.body = create_feature_extractor(network, [node] if grid is None else [node, grid])
@@ -47,7 +45,7 @@ class LastMap(nn.Module):
 @cache
 def names():
     """The names of torchvision's classifiers."""
-    models = import_torchvision().models
+    from torchvision import models
     return tuple(models.list_models(module=models))
 
 
@@ -57,7 +55,7 @@ def torchvision_network(name, source, weights='IMAGENET1K_V1'):
     source: None for random weights; True for ImageNet's (`weights` is torchvision's name for them), downloaded once and
     verified by checksum; or a file with a state dict, or its Weights, which must fit except for the classifier.
     """
-    models = import_torchvision().models
+    from torchvision import models
     if source is not True:
         network = models.get_model(name, weights=None, **QUIET.get(name, {}))
         if source is not None:
@@ -92,8 +90,9 @@ def last_map_nodes(name):
 
     Where layers with parameters follow this map, its cells have become tokens (ViT), and their last ones are taken.
     """
-    models, options = import_torchvision().models, QUIET.get(name, {})
+    from torchvision import models
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+    options = QUIET.get(name, {})
     try:
         with torch.device('meta'):  # shapes only
             network = models.get_model(name, **options)
