@@ -1,7 +1,7 @@
 """The pictures of README.md and docs/: a photo explained, the page in a browser, painted birds, and how fast it is.
 
-Painted birds need the networks of make demo. The photo needs the weights of an EfficientNet-Lite0 of timm's:
---pretrained=FILE, or a download. The page needs chromium; without it, its picture stays as it is.
+Painted birds need the networks of make demo. The photo and the page need the weights of timm's EfficientNet-Lite0
+(--pretrained=FILE), the page chromium too; without these, their pictures stay as they are.
 Result: docs/why_cat.png, gallery.png, demo.png, joint.png, left_out.png and speed.png.
 
     make demo
@@ -33,7 +33,7 @@ def photo(folder, pretrained):
     """Explain two photos by CAM of a classifier, as a picture and as a page."""
     commands.run('save', 'inference', str(DOCS / 'cat.png'), str(DOCS / 'cup.jpg'),
                  '--architecture=timm/tf_efficientnet_lite0', '--fit=pad', '--contrast',
-                 '--format=png,html', f'--output={folder}', *pretrained)
+                 '--format=png,html', f'--output={folder}', f'--pretrained={pretrained}')
     shutil.copyfile(*(path for path in Path(folder).glob('cat_*.png')), DOCS / 'why_cat.png')
     browser = shutil.which('chromium') or shutil.which('google-chrome')
     if browser:
@@ -94,27 +94,22 @@ def speed():
 
 def make_parser():
     parser = command_line.plain_parser(__doc__)
-    parser.add_argument('--pretrained', metavar='FILE', help="the photo's network; the default downloads it")
-    parser.add_argument('--only', nargs='*', choices=('photo', 'birds', 'speed'), default=('photo', 'birds', 'speed'),
-                        help='which pictures')
+    parser.add_argument('--pretrained', metavar='FILE', help="weights of the photo's network")
     return parser
 
 
 @torch.inference_mode()
 def main():
-    args = make_parser().parse_args()
-    if 'photo' in args.only:
-        with tempfile.TemporaryDirectory() as folder:
-            photo(folder, [f'--pretrained={args.pretrained}'] if args.pretrained else [])
-    if 'birds' in args.only:
-        folder = Path('save/demo')
-        models, size, run = demo.open_networks(folder)
-        bird, = demo.birds(size, BIRD)
-        figures.save(demo.contact_sheet(folder, BIRD), DOCS / 'demo.png')
-        figures.save(joint_of(models['CALM_EM'], bird, run), DOCS / 'joint.png')
-        figures.save(left_out(models, bird, run), DOCS / 'left_out.png')
-    if 'speed' in args.only:
-        figures.save(speed(), DOCS / 'speed.png', DPI)
+    args, folder = make_parser().parse_args(), Path('save/demo')
+    if args.pretrained:
+        with tempfile.TemporaryDirectory() as maps:
+            photo(maps, args.pretrained)
+    models, size, run = demo.open_networks(folder)
+    bird, = demo.birds(size, BIRD)
+    figures.save(demo.contact_sheet(folder, BIRD), DOCS / 'demo.png')
+    figures.save(joint_of(models['CALM_EM'], bird, run), DOCS / 'joint.png')
+    figures.save(left_out(models, bird, run), DOCS / 'left_out.png')
+    figures.save(speed(), DOCS / 'speed.png', DPI)
 
 
 if __name__ == '__main__':
