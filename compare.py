@@ -78,12 +78,8 @@ def figure_cell(rows, column):
 def _comparable(rows, reference, column):
     """The Estimates of both sides in a column, if all have a value and the same images and truth; else None."""
     sides = _estimates(rows, column), _estimates(reference, column)
-    same = same_images(rows[0], reference[0]) and same_truth([*rows, *reference], column)
+    same = result_files.same_images(rows[0].about, reference[0].about) and same_truth([*rows, *reference], column)
     return sides if all(sides) and same else None
-
-
-def same_images(row, reference):
-    return result_files.same_images(row.about, reference.about)
 
 
 def same_truth(rows, column):
@@ -181,7 +177,7 @@ def refusals(rows):
     """Lines: which rows are not compared with the first and why, with the files; which do not record their truth."""
     first, problems = rows[0], {}
     for row in rows[1:]:
-        if not same_images(row, first):
+        if not result_files.same_images(row.about, first.about):
             files = [next((result['path'] for result in one.results.values()), one.experiment) for one in (row, first)]
             problems.setdefault(f'measured on other images than {first.name}, so no difference is given', []).append(
                 f'{row.name} ({", ".join(files)})')

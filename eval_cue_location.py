@@ -113,17 +113,6 @@ def open_cues(data, images, verbose=False):
 # --- signed maps and their scores -----------------------------------------------------------------------
 
 
-def signed_differences(maps, classes, pairs, per_class):
-    """map_A - map_B of one image for its class pairs (A, B): (K,h,w) -> (E,h,w).
-
-    classes: the K classes of the maps. Maps that are not per class are a control: A - B would be zero everywhere, so
-    the map itself is scored.
-    """
-    column = {cls: place for place, cls in reversed(list(enumerate(classes)))}
-    first, second = (maps[[column[pair[side]] for pair in pairs]] for side in (0, 1))
-    return first - second if per_class else first
-
-
 def signed_contrasts(source, images, indices, asked, activations):
     """For each image of a batch, its maps (E,h,w) of a contrast method for the classes asked[image]: E x (A, B)."""
     signed = [[] for _ in asked]
@@ -139,7 +128,8 @@ def signed_contrasts(source, images, indices, asked, activations):
 def signed_maps(source, images, indices, cues, activations):
     """For each image of a batch, its signed maps (E,h,w) of "why A and not B", one for each of its class pairs.
 
-    activations: the network's forward. A contrast method explains why the image's label and not the other class:
+    activations: the network's forward. Maps that are not per class are a control: A - B would be zero everywhere, so
+    the map itself is scored. A contrast method explains why the image's label and not the other class:
     Grad-CAM and similar methods have no negative part, so the opposite question would give another absolute value.
     """
     pairs = [cues.class_pairs(index) for index in indices.tolist()]
@@ -152,7 +142,11 @@ def signed_maps(source, images, indices, cues, activations):
     width = max(map(len, asked))
     classes = torch.tensor([row + row[:1] * (width - len(row)) for row in asked], device=images.device)  # (B,K), padded
     maps = source(images, indices, classes, activations).maps  # B of (K,h,w)
-    return [signed_differences(*of_image, source.per_class) for of_image in zip(maps, asked, pairs, strict=True)]
+    signed = []
+    for of_image, row, image_pairs in zip(maps, asked, pairs, strict=True):
+        first, second = (of_image[[row.index(pair[side]) for pair in image_pairs]] for side in (0, 1))  # (E,h,w)
+        signed.append(first - second if source.per_class else first)
+    return signed
 
 
 def cue_scores(signed, size, norm_type, drop_lowest=0.0, seed=0):
@@ -194,25 +188,17 @@ class Scoring(NamedTuple):
             for name, share in shares.items()}
 
 
-def _differing_parts(pairs, device):
-    """(P,256) bool: does a pair differ in a part?"""
-    differing = np.zeros((len(pairs), 256), bool)
-    for number, pair in enumerate(pairs):
-        differing[number, list(pair.parts)] = True
-    return torch.from_numpy(differing).to(device)
-
-
 @torch.inference_mode()
 def fill_histograms(loader, scorings, device):
     """The histograms of all class pairs for each of the Scorings, from one forward of every image.
 
     Returns, for each Scoring, {truth: (P,2,bins), MASS + truth: (P,2)} as Scoring.count gives them, int64, for the
     truths 'parts' (the published one: nearest part point within the bird) and, where known, 'exact'; and (P,) images
-    per pair.
+    per pair. All are sums over the processes of a run.
     """
     cues, sources = loader.images, list({id(scoring.source): scoring.source for scoring in scorings}.values())
     pairs = cues.annotations.pairs
-    differing = _differing_parts(pairs, device)
+    differing = torch.tensor([[part in pair.parts for part in range(256)] for pair in pairs], device=device)  # (P,256)
     counts, evaluations = [{} for _ in scorings], np.zeros(len(pairs), np.int64)
     for images, _, indices, partition, object_mask, exact in screen.progress(loader, 'cue localization', 'batch'):
         images = util.to_device(images, device)
@@ -230,12 +216,7 @@ def fill_histograms(loader, scorings, device):
                     part = signed[id(scoring.source)][row][start:start + CHUNK]
                     for name, added in scoring.count(part, images.shape[2:], truths, index, chosen[0]).items():
                         totals.setdefault(name, np.zeros((len(pairs), *added.shape[1:]), np.int64))[chosen] += added
-    return counts, evaluations
-
-
-def over_all(counts, evaluations):
-    """The sums of fill_histograms' results over all processes. The first process has images, so it has every truth."""
-    of_each = processes.gather((counts, evaluations))
+    of_each = processes.gather((counts, evaluations))  # the first process has images, so it has every truth
     together = [{name: sum(counts[number][name] for counts, _ in of_each if name in counts[number]) for name in first}
                 for number, first in enumerate(of_each[0][0])]
     return together, sum(evaluations for _, evaluations in of_each)
@@ -331,7 +312,7 @@ def main():
                         maps.args.drop_lowest, maps.args.seed) for maps in chosen]
     truth = cues.fingerprint()
     results = [maps.result_file(images, [sources[maps.name]], truth) for maps in chosen]
-    counts, evaluations = over_all(*fill_histograms(network.loader(cues), scorings, network.device))
+    counts, evaluations = fill_histograms(network.loader(cues), scorings, network.device)
     if processes.is_first():
         for maps, result, scoring, totals in zip(chosen, results, scorings, counts, strict=True):
             is_control = bool(maps.args.control) or not scoring.source.per_class

@@ -12,6 +12,7 @@ Result: save/<experiment_name>/wsol_<data set>_<head>_<method>_<norm>.<8 digits>
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 import cv2
 import numpy as np
@@ -65,57 +66,50 @@ class Counts:
 
 
 class BoxCounts(Counts):
-    """How many images are found at each threshold, by MaxBoxAcc, MaxBoxAccV2 and Top-1 Loc, and which images.
+    """Which images are found at each threshold, by MaxBoxAcc and MaxBoxAccV2, and which are classified rightly.
 
     boxes: the lists.Boxes of the split. ious: the overlaps that count as found, in percent.
     """
-    summed = ('hits', 'largest', 'largest_and_class', 'images', 'mass', 'by_image')  # zero rows of others' images
+    summed = ('mass', 'bits', 'is_right')  # zero for the images of other processes
 
     def __init__(self, boxes, size, norm_type, interval, ious):
-        super().__init__(len(boxes.sizes), size, norm_type)
-        self.boxes, self.ious = boxes, np.array(ious) / 100
-        self.thresholds = np.arange(0, 1, interval)
-        total = len(self.thresholds)
-        self.hits, self.images = np.zeros((len(self.ious), total), np.int64), 0  # of any contour, per IoU
-        self.largest, self.largest_and_class = (np.zeros(total, np.int64) for _ in range(2))  # at IoU 50 %
-        # (N,IoUs+1,T/8), eight thresholds a byte: found by any contour per IoU, and by the largest
-        self.by_image = np.zeros((len(boxes.sizes), len(self.ious) + 1, (total + 7) // 8), np.uint8)
+        total = len(boxes.sizes)
+        super().__init__(total, size, norm_type)
+        self.boxes, self.ious, self.thresholds = boxes, np.array(ious) / 100, np.arange(0, 1, interval)
+        self.names = [*(f'MaxBoxAccV2@{iou}' for iou in ious), 'MaxBoxAcc']  # of the metrics; the last is at IoU 50 %
+        # (N,IoUs+1,T/8), eight thresholds a byte
+        self.bits = np.zeros((total, len(self.names), (len(self.thresholds) + 7) // 8), np.uint8)
+        self.is_right = np.zeros(total, bool)
 
     def fingerprint(self, contents=None):
         """SHA-256 of what the maps are compared with."""
         return combined(*self.boxes)
 
-    def measure(self, score_map, index):
-        """The best overlaps of one map, over all contours and of the largest: two (T,)."""
+    def measure(self, score_map, index, is_right):
+        """Note which boxes a map finds: at IoU 30, 50 and 70 % the best of all contours, at 50 % the largest."""
         truth = metrics.scale_boxes(self.boxes.of(index), self.boxes.sizes[index], (self.size, self.size))
         inside = np.zeros((self.size, self.size), bool)
         for x0, y0, x1, y1 in truth:
             inside[y0:y1 + 1, x0:x1 + 1] = True
         self.note_mass(score_map, index, inside)
         best, largest = metrics.best_ious(prepared(score_map, self.size, self.norm_type), truth, self.thresholds)
-        self.by_image[index] = np.packbits([*(best >= self.ious[:, None]), largest >= 0.5], axis=1)
-        return best, largest
+        self.bits[index] = np.packbits([*(best >= self.ious[:, None]), largest >= 0.5], axis=1)
+        self.is_right[index] = is_right
 
-    def add(self, overlaps, class_is_right):
-        """Count the overlaps of one map, as measure() gives them."""
-        best, largest = overlaps
-        self.hits += best >= self.ious[:, None]
-        self.largest += largest >= 0.5
-        self.largest_and_class += (largest >= 0.5) & class_is_right
-        self.images += 1
+    def hits(self, name):
+        """(N,T): whether each image is found at each threshold, 0 or 1."""
+        return np.unpackbits(self.bits[:, self.names.index(name)], axis=1, count=len(self.thresholds))
 
     def curves(self):
         """{metric: accuracy in percent at every threshold (T,)}."""
-        rows = {f'MaxBoxAccV2@{round(100 * iou)}': row for iou, row in zip(self.ious, self.hits, strict=True)}
-        rows |= {'MaxBoxAcc': self.largest, 'Top-1 Loc': self.largest_and_class}
-        return {name: 100 * row / self.images for name, row in rows.items()}
+        counts = {name: self.hits(name).sum(0) for name in self.names}
+        counts['Top-1 Loc'] = self.hits('MaxBoxAcc')[self.is_right > 0].sum(0)
+        return {name: 100 * count / len(self.bits) for name, count in counts.items()}
 
     def outcomes(self, results):
         """{metric: digits, whether each image is found} at the thresholds of box_results."""
-        names = [*(f'MaxBoxAccV2@{round(100 * iou)}' for iou in self.ious), 'MaxBoxAcc']
-        columns = [np.flatnonzero(self.thresholds == results[name]['threshold'])[0] for name in names]
-        return {name: result_files.digits(self.by_image[:, row, column // 8] >> (7 - column % 8) & 1)
-                for row, (name, column) in enumerate(zip(names, columns, strict=True))}
+        return {name: result_files.digits(self.hits(name)[:, self.thresholds == results[name]['threshold']].ravel())
+                for name in self.names}
 
 
 class MaskCounts(Counts):
@@ -123,13 +117,13 @@ class MaskCounts(Counts):
 
     paths: [(the paths of an image's masks, the path of its ignore mask or None)].
     """
-    summed = ('counts', 'images', 'mass')
+    summed = ('mass', 'counts')
 
     def __init__(self, paths, size, norm_type, interval):
         super().__init__(len(paths), size, norm_type)
         self.paths = paths
         self.edges = metrics.bin_edges('even', interval)
-        self.counts, self.images = np.zeros((2, len(self.edges) + 1), np.int64), 0
+        self.counts, self.lock = np.zeros((2, len(self.edges) + 1), np.int64), Lock()
 
     def fingerprint(self, contents):
         """SHA-256 of what the maps are compared with. contents: the Contents that knows the masks' SHA-256."""
@@ -150,18 +144,15 @@ class MaskCounts(Counts):
         shown = np.any([self._mask(path) for path in masks], axis=0)
         return shown, np.ones_like(shown) if ignore is None else shown | ~self._mask(ignore)
 
-    def measure(self, score_map, index):
-        """The histograms (2,bins) of one map."""
+    def measure(self, score_map, index, _):
+        """Add the histograms of one map."""
         shown, counted = self.truth(index)
         self.note_mass(score_map, index, shown, counted)
         shown, counted = torch.from_numpy(shown), torch.from_numpy(counted)
         bins = metrics.bin_scores(torch.from_numpy(prepared(score_map, self.size, self.norm_type)), self.edges)
-        return metrics.count_scores(bins[counted][None], shown[counted][None], len(self.edges) + 1)[0]
-
-    def add(self, histograms, _):
-        """Count the histograms of one map, as measure() gives them."""
-        self.counts += histograms
-        self.images += 1
+        added = metrics.count_scores(bins[counted][None], shown[counted][None], len(self.edges) + 1)[0]
+        with self.lock:  # several threads measure maps
+            self.counts += added
 
 
 def open_counts(data, split, images, args):
@@ -177,10 +168,6 @@ def open_counts(data, split, images, args):
 
 def localise(loader, source, counts, device):
     """Add every map of a split to counts, in one pass. source: a MapSource; without a network no class is right."""
-    def add(batch):
-        for measured, is_right in batch:
-            counts.add(measured, is_right)
-
     with ThreadPoolExecutor(util.usable_cores()) as pool:  # OpenCV lets other threads run
         before = ()
         for images, labels, indices in screen.progress(loader, 'localization', 'batch'):
@@ -188,12 +175,11 @@ def localise(loader, source, counts, device):
             probs, maps = source(util.to_device(images, device), indices, labels[:, None])
             maps = [of_image[0].float().cpu().numpy() for of_image in maps]  # B of (h,w)
             right = np.zeros(len(labels), bool) if probs is None else (probs.argmax(1) == labels).cpu().numpy()
-            begun = zip(pool.map(counts.measure, maps, indices.tolist()), right, strict=True)
-            add(before)  # the pool sought its boxes while the network computed this batch
+            begun = pool.map(counts.measure, maps, indices.tolist(), right)
+            list(before)  # waits: the pool sought its boxes while the network computed this batch
             before = begun
-        add(before)
+        list(before)
     counts.share()
-    return counts
 
 
 def box_results(by_split, has_model):
@@ -268,7 +254,7 @@ def main():
     results['mass in mask' if data.has_masks else 'mass in box'] = mass_result(by_split, maps.args.seed)
     rows = [[key, values['val'], values['test'], values['oracle'],
              '-' if values['threshold'] is None else f'{values["threshold"]:.3f}'] for key, values in results.items()]
-    sizes = {split: counts.images for split, counts in by_split.items()}
+    sizes = {split: len(part) for split, part in images.items()}
     screen.say(f'\n{maps.name}, {data.name}: {sizes["val"]} val and {sizes["test"]} test images')
     screen.say(screen.table(['%', 'val', 'test', 'test, oracle', 'threshold'], rows))
     outcomes = {} if data.has_masks else {'outcomes': by_split['test'].outcomes(results)}

@@ -10,7 +10,7 @@ epoch), training.png (the curves), results.json (the accuracies and the calibrat
         --dataset=CUB --use_bn=True --large_feature_map=True
 """
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -61,26 +61,17 @@ def check_flags(args, is_new):
 
 
 def checkpoint_to_resume(folder, args):
-    """The Checkpoint of the training in an experiment's folder; None if the training starts afresh.
+    """The Checkpoint of the training in an experiment's folder; None if the training starts afresh. Raises UserError
+    unless all processes find the same.
 
     A command with --override_cache starts afresh once: if it is interrupted and repeated, it resumes.
     """
-    path = checkpoint_files.latest(folder)
-    if path is None:
-        return None
-    if not args.override_cache:
-        return weights.read_checkpoint(path)
-    try:
-        checkpoint = weights.read_checkpoint(path)
-    except UserError:  # a damaged checkpoint, which is about to be replaced
-        return None
-    same_command = checkpoint.content.get('command') == result_files.command_line()
-    return checkpoint if same_command and not (folder / 'results.json').is_file() else None
-
-
-def common_checkpoint(folder, args):
-    """checkpoint_to_resume. Raises UserError unless all processes find the same."""
-    checkpoint = checkpoint_to_resume(folder, args)
+    path, checkpoint = checkpoint_files.latest(folder), None
+    with suppress(UserError) if args.override_cache else nullcontext():  # a damaged one is about to be replaced
+        checkpoint = path and weights.read_checkpoint(path)
+    if checkpoint and args.override_cache and ((folder / 'results.json').is_file() or
+                                               checkpoint.content.get('command') != result_files.command_line()):
+        checkpoint = None
     processes.check_same(f'{checkpoint.epoch} epochs and {checkpoint.step} steps' if checkpoint else 'none',
                          f'find different checkpoints in {folder}: --save_root should be a folder that all machines '
                          'share')
@@ -182,12 +173,12 @@ def make_training(args, model, images, device, folder, stop):
                                 weight_decay=args.weight_decay)
     factor_at = partial(lr_factor, schedule=args.lr_schedule, epochs=args.epochs,
                         decay_frequency=args.lr_decay_frequency)
+    display = TrainingLog(folder, args.epochs, draw_curves, args.tensorboard)
     network = network_settings(args) | {'num_classes': model.conv_last.out_channels}
     record = {'architecture': args.architecture, 'model': network, 'args': dict(args),
               'class_names': list(images['train'].class_names) or None, 'command': result_files.command_line(),
               'normalisation': normalisation(args.architecture), 'torch': str(torch.__version__),
               'training_images': training_images.record(images['train'])}
-    display = TrainingLog(folder, args.epochs, draw_curves, args.tensorboard)
     # timm's networks have layers after the last map, which the loss does not use
     loss = shared_loss(model, device, some_unused=args.architecture.startswith('timm/'))
     return Training(model, loss, optimiser, factor_at, args.epochs, args.seed, device, args.precision, args.accumulate,
@@ -198,23 +189,22 @@ def make_training(args, model, images, device, folder, stop):
 # --- what main() does -----------------------------------------------------------------------------------
 
 
-def show_accuracies(model, loader_of, device, precision, title):
-    """Show and return {'val_accuracy', 'test_accuracy'}, in percent, and the 'calibration' on test. loader_of: split ->
-    loader."""
-    percent, calibration = {}, {}
+def measure(model, loader_of, precision, args, result, figure, **more):
+    """Show the accuracies on val and test and the calibration on test, write them to a ResultFile, with more, and draw
+    the reliability plot. loader_of: split -> loader. figure: the path of the plot."""
+    title, percent, calibration = f'{args.attribution_method}, {args.architecture}, {args.dataset}', {}, {}
     for split in ('val', 'test'):
         loader = loader_of(split)
-        confidence, correct = (in_order(loader, part) for part in classify(model, loader, device, precision, split))
+        parts = classify(model, loader, result.device, precision, split)
+        confidence, correct = (in_order(loader, part) for part in parts)
         percent[split] = 100 * int(correct.sum()) / len(correct)
         calibration = metrics.calibration(confidence, correct)  # of the last, test
     screen.say(f'{title}: accuracy ' + ', '.join(f'{value:.1f} % on {split}' for split, value in percent.items())
                + f'; expected calibration error {calibration["error"]:.1f} % on test')
-    return {**{f'{split}_accuracy': value for split, value in percent.items()}, 'calibration': calibration}
-
-
-def draw_calibration(title, accuracies, path):
-    """Draw the reliability plot of show_accuracies' figures into a file."""
-    figures.save(figures.reliability_curve(title, accuracies['calibration']), path)
+    if processes.is_first():
+        result.write({**{f'{split}_accuracy': value for split, value in percent.items()}, 'calibration': calibration,
+                      **more})
+        figures.save(figures.reliability_curve(title, calibration), figure)
 
 
 def test_checkpoint(args):
@@ -225,21 +215,13 @@ def test_checkpoint(args):
     images = {split: network.open_split(data, split) for split in ('val', 'test')}
     warn_of_shared(images)
     result = network.result_file('accuracy', data, images['test'], network.args.attribution_method)
-    accuracies = show_accuracies(network.model, lambda split: network.loader(images[split]), network.device,
-                                 network.args.precision, title_of(network.args))
-    if processes.is_first():
-        result.write(accuracies)
-        draw_calibration(title_of(network.args), accuracies, result.figure())
-
-
-def title_of(args):
-    """The head, the architecture and the data set, to show before the accuracies."""
-    return f'{args.attribution_method}, {args.architecture}, {args.dataset}'
+    measure(network.model, lambda split: network.loader(images[split]), network.args.precision, network.args, result,
+            result.figure())
 
 
 def train(args, folder, device, stop):
     """Train as the flags say, resume if the experiment has a checkpoint, and test the accuracy of the network."""
-    checkpoint = common_checkpoint(folder, args)
+    checkpoint = checkpoint_to_resume(folder, args)
     check_flags(args, checkpoint is None)
     evaluates_in = util.pick_precision(args.precision, device)
     args.update(open_settings(args, checkpoint, device))
@@ -267,14 +249,11 @@ def train(args, folder, device, stop):
     training.begin(checkpoint)
     training.run({'train': make_loader(inputs['train'], args.batch_size, workers, device, sampler),
                   'val': make_loader(inputs['val'], args.batch_size, workers, device)})
-    accuracies = show_accuracies(model, lambda split: make_loader(images[split], args.batch_size, args.workers, device),
-                                 device, evaluates_in, title_of(args))
     trained = weights.Checkpoint(folder / weights.FILE, {'state_dict': model.state_dict(), 'epoch': training.done})
     identity = result_files.identity('accuracy', data, 'test', images['test'], trained, dict(args))
-    if processes.is_first():
-        result_files.ResultFile(folder / 'results.json', identity, device).write(
-            accuracies | {'processes': processes.size()})
-        draw_calibration(title_of(args), accuracies, folder / 'reliability.png')
+    measure(model, lambda split: make_loader(images[split], args.batch_size, args.workers, device), evaluates_in, args,
+            result_files.ResultFile(folder / 'results.json', identity, device), folder / 'reliability.png',
+            processes=processes.size())
 
 
 def make_parser():

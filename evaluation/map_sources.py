@@ -90,13 +90,9 @@ class MapSource:
         """Raise UserError if the two classes have the same map in each of these pairs."""
 
     def compute(self, images, indices, classes, activations):
-        """Maps of a batch. The default calls read() for each image."""
+        """Maps of a batch. The default calls read(index, classes, size of the images) -> (K,h,w) for each image."""
         return [self.read(index, row, images.shape[-1]).to(images.device)
                 for index, row in zip(indices.tolist(), classes.tolist(), strict=True)]
-
-    def read(self, index, classes, size):
-        """The maps (K,h,w) of an image for K classes. size: of the images."""
-        raise TypeError(f'{type(self).__name__} has no maps')
 
 
 class NetworkMaps(MapSource):

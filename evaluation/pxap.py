@@ -29,13 +29,11 @@ def summarise(counts, pairs, evaluations):
     {name of COUNTS: (P,)}. A pair has no value where all its true pixels lie under the lowest threshold.
     """
     running, summary, values = np.cumsum(counts, axis=0), {}, {}
-    groups = _groups(np.array([len(pair.parts) for pair in pairs]))
     for name in COUNTS:
         histograms = running if name.startswith('published') else counts
         values[name] = metrics.pixel_average_precision(histograms, underflow=name not in DROPPING)  # (P,)
         usable = (evaluations > 0) & np.isfinite(values[name])
-        summary[name] = {key: float(values[name][usable & group].mean()) if (usable & group).any() else None
-                         for key, group in groups.items()} | {'pairs': int(usable.sum())}
+        summary[name] = _means_by_key(values[name], usable, pairs) | {'pairs': int(usable.sum())}
     return summary, values
 
 
@@ -43,9 +41,14 @@ def summarise_masses(masses, pairs):
     """({key of KEYS: mean over the pairs}, (P,)): the share of the maps' mass inside the truth, in percent, as the mean
     over the images of each pair; None or NaN without any. masses: (P,2), millionths and how many images."""
     values = metrics.ratio(masses[:, 0] / 1e4, masses[:, 1])  # (P,)
-    groups, known = _groups(np.array([len(pair.parts) for pair in pairs])), np.isfinite(values)
-    return {key: float(values[known & group].mean()) if (known & group).any() else None
-            for key, group in groups.items()}, values
+    return _means_by_key(values, np.isfinite(values), pairs), values
+
+
+def _means_by_key(values, usable, pairs):
+    """{key of KEYS: the mean of the usable values (P,); None without any}."""
+    groups = _groups(np.array([len(pair.parts) for pair in pairs]))
+    return {key: float(values[usable & group].mean()) if (usable & group).any() else None
+            for key, group in groups.items()}
 
 
 def pair_records(pairs, evaluations, pxaps, masses, counts):

@@ -127,8 +127,11 @@ def open_network(args, needed=True, or_classifier=False, whole=False):
     processes.join(device)
     if needed or args.load_checkpoint is not None:
         checkpoint = _find_network(args, or_classifier)
-        if not checkpoint.network and 'large_feature_map' not in args.given:
-            _say_map_size(args, checkpoint)
+        if not checkpoint.network and 'large_feature_map' not in args.given and 'large_feature_map' in options_taken(
+                args.architecture, args.attribution_method):  # weights of either size fit
+            screen.say(f'{checkpoint.path} holds weights alone, which do not tell the size of their maps: 14x14 is '
+                       'assumed. If the network was trained for 28x28, as the published ones were, add '
+                       '--large_feature_map')
         args = adopt(args, checkpoint.path, checkpoint.known, checkpoint.network)
         num_classes = checkpoint.num_classes or _named_data(find_dataset, args, checkpoint).num_classes
         model = checkpoint.build(network_settings(args), num_classes, device)
@@ -141,13 +144,6 @@ def open_network(args, needed=True, or_classifier=False, whole=False):
         args.seed = args.seed or 0
         util.seed_everything(args.seed)
     return Network(args, device, checkpoint, model)
-
-
-def _say_map_size(args, checkpoint):
-    """Say which map size is taken: weights of either size fit, and their file does not tell."""
-    if 'large_feature_map' in options_taken(args.architecture, args.attribution_method):
-        screen.say(f'{checkpoint.path} holds weights alone, which do not tell the size of their maps: 14x14 is '
-                   'assumed. If the network was trained for 28x28, as the published ones were, add --large_feature_map')
 
 
 def settle_fit(args, checkpoint, whole):

@@ -48,9 +48,8 @@ def identity(metric, data, split, images, checkpoint, settings, truth=None, maps
 
 def checkpoint_identity(checkpoint):
     """What a result records about its network."""
-    if checkpoint is None:
-        return {'checkpoint': None, 'epoch': None, 'weights_sha256': None}
-    return {'checkpoint': str(checkpoint.path), 'epoch': checkpoint.epoch, 'weights_sha256': checkpoint.sha256}
+    return {'checkpoint': checkpoint and str(checkpoint.path), 'epoch': checkpoint and checkpoint.epoch,
+            'weights_sha256': checkpoint and checkpoint.sha256}
 
 
 def key(about, **usual):
@@ -123,8 +122,7 @@ class ResultFile:
         content = self._content(measured)
         before = read_result(self.path)['settings']
         now = json.loads(json.dumps(self.identity['settings']))  # lists in place of tuples, as in a file
-        newer = {name: flag.default for name, flag in config.ALL_FLAGS.items()} | usual_settings()
-        earlier = newer | before
+        earlier = {name: flag.default for name, flag in config.ALL_FLAGS.items()} | usual_settings() | before
         changed = [f'{name} was {earlier.get(name)}, is {value}' for name, value in now.items()
                    if before and earlier.get(name) != value]
         whole_files.write_json(self.path, content)

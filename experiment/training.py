@@ -241,18 +241,11 @@ class Training:
     def begin(self, checkpoint):
         """Go on from this experiment's Checkpoint, whose weights the model already has, or begin a new training if it
         is None. Raises UserError."""
-        if checkpoint:
-            self._resume(checkpoint)
-        elif checkpoint_files.latest(self.keeper.folder) is None:  # else the first save removes the old results
-            (self.keeper.folder / 'results.json').unlink(missing_ok=True)
-            self.keeper.write_log([])  # the folder now shows that a training has begun
-
-    def bytes_of_checkpoint(self):
-        """About the size of a checkpoint: every weight, its momentum, and what is recorded of each training image."""
-        return ((1 << 20) + 2 * sum(value.nbytes for value in self.model.state_dict().values())
-                + self.keeper.record['training_images'].nbytes)
-
-    def _resume(self, checkpoint):
+        if checkpoint is None:
+            if checkpoint_files.latest(self.keeper.folder) is None:  # else the first save removes the old results
+                (self.keeper.folder / 'results.json').unlink(missing_ok=True)
+                self.keeper.write_log([])  # the folder now shows that a training has begun
+            return
         parameters = [parameter for group in self.optimiser.param_groups for parameter in group['params']]
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {'state': momenta(checkpoint, parameters)})
         self.done, self.step = self.keeper.saved = checkpoint.epoch, checkpoint.step
@@ -264,6 +257,11 @@ class Training:
             rows = [tuple(map(sum, zip(*rows, strict=True))), *[NO_SUMS] * (processes.size() - 1)]
         self.sums = tuple(rows[processes.rank()])
         self.keeper.write_log(self.log)
+
+    def bytes_of_checkpoint(self):
+        """About the size of a checkpoint: every weight, its momentum, and what is recorded of each training image."""
+        return ((1 << 20) + 2 * sum(value.nbytes for value in self.model.state_dict().values())
+                + self.keeper.record['training_images'].nbytes)
 
 
 def momenta(checkpoint, parameters):

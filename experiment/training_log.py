@@ -21,8 +21,13 @@ class TrainingLog:
 
     def __init__(self, folder, epochs, draw, tensorboard=False):
         self.folder, self.epochs, self.draw = Path(folder), epochs, draw
-        self.open_board = _summary_writer() if tensorboard else None
-        self.board, self.drawn_at = None, time.monotonic()
+        self.board, self.open_board, self.drawn_at = None, None, time.monotonic()
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise UserError('--tensorboard needs the package tensorboard: pip install tensorboard') from error
+            self.open_board = SummaryWriter
 
     def show(self, log):
         """Show the last line. log: all lines, including those from before an interruption."""
@@ -39,11 +44,3 @@ class TrainingLog:
             for name in line.keys() - {'epoch'}:
                 self.board.add_scalar(name, line[name], line['epoch'])
             self.board.flush()
-
-
-def _summary_writer():
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError('--tensorboard needs the package tensorboard: pip install tensorboard') from error
-    return SummaryWriter

@@ -1,4 +1,7 @@
 """The columns of a comparison: their names, the tables that they stand in, and how results are read into them."""
+from functools import reduce
+from operator import getitem
+
 import numpy as np
 
 from evaluation.pxap import COUNTS, KEYS
@@ -83,33 +86,30 @@ def _cue_location(result):
     columns = {}
     for name, (truth, count) in PXAP.items():
         for key in KEYS if truth in result['pxap'] else ():
-            pairs = [pair for pair in result['pairs'] if key in ('mean', str(len(pair['parts'])))]
-            values = np.array([pair['pxap'][truth][count] for pair in pairs], float)  # (P,), None as NaN
-            estimate = Estimate(result['pxap'][truth][count][key])
-            if 'published' in count:
-                estimate = _with_draws(estimate, result, count, key, int(np.isfinite(values).sum()))
-            elif pairs:
-                units = (result['images_sha256'], *(tuple(pair['classes']) for pair in pairs))
-                estimate = estimate._replace(units=units, terms=mean_terms(values))
-            columns[f'{name}: {key}'] = estimate
-    for truth, of_keys in result.get('mass', {}).items():  # earlier results have none
-        for key, value in of_keys.items():
-            pairs = [pair for pair in result['pairs'] if key in ('mean', str(len(pair['parts'])))]
-            units = (result['images_sha256'], *(tuple(pair['classes']) for pair in pairs))
-            terms = mean_terms(np.array([pair['mass'][truth] for pair in pairs], float).reshape(-1))
-            columns[f'{CUE_MASSES[truth]}: {key}'] = Estimate(value, units if pairs else None, terms)
+            estimate = _over_pairs(result, key, 'pxap', truth, count)
+            columns[f'{name}: {key}'] = _with_draws(estimate, result, count, key) if 'published' in count else estimate
+    for truth in result.get('mass', ()):  # earlier results have none
+        columns |= {f'{CUE_MASSES[truth]}: {key}': _over_pairs(result, key, 'mass', truth) for key in KEYS}
     return columns | {f'dropped {side}': Estimate(result['dropped']['parts'][side]) for side in ('true', 'false')}
 
 
-def _with_draws(estimate, result, count, key, number):
+def _over_pairs(result, key, *names):
+    """An Estimate of a mean over class pairs. key: of KEYS. names: where the result and its pairs hold the figure."""
+    pairs = [pair for pair in result['pairs'] if key in ('mean', str(len(pair['parts'])))]
+    value, *values = (reduce(getitem, names, holder) for holder in (result, *pairs))
+    units = (result['images_sha256'], *(tuple(pair['classes']) for pair in pairs)) if pairs else None
+    return Estimate(value[key], units, mean_terms(np.array(values, float)))  # None as NaN
+
+
+def _with_draws(estimate, result, count, key):
     """An Estimate of the published protocol with the draws of its result; none for very many thresholds."""
     drawn = result['published_draws']
     if estimate.value is None or not drawn:
-        return estimate
+        return Estimate(estimate.value)
     units = (result['images_sha256'], *(tuple(pair['classes']) for pair in result['pairs']), drawn['pairs_sha256'])
-    draws = from_text(drawn[count][key])
+    draws, number = from_text(drawn[count][key]), int(np.isfinite(estimate.terms[:, 0]).sum())
     # a draw has fewer different pairs, whose running sums mix less: the draws lie to one side of the value
-    return estimate._replace(units=units, draws=draws - np.nanmean(draws) + estimate.value, number=number)
+    return Estimate(estimate.value, units, draws=draws - np.nanmean(draws) + estimate.value, number=number)
 
 
 def _pixel_perturb(result):
@@ -138,11 +138,8 @@ def _wsol(result):
     outcomes = {name: from_digits(text) for name, text in result.get('outcomes', {}).items()}
     by_metric = {'MaxBoxAccV2': [hits for name, hits in outcomes.items() if '@' in name],  # one for each overlap
                  'MaxBoxAcc': [hits for name, hits in outcomes.items() if '@' not in name]}
-    for column, hits in by_metric.items():
-        if hits:
-            terms = mean_terms(100 * np.mean(hits, 0))
-            columns[column] = columns[column]._replace(units=(result['images_sha256'],), terms=terms)
-    for column in columns.keys() & MASSES:
-        terms = mean_terms(from_text(result['mass_by_image']))
-        columns[column] = columns[column]._replace(units=(result['images_sha256'],), terms=terms)
+    by_image = {column: 100 * np.mean(hits, 0) for column, hits in by_metric.items() if hits}
+    by_image |= {column: from_text(result['mass_by_image']) for column in columns.keys() & MASSES}
+    for column, values in by_image.items():
+        columns[column] = columns[column]._replace(units=(result['images_sha256'],), terms=mean_terms(values))
     return columns

@@ -72,8 +72,10 @@ def make_rows(results, experiment):
         if result['metric'] == 'accuracy':
             accuracies.append((about, columns.read_estimates(result), result))
             continue
+        fill = result['settings'].get('fill', 'zeros')  # a row holds a result of remove-and-classify for each fill
+        part = result['metric'] if fill == 'zeros' else f'{result["metric"]}, {fill}'
         for method, estimates in _estimates_by_method(result).items():
-            _add(rows, Row(experiment, method, about, estimates, {_part(result): result}, method))
+            _add(rows, Row(experiment, method, about, estimates, {part: result}, method))
     for about, estimates, result in accuracies:  # an accuracy is the network's: all its rows have it
         of_network = [row for row in rows if row.about == about and 'interventions' not in row.results]
         if not of_network:
@@ -83,12 +85,6 @@ def make_rows(results, experiment):
             row.estimates = estimates | row.estimates
     return sorted(rows, key=lambda row: (not row.results or 'interventions' in row.results,
                                          row.method.startswith(CONTROL), row.method))
-
-
-def _part(result):
-    """What a row holds one result of: a metric; of remove-and-classify one for each fill."""
-    fill = result['settings'].get('fill', 'zeros')
-    return result['metric'] if fill == 'zeros' else f'{result["metric"]}, {fill}'
 
 
 def _estimates_by_method(result):

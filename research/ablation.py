@@ -15,6 +15,7 @@ again; a network that was trained with other settings is refused.
     python -m research.ablation 1 --rows CAM "CALM_EM, relu"
     python -m research.ablation 3 --columns=contrasts --epochs=8 --save_root=save/contrasts
 """
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from reports.table_files import Cell
 from research import commands
 from research.commands import FINE_TUNE, FROM_RANDOM, PRECISION
 from runtime import command_line, screen, whole_files
-from wsol import metrics
+from wsol import HEADS, metrics
 
 SOFTPLUS = '--prior=softplus'
 FROZEN = ('--freeze', '--lr=0.01')  # a head alone may learn faster
@@ -79,30 +80,21 @@ def train(folder, row, seed, *flags):
     return name
 
 
-def by_parts(folder, name, head, seen):
-    """(6,): PxAP for 1, 2 and 3 differing parts of the head's default method, and of CALM's prior."""
-    methods = ['vanilla'] if head == 'CAM' else ['jointll', 'saliency']
-    results = commands.evaluate(folder, name, 'cue_location', methods, PRECISION, seen=seen)
-    values = [result['pxap']['exact'][COMPARED][key] for result in results for key in '123']
-    return values + [np.nan] * (6 - len(values))
-
-
-def by_contrast(folder, name, head, seen):
-    """(4,): PxAP of every contrast, and of CALM's prior, with pixels scored by their ranks."""
-    methods = ['log-odds'] if head == 'CAM' else [*CONTRASTS, 'saliency']
-    results = commands.evaluate(folder, name, 'cue_location', methods, PRECISION, '--norm_type=rank',
-                                '--threshold_type=even', seen=seen)
-    values = dict(zip(methods, (result['pxap']['exact'][COMPARED]['mean'] for result in results), strict=True))
-    return [values.get(column, np.nan) for column in (*CONTRASTS, 'saliency')]
-
-
 def evaluate(root, seed, row, columns, flags, seen):
     """Train and evaluate one row with one seed. Returns its COLUMNS, NaN for maps that the head does not have. seen: as
     in commands.evaluate."""
-    folder = root / f'seed{seed}'
+    folder, head = root / f'seed{seed}', ROWS[row][0]
     name = train(folder, row, seed, *flags)
+    if columns == 'parts':
+        methods, keys, scale = (HEADS[head].default_method, 'saliency'), '123', ()
+    else:  # pixels are scored by their ranks
+        methods, keys, scale = (*CONTRASTS, 'saliency'), ('mean',), ('--norm_type=rank', '--threshold_type=even')
+    defined = [method for method in methods if head != 'CAM' or method in ('vanilla', 'log-odds')]
+    results = commands.evaluate(folder, name, 'cue_location', defined, PRECISION, *scale, seen=seen)
+    pxaps = {method: [result['pxap']['exact'][COMPARED][key] for key in keys]
+             for method, result in zip(defined, results, strict=True)}
     accuracy = result_files.read_result(folder / name / 'results.json')['test_accuracy']
-    return [accuracy, *(by_parts if columns == 'parts' else by_contrast)(folder, name, ROWS[row][0], seen)]
+    return [accuracy, *itertools.chain.from_iterable(pxaps.get(method, [np.nan] * len(keys)) for method in methods)]
 
 
 def mean_and_interval(values):
@@ -112,11 +104,6 @@ def mean_and_interval(values):
     return Cell(mean, *(() if half is None else (mean - half, mean + half)), sign='+')
 
 
-def minus_cam(values, row):
-    """(S,5): a row's accuracy minus CAM's, and its PxAP minus that of CAM's maps, by seed. values: {row: (S,5)}."""
-    return values[row] - values['CAM'][:, [0, *[OF_CAM] * (values[row].shape[1] - 1)]]
-
-
 def report(values, columns):
     """The table as text; for contrasts also that of the differences from CAM. values: {row: (S,K)}."""
     header = ['', *COLUMNS[columns]]
@@ -124,7 +111,8 @@ def report(values, columns):
     parts = [screen.table(header, rows)]
     others = [row for row in values if row != 'CAM' and 'CAM' in values and columns == 'contrasts']
     if others:
-        rows = [[row, *map(str, map(mean_and_interval, minus_cam(values, row).T))] for row in others]
+        reference = values['CAM'][:, [0, *[OF_CAM] * (len(header) - 2)]]  # (S,K)
+        rows = [[row, *map(str, map(mean_and_interval, (values[row] - reference).T))] for row in others]
         parts += ["Minus CAM's accuracy, and minus the PxAP of CAM's log-odds, with 95 % intervals over the seeds",
                   screen.table(header, rows)]
     return '\n\n'.join(parts)

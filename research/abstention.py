@@ -12,7 +12,6 @@ without and with the dropped pixels (`per pair` and `per pair, all pixels`).
     python -m research.abstention save/demo/CAM save/demo/CALM_EM --drop=0,20,50,80
     python -m research.abstention save/demo/CALM_EM --methods=default,saliency,log-odds,random
 """
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -61,56 +60,33 @@ def methods_of(folder, names):
     return [name for name in names if name in CONTROLS or issubclass(head, {**CONTRASTS, **METHODS}[name].head)]
 
 
-def settings_of(flags):
-    """{name: value} of the flags that distinguish results. Raises UserError for a mistake in the flags."""
+def check_flags(flags):
+    """{name: value} of the flags that say which data. Raises UserError for a mistake in the flags."""
     args = commands.parse('eval_cue_location', flags)
     commands.refuse_chosen(args, CHOSEN, 'abstention')
-    data = {name: args[name] for name in ('dataset', 'data_root', 'metadata_root') if name in args.given}
-    return commands.stated_settings('eval_cue_location', flags) | data | {'threshold_type': 'log'}
-
-
-def evaluate(folder, methods, percents, flags, settings, seen):
-    """{method: (percentages,3)} of an experiment, in percent: the share of dropped pixels, and PxAP by the counts
-    SHOWN. One pass evaluates all percentages that lack a result. settings: settings_of(flags). seen: the results so
-    far, to which these are added."""
-    def find(method, percent):
-        return commands.result(folder, 'cue_location', method, **settings, drop_lowest=percent)
-
-    def is_missing(method, percent):
-        try:
-            return not find(method, percent)
-        except UserError:
-            return True
-    for flag, names in itertools.groupby(sorted(methods, key=commands.flag_of), commands.flag_of):
-        names = list(names)
-        missing = [f'{percent:.10g}' for percent in percents if any(is_missing(name, percent) for name in names)]
-        if missing:
-            commands.run(folder.parent, 'eval_cue_location', f'--experiment_name={folder.name}',
-                         f'--{flag}={",".join(names)}', '--threshold_type=log', f'--drop_lowest={",".join(missing)}',
-                         *flags)
-    results = {method: [find(method, percent) for percent in percents] for method in methods}
-    seen += itertools.chain.from_iterable(results.values())
-    return {method: np.array(list(map(point, of_method)), float) for method, of_method in results.items()}
+    return {name: args[name] for name in ('dataset', 'data_root', 'metadata_root') if name in args.given}
 
 
 def point(result):
-    """The share of dropped pixels of a result, and its PxAP by the counts SHOWN."""
+    """The share of dropped pixels of a result, and its PxAP by the counts SHOWN, all in percent."""
     return result['dropped']['parts']['all'], *(result['pxap']['parts'][count]['mean'] for count in SHOWN)
 
 
 def evaluate_all(args, flags, percents):
     """{row: (networks, percentages, 3)} of all experiments."""
-    settings, points, seen = settings_of(flags), {}, []  # a mistake in the flags is found before the first evaluation
+    data, points, seen = check_flags(flags), {}, []  # a mistake in the flags is found before the first evaluation
     folders = list(dict.fromkeys(map(Path, args.folders)))
     methods = {folder: methods_of(folder, [name for name in args.methods if folder == folders[0]
                                            or name not in CONTROLS]) for folder in folders}
     if not any(methods.values()):
         raise UserError(f'none of the networks defines --methods={",".join(args.methods)}')
     for folder in folders:
-        for method, values in evaluate(folder, methods[folder], percents, flags, settings, seen).items():
+        results = commands.evaluate(folder.parent, folder.name, 'cue_location', methods[folder], '--threshold_type=log',
+                                    *flags, seen=seen, dropped=percents, **data)
+        values = np.array([point(result) for result in results], float).reshape(-1, len(percents), len(SHOWN) + 1)
+        for method, of_method in zip(methods[folder], values, strict=True):
             row = folder.name if args.methods == (DEFAULT,) else f'{folder.name}, {method}'
-            points.setdefault(CONTROLS.get(method, row), []).append(values)
-    result_files.check_alike(seen)
+            points.setdefault(CONTROLS.get(method, row), []).append(of_method)
     return {row: np.stack(values) for row, values in points.items()}
 
 

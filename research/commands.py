@@ -5,6 +5,7 @@ demo, ablation and reproduce share the settings for painted birds: every network
 CAM classifier, as the paper's networks start from an ImageNet classifier.
 """
 import importlib
+import itertools
 import shlex
 import sys
 
@@ -57,38 +58,32 @@ def refuse_chosen(args, names, study):
             raise UserError(f'python -m research.{study} chooses --{name} itself: leave it out')
 
 
-def is_trained(folder, experiment):
-    """Whether a training is finished."""
-    return (folder / experiment / 'results.json').is_file()
-
-
-def changed_since(folder, experiment, *flags):
-    """How the settings of a finished training differ from these flags of main.py: ['epochs was 1, is 40']. Raises
-    UserError if its result cannot be read."""
+def check_unchanged(folder, experiment, flags, more=(), remedy='Move that folder away, and those of networks that '
+                    'started from it, and run again: they are trained anew'):
+    """Raise UserError if a finished training had other settings than these flags of main.py state, since its figures
+    would be mistaken for theirs. flags: of the study. more: of the user."""
     path = folder / experiment / 'results.json'
     settings = result_files.read_result(path)['settings']
     if not settings:
         raise UserError(f'{path} does not say how it was trained. Move the folder {path.parent} away and run '
                         'again: it is trained anew')
     before = Munch({name: flag.default for name, flag in config.ALL_FLAGS.items()} | settings)
-    now = parse('main', flags)
+    # PRECISION depends on the machine: a network that another machine trained is not trained again
+    now = parse('main', [*(flag for flag in flags if flag != PRECISION), *more])
     now.precision = before.precision if 'precision' not in now.given else util.pick_precision(
         now.precision, util.pick_device(now.device), auto='bfloat16')
     changed = changed_settings(now, before | network_settings(before))
-    return changed + [f'epochs was {before.epochs}, is {now.epochs}'] * (before.epochs != now.epochs)
+    changed += [f'epochs was {before.epochs}, is {now.epochs}'] * (before.epochs != now.epochs)
+    if changed:
+        raise UserError(f'{path.parent} was trained with other settings ({"; ".join(changed)}). {remedy}')
 
 
 def train(folder, experiment, *flags):
-    """Train an experiment below folder, or continue it, unless it is finished. Raises UserError if it was trained with
-    other settings: its figures would be mistaken for those of these settings."""
-    if not is_trained(folder, experiment):
+    """Train an experiment below folder, or continue it, unless it is finished; check_unchanged if it is."""
+    if (folder / experiment / 'results.json').is_file():
+        check_unchanged(folder, experiment, flags)
+    else:
         run(folder, 'main', f'--experiment_name={experiment}', *flags)
-        return
-    # PRECISION depends on the machine: a network that another machine trained is not trained again
-    changed = changed_since(folder, experiment, *(flag for flag in flags if flag != PRECISION))
-    if changed:
-        raise UserError(f'{folder / experiment} was trained with other settings ({"; ".join(changed)}). Move that '
-                        'folder away, and those of networks that started from it, and run again: they are trained anew')
 
 
 def stated_settings(script, flags):
@@ -127,24 +122,30 @@ def result(folder, metric, method, *flags, trained=None, **settings):
     return result_files.find_result(folder, metric, method, trained.get('weights_sha256'), like, **settings)
 
 
-def evaluate(folder, experiment, metric, methods, *flags, seen):
+def evaluate(folder, experiment, metric, methods, *flags, seen, dropped=(0,), **settings):
     """[result of each method] of an evaluation of an experiment below folder. Missing results are computed now; cue
     localization takes all attribution methods in one pass, and all contrast methods in another.
 
-    seen: the results that a study has read so far, to which these are added. Raises UserError unless all results of a
-    metric were measured on the same images and truth.
+    seen: the results that a study has read so far, to which these are added. dropped: percentages of --drop_lowest; a
+    method has a result for each. settings: of `result`. Raises UserError unless all results of a metric were measured
+    on the same images and truth.
     """
-    missing = {}
-    for method in methods:
+    def find(method, percent):
+        return result(folder / experiment, metric, method, *flags, drop_lowest=percent, **settings)
+
+    passes = {}  # the missing methods and percentages of each pass
+    for method, percent in itertools.product(methods, dropped):
         try:
-            result(folder / experiment, metric, method, *flags)
+            find(method, percent)
         except UserError:
             flag = flag_of(method)
-            missing.setdefault(flag if metric == 'cue_location' else (flag, method), []).append(method)
-    for names in missing.values():
-        run(folder, f'eval_{metric}', f'--experiment_name={experiment}', f'--{flag_of(names[0])}={",".join(names)}',
-            *flags)
-    results = [result(folder / experiment, metric, method, *flags) for method in methods]
+            names, percents = passes.setdefault(flag if metric == 'cue_location' else (flag, method), ({}, {}))
+            names[method] = percents[f'{percent:.10g}'] = None
+    for names, percents in passes.values():
+        drop = [f'--drop_lowest={",".join(percents)}'] if dropped != (0,) else []
+        run(folder, f'eval_{metric}', f'--experiment_name={experiment}', f'--{flag_of(next(iter(names)))}='
+            + ','.join(names), *drop, *flags)
+    results = list(itertools.starmap(find, itertools.product(methods, dropped)))
     seen += results
     result_files.check_alike(seen)
     return results

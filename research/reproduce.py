@@ -86,7 +86,7 @@ class Step(NamedTuple):
     def is_done(self):
         if self.metric:
             return self.network.result(self.metric, self.method) is not None
-        return commands.is_trained(self.network.folder, self.network.name)
+        return (self.network.folder / self.network.name / 'results.json').is_file()
 
     def run(self):
         network = self.network
@@ -218,17 +218,6 @@ def report(dataset, networks, root):
 # --- the command --------------------------------------------------------------------------------------
 
 
-def refuse_other_settings(steps):
-    """Raise UserError if a finished training had other settings than these flags state: its figures would be taken for
-    those of these flags."""
-    for network in (step.network for step in steps if not step.metric and step.is_done()):
-        flags = (flag for flag in network.training if flag != commands.PRECISION)  # which depends on the machine
-        changed = commands.changed_since(network.folder, network.name, *flags, *network.flags)
-        if changed:
-            raise UserError(f'{network.folder / network.name} was trained with other settings ({"; ".join(changed)}). '
-                            'State these again, or choose another --save_root')
-
-
 def run_all(steps, args):
     """Run the steps that are not done. Returns two lists of titles: steps that wait for something, and failed steps."""
     waiting, failed = [], []
@@ -267,7 +256,9 @@ def main():
     networks = {dataset: networks_of(dataset, args.seeds or (3 if dataset == 'ToyBirds' else 1), root, args.train,
                                      tuple(flags)) for dataset in datasets}
     steps = {dataset: steps_of(planned) for dataset, planned in networks.items()}
-    refuse_other_settings(sum(steps.values(), []))
+    for network in (step.network for step in sum(steps.values(), []) if not step.metric and step.is_done()):
+        commands.check_unchanged(network.folder, network.name, network.training, flags,
+                                 'State these again, or choose another --save_root')
     print_plan(steps, more)
     if args.plan:
         return

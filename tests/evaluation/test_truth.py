@@ -176,7 +176,7 @@ def test_other_boxes_make_another_result_which_is_not_compared_with_the_first(sc
     assert script('eval_wsol', *flags, '--experiment_name=CALM_EM')[0] == 0
     code, out, _ = script('compare', 'save/CAM', 'save/CALM_EM', '--format=csv')
     assert code == 0 and 'no difference' not in out
-    assert differences('comparison') == {'accuracy', 'MaxBoxAcc', 'MaxBoxAccV2', 'Top-1 Loc'}
+    assert differences('comparison') == {'accuracy', 'MaxBoxAcc', 'MaxBoxAccV2', 'Top-1 Loc', 'mass in box'}
     path = roots_of(birds)[1] / 'ToyBirds/val/localization.txt'  # which chooses the thresholds
     path.write_text('\n'.join(','.join([line.split(',')[0], '0', '0', '1', '1']) for line in path.read_text().splitlines()))
     result_paths(save / 'CALM_EM', 'wsol')[0].unlink()
