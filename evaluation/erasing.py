@@ -38,7 +38,7 @@ def erased_scores(model, images, copies, seeds, fill='zeros', precision='float32
     for start in range(0, len(copies), at_a_time):
         orders, ratios, rows = zip(*copies[start:start + at_a_time], strict=True)
         rank = torch.stack([order[row] for order, row in zip(orders, rows, strict=True)])
-        noise = None if fill == 'zeros' else _generators([seeds[row] for row in rows], 'cpu')
+        noise = _generators([seeds[row] for row in rows], 'cpu')
         erased = metrics.erase(images[list(rows)], rank, ratios, fill, noise)
         with util.autocast(precision, images.device):
             scores.append(model(erased))

@@ -60,11 +60,9 @@ def make_grids(p, labels, seed):
     return np.array(grids[:MOST])
 
 
-def mosaic(images):
-    """(B,4,3,S,S) -> (B,3,2S,2S): the first two photos above the others."""
-    batch, _, channels, size, _ = images.shape
-    rows = images.view(batch, 2, 2, channels, size, size).permute(0, 3, 1, 4, 2, 5)  # (B,3,2,S,2,S)
-    return rows.reshape(batch, channels, 2 * size, 2 * size)
+def mosaic(photos):
+    """(4,3,S,S) -> (3,2S,2S): the first two photos above the others."""
+    return torch.cat([torch.cat([*row], 2) for row in photos.split(2)], 1)
 
 
 def cell_shares(maps, size):
@@ -83,8 +81,7 @@ def measure(network, images, grids, sources, takes_grids):
     batches = batches_in_order(len(grids), at_a_time)
     for rows in screen.progress(batches, 'grid pointing game', 'batch'):
         chosen = grids[list(rows)]  # (B,4)
-        photos = torch.stack([torch.stack([images[index][0] for index in grid]) for grid in chosen.tolist()])
-        batch = mosaic(photos)
+        batch = torch.stack([mosaic(torch.stack([images[index][0] for index in grid])) for grid in chosen.tolist()])
         if not takes_grids:
             batch = F.interpolate(batch, (size, size), mode='bilinear', antialias=True)
         batch = util.to_device(batch, network.device)

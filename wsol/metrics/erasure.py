@@ -20,7 +20,7 @@ CAVEAT = ('Smoothness alone moves figures of erasure, whatever a map means (arXi
 COARSE = 7        # cells on a side of coarse noise
 
 
-def erase(images, rank, ratio, fill='zeros', generators=None):
+def erase(images, rank, ratio, fill='zeros', generators=()):
     """Erase the int(ratio*H*W) first-ranked pixels. images: (N,3,H,W); rank: (N,H*W); ratio: one, or one each.
 
     fill: of FILLS: zeros, or ROAD's noisy linear imputation. generators: N torch.Generator of the CPU, for its noise.

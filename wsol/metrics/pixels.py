@@ -43,9 +43,9 @@ def count_scores(bins, truth, num_bins, rows=None, num_rows=1):
 
 def mass_inside(maps, truth):
     """The share of each map's positive part that lies on true pixels: the energy-based pointing game (Score-CAM, Wang
-    et al., CVPR Workshops 2020). maps: (N,P); truth: (N,P) bool. Returns (N,) float64, NaN where no value is positive.
+    et al., CVPR Workshops 2020). maps: (N,P); truth: (N,P) bool. Returns (N,) float32, NaN where no value is positive.
     """
-    positive = maps.double().clamp(min=0)
+    positive = maps.float().clamp(min=0)  # MPS has no float64
     return (positive * truth).sum(1) / positive.sum(1)
 
 
