@@ -1,6 +1,7 @@
 """A user's photos: how they are found, how their results are named, and how they are opened for the network and to be
 drawn."""
 import os
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -59,7 +60,8 @@ def find_images(inputs, output):
 
 
 def unique_names(files):
-    """Names for files [(name of the folder, path inside it)], unique even on case-insensitive file systems.
+    """Names for files [(name of the folder, path inside it)], unique even on file systems that take Photo and
+    photo, or the two spellings of é in Unicode, for one.
 
     photo.jpg -> photo; beside a photo.png -> photo-jpg; beside a photo.jpg of another folder -> folder-photo; beside
     both, folder-photo-jpg; if even those are equal, with a number. All files of one name are renamed alike.
@@ -76,8 +78,9 @@ def unique_names(files):
 
     while True:
         names = [name_of(position) for position in range(len(files))]
-        counts = Counter(map(str.casefold, names))
-        equal = [position for position, name in enumerate(names) if counts[name.casefold()] > 1]
+        keys = [unicodedata.normalize('NFC', name.casefold()) for name in names]
+        counts = Counter(keys)
+        equal = [position for position, key in enumerate(keys) if counts[key] > 1]
         if not equal:
             return names
         for position in equal:

@@ -88,6 +88,11 @@ def test_transparency_is_white_and_16_bits_are_scaled(tmp_path):
     assert (np.asarray(open_upright(tmp_path / 'deep.png')) == 127).all()
 
 
+def test_names_that_some_file_systems_take_for_one_are_told_apart():
+    names = photos.unique_names([('a', Path(name)) for name in ('Photo.png', 'photo.jpg', 'caf\u00e9.png', 'cafe\u0301.jpg')])
+    assert names == ['Photo-png', 'photo-jpg', 'caf\u00e9-png', 'cafe\u0301-jpg']
+
+
 def test_two_files_of_one_name_do_not_overwrite_each_other(tmp_path):
     for name in ('a', 'b'):
         (tmp_path / name).mkdir()
