@@ -16,6 +16,7 @@ from dataset.prepare import RECIPES
 from dataset.registry import DATASETS
 from dataset.toybirds import class_colours
 from dataset.transforms import eval_transform
+from evaluation.map_sources import FolderMaps
 from experiment import checkpoint_files, weights
 from research import findings
 from wsol import attribution_maps, build_model
@@ -141,7 +142,7 @@ def test_what_troubleshooting_quotes_is_said_somewhere():
         assert re.search('.{0,120}?'.join(map(re.escape, (piece.strip() for piece in pieces))), code, re.S), quoted
 
 
-@pytest.mark.parametrize('page', [page for page in TEXTS if page.name not in ('README.md', 'own.md', 'adding.md')], ids=str)
+@pytest.mark.parametrize('page', [page for page in TEXTS if page.name not in ('README.md', 'own.md', 'adding.md', 'elsewhere.md')], ids=str)
 def test_python_stands_where_it_is_run(page):
     assert '```python' not in TEXTS[page]
 
@@ -202,9 +203,24 @@ def test_the_example_of_a_metric_runs(monkeypatch, tmp_path, tiny_birds):
     assert names['pointing_game'](peak, truth) == 0.5
 
 
-def write_network(folder, **more):
-    """An untrained CALM for ToyBirds where weights.load_model looks for it."""
-    network = {'architecture': 'resnet18', 'attribution_method': 'CALM_EM', 'last_stage': 'layer2', 'num_classes': 18}
+def test_captums_maps_are_written_where_evaluations_look_for_them(monkeypatch, tmp_path, tiny_birds):
+    """docs/elsewhere.md, with few samples."""
+    for root, name in zip(roots_of(tiny_birds), ('dataset', 'metadata'), strict=True):
+        (tmp_path / name).symlink_to(root)
+    monkeypatch.chdir(tmp_path)
+    write_network(tmp_path / 'save/demo/CAM', 'CAM', args={'crop_size': 32})
+    block, = blocks_of('elsewhere.md')
+    names = {}
+    exec(block.replace('n_samples=500', 'n_samples=4'), names)
+    maps = FolderMaps('maps/shap', 'test', names['images'])
+    last = maps.read(len(names['images']) - 1, [0], 32)[0]
+    assert maps.shapes == {(32, 32)} and len(last.unique()) > 1
+    assert torch.equal(last, last[2::4, 2::4].repeat_interleave(4, 0).repeat_interleave(4, 1))  # a value for each cell
+
+
+def write_network(folder, head='CALM_EM', **more):
+    """An untrained network for ToyBirds where weights.load_model looks for it."""
+    network = {'architecture': 'resnet18', 'attribution_method': head, 'last_stage': 'layer2', 'num_classes': 18}
     torch.manual_seed(0)
     state = build_model(**network).state_dict()
     checkpoint_files.write(folder / weights.FILE, {'model': network, 'state_dict': state, **more})
