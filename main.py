@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I lea
 
 import config
 import util
-from data_loaders import SeededBatches, in_order, make_loader
+from data_loaders import SeededBatches, make_loader
 from dataset import open_dataset, registry
 from dataset.images import warn_of_shared
 from dataset.transforms import Transform, eval_transform
@@ -194,9 +194,7 @@ def measure(model, loader_of, precision, args, result, figure, **more):
     the reliability plot. loader_of: split -> loader. figure: the path of the plot."""
     title, percent, calibration = f'{args.attribution_method}, {args.architecture}, {args.dataset}', {}, {}
     for split in ('val', 'test'):
-        loader = loader_of(split)
-        parts = classify(model, loader, result.device, precision, split)
-        confidence, correct = (in_order(loader, part) for part in parts)
+        confidence, correct = classify(model, loader_of(split), result.device, precision, split)
         percent[split] = 100 * int(correct.sum()) / len(correct)
         calibration = metrics.calibration(confidence, correct)  # of the last, test
     screen.say(f'{title}: accuracy ' + ', '.join(f'{value:.1f} % on {split}' for split, value in percent.items())

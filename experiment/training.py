@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import util
+from data_loaders import in_order
 from experiment import checkpoint_files
 from experiment.training_log import TrainingLog
 from runtime import processes, screen, whole_files
@@ -288,13 +289,13 @@ def read_from_device(tensor):
 def top1_accuracy(model, loader, device, precision, split):
     """Top-1 accuracy in percent over a loader, which all processes share. Raises UserError if it has diverged."""
     _, correct = classify(model, loader, device, precision, split)
-    return 100 * sum(processes.gather(int(correct.sum()))) / len(loader.dataset)
+    return 100 * int(correct.sum()) / len(correct)
 
 
 @torch.inference_mode()
 def classify(model, loader, device, precision, split):
-    """How surely the images of a loader are classified, and how rightly: two (n,) of this process, p of the predicted
-    class and whether it is the true one. Raises UserError if the network has diverged."""
+    """How surely the images of a loader are classified, and how rightly: two (N,), p of the predicted class and whether
+    it is the true one. All processes of a run share the batches. Raises UserError if the network has diverged."""
     model.eval()
     results = [torch.empty(2, 0)]  # a process may have no batch
     for images, labels, _ in screen.progress(loader, f'accuracy on {split}', 'batch', leave=False):
@@ -305,5 +306,5 @@ def classify(model, loader, device, precision, split):
                             f'{ADVICE}')
         confidence, predicted = model.probabilities(scores.float()).max(1)
         results.append(torch.stack([confidence.cpu(), predicted.cpu() == labels]))
-    confidence, correct = torch.cat(results, 1).double().numpy()
+    confidence, correct = in_order(loader, torch.cat(results, 1).T.double().numpy()).T
     return confidence, correct > 0

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 
 import config
 import util
-from data_loaders import batches_in_order, in_order
+from data_loaders import batches_in_order
 from dataset.fingerprints import combined
 from evaluation import session
 from experiment.result_files import as_text
+from experiment.training import classify
 from runtime import processes, screen
 from wsol import metrics
 from wsol.errors import UserError
@@ -30,21 +31,10 @@ MOST = 500   # grids
 DECIMALS = 2  # of a grid's percentage
 
 
-@torch.inference_mode()
-def confidences(network, loader):
-    """(n,): p(true class) of the images of this process that are classified correctly, 0 of the others."""
-    parts = [np.zeros(0, np.float32)]
-    for images, labels, _ in screen.progress(loader, 'which photos are classified correctly', 'batch'):
-        with util.autocast(network.args.precision, network.device):
-            scores = network.model(util.to_device(images, network.device))
-        p, best = network.model.probabilities(scores).float().cpu().max(1)
-        parts.append(torch.where(best == labels, p, 0.0).numpy())
-    return np.concatenate(parts)
-
-
 def make_grids(p, labels, seed):
     """The images of each grid, (G,4), of four classes each: the most confident image of every class, four at a time in
-    a random order; then every class's second one, and so on. p: of confidences. Raises UserError if there is no grid.
+    a random order; then every class's second one, and so on. p: (N,), p(true class), 0 for images that are not
+    classified correctly. Raises UserError if there is no grid.
     """
     by_class = {}
     for index in np.argsort(-p, kind='stable'):
@@ -118,8 +108,8 @@ def main():
         takes_grids = False
         screen.say(f'this network takes no images of {2 * args.crop_size} pixels, so grids are resized to '
                    f'{args.crop_size}')
-    loader = network.loader(images)
-    p = in_order(loader, confidences(network, loader))
+    confidence, correct = classify(network.model, network.loader(images), network.device, args.precision, 'test')
+    p = np.where(correct, confidence, 0)
     grids = make_grids(p, images.labels, args.seed)
     shares = measure(network, images, grids, sources, takes_grids)
     if not processes.is_first():
