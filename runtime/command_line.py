@@ -5,6 +5,7 @@ A parser of a value is a function text -> value; its `metavar` is the type that 
 import argparse
 import difflib
 import math
+import os
 import re
 import sys
 
@@ -26,7 +27,8 @@ def _shown_as(metavar):
 def boolean(text):
     """True/False/t/f/yes/no/y/n/1/0."""
     if text.lower() not in BOOLEANS:
-        raise argparse.ArgumentTypeError(f'"{text}" is neither True nor False')
+        hint = '; files stand before the flags' * os.path.exists(text)  # noqa: PTH110  Path fails at a long name
+        raise argparse.ArgumentTypeError(f'"{text}" is neither True nor False{hint}')
     return BOOLEANS[text.lower()]
 
 

@@ -448,3 +448,7 @@ def test_the_random_map_lowers_p_as_the_controls_do(explain, folder):
     """A method that knows nothing: it may win or lose, but is not left out."""
     manifest, _ = explain(folder / 'wide.jpg', '--check', '--score_map_process=random', '--target=3')
     assert set(manifest['check']) == {'random'} and manifest['images'][0]['class'] == 3
+
+
+def test_a_photo_behind_the_flag_is_one_clear_error(infer, folder):
+    refused(infer('--check', folder / 'wide.jpg'), '--check: ', 'wide.jpg" is neither True nor False; files stand before the flags')
