@@ -12,6 +12,7 @@ and .png.
 """
 import itertools
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +39,8 @@ from wsol.maps import normalise, ranks, resize
 TRUTHS = {'parts': '', 'exact': 'exact part masks, '}
 MASS = 'mass: '  # begins the names of counts that are masses
 LISTED = ('score_map_process', 'contrast_method', 'drop_lowest')  # the flags that take several values
-CHUNK = 64  # (image, pair) evaluations scored at a time: bounds the memory
+CHUNKS = defaultdict(lambda: 8, cuda=64)  # (image, pair) evaluations scored at a time, by the device's memory
+TOGETHER = 64  # pairs of an image that draw from one generator
 
 # --- images and their pairs -----------------------------------------------------------------------------
 
@@ -114,7 +116,7 @@ def open_cues(data, images, verbose=False):
 
 
 def signed_contrasts(source, images, indices, asked, activations):
-    """For each image of a batch, its maps (E,h,w) of a contrast method for the classes asked[image]: E x (A, B)."""
+    """The maps (N,h,w) of a contrast method for the classes asked[image]: E x (A, B) of each image of a batch."""
     signed = [[] for _ in asked]
     for number in range(max(map(len, asked))):
         rows = [row for row, pairs in enumerate(asked) if number < len(pairs)]
@@ -122,15 +124,16 @@ def signed_contrasts(source, images, indices, asked, activations):
         part = type(activations)(*(None if values is None else values[rows] for values in activations))
         for row, maps in zip(rows, source(images[rows], indices[rows], classes, part).maps, strict=True):
             signed[row].append(maps[0])
-    return [torch.stack(maps) for maps in signed]
+    return torch.stack([one for maps in signed for one in maps])
 
 
 def signed_maps(source, images, indices, cues, activations):
-    """For each image of a batch, its signed maps (E,h,w) of "why A and not B", one for each of its class pairs.
+    """The signed maps (N,h,w) of "why A and not B" of a batch, image by image, one for each of its class pairs.
 
-    activations: the network's forward. Maps that are not per class are a control: A - B would be zero everywhere, so
-    the map itself is scored. A contrast method explains why the image's label and not the other class:
+    activations: the network's forward. A contrast method explains why the image's label and not the other class:
     Grad-CAM and similar methods have no negative part, so the opposite question would give another absolute value.
+    Maps that are not per class are a control: A - B would be zero everywhere, so the map itself is scored. Maps whose
+    sizes differ from image to image are resized.
     """
     pairs = [cues.class_pairs(index) for index in indices.tolist()]
     if source.takes_pairs:
@@ -140,24 +143,29 @@ def signed_maps(source, images, indices, cues, activations):
         return signed_contrasts(source, images, indices, asked, activations)
     asked = [cues.asked_classes(index) for index in indices.tolist()]
     width = max(map(len, asked))
-    classes = torch.tensor([row + row[:1] * (width - len(row)) for row in asked], device=images.device)  # (B,K), padded
+    classes = util.send([row + row[:1] * (width - len(row)) for row in asked], images.device)  # (B,K), padded
     maps = source(images, indices, classes, activations).maps  # B of (K,h,w)
-    signed = []
-    for of_image, row, image_pairs in zip(maps, asked, pairs, strict=True):
-        first, second = (of_image[[row.index(pair[side]) for pair in image_pairs]] for side in (0, 1))  # (E,h,w)
-        signed.append(first - second if source.per_class else first)
-    return signed
+    places = [[[row.index(pair.first), row.index(pair.second)] for pair in of_image]
+              for row, of_image in zip(asked, pairs, strict=True)]
+    if isinstance(maps, torch.Tensor):  # all images at once, which is faster on a GPU
+        maps = maps.flatten(0, 1)[None]  # (1,B*K,h,w)
+        places = [[[row * width + place for place in pair] for row, of_image in enumerate(places) for pair in of_image]]
+    chosen = [of_image[util.send(of_pairs, images.device)] for of_image, of_pairs in zip(maps, places, strict=True)]
+    signed = [maps[:, 0] - maps[:, 1] if source.per_class else maps[:, 0] for maps in chosen]  # (E,h,w) each
+    if len({of_image.shape[1:] for of_image in signed}) > 1:
+        signed = [resize(of_image, images.shape[2:]) for of_image in signed]
+    return torch.cat(signed)
 
 
-def cue_scores(signed, size, norm_type, drop_lowest=0.0, seed=0):
+def cue_scores(signed, size, norm_type, drop_lowest=0.0, generators=()):
     """Scores in 0..1 of signed maps, in the published order: resized, made absolute, normalised. (E,h,w) -> (E,*size).
 
-    drop_lowest: the percentage of each map's lowest pixels that get the score 0; the seed decides among equal ones.
+    drop_lowest: the percentage of each map's lowest pixels that get the score 0. generators: E torch.Generator of the
+    CPU, perhaps the same, which decide among equal ones.
     """
     scores = normalise(resize(signed, size).abs(), norm_type)
     if drop_lowest:
-        generator = torch.Generator().manual_seed(seed)
-        order, _ = ranks(scores, [generator] * len(scores))  # (E,S*S), from the highest down
+        order, _ = ranks(scores, generators)  # (E,S*S), from the highest down
         kept = order.shape[1] - round(drop_lowest / 100 * order.shape[1])
         scores = scores.masked_fill((order >= kept).view_as(scores), 0.0)
     return scores
@@ -172,20 +180,29 @@ class Scoring(NamedTuple):
     norm_type: str
     edges: np.ndarray         # of the bins
     drop_lowest: float = 0.0  # of cue_scores
-    seed: int = 0             # of cue_scores
+    seed: int = 0             # for what drop_lowest draws at random
 
-    def count(self, signed, size, truths, index, first):
-        """{name: (E,2,bins)}: histograms of the signed maps (E,h,w) of an image for each of truths {name: (E,S*S)};
-        {MASS + name: (E,2)}: the millionths of |A - B| inside the truth, and 1, or 0 of a map of zeros. Integers add up
-        to the same over any processes. index, first: the image and its first pair, for the seed."""
+    def generators(self, asked):
+        """A generator for each of fill_histograms' `asked`; up to TOGETHER pairs of an image draw from one, in turn."""
+        for _, index, place, number in asked if self.drop_lowest else ():
+            if place % TOGETHER == 0:
+                generator = torch.Generator().manual_seed(util.seed_of(self.seed, index, number))
+            yield generator
+
+    def count(self, totals, signed, size, truths, numbers, generators):
+        """Add the signed maps (E,h,w) of the pairs `numbers` (E,) to totals, for each of truths {name: (E,S*S)}.
+
+        totals: {name: histograms (P,2,bins), MASS + name: (P,2), the millionths of |A - B| inside the truth, and 1, or
+        0 of a map of zeros}, on the device. Integers add up to the same over any batches and processes.
+        """
         absolute = resize(signed, size).abs()
-        scores = cue_scores(absolute, size, self.norm_type, self.drop_lowest, util.seed_of(self.seed, index, first))
-        bins, rows = metrics.bin_scores(scores, self.edges).flatten(1), torch.arange(len(signed), device=signed.device)
-        shares = {name: metrics.mass_inside(absolute.flatten(1), truth) for name, truth in truths.items()}
-        return {name: metrics.count_scores(bins, truth, len(self.edges) + 1, rows, len(signed))
-                for name, truth in truths.items()} | {
-            MASS + name: torch.stack([(1e6 * share).nan_to_num(0).round(), share.isfinite()], 1).long().cpu().numpy()
-            for name, share in shares.items()}
+        scores = cue_scores(absolute, size, self.norm_type, self.drop_lowest, generators)
+        bins = metrics.bin_scores(scores, self.edges).flatten(1)
+        for name, truth in truths.items():
+            metrics.add_scores(totals[name], bins, truth, numbers)
+            share = metrics.mass_inside(absolute.flatten(1), truth)
+            mass = torch.stack([(1e6 * share).nan_to_num(0).round(), share.isfinite()], 1).long()
+            totals[MASS + name].index_add_(0, numbers, mass)
 
 
 @torch.inference_mode()
@@ -194,28 +211,35 @@ def fill_histograms(loader, scorings, device):
 
     Returns, for each Scoring, {truth: (P,2,bins), MASS + truth: (P,2)} as Scoring.count gives them, int64, for the
     truths 'parts' (the published one: nearest part point within the bird) and, where known, 'exact'; and (P,) images
-    per pair. All are sums over the processes of a run.
+    per pair. All are sums over the processes of a run. Counts stay on the device until the last batch: to read them,
+    the host waits.
     """
     cues, sources = loader.images, list({id(scoring.source): scoring.source for scoring in scorings}.values())
     pairs = cues.annotations.pairs
     differing = torch.tensor([[part in pair.parts for part in range(256)] for pair in pairs], device=device)  # (P,256)
     counts, evaluations = [{} for _ in scorings], np.zeros(len(pairs), np.int64)
     for images, _, indices, partition, object_mask, exact in screen.progress(loader, 'cue localization', 'batch'):
-        images = util.to_device(images, device)
+        images, size = util.to_device(images, device), images.shape[2:]
+        asked = [(row, index, place, number) for row, index in enumerate(indices.tolist())
+                 for place, number in enumerate(cues.pairs[index])]
+        np.add.at(evaluations, [number for *_, number in asked], 1)
+        rows, numbers = util.send([[row, number] for row, _, _, number in asked], device).T
+        masks = [util.to_device(mask.flatten(1), device) for mask in (partition, object_mask, exact)]
         activations = sources[0].forward(images)
         signed = {id(source): signed_maps(source, images, indices, cues, activations) for source in sources}
-        partition, object_mask, exact = (truth.flatten(1).to(device) for truth in (partition, object_mask, exact))
-        for row, index in enumerate(indices.tolist()):
-            evaluations[cues.pairs[index]] += 1
-            for start in range(0, len(cues.pairs[index]), CHUNK):
-                chosen = cues.pairs[index][start:start + CHUNK]
-                truths = {'parts': differing[chosen][:, partition[row].long()] & object_mask[row]}  # (E,S*S)
-                if exact.numel():
-                    truths['exact'] = differing[chosen][:, exact[row].long()]
-                for scoring, totals in zip(scorings, counts, strict=True):
-                    part = signed[id(scoring.source)][row][start:start + CHUNK]
-                    for name, added in scoring.count(part, images.shape[2:], truths, index, chosen[0]).items():
-                        totals.setdefault(name, np.zeros((len(pairs), *added.shape[1:]), np.int64))[chosen] += added
+        generators = [list(scoring.generators(asked)) for scoring in scorings]
+        for start in range(0, len(asked), CHUNKS[device.type]):
+            part = slice(start, start + CHUNKS[device.type])
+            differs, (shown, on_object, exact) = differing[numbers[part]], (mask[rows[part]] for mask in masks)
+            truths = {'parts': differs.gather(1, shown.long()) & on_object}  # (E,S*S)
+            if exact.numel():
+                truths['exact'] = differs.gather(1, exact.long())
+            for scoring, totals, drawn in zip(scorings, counts, generators, strict=True):
+                for name in [name for name in truths if name not in totals]:
+                    totals[name] = numbers.new_zeros(len(pairs), 2, len(scoring.edges) + 1)
+                    totals[MASS + name] = numbers.new_zeros(len(pairs), 2)
+                scoring.count(totals, signed[id(scoring.source)][part], size, truths, numbers[part], drawn[part])
+    counts = [{name: total.cpu().numpy() for name, total in totals.items()} for totals in counts]
     of_each = processes.gather((counts, evaluations))  # the first process has images, so it has every truth
     together = [{name: sum(counts[number][name] for counts, _ in of_each if name in counts[number]) for name in first}
                 for number, first in enumerate(of_each[0][0])]

@@ -121,6 +121,12 @@ def to_device(tensor, device):
     return tensor.to(device, non_blocking=device.type == 'cuda' and tensor.is_pinned(), memory_format=layout)
 
 
+def send(values, device):
+    """A list of integers as a tensor on the device. The host does not wait for what the device still computes."""
+    tensor = torch.tensor(values)
+    return to_device(tensor.pin_memory() if device.type == 'cuda' else tensor, device)
+
+
 def usable_cores():
     """The number of cores that this process may use. torch.get_num_threads() would give OMP_NUM_THREADS instead."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

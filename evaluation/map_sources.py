@@ -61,8 +61,10 @@ class MapSource:
                 is_judge = self.classifier is self.model
                 probs = self.probabilities(activations if is_judge else self.forward(images, self.classifier))
             batch = MapBatch(probs, self.compute(images, indices, classes, activations))
-        for index, maps in zip(indices.tolist(), batch.maps, strict=True):
-            if not maps.isfinite().all():
+        finite = (batch.maps.isfinite().flatten(1).all(1) if isinstance(batch.maps, torch.Tensor)
+                  else torch.stack([maps.isfinite().all() for maps in batch.maps]))
+        for index, is_finite in zip(indices.tolist(), finite.tolist(), strict=True):
+            if not is_finite:
                 raise UserError(f'the map of {self.images.image_id(index)} holds values that are infinite or no '
                                 'number; a network that has diverged gives such maps, or maps made elsewhere have them')
         return batch

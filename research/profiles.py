@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 HEADER = ['started', 'waits', 'copies', 'GPU idle, %', 'peak, MiB']
 STARTS, WAITS, COPIES = ('cudaLaunch', 'cuLaunch'), ('cudaStreamSync', 'cudaEventSync'), 'cudaMemcpy'
-READS = '_local_scalar_dense', 'nonzero', 'bincount', 'masked_select'  # operations whose results the host waits for
+READS = 'nonzero', 'bincount', 'masked_select'  # operations whose results the host waits for
+OF_TENSORS = 'tolist', 'cpu', 'item', '__bool__', '__int__', '__float__', '__index__'
 
 
 class Operations(TorchDispatchMode):
@@ -19,16 +20,16 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         self.waits += name in READS
-        self.started += not (func.is_view or name.startswith(('empty', 'detach', '_unsafe_view')))
+        self.started += not (func.is_view or name.startswith(('empty', 'detach', '_unsafe_view', '_local_scalar')))
         return func(*args, **kwargs or {})
 
 
 class Reads(TorchFunctionMode):
-    """Counts the reads of tensors by the host that are no operation on a CPU, those of the host's tensors too."""
+    """Counts the reads of tensors by the host. It cannot tell the host's tensors from a GPU's, and counts both."""
     waits = 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.waits += getattr(func, '__name__', '') in ('tolist', 'cpu')
+        self.waits += getattr(func, '__name__', '') in OF_TENSORS
         return func(*args, **kwargs or {})
 
 

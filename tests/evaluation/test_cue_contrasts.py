@@ -2,9 +2,11 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SIZE, open_birds, refused
+from conftest import SIZE, generators, open_birds, refused
 
 import eval_cue_location
+from data_loaders import make_loader
+from evaluation.map_sources import MapSource
 from experiment import result_files, weights
 from wsol import metrics
 from wsol.attribution.contrast import contrast_maps
@@ -109,7 +111,7 @@ def test_the_lowest_pixels_get_the_score_zero():
     maps = torch.rand(3, 5, 5, generator=torch.Generator().manual_seed(0))
     whole = eval_cue_location.cue_scores(maps, (20, 20), 'minmax')
     for share in (0, 20, 50, 99):
-        scores = eval_cue_location.cue_scores(maps, (20, 20), 'minmax', share)
+        scores = eval_cue_location.cue_scores(maps, (20, 20), 'minmax', share, generators(3))
         zeros = (scores == 0).flatten(1).sum(1)
         assert (zeros >= share / 100 * 400).all() and (zeros <= share / 100 * 400 + 4).all()  # corners are flat
         assert torch.equal(scores[scores > 0], whole[scores > 0])
@@ -121,7 +123,7 @@ def test_which_of_equal_pixels_are_dropped_falls_at_random_by_the_seed():
     """In reading order a binary map would lose the top of the picture, and with it the parts that lie there."""
     mask = torch.zeros(2, 20, 20)
     mask[:, 5:15, 5:15] = 1
-    dropped = [eval_cue_location.cue_scores(mask, (20, 20), 'clipping', 87.5, seed) for seed in (0, 0, 1)]
+    dropped = [eval_cue_location.cue_scores(mask, (20, 20), 'clipping', 87.5, [torch.Generator().manual_seed(seed)] * 2) for seed in (0, 0, 1)]
     for scores in dropped:  # 50 of 400 pixels are kept: half of the 100 of the mask, above and below alike
         assert ((scores > 0).flatten(1).sum(1) == 50).all() and (scores <= mask).all()
         assert 2 * 13 < scores[:, :10].sum() < 2 * 37
@@ -152,3 +154,24 @@ def test_left_out_pairs_are_counted_and_listed_where_that_is_asked_for(tiny_bird
         assert dropped and f'{len(dropped)} of {len(before)} class pairs' in err and ('--verbose' in err) != verbose
         listed = [f'left out: classes {pair.first + 1} and {pair.second + 1}' for pair in dropped]
         assert out.splitlines() == (listed if verbose else [])
+
+
+def test_maps_whose_sizes_differ_from_image_to_image_are_scored_as_they_would_be_alone(tiny_birds):
+    """Maps made elsewhere may; all pairs of a batch are scored at once."""
+    images, data = open_birds(tiny_birds)
+    cues = eval_cue_location.open_cues(data, images)
+
+    class Odd(MapSource):
+        def read(self, index, classes, size):
+            side = 5 + index % 3
+            return torch.rand(len(classes), side, side, generator=torch.Generator().manual_seed(index))
+    results = []
+    for size in (1, 7):
+        scorings = [eval_cue_location.Scoring(Odd(cues), 'minmax', metrics.bin_edges(), drop, 5) for drop in (0, 40)]
+        results.append(eval_cue_location.fill_histograms(make_loader(cues, size, 0, torch.device('cpu')), scorings, torch.device('cpu')))
+    (alone, of_each), (together, evaluations) = results
+    assert (of_each == evaluations).all()
+    for one, other in zip(alone, together, strict=True):
+        assert one.keys() == other.keys() >= {'parts', 'exact'}
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])

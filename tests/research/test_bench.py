@@ -1,5 +1,6 @@
 """bench.py: the plain ways give what ours give, ratios are of one round, and a whole run leaves table, figures and plot."""
 import json
+from functools import partial
 from itertools import count
 
 import numpy as np
@@ -132,8 +133,19 @@ def test_gpu_measures_the_published_sizes_and_says_what_they_ask_of_a_gpu(script
 def test_operations_and_reads_are_counted():
     values = torch.arange(4.0)
     assert profiles.profile(lambda: (values.view(2, 2)[0] + 1).exp().max(), 1, CPU) == [3, 0, None, None, None]
-    assert profiles.profile(lambda: values.sum().item(), 1, CPU)[:2] == [2, 1]
+    assert profiles.profile(lambda: values.sum().item(), 1, CPU)[:2] == [1, 1]
     assert profiles.profile(lambda: (values.tolist(), bool(values.any())), 1, CPU)[1] == 2
+
+
+def test_cue_localization_asks_no_more_of_a_gpu_for_more_images_or_pairs(bench):
+    """Within a batch: every launch, read and copy is for all of its images at once, not for each image or each pair."""
+    model, figures = bench.network(), []
+    for images, pairs in ((2, 1), (2, 4), (8, 1)):
+        cues = bench_items.some_cues(bench, images, pairs)
+        scoring = eval_cue_location.Scoring(NetworkMaps(cues, model, 'jointll'), 'clipping', metrics.bin_edges('log'))
+        loader = type('Loader', (list,), {'images': cues})(make_loader(cues, 8, 0, CPU))
+        figures.append(profiles.profile(partial(eval_cue_location.fill_histograms, loader, [scoring], CPU), 1, CPU)[:2])
+    assert figures[0] == figures[1] == figures[2]
 
 
 def test_gpu_needs_one(script, monkeypatch):

@@ -33,9 +33,9 @@ def check_classes(model, images, labels, contrast):
         if chosen.ndim not in (1, 2) or len(chosen) != batch or chosen.shape != labels.shape:
             raise UserError(f'{name}= has the shape {tuple(chosen.shape)}: it should be ({batch},) or ({batch},K), and '
                             'contrast= should have the shape of labels=')
-        if chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < num_classes:
-            raise UserError(f'{name}= goes from {int(chosen.min())} to {int(chosen.max())}, classes are 0 to '
-                            f'{num_classes - 1}')
+        low, high = torch.stack(chosen.aminmax()).tolist() if chosen.numel() else (0, 0)  # the host waits once
+        if not 0 <= low <= high < num_classes:
+            raise UserError(f'{name}= goes from {low} to {high}, classes are 0 to {num_classes - 1}')
 
 
 def pose(model, images, labels, contrast, seeds, superclasses, settings, activations):

@@ -5,6 +5,7 @@ from .erasure import CAVEAT, ERASE_RATIOS, FILLS, area_over_erased, coarse_noise
 from .pixels import (
     RECALLS,
     THRESHOLD_TYPES,
+    add_scores,
     bin_edges,
     bin_scores,
     count_scores,
@@ -16,8 +17,8 @@ from .pixels import (
 )
 from .statistics import bootstrap_ratio, bootstrap_sums, half_width, interval, ratio
 
-__all__ = ['CAVEAT', 'ERASE_RATIOS', 'FILLS', 'RECALLS', 'THRESHOLD_TYPES', 'area_over_erased', 'best_ious',
-           'bin_edges', 'bin_scores', 'bootstrap_ratio', 'bootstrap_sums', 'box_iou', 'boxes_above', 'calibration',
-           'coarse_noise', 'count_scores', 'erase', 'half_width', 'impute', 'interval', 'mass_inside',
+__all__ = ['CAVEAT', 'ERASE_RATIOS', 'FILLS', 'RECALLS', 'THRESHOLD_TYPES', 'add_scores', 'area_over_erased',
+           'best_ious', 'bin_edges', 'bin_scores', 'bootstrap_ratio', 'bootstrap_sums', 'box_iou', 'boxes_above',
+           'calibration', 'coarse_noise', 'count_scores', 'erase', 'half_width', 'impute', 'interval', 'mass_inside',
            'pixel_average_precision', 'precision_at_recall', 'precision_recall', 'ratio', 'running_pxaps',
            'scale_boxes']

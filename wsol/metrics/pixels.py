@@ -35,10 +35,15 @@ def count_scores(bins, truth, num_bins, rows=None, num_rows=1):
     bins: (N,P) int64 of N maps; truth: (N,P) bool; rows: (N,) int64, the histogram that each map adds to (None: all to
     the first); all on one device. Returns an array (num_rows,2,num_bins) int64: [:,0] false, [:,1] true pixels.
     """
-    rows = bins.new_zeros(len(bins)) if rows is None else rows
-    index = (2 * rows[:, None] + truth.long()) * num_bins + bins
-    counts = torch.bincount(index.flatten(), minlength=num_rows * 2 * num_bins).view(num_rows, 2, num_bins)
-    return counts.cpu().numpy()
+    counts = bins.new_zeros(num_rows, 2, num_bins)
+    return add_scores(counts, bins, truth, bins.new_zeros(len(bins)) if rows is None else rows).cpu().numpy()
+
+
+def add_scores(counts, bins, truth, rows):
+    """Add to the histograms (num_rows,2,num_bins) int64 of count_scores, in place; the host does not wait for it."""
+    index = ((2 * rows[:, None] + truth.long()) * counts.shape[2] + bins).flatten()
+    counts.view(-1).index_add_(0, index, index.new_ones(()).expand_as(index))
+    return counts
 
 
 def mass_inside(maps, truth):
