@@ -31,13 +31,13 @@ from runtime.command_line import (
     number,
     plain_parser,
     several,
+    shown_as,
     text_of,
 )
 from wsol import ARCHITECTURES, HEADS, METHODS, prior_training
 from wsol.attribution.contrast import CONTRASTS
 from wsol.attribution.registry import SamplingSettings
 from wsol.backbones.resnet import LAYERS
-from wsol.errors import UserError
 from wsol.heads import PRIORS
 from wsol.maps import NORM_TYPES
 from wsol.metrics import FILLS, THRESHOLD_TYPES
@@ -53,17 +53,7 @@ IGNORED = ('logger_type', 'smoothing_ksize')  # published flags that change noth
 # --- values that need the data sets or the library ----------------------------------------------------
 
 
-def _by_library(check, metavar):
-    """A parser of text that check(text) returns or refuses with a UserError."""
-    def parse(text):
-        try:
-            return check(text)
-        except UserError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-    parse.metavar = metavar
-    return parse
-
-
+@shown_as('NAME')
 def _architecture(text):
     if text in ARCHITECTURES:
         return text  # without the import of torchvision
@@ -73,13 +63,13 @@ def _architecture(text):
     return choice(architecture_names())(text)
 
 
+@shown_as('entropy:NUMBER')
 def _prior_training(text):
     prior_training.parse(text)
     return text
 
 
-ARCHITECTURE, DATASET = _by_library(_architecture, 'NAME'), _by_library(canonical_name, 'NAME|FOLDER')
-PRIOR_TRAINING = _by_library(_prior_training, 'entropy:NUMBER')
+DATASET = shown_as('NAME|FOLDER')(canonical_name)
 
 
 # --- the table ------------------------------------------------------------------------------------------
@@ -133,7 +123,7 @@ FLAGS = {
                   'evaluation; squash for networks that main.py trained)'),
     ),
     'network': (
-        _network('architecture', 'resnet50', ARCHITECTURE, 'resnet50, vgg16, inception_v3, another classifier of '
+        _network('architecture', 'resnet50', _architecture, 'resnet50, vgg16, inception_v3, another classifier of '
                  'torchvision, or timm/NAME: see docs/own.md', main=True),
         _network('attribution_method', 'CAM', choice(tuple(HEADS), HEAD_ALIASES), 'the head of the network '
                  '(--score_map_process is the attribution method)', main=True),
@@ -163,7 +153,7 @@ FLAGS = {
               'the data set has one'),
         _recorded('freeze', False, boolean, 'train only the head, on features that are computed once: no '
                   'augmentation except mirroring', kept=True),
-        _kept('prior_training', None, PRIOR_TRAINING, 'add this many times the entropy of p(z|x) to the loss of CALM: '
+        _kept('prior_training', None, _prior_training, 'add this many times the entropy of p(z|x) to the loss of CALM: '
               'above 0 it sharpens the prior, below 0 it spreads it'),
         Flag('accumulate', 1, COUNT, 'split each step into this many parts, for a device with little memory: the '
              'update is the same, except for BatchNorm'),

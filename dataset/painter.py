@@ -8,12 +8,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from wsol.annotations.cub import POINT_NAMES, UNION_PARTS
+from wsol.annotations.cub import CENTRES, POINT_NAMES, UNION_PARTS
 
 PALETTE = {  # RGB
     'black': (38, 36, 42), 'white': (236, 234, 226), 'red': (204, 44, 40), 'yellow': (238, 204, 52),
     'green': (58, 150, 66), 'blue': (48, 92, 204), 'violet': (148, 66, 176), 'brown': (126, 84, 50),
 }
+PART_OF = {name: UNION_PARTS.index(part) + 1 for part, names in CENTRES for name in names}  # point -> number in a mask
 SUPERSAMPLING = 4  # shapes are filled on a grid this much finer, then averaged: anti-aliasing
 
 
@@ -185,12 +186,6 @@ def visible_points(points, mask):
     located, (height, width) = np.zeros((15, 3)), mask.shape
     for index, name in enumerate(POINT_NAMES):
         column, row = map(int, points.get(name, (-1, -1)))
-        if 0 <= column < width and 0 <= row < height and mask[row, column] == UNION_PARTS.index(union_of(name)) + 1:
+        if 0 <= column < width and 0 <= row < height and mask[row, column] == PART_OF[name]:
             located[index] = *points[name], 1
     return located
-
-
-def union_of(name):
-    """The union part that a CUB part point belongs to."""
-    last = name.split()[-1]
-    return last if last in UNION_PARTS else 'head'

@@ -3,7 +3,6 @@
 Source: the WSOL evaluation's splits (Choe et al., CVPR 2020), train, val (its train-fullsup) and test, listed in the
 format that dataset.lists reads, or the user's own folders. `dataset.open_dataset` also paints ToyBirds if need be.
 """
-import argparse
 import os
 import zlib
 from collections import Counter
@@ -63,7 +62,7 @@ def canonical_name(text):
         return text
     try:
         return choice(tuple(DATASETS), ALIASES)(text)
-    except argparse.ArgumentTypeError as error:
+    except UserError as error:
         raise UserError(f'{error} (a folder of your own is written with a slash: ./{text})') from None
 
 

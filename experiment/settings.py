@@ -1,6 +1,4 @@
 """The settings that checkpoints and results record: which flags they are, and when two of them agree."""
-import argparse
-
 from munch import Munch
 
 from config import ALL_FLAGS, FLAGS
@@ -17,7 +15,7 @@ def problem_of(name, value):
         return None
     try:
         parsed = flag.parse(','.join(map(str, value)) if isinstance(value, tuple) else str(value))
-    except argparse.ArgumentTypeError as error:
+    except UserError as error:
         return str(error)
     return None if type(parsed) is type(value) and parsed == value else f'{value!r} is no value of this flag'
 

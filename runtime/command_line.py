@@ -1,6 +1,6 @@
 """The parser of a command line, and the parsers of one value: each refuses a mistake in one clear line.
 
-A parser of a value is a function text -> value; its `metavar` is the type that --help shows.
+A parser of a value is a function text -> value that raises UserError; its `metavar` is the type that --help shows.
 """
 import argparse
 import difflib
@@ -15,7 +15,7 @@ from wsol.errors import UserError
 BOOLEANS = dict.fromkeys(('true', 't', 'yes', 'y', '1'), True) | dict.fromkeys(('false', 'f', 'no', 'n', '0'), False)
 
 
-def _shown_as(metavar):
+def shown_as(metavar):
     """Mark a parser with the type that --help shows."""
     def mark(parse):
         parse.metavar = metavar
@@ -23,26 +23,26 @@ def _shown_as(metavar):
     return mark
 
 
-@_shown_as('True|False')
+@shown_as('True|False')
 def boolean(text):
     """True/False/t/f/yes/no/y/n/1/0."""
     if text.lower() not in BOOLEANS:
         hint = '; files stand before the flags' * os.path.exists(text)  # noqa: PTH110  Path fails at a long name
-        raise argparse.ArgumentTypeError(f'"{text}" is neither True nor False{hint}')
+        raise UserError(f'"{text}" is neither True nor False{hint}')
     return BOOLEANS[text.lower()]
 
 
-@_shown_as('True|False|FILE')
+@shown_as('True|False|FILE')
 def boolean_or_file(text):
     """True, False, or the path of a file."""
     if not text.strip():
-        raise argparse.ArgumentTypeError(f'"{text}" is neither True nor False nor the path of a file')
+        raise UserError(f'"{text}" is neither True nor False nor the path of a file')
     return BOOLEANS.get(text.lower(), text)
 
 
 def text_of(metavar):
     """A parser that takes any text."""
-    return _shown_as(metavar)(lambda text: text)
+    return shown_as(metavar)(lambda text: text)
 
 
 FOLDER, FILE, NAME = text_of('FOLDER'), text_of('FILE'), text_of('NAME')
@@ -52,15 +52,14 @@ def number(kind, low, low_included=True, high=math.inf):
     """A parser of numbers in a range. kind: int or float."""
     bracket = '[' if low_included else '('
 
-    @_shown_as('INTEGER' if kind is int else 'NUMBER')
+    @shown_as('INTEGER' if kind is int else 'NUMBER')
     def parse(text):
         try:
             value = kind(text) if text.isascii() and '_' not in text else math.nan  # 2_0 is a slip of the hand
         except ValueError:
             value = math.nan
         if not (low < value < high or (low_included and value == low)):
-            raise argparse.ArgumentTypeError(f'"{text}" is not {"an integer" if kind is int else "a number"} in '
-                                             f'{bracket}{low}, {high})')
+            raise UserError(f'"{text}" is not {"an integer" if kind is int else "a number"} in {bracket}{low}, {high})')
         return value
     return parse
 
@@ -72,7 +71,7 @@ RATE, NATURAL, SEED = number(float, 0), number(int, 0), number(int, 0, True, 2**
 def choice(options, aliases=None):
     """A parser of names; the refusal of an unknown name suggests the nearest one. options: the names, or a function
     that gives them."""
-    @_shown_as('NAME' if callable(options) or len(options) > 5 else '|'.join(options))
+    @shown_as('NAME' if callable(options) or len(options) > 5 else '|'.join(options))
     def parse(text, options=options):
         options = options() if callable(options) else options
         name = (aliases or {}).get(text, text)
@@ -80,21 +79,20 @@ def choice(options, aliases=None):
             known = {known.lower(): known for known in (*options, *(aliases or {}))}
             near = difflib.get_close_matches(text.lower(), known, 1)
             listed = ', '.join(options[:30]) + (', ...' if len(options) > 30 else '')
-            raise argparse.ArgumentTypeError(f'"{text}" is not one of {listed}'
-                                             + (f'; did you mean {known[near[0]]}?' if near else ''))
+            raise UserError(f'"{text}" is not one of {listed}' + (f'; did you mean {known[near[0]]}?' if near else ''))
         return name
     return parse
 
 
 def several(parse):
     """A parser of values separated by commas or blanks: (value, ...), each value once."""
-    @_shown_as(f'{"NAME" if "|" in parse.metavar else parse.metavar},...')
+    @shown_as(f'{"NAME" if "|" in parse.metavar else parse.metavar},...')
     def parse_all(text):
         return tuple(dict.fromkeys(map(parse, text.replace(',', ' ').split() or [''])))
     return parse_all
 
 
-@_shown_as('auto|cpu|cuda|cuda:N|mps')
+@shown_as('auto|cpu|cuda|cuda:N|mps')
 def device_name(text):
     """auto, cuda, cuda:1, mps, cpu."""
     kind, _, index = text.partition(':')
@@ -114,6 +112,12 @@ class Parser(argparse.ArgumentParser):
         args = [re.sub(r'^(--\w+=)?(["\'])(.*)\2$', r'\1\3', word)
                 for word in map(str, sys.argv[1:] if args is None else args) if word.strip()]
         return super().parse_known_args(args, namespace)
+
+    def _get_value(self, action, text):
+        try:
+            return super()._get_value(action, text)
+        except UserError as error:
+            raise argparse.ArgumentError(action, str(error)) from error
 
     def _print_message(self, message, file=None):
         screen.say(message.rstrip('\n'))

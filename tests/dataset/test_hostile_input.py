@@ -1,5 +1,4 @@
 """Whatever becomes of a file, its parser returns or says in one line what is wrong: hypothesis, over 2,000 files."""
-import argparse
 import json
 import os
 import re
@@ -52,7 +51,7 @@ def test_any_text_is_a_flags_value_or_refused(flag, text):
     """And what is taken is taken for itself when a checkpoint carries it."""
     try:
         value = config.ALL_FLAGS[flag].parse(text)
-    except argparse.ArgumentTypeError as error:
+    except UserError as error:
         assert str(error)
         return
     assert problem_of(flag, value) is None

@@ -59,7 +59,7 @@ def test_masks_points_and_boxes_agree(tiny_birds):
         np.testing.assert_array_equal(boxes[row], [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1])
         for name, (x, y, visible) in zip(toybirds.POINT_NAMES, annotations.points(image_id), strict=True):
             if visible:
-                assert UNION_PARTS[parts[int(y), int(x)] - 1] == painter.union_of(name)
+                assert parts[int(y), int(x)] == painter.PART_OF[name]
 
 
 def test_a_parts_pixels_have_its_colour():

@@ -1,5 +1,4 @@
 """config: the one table of flags. Each flag is read by the scripts that the table names and by no other; help says so."""
-import argparse
 import ast
 import importlib
 import re
@@ -186,11 +185,11 @@ def test_weights_of_an_empty_name_are_refused(script, text):
 
 
 def test_numbers_are_bounded_where_the_table_says():
-    with pytest.raises(argparse.ArgumentTypeError):
+    with pytest.raises(UserError):
         command_line.number(int, 0, True, 10)('10')
     assert command_line.number(float, 0, False)('1e-9') == 1e-9
     for text in ('0', 'inf', 'nan', '-1'):
-        with pytest.raises(argparse.ArgumentTypeError):
+        with pytest.raises(UserError):
             command_line.number(float, 0, False)(text)
 
 
