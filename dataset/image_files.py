@@ -4,6 +4,7 @@ import errno
 import math
 import os
 import re
+import sys
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -72,7 +73,9 @@ def images_below(root, besides=None):
     ids = sorted([*ids, *images])
     odd = next((image_id for image_id in ids if image_id != image_id.encode(errors='replace').decode()), None)
     if odd is not None:
-        raise UserError(f'{str(Path(root, odd))!r}: the name of this file is not UTF-8; rename it')
+        coding = sys.getfilesystemencoding()
+        remedy = 'rename it' if coding == 'utf-8' else 'set PYTHONUTF8=1 if it is UTF-8'
+        raise UserError(f'{str(Path(root, odd))!r}: the name of this file is not {coding.upper()}; {remedy}')
     return ids
 
 

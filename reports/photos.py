@@ -1,6 +1,7 @@
 """A user's photos: how they are found, how their results are named, and how they are opened for the network and to be
 drawn."""
 import os
+import sys
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -71,7 +72,7 @@ def unique_names(files):
     def name_of(position):
         (folder, path), level = files[position], levels[position]
         name, suffix = os.fsencode(path.stem), path.suffix[1:]
-        short = name[:LONGEST].decode(errors='ignore') or 'photo'
+        short = name[:LONGEST].decode(sys.getfilesystemencoding(), 'ignore') or 'photo'
         stem = str(path.with_name(short) if len(name) > LONGEST else path.with_suffix(''))
         forms = (stem, f'{stem}-{suffix}', f'{folder}-{stem}', f'{folder}-{stem}-{suffix}')
         return forms[level] if level < 4 else f'{forms[3]}-{position + 1}' + '-' * (level - 4)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import sys
 import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -67,7 +68,7 @@ def reserve(file, size):
 
 def temporary(path, token=None):
     """A new name beside `path`: `.<name>.<12 hexadecimal digits>.partial`."""
-    start = os.fsencode(path.name)[:100].decode(errors='ignore')  # a name has at most 255 bytes
+    start = os.fsencode(path.name)[:100].decode(sys.getfilesystemencoding(), 'ignore')  # of 255 bytes at most
     return path.with_name(f'.{start}.{token or uuid.uuid4().hex[:12]}.partial')
 
 

@@ -1,13 +1,15 @@
 """util: how tensors go to a device, what a device computes in, how many cores there are, files written whole."""
 import os
 import random
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import refused, roots_of
+from conftest import ROOT, refused, roots_of
 
 import util
 from runtime import whole_files
@@ -239,3 +241,14 @@ def test_a_durable_write_removes_old_unfinished_copies_of_its_own_file_alone(tmp
     os.utime(fresh)
     whole_files.write_json(tmp_path / 'a.json', {})
     assert not ours.exists() and fresh.exists() and all(path.exists() for path in theirs)
+
+
+def test_file_names_are_kept_where_python_reads_them_as_ascii(tmp_path):
+    """Temporary names, and the names of results, of a file whose name the encoding of the file system cannot show."""
+    code = ('import sys\nfrom pathlib import Path\nfrom reports.photos import unique_names\nfrom runtime import whole_files\n'
+            'path = Path(sys.argv[1])\nwhole_files.write_lines(path, ["kept"])\n'
+            'print(ascii(unique_names([("a", path), ("b", Path("p" * 300))])[0]) == ascii(str(path.with_suffix(""))))')
+    path = tmp_path / '\u65e5\u672c.txt'
+    run = subprocess.run([sys.executable, '-c', code, path], cwd=ROOT, capture_output=True, text=True, check=True,
+                         env={'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'})
+    assert run.stdout.strip() == 'True' and path.read_text() == 'kept\n'
