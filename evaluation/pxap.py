@@ -105,5 +105,4 @@ def resample_pairs(counts, pairs, evaluations):
 def _means(values, group):
     """The mean of each draw's finite values in a group. Both: (D,K) -> (D,)."""
     usable = group & np.isfinite(values)
-    with np.errstate(invalid='ignore'):
-        return np.where(usable, values, 0).sum(1) / usable.sum(1)
+    return metrics.ratio(np.where(usable, values, 0).sum(1), usable.sum(1))

@@ -44,27 +44,24 @@ def are_paired(estimates):
     return len(units) == 1 and None not in units
 
 
-def resample(estimates):
-    """The values (E,) of Estimates of equal units, their values over units drawn again (D,E), and the number of units.
+def _difference(estimates, minus):
+    """The mean of Estimates minus that of others, its values over units drawn again (D,), and the number of units.
 
     Every draw takes the same units for all estimates. A unit without a value in one of them is left out of all. Raises
     ValueError for different units.
     """
-    if not are_paired(estimates):
+    every = [*estimates, *minus]
+    if not are_paired(every):
         raise ValueError('estimates of different units are not paired')
-    if estimates[0].draws is not None:
-        return (np.array([one.value for one in estimates]), np.stack([one.draws for one in estimates], 1),
-                estimates[0].number)
-    terms = np.stack([one.terms for one in estimates], 1)  # (U,E,2)
-    terms = terms[np.isfinite(terms).all((1, 2))]
-    sums = metrics.bootstrap_sums(terms.reshape(len(terms), -1), SEED).reshape(-1, len(estimates), 2)
-    return metrics.ratio(*terms.sum(0).T), metrics.ratio(sums[..., 0], sums[..., 1]), len(terms)
-
-
-def _difference(estimates, minus):
-    """The mean of Estimates minus that of others, its values over units drawn again (D,), and the number of units."""
-    values, draws, number = resample([*estimates, *minus])
-    weights = np.array([1 / len(estimates) for _ in estimates] + [-1 / len(minus) for _ in minus])
+    weights = np.array([1 / len(estimates)] * len(estimates) + [-1 / len(minus) for _ in minus])
+    if every[0].draws is not None:
+        values, number = [one.value for one in every], every[0].number
+        draws = np.stack([one.draws for one in every], 1)  # (D,E)
+    else:
+        terms = np.stack([one.terms for one in every], 1)  # (U,E,2)
+        terms = terms[np.isfinite(terms).all((1, 2))]
+        sums = metrics.bootstrap_sums(terms.reshape(len(terms), -1), SEED).reshape(-1, len(every), 2)
+        values, draws, number = metrics.ratio(*terms.sum(0).T), metrics.ratio(sums[..., 0], sums[..., 1]), len(terms)
     return float((weights * values).sum()), (weights * draws).sum(-1), number
 
 

@@ -67,11 +67,6 @@ def check_flags(flags):
     return {name: args[name] for name in ('dataset', 'data_root', 'metadata_root') if name in args.given}
 
 
-def point(result):
-    """The share of dropped pixels of a result, and its PxAP by the counts SHOWN, all in percent."""
-    return result['dropped']['parts']['all'], *(result['pxap']['parts'][count]['mean'] for count in SHOWN)
-
-
 def evaluate_all(args, flags, percents):
     """{row: (networks, percentages, 3)} of all experiments."""
     data, points, seen = check_flags(flags), {}, []  # a mistake in the flags is found before the first evaluation
@@ -83,7 +78,9 @@ def evaluate_all(args, flags, percents):
     for folder in folders:
         results = commands.evaluate(folder.parent, folder.name, 'cue_location', methods[folder], '--threshold_type=log',
                                     *flags, seen=seen, dropped=percents, **data)
-        values = np.array([point(result) for result in results], float).reshape(-1, len(percents), len(SHOWN) + 1)
+        values = np.array([[result['dropped']['parts']['all'],
+                            *(result['pxap']['parts'][count]['mean'] for count in SHOWN)] for result in results], float)
+        values = values.reshape(-1, len(percents), len(SHOWN) + 1)
         for method, of_method in zip(methods[folder], values, strict=True):
             row = folder.name if args.methods == (DEFAULT,) else f'{folder.name}, {method}'
             points.setdefault(CONTROLS.get(method, row), []).append(of_method)
