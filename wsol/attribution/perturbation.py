@@ -4,6 +4,7 @@ The score s is CAM's logit, or log p(class|x) for CALM. Images (B,3,H,W) -> maps
 """
 from itertools import islice
 
+import numpy as np
 import torch
 
 from wsol.attribution.registry import image_by_image, register, versions_at_a_time
@@ -57,12 +58,11 @@ def ablation_cam(query):
 
 def rise_masks(count, size, seed):
     """Yield the masks (1,H,W) in 0..1 of RISE: random 7x7 grids of zeros and ones, enlarged, and shifted at random."""
-    generator, cell = torch.Generator().manual_seed(seed), [-(-side // RISE_GRID) for side in size]
-    grids = (torch.rand(count, 1, RISE_GRID, RISE_GRID, generator=generator) < 0.5).float()
-    shifts = torch.stack([torch.randint(side, (count,), generator=generator) for side in cell], 1).tolist()
-    enlarged = [(RISE_GRID + 1) * side for side in cell]
-    for grid, (top, left) in zip(grids, shifts, strict=True):
-        yield resize(grid, enlarged)[:, top:top + size[0], left:left + size[1]]
+    generator, cell = np.random.default_rng(seed), [-(-side // RISE_GRID) for side in size]
+    for _ in range(count):
+        grid = torch.from_numpy(generator.integers(2, size=(1, RISE_GRID, RISE_GRID)).astype(np.float32))
+        top, left = generator.integers(cell)
+        yield resize(grid, [(RISE_GRID + 1) * side for side in cell])[:, top:top + size[0], left:left + size[1]]
 
 
 @register('rise', random=True, settings=('rise_nr_masks',), unit='probability',
