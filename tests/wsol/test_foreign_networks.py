@@ -311,13 +311,8 @@ def test_pretrained_file_fills_the_backbone(name, wrapped, tmp_path):
     assert len(shared_names) > 20 and all(torch.equal(ours[key], state[key]) for key in shared_names)
     if name != 'resnet18':
         return
-    for change, words in (({'surplus': torch.ones(1)}, 'surplus is not a part of the network'),
-                          ({shared_names[0]: torch.ones(1)}, rf'{shared_names[0]} is \(1,\), the network has')):
-        torch.save(state | change, tmp_path / 'other.pth')
-        with pytest.raises(UserError, match=words):
-            build_model(name, 'CAM', 3, pretrained=tmp_path / 'other.pth')
-    torch.save({key: value for key, value in state.items() if key != shared_names[0]}, tmp_path / 'other.pth')
-    with pytest.raises(UserError, match=f'{shared_names[0]} is missing'):
+    torch.save(state | {'surplus': torch.ones(1)}, tmp_path / 'other.pth')
+    with pytest.raises(UserError, match='surplus is not a part of the network'):
         build_model(name, 'CAM', 3, pretrained=tmp_path / 'other.pth')
 
 

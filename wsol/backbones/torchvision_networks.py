@@ -102,18 +102,18 @@ def last_map_nodes(name):
     nodes = [node for node in nodes if not node.startswith(AFTER_BACKBONE)]
     with torch.device('meta'), torch.no_grad():
         outputs = create_feature_extractor(network, nodes)(torch.empty(1, 3, 224, 224))
-    maps = [node for node in nodes if isinstance(outputs[node], torch.Tensor) and outputs[node].ndim == 4
-            and min(outputs[node].shape[2:]) > 1]
-    after = nodes[nodes.index(maps[-1]) + 1:] if maps else nodes
+    shapes = {node: outputs[node].shape for node in nodes if isinstance(outputs[node], torch.Tensor)}
+    last_map = [node for node, shape in shapes.items() if len(shape) == 4 and min(shape[2:]) > 1][-1]
+    after = nodes[nodes.index(last_map) + 1:]
     parents = tuple({parameter.rsplit('.', 1)[0] for parameter, _ in network.named_parameters()})
-    if not maps or any(node.startswith(parents) for node in after):
-        cells = outputs[maps[-1]].shape[2:].numel() if maps else 0
-        tokens = [node for node in after if isinstance(outputs[node], torch.Tensor) and outputs[node].ndim == 3
-                  and outputs[node].shape[1] in (cells, cells + 1)]  # with or without a class token
-        if not maps or not tokens:
-            raise UserError(f'{name} has no last map to attribute on, nor tokens of its cells; choose another network')
-        return (tokens[-1], maps[-1]), outputs[tokens[-1]].shape[2]
-    return (maps[-1],), outputs[maps[-1]].shape[1]
+    if not any(node.startswith(parents) for node in after):
+        return (last_map,), shapes[last_map][1]
+    cells = shapes[last_map][2:].numel()
+    tokens = [node for node in after if len(shapes.get(node, ())) == 3
+              and shapes[node][1] in (cells, cells + 1)]  # with or without a class token
+    if not tokens:
+        raise UserError(f'{name} has no last map to attribute on, nor tokens of its cells; choose another network')
+    return (tokens[-1], last_map), shapes[tokens[-1]][2]
 
 
 def traced_backbone(name, source):
