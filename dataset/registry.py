@@ -188,13 +188,10 @@ class DataSet:
         num_classes = num_classes or self.num_classes
         if path is not None:
             return read_superclass_file(path, num_classes)
-        if self.groups is None:
-            raise UserError(f'{self.name} has no built-in superclasses; list them in --superclass_file (YAML, '
-                            '"label: [labels]")')
-        members = self.groups(self, class_names)
+        members = self.groups(self, class_names) if self.groups else ()
         if len(members) != num_classes:
-            raise UserError(f"{self.name}'s superclasses are of {len(members)} classes, and this classifier has "
-                            f'{num_classes}; list its own in --superclass_file (YAML, "label: [labels]")')
+            raise UserError(f'{self.name} has no built-in superclasses for a classifier of {num_classes} classes; list '
+                            'them in --superclass_file (YAML, "label: [labels]")')
         return members
 
 
