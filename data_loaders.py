@@ -122,8 +122,8 @@ def make_loader(images, batch_size, workers, device, sampler=None):
                   persistent_workers=workers > 0 and sampler is not None, pin_memory=device.type == 'cuda')
 
 
-def in_order(loader, values):
-    """This process's values (n,...), in the order of its loader -> those of all images (N,...)."""
-    rows = [row for batch in loader.batch_sampler for row in batch]
+def in_order(batches, values):
+    """This process's values (n,...), in the order of its batches of indices -> those of all images (N,...)."""
+    rows = [row for batch in batches for row in batch]
     order = np.concatenate([np.array(share, np.int64) for share in processes.gather(rows)])
     return np.concatenate(processes.gather(values))[order.argsort()]

@@ -135,7 +135,7 @@ def main():
     result = maps.result_file(images, [source])
     measured = classify_erased(network.model, loader, source, network.device, args.seed, args.precision,
                                args.batch_size, args.fill)
-    correct, p = (by_order(in_order(loader, part)) for part in measured)
+    correct, p = (by_order(in_order(loader.batch_sampler, part)) for part in measured)
     if not processes.is_first():
         return
     accuracy = 100 * float(correct['intact'].mean())

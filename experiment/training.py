@@ -306,5 +306,5 @@ def classify(model, loader, device, precision, split):
                             f'{ADVICE}')
         confidence, predicted = model.probabilities(scores.float()).max(1)
         results.append(torch.stack([confidence.cpu(), predicted.cpu() == labels]))
-    confidence, correct = in_order(loader, torch.cat(results, 1).T.double().numpy()).T
+    confidence, correct = in_order(loader.batch_sampler, torch.cat(results, 1).T.double().numpy()).T
     return confidence, correct > 0

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 import config
 import util
-from data_loaders import batches_in_order
+from data_loaders import batches_in_order, in_order
 from dataset.fingerprints import combined
 from evaluation import session
 from experiment.result_files import as_text
@@ -64,8 +64,8 @@ def cell_shares(maps, size):
 
 
 def measure(network, images, grids, sources, takes_grids):
-    """The mean share of each grid of this process, in percent, for each of sources: [(g,)]; NaN where no map of the
-    grid is positive anywhere. takes_grids: whether the network takes images of twice the size."""
+    """The mean share of each grid, in percent, for each of sources: [(G,)]; NaN where no map of the grid is positive
+    anywhere. Several processes share the grids. takes_grids: whether the network takes images of twice the size."""
     size, results = network.args.crop_size, [[] for _ in sources]
     at_a_time = max(1, network.args.batch_size // CELLS)
     batches = batches_in_order(len(grids), at_a_time)
@@ -80,9 +80,7 @@ def measure(network, images, grids, sources, takes_grids):
         for source, result in zip(sources, results, strict=True):
             for maps in source(batch, torch.from_numpy(chosen[:, 0]), classes, activations).maps:
                 result.append(100 * float(cell_shares(maps.float(), size).nanmean()))
-    rows = np.array([row for batch in batches for row in batch], np.int64)
-    order = np.concatenate(processes.gather(rows)).argsort()
-    return [np.concatenate(processes.gather(np.array(result)))[order].round(DECIMALS) for result in results]
+    return [in_order(batches, np.array(result)).round(DECIMALS) for result in results]
 
 
 def make_parser():
