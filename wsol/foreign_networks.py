@@ -203,16 +203,9 @@ def from_classifier(architecture, source=True, scores=None):
     classifier's.
     Raises UserError for a network that does not end in average pooling and one linear layer (VGG, ViT).
     """
-    size = IMAGE_SIZE
-    if architecture.startswith(timm_networks.PREFIX):
-        network, backbone = timm_networks.classifier(architecture, source)
-        size = timm_networks.trained_size(network)
-    elif architecture in torchvision_networks.names():
-        nodes, _ = torchvision_networks.last_map_nodes(architecture)
-        network = torchvision_networks.classifier(architecture, source)
-        backbone = torchvision_networks.LastMap(network, *nodes)
-    else:
-        raise UserError(f'no classifier "{architecture}" in torchvision; timm/NAME names one of timm\'s')
+    is_timm = architecture.startswith(timm_networks.PREFIX)
+    network, backbone = (timm_networks if is_timm else torchvision_networks).classifier(architecture, source)
+    size = timm_networks.trained_size(network) if is_timm else IMAGE_SIZE
     return cam_of_classifier(network, backbone, architecture, noise_image(network, size, channels=3), scores)
 
 

@@ -75,14 +75,17 @@ def not_loaded(name, error):
 
 
 def classifier(name, source):
-    """A whole trained classifier of torchvision, its last layer included. source: as in torchvision_network."""
+    """A whole trained classifier of torchvision and its backbone, a LastMap. source: as in torchvision_network."""
+    if name not in names():
+        raise UserError(f'no classifier "{name}" in torchvision; timm/NAME names one of timm\'s')
+    nodes, _ = last_map_nodes(name)
     network = torchvision_network(name, True if source is True else None, 'DEFAULT')
     if source is not True:
         layers = [layer for layer, module in network.named_modules() if isinstance(module, nn.Linear)]
         if not layers:  # SqueezeNet
             raise UserError(f'{name} does not end in average pooling and one linear layer')
         load_classifier(network, read_weights(source), layers[-1], layers[-1].partition('.')[0])
-    return network.eval()
+    return network, LastMap(network.eval(), *nodes)
 
 
 def last_map_nodes(name):
