@@ -4,10 +4,12 @@ Source: the WSOL evaluation's splits (Choe et al., CVPR 2020), train, val (its t
 format that dataset.lists reads, or the user's own folders. `dataset.open_dataset` also paints ToyBirds if need be.
 """
 import os
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -204,7 +206,7 @@ class OwnFolder(DataSet):
     turned, may_be_resized = ' turned as its EXIF says', False
 
     def list_images(self, split, proxy=False):
-        root, names = self.image_folders[split], self.class_names
+        root, names, normal = self.image_folders[split], self.class_names, partial(unicodedata.normalize, 'NFC')
         if proxy:
             raise UserError(f'--proxy_training_set trains on the part that image_ids_proxy.txt lists; {self.name} is a '
                             'folder without lists')
@@ -217,7 +219,9 @@ class OwnFolder(DataSet):
         unknown = sorted({image_id.split('/')[0] for image_id in ids} - set(names))
         if unknown:
             raise UserError(f'{root / unknown[0]} is no class of the training set (its classes: '
-                            f'{", ".join(names[:8])}{", ..." if len(names) > 8 else ""})')
+                            f'{", ".join(names[:8])}{", ..." if len(names) > 8 else ""})'
+                            + '; it has the letters of a class in another form of Unicode, so rename one of the two'
+                            * (normal(unknown[0]) in map(normal, names)))
         if not ids:
             raise UserError(f'{root} holds no images in its class folders')
         labels = np.array([names.index(image_id.split('/')[0]) for image_id in ids])

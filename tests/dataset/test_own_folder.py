@@ -132,6 +132,13 @@ def test_a_class_that_training_did_not_have_is_named(script, folder, tmp_path):
     assert found_in(folder)['unlabelled images'] == [str(folder / 'test/cow/0.jpg')]
 
 
+def test_a_class_that_is_spelled_in_another_form_of_unicode_is_named(folder):
+    (folder / 'train/cat').rename(folder / 'train/caf\u00e9')
+    (folder / 'test/cat').rename(folder / 'test/cafe\u0301')
+    with pytest.raises(UserError, match='another form of Unicode'):
+        find_dataset(str(folder)).list_images('test')
+
+
 def test_what_file_managers_leave_is_no_class(script, folder):
     for name in ('train/.ipynb_checkpoints/0.jpg', 'train/cat/._0.jpg', 'val/__MACOSX/0.jpg'):
         (folder / name).parent.mkdir(exist_ok=True)
