@@ -60,13 +60,15 @@ class Loss(nn.Module):
 
 
 def shared_loss(model, device, some_unused=False):
-    """The Loss of a network; its gradients are summed over all processes. some_unused: the loss does not depend on some
-    parameters."""
+    """The Loss of a network; its gradients are summed over all processes while the backward still computes.
+    some_unused: the loss does not depend on some parameters. Running means are shared once an epoch, not at each step.
+    """
     if processes.size() == 1:
         return Loss(model)
     # torch warns about 1x1 convolutions, whose memory layout can be described in two ways
     warnings.filterwarnings('ignore', 'Grad strides do not match bucket view strides')
     return DistributedDataParallel(Loss(model), [device] if device.type == 'cuda' else None,
+                                   broadcast_buffers=False, gradient_as_bucket_view=True,
                                    find_unused_parameters=some_unused)
 
 

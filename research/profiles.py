@@ -3,7 +3,6 @@
 On a CPU the first two are counted as they would be on a GPU: about one launch for each operation that computes.
 """
 import torch
-from torch.autograd import DeviceType
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -45,7 +44,7 @@ def profile(call, milliseconds, device):
     with torch.profiler.profile() as profiler:  # of the CPU and of CUDA
         call()
         torch.cuda.synchronize()
-    events = [event for event in profiler.events() if not event.is_user_annotation]
+    events = [event for event in profiler.events() or [] if not event.is_user_annotation]
     counts = [sum(event.name.startswith(names) for event in events) for names in (STARTS, WAITS, COPIES)]
-    busy = sum(event.device_time_total for event in events if event.device_type == DeviceType.CUDA)  # microseconds
+    busy = sum(event.device_time_total for event in events if event.device_type.name == 'CUDA')  # microseconds
     return [*counts, max(0.0, 100 - busy / (10 * milliseconds)), (torch.cuda.max_memory_allocated() - before) >> 20]
