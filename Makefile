@@ -3,7 +3,7 @@
 # make soak    set up .venv, try faults by the hundred: a table of what survived (some minutes)
 # make lint    set up .venv, check style, imports, sizes and types
 # make setup   set up .venv
-# make bench   set up .venv, measure how fast everything is beside the plain ways: 10 minutes
+# make bench   set up .venv, measure how fast everything is beside the plain ways: many minutes
 # make docs    set up .venv, build the pages of docs/ as a site in site/
 # make clean   remove .venv and what tools left
 PYTHON ?= python3
