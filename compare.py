@@ -49,7 +49,7 @@ def make_parser():
 
 
 def _estimates(rows, column):
-    """The Estimates of rows in a column; None where one of them has no value, or where they are of different truth."""
+    """The Estimates of rows in a column; None if a row has no value, or if the rows used different truths."""
     estimates = [row.estimates.get(column) for row in rows]
     missing = any(one is None or one.value is None for one in estimates)
     return None if missing or not same_truth(rows, column) else estimates
@@ -174,7 +174,7 @@ def summary(rows):
 
 
 def refusals(rows):
-    """Lines: which rows are not compared with the first and why, with the files; which do not record their truth."""
+    """Lines that name the rows not compared with the first, why, and their files; and the rows without a truth."""
     first, problems = rows[0], {}
     for row in rows[1:]:
         if not result_files.same_images(row.about, first.about):

@@ -123,7 +123,8 @@ def make_loader(images, batch_size, workers, device, sampler=None):
 
 
 def in_order(batches, values):
-    """This process's values (n,...), in the order of its batches of indices -> those of all images (N,...)."""
+    """Gather values from all processes, and sort them by image. batches: this process's batches of indices. values:
+    (n,...), in the order of these batches. Returns (N,...)."""
     rows = [row for batch in batches for row in batch]
     order = np.concatenate([np.array(share, np.int64) for share in processes.gather(rows)])
     return np.concatenate(processes.gather(values))[order.argsort()]

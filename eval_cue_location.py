@@ -116,7 +116,7 @@ def open_cues(data, images, verbose=False):
 
 
 def signed_contrasts(source, images, indices, asked, activations):
-    """The maps (N,h,w) of a contrast method for the classes asked[image]: E x (A, B) of each image of a batch."""
+    """The maps (N,h,w) of a contrast method. asked: for each image of a batch, a list of pairs (A, B)."""
     signed = [[] for _ in asked]
     for number in range(max(map(len, asked))):
         rows = [row for row, pairs in enumerate(asked) if number < len(pairs)]
@@ -128,7 +128,7 @@ def signed_contrasts(source, images, indices, asked, activations):
 
 
 def signed_maps(source, images, indices, cues, activations):
-    """The signed maps (N,h,w) of "why A and not B" of a batch, image by image, one for each of its class pairs.
+    """The signed maps (N,h,w) of "why A and not B": image by image, one for each class pair of the image.
 
     activations: the network's forward. A contrast method explains why the image's label and not the other class:
     Grad-CAM and similar methods have no negative part, so the opposite question would give another absolute value.
@@ -160,8 +160,8 @@ def signed_maps(source, images, indices, cues, activations):
 def cue_scores(signed, size, norm_type, drop_lowest=0.0, generators=()):
     """Scores in 0..1 of signed maps, in the published order: resized, made absolute, normalised. (E,h,w) -> (E,*size).
 
-    drop_lowest: the percentage of each map's lowest pixels that get the score 0. generators: E torch.Generator of the
-    CPU, perhaps the same, which decide among equal ones.
+    drop_lowest: the percentage of each map's lowest pixels that get the score 0. generators: E torch.Generators of
+    the CPU, perhaps the same one several times, which decide between equal pixels.
     """
     scores = normalise(resize(signed, size).abs(), norm_type)
     if drop_lowest:
@@ -180,7 +180,7 @@ class Scoring(NamedTuple):
     norm_type: str
     edges: np.ndarray         # of the bins
     drop_lowest: float = 0.0  # of cue_scores
-    seed: int = 0             # for what drop_lowest draws at random
+    seed: int = 0             # of drop_lowest's random draws
 
     def generators(self, asked):
         """A generator for each of fill_histograms' `asked`; up to TOGETHER pairs of an image draw from one, in turn."""
@@ -192,8 +192,8 @@ class Scoring(NamedTuple):
     def count(self, totals, signed, size, truths, numbers, generators):
         """Add the signed maps (E,h,w) of the pairs `numbers` (E,) to totals, for each of truths {name: (E,S*S)}.
 
-        totals: {name: histograms (P,2,bins), MASS + name: (P,2), the millionths of |A - B| inside the truth, and 1, or
-        0 of a map of zeros}, on the device. Integers add up to the same over any batches and processes.
+        totals: {name: histograms (P,2,bins), MASS + name: (P,2)}, on the device. A mass is the share of |A - B| inside
+        the truth, in millionths, and 1 (0 for a map of zeros). Integers add up to the same in any batches or processes.
         """
         absolute = resize(signed, size).abs()
         scores = cue_scores(absolute, size, self.norm_type, self.drop_lowest, generators)

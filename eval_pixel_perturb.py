@@ -3,9 +3,9 @@
 Source: Kim et al., ICCV 2021, section 5. For k = 10, 30, 50, 70, 90 % the k % highest pixels of the true class's map
 are set to zero (in normalised input space), and the image is classified again; the same is done with as many random
 pixels. R_k = correct after top-k / correct after random; lower is better.
-Beside R_k stand that of coarse noise, a control, and the areas under p(true class) over the erased share 0, 10, 30, 50,
-70, 90, 100 %, by the trapezoid: deletion (Petsiuk et al., BMVC 2018) erases from the map's highest pixels down (lower
-is better), insertion from its lowest up (higher is better; it begins at the fill, not at a blurred image).
+A control, R_k of coarse noise, stands beside it. So do the areas under p(true class) over the erased share (0, 10, 30,
+50, 70, 90, 100 %, by the trapezoid): deletion (Petsiuk et al., BMVC 2018) erases from the map's highest pixels down
+(lower is better), insertion from its lowest up (higher is better; it begins at the fill, not at a blurred image).
 --fill=road replaces pixels by the means of their neighbours (Rong et al., ICML 2022).
 Result: save/<experiment_name>/pixel_perturb_<data set>_<head>_<method>.<8 digits>.json and .png.
 
@@ -37,14 +37,14 @@ AREA_DECIMALS = 3  # of an image's area
 
 @torch.inference_mode()
 def classify_erased(model, loader, source, device, seed, precision, at_a_time, fill='zeros', more=True):
-    """Whether each image of the loader is classified correctly, and p(true class): two arrays (N,columns), for by_order
-    to split, of the intact image, its copies erased in the ORDERS, and the blank image.
+    """Classify each image of the loader: two arrays (N,columns), whether the class is right, and p(true class). The
+    columns are the intact image, its copies erased in the ORDERS, and a blank image; by_order splits them.
 
     source: a MapSource with the model's probabilities. seed: for what is random. at_a_time: erased images are
     classified in batches of this size, whatever their share. more: False leaves out all after the first two orders.
     """
     orders_used = ORDERS if more else ORDERS[:2]
-    results = [np.empty((0, 1 + len(metrics.ERASE_RATIOS) * len(orders_used) + more, 2), np.float32)]  # of no batch
+    results = [np.empty((0, 1 + len(metrics.ERASE_RATIOS) * len(orders_used) + more, 2), np.float32)]  # for no batch
     for images, labels, indices in screen.progress(loader, 'remove-and-classify', 'batch'):
         images, labels = util.to_device(images, device), util.to_device(labels, device)
         probs, maps = source(images, indices, labels[:, None])
@@ -57,7 +57,7 @@ def classify_erased(model, loader, source, device, seed, precision, at_a_time, f
         scores = [erased_scores(model, images, part, seeds, fill, precision, at_a_time)
                   for part in (copies, [(top, 1.0, 0)] * more) if part]
         if more:
-            scores[1] = scores[1].expand(len(images), -1)  # nothing is left of any image
+            scores[1] = scores[1].expand(len(images), -1)  # all blank images are the same
         scores = torch.cat(scores)
         right = torch.cat([probs.argmax(1), scores.argmax(1)]).view(-1, len(images)) == labels  # (columns,B)
         p = torch.cat([probs, model.probabilities(scores)]).view(len(right), len(images), -1)
@@ -75,8 +75,8 @@ def by_order(values):
 
 
 def ratios(correct, order, seed):
-    """One record per k of an order, beside random erasure. R is None where no image survives that. correct: of
-    by_order."""
+    """One record per k: an order beside random erasure. R is None if no image is right after random erasure. correct:
+    from by_order."""
     records = []
     for column, ratio in enumerate(metrics.ERASE_RATIOS):
         hits, base = correct[order][:, column], correct['random'][:, column]
@@ -89,7 +89,7 @@ def ratios(correct, order, seed):
 
 def areas(p, seed):
     """({name: [mean area, low, high]}, {name: the areas of all images as text}) of AREAS. For the controls, insertion
-    is the same as deletion but for chance. p: of by_order."""
+    equals deletion up to chance. p: from by_order."""
     by_image = {name: metrics.area_over_erased(p['intact'], p[order], p['blank']).round(AREA_DECIMALS)
                 for name, order in AREAS.items()}
     return ({name: [float(values.mean()), *metrics.bootstrap_ratio(values, np.ones(len(values)), seed)]
@@ -105,7 +105,7 @@ def outcomes_by_image(correct):
 
 
 def report(title, top, coarse, summary):
-    """Print the tables. top, coarse: records of ratios. summary: of areas."""
+    """Print the tables. top, coarse: from ratios. summary: from areas."""
     def cells(record):
         return ['-' if record['R'] is None else f'{record["R"]:.3f}',
                 '-' if record['R'] is None else f'{record["R_low"]:.3f} .. {record["R_high"]:.3f}']

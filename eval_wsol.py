@@ -44,7 +44,7 @@ def prepared(score_map, size, norm_type):
 
 
 class Counts:
-    """The base: numbers that add up over images and over processes.
+    """The base class: numbers that add up over images and over processes.
 
     mass: (N,), the share of each image's map that lies inside the truth; other processes' images are 0.
     """
@@ -66,7 +66,7 @@ class Counts:
 
 
 class BoxCounts(Counts):
-    """Which images are found at each threshold, by MaxBoxAcc and MaxBoxAccV2, and which are classified rightly.
+    """Which images are found at each threshold, by MaxBoxAcc and MaxBoxAccV2, and which are classified correctly.
 
     boxes: the lists.Boxes of the split. ious: the overlaps that count as found, in percent.
     """
@@ -176,7 +176,7 @@ def localise(loader, source, counts, device):
             maps = [of_image[0].float().cpu().numpy() for of_image in maps]  # B of (h,w)
             right = np.zeros(len(labels), bool) if probs is None else (probs.argmax(1) == labels).cpu().numpy()
             begun = pool.map(counts.measure, maps, indices.tolist(), right)
-            list(before)  # waits: the pool sought its boxes while the network computed this batch
+            list(before)  # wait for the boxes of the batch before, which the pool finds while the network computes
             before = begun
         list(before)
     counts.share()
@@ -244,7 +244,7 @@ def main():
     by_split = {split: open_counts(data, split, part, maps.args) for split, part in images.items()}
     sources = {split: maps.source(part, split) for split, part in images.items()}
     truth = combined(images['val'].fingerprint(), *(by_split[split].fingerprint(part.contents)
-                                                    for split, part in images.items()))  # val's choose the thresholds
+                                                    for split, part in images.items()))  # thresholds are chosen on val
     result = maps.result_file(images['test'], sources.values(), truth)
     for split, part in images.items():
         localise(network.loader(part), sources[split], by_split[split], network.device)

@@ -43,8 +43,8 @@ LARGE_PAGE = 100e6  # bytes: browsers are slow with a larger page
 def resolve_class(text, names, num_classes):
     """A class by its exact name, by its number (from 0), or by a part of its name that no other name has.
 
-    Where a name is a number itself, as of the folders 0, 1, 10, 2, a number is a name and nothing else; there "class 3"
-    stands for the number. 02 is no number.
+    If names are numbers themselves, such as the folders 0, 1, 10, 2, a number always means the name, and "class 3"
+    means the number. 02 is not a number.
     """
     hits, number = [label for label, name in enumerate(names) if name == text], re.fullmatch(NUMBER, text)
     numbered = not any(name.isdecimal() for name in names)
@@ -173,7 +173,7 @@ def explain(batch, indices, sources, choose):
 
 
 def check(network, batch, indices, explained, methods):
-    """The check of each photo of a batch by erasing: of check_maps. explained: of explain."""
+    """Check the maps of a batch by erasing. Returns what check_maps returns. explained: from explain."""
     args, classes = network.args, torch.tensor([classes[0] for _, classes, _ in explained], device=network.device)
     maps = {name: torch.from_numpy(np.stack([of_photo[name][:1] for *_, of_photo in explained])).to(network.device)
             for name in methods}
@@ -208,8 +208,8 @@ def draw_all(network, images, names, album, sources, choose):
 
 @torch.inference_mode()
 def say_if_same_for_blanks(network, source, entries, album):
-    """Say it where plain grey and noise get the prediction of all photos, at nearly the same probability. entries: of
-    the photos."""
+    """Warn if plain grey and noise get the same prediction as all photos, at nearly the same probability. entries: the
+    photos' entries in the manifest."""
     noise = np.random.default_rng(0).integers(0, 256, (network.args.crop_size, network.args.crop_size, 3), np.uint8)
     blanks = torch.stack([network.transform()(Image.fromarray(pixels)) for pixels in (np.full_like(noise, 128), noise)])
     probs, labels = source.probabilities(source.forward(util.to_device(blanks, network.device))).max(1)

@@ -196,7 +196,7 @@ def measure(model, loader_of, precision, args, result, figure, **more):
     for split in ('val', 'test'):
         confidence, correct = classify(model, loader_of(split), result.device, precision, split)
         percent[split] = 100 * int(correct.sum()) / len(correct)
-        calibration = metrics.calibration(confidence, correct)  # of the last, test
+        calibration = metrics.calibration(confidence, correct)  # kept from the last split, test
     screen.say(f'{title}: accuracy ' + ', '.join(f'{value:.1f} % on {split}' for split, value in percent.items())
                + f'; expected calibration error {calibration["error"]:.1f} % on test')
     if processes.is_first():
@@ -239,7 +239,7 @@ def train(args, folder, device, stop):
     sampler = SeededBatches(len(images['train']), args.batch_size, args.seed, training.least)
     if processes.is_first():
         whole_files.check_writable(folder, training.bytes_of_checkpoint())
-    for split in registry.SPLITS if args.cache else ():  # which takes long, so only a training that can begin does it
+    for split in registry.SPLITS if args.cache else ():  # this takes long, so it waits until the training can begin
         images[split].cached(Path(args.save_root) / 'cache')
     inputs, workers = images, args.workers
     if args.freeze and (checkpoint is None or checkpoint.epoch < args.epochs):  # else no epoch is left to train

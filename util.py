@@ -82,7 +82,7 @@ def pick_precision(name, device, auto='float32'):
     """'float32', 'tf32' or 'bfloat16'. auto: what 'auto' means on a device that computes in bfloat16; else it means
     float32.
 
-    What a device does not compute in becomes float32, with a warning. A CPU emulates bfloat16.
+    A precision that the device does not support becomes float32, with a warning. A CPU emulates bfloat16.
     """
     if name == 'auto':
         return auto if computes_in_bfloat16(device) else 'float32'
@@ -99,8 +99,8 @@ def pick_precision(name, device, auto='float32'):
 def autocast(precision, device):
     """The context in which the backbone computes in 'float32', 'tf32' or 'bfloat16'.
 
-    In tf32, cuDNN's convolutions round their inputs to 10 bits; float32 keeps all 23, although torch's default on CUDA
-    is the former. That holds until the next call, so that it holds for the backward too.
+    In tf32, cuDNN's convolutions round their inputs to 10 bits; in float32 they keep all 23, although torch
+    rounds by default on CUDA. The setting stays until the next call, so it covers the backward too.
     """
     torch.backends.cudnn.allow_tf32 = precision == 'tf32'
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bfloat16')

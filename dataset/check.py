@@ -55,7 +55,7 @@ def check_dataset(data):
                 _check_boxes(path, ids, problems)
                 present = [name.encode() for name in ids if (data.image_folders[split] / name).is_file()]
                 try:
-                    data.boxes(split, np.array(present))  # which compares sizes with the photos'
+                    data.boxes(split, np.array(present))  # raises if a photo has another size than listed
                 except UserError as error:
                     problems['bad boxes'] += [] if problems['bad boxes'] else [str(error)]
     for folder, (ids, missing, surplus) in compare(data, listed).items():

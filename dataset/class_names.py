@@ -28,7 +28,7 @@ def imagenet_names():
 
 
 def told_apart(names):
-    """Names of which none is twice: "crane" and "crane" become "crane (134)" and "crane (517)", with their numbers."""
+    """Names made unique by the numbers of the classes: "crane" and "crane" become "crane (134)" and "crane (517)"."""
     counts = Counter(names)
     return [f'{name} ({number})' if name and counts[name] > 1 else name for number, name in enumerate(names)]
 
@@ -50,7 +50,7 @@ def read_class_names(path, num_classes):
 
 
 def names_in(value, depth=2):
-    """The names in a value of JSON or of a checkpoint, in the order of the classes; [] if there are none so deep in it.
+    """The names in a value of JSON or of a checkpoint, in the order of the classes; [] if none are in its first levels.
 
     ['tench', ...], {'0': 'tench'}, {'0': ['n01440764', 'tench']}, {'tench': 0}, or a dict with one of these in KEYS.
     """
@@ -88,7 +88,7 @@ def _check_keys(text):
     """Raise UserError for a key that a mapping of YAML, JSON or Python states twice: parsers take the last."""
     try:
         nodes, seen = [yaml.compose(text, yaml.SafeLoader)], set()
-    except Exception:  # deep nesting makes it raise many kinds
+    except Exception:  # deep nesting makes it raise errors of many kinds
         return
     while nodes:
         node = nodes.pop()
@@ -105,7 +105,7 @@ def _names_in_text(text, num_classes):
     if text.lstrip()[:1] in ('{', '[') or re.search(r'^\s*(names|classes)\s*:', text, re.MULTILINE):
         _check_keys(text)
         for read in (json.loads, ast.literal_eval, yaml.safe_load):
-            with suppress(Exception):  # deep nesting makes them raise many kinds
+            with suppress(Exception):  # deep nesting makes them raise errors of many kinds
                 if names := names_in(read(text)):
                     return names
     lines = [line.strip() for line in re.split(r'\r\n|\r|\n', text)]

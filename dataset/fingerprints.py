@@ -1,4 +1,4 @@
-"""What files hold, as SHA-256: computed once for each file, and looked up while nothing of the file has changed.
+"""The SHA-256 of files: computed once for each file, and looked up as long as the file has not changed.
 
 A store in a folder keeps the SHA-256 beside the file's size, inode and times. A user can set the time of writing
 (mtime), but not the time of the last change (ctime): a file that was replaced never looks unchanged. Without a folder
@@ -21,8 +21,8 @@ from wsol.errors import UserError
 
 FILE = 'fingerprints.sqlite'
 SETTLED = 2 * 10**9  # ns: a file that was changed later may change again within one tick of the file system's clock
-PATIENCE = 2         # s: as long as a command waits for another that writes to the store
-CHUNK = 4096         # files whose SHA-256 are kept together: so many are lost at most if a command is interrupted
+PATIENCE = 2         # s: how long a command waits for another that writes to the store
+CHUNK = 4096         # files in one write to the store: an interrupted command loses the SHA-256 of at most so many
 TABLE = 'CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, state TEXT, sha256 TEXT) WITHOUT ROWID'
 
 
@@ -38,8 +38,8 @@ def combined(*parts):
 
 
 def _state(path):
-    """What changes whenever a file does: (its size, inode and times in one text, ctime in ns). None for what is no
-    regular file."""
+    """A file's state, which changes whenever the file does: (its size, inode and times in one text, ctime in ns). None
+    if the path is not a regular file."""
     try:
         status = path.stat()
     except OSError:
@@ -72,7 +72,7 @@ class Contents:
         self.store = folder and Path(folder) / FILE
 
     def of(self, paths):
-        """[SHA-256 of each file, '' for what is no readable file], with a bar where it takes long.
+        """[SHA-256 of each file; '' if it cannot be read]. Shows a progress bar if this takes long.
 
         Several processes of a run share the files: each calls this with the same paths. Raises UserError if they differ
         in number.
@@ -118,7 +118,7 @@ class Contents:
             self._with_store(keep)
 
     def _with_store(self, use):
-        """use(connection to the store); None where the store cannot be used."""
+        """The result of use(connection to the store); None if the store cannot be used."""
         try:
             self.store.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self.store, timeout=PATIENCE)) as store, store:

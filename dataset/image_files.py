@@ -21,17 +21,17 @@ from runtime.screen import progress, warn, warn_once
 from util import usable_cores
 from wsol.errors import UserError
 
-# of these a file is an image without a look inside
+# files with these suffixes are taken for images without a look inside
 SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.ppm', '.pgm', '.tga',
             '.xbm')
 NO_FORMATS = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF'}  # PIL cannot decode them, or has another program do it
-BY_SUFFIX = {'TGA', 'XBM'}  # have no mark inside: PIL takes other binary files or C headers for them
+BY_SUFFIX = {'TGA', 'XBM'}  # such files have no mark: PIL takes other binary files or C headers for them
 CAMERAS = {'.dng', '.nef', '.cr2', '.cr3', '.arw', '.orf', '.rw2', '.raf'}  # PIL would open the small preview inside
 ADVICE = dict.fromkeys(CAMERAS, 'develop them into TIFF or JPEG') | dict.fromkeys(
     ('.heic', '.heif', '.hif'), 'pip install pillow-heif opens these') | {'.jxl': 'pip install pillow-jxl-plugin does'}
 OF_THE_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
-LARGEST = 8192  # pixels along a side: a larger photo is reduced to half of this when it is opened, for memory; one of
-                # 48 megapixels is not, so that networks see what they see elsewhere
+LARGEST = 8192  # pixels along a side: a larger photo is reduced to half of this when it is opened, to save memory. A
+                # photo of 48 megapixels is not reduced, so that networks see the same pixels as in other programs
 ORIENTATION = 0x0112  # EXIF's tag
 REMEDY = 'replace it, or leave it out by --skip_broken'  # for an image that does not open
 # phones take photos this large; a larger image is refused by the size in its header, before it is decoded
@@ -59,7 +59,7 @@ def images_below(root, besides=None):
         hidden += sum(map(is_hidden, (*folders, *files)))
         folders[:] = [name for name in folders if not is_hidden(name) and not _leads_back(Path(folder, name))
                       and (besides is None or Path(folder, name).resolve() != besides)]
-        inside = f'{Path(folder).relative_to(root)}/'.removeprefix('./')  # a Path of each file would take long
+        inside = f'{Path(folder).relative_to(root)}/'.removeprefix('./')  # to make a Path of each file would be slow
         for name in files:
             if not is_hidden(name):
                 (ids if name.lower().endswith(SUFFIXES) else unknown).append(inside + name)
@@ -162,8 +162,8 @@ def _to_rgb(image, path):
 
 
 def _with_all_16_bits(image, path):
-    """A colour image of 16 bits, of which PIL keeps the upper 8: read again where it needs at most 14."""
-    form = str(image.tile)  # PIL forgets it when it loads the pixels, and of some formats turns them then
+    """Read a colour image of 16 bits again if it uses at most 14 of them, since PIL keeps only the upper 8 bits."""
+    form = str(image.tile)  # PIL forgets this when it loads the pixels; in some formats it turns them then
     turn = _turn(image)
     if image.mode not in ('RGB', 'RGBA') or ';16' not in form or max(high for _, high in image.getextrema()[:3]) > 63:
         return image
@@ -195,7 +195,7 @@ def _to_8_bits(values, image, path):
     if white not in (1, 65535):
         warn_once('depth', f'{path}: its values of more than 8 bits are scaled from {black:.8g} (black) to {white:.8g} '
                            '(white), by what it states or what it holds; likewise each such image')
-    return 255 - levels if getattr(image, 'tag_v2', {}).get(262) == 0 else levels  # of a TIFF whose white is 0
+    return 255 - levels if getattr(image, 'tag_v2', {}).get(262) == 0 else levels  # in a TIFF whose white is 0
 
 
 def _stated_white(image, path):
@@ -244,7 +244,7 @@ def is_of_the_system(error):
 
 
 def in_threads(function, items, description, **options):
-    """Yield function(item) for each item of a sequence, in order, computed by threads. options: of the bar."""
+    """Yield function(item) for each item of a sequence, in order, computed by threads. options: of the progress bar."""
     with ThreadPoolExecutor(usable_cores()) as pool:
         # the pool queues everything that it is given: chunks keep the memory small
         chunks = (items[start:start + 256] for start in range(0, len(items), 256))
@@ -255,7 +255,7 @@ def in_threads(function, items, description, **options):
 def broken_images(paths, read=open_image, remedy=REMEDY):
     """Decode every image of a list. Returns {index: problem} of those that do not open.
 
-    read: open_image, or open_upright. remedy: as there.
+    read: open_image or open_upright. remedy: passed on to it.
     """
     def problem(path):
         try:

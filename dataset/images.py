@@ -22,7 +22,7 @@ from runtime.whole_files import make_folder, remove_superseded, write_atomically
 from wsol.errors import UserError
 
 MOST_READ = 50_000  # files that are read to find photos that stand in two splits
-READER = 1  # to be raised with every change of how files become pixels, so that no cache of earlier pixels is read
+READER = 1  # raise it whenever files become pixels in another way, so that no cache of earlier pixels is read
 
 
 class Images(Dataset):
@@ -77,7 +77,7 @@ class ImageDataset(Images):
         return torch.from_numpy(np.array(self.pixels[index]))
 
     def _open_cache(self):
-        """Keep the cache open, so that it can be read on when another command removes its name."""
+        """Keep the cache file open, so that it stays readable if another command deletes it."""
         size = self.transform.resize_size
         self.pixels = np.memmap(self.cache, np.uint8, 'r', shape=(len(self), 3, size, size))
 
@@ -87,8 +87,8 @@ class ImageDataset(Images):
     def cached(self, folder):
         """Itself, reading all resized images from one file below folder, which is written if it is missing.
 
-        The file is named after data set and split, the images' size and fit, and a fingerprint of all else that the
-        pixels depend on. Those with another fingerprint are removed then. Raises UserError.
+        The file is named after data set and split, the images' size and fit, and a fingerprint of everything else
+        that the pixels depend on. Caches with another fingerprint are then removed. Raises UserError for a full disk.
         """
         size, fit = self.transform.resize_size, (self.transform.way or {}).get('fit', '')
         path = Path(folder) / f'{self.name}_{size}{fit}.{self.pixels_fingerprint()[:16]}.pixels'
@@ -114,7 +114,7 @@ class ImageDataset(Images):
 
     @cached_property
     def sha256(self):
-        """[SHA-256 of each photo]. Several processes of a run share the work: all of them ask for it."""
+        """[SHA-256 of each photo]. The processes of a run share the work, so all of them must ask for it."""
         return self.contents.of(self.paths())
 
     def fingerprint(self):
@@ -122,13 +122,13 @@ class ImageDataset(Images):
         return combined(self.image_ids.tolist(), self.labels.tolist(), self.sha256)
 
     def pixels_fingerprint(self):
-        """SHA-256 of what the photos' pixels depend on, until they are resized."""
+        """SHA-256 of everything the photos' pixels depend on before they are resized."""
         return combined(self.fingerprint(), READER, self.open_photo.__name__, PIL.__version__, str(torch.__version__),
                         *([str(self.transform.way)] if self.transform.way else ()))
 
     @cached_property
     def sizes(self):
-        """(N,) int64: the files' sizes in bytes, -1 for what is no file."""
+        """(N,) int64: the files' sizes in bytes, -1 for a missing file."""
         paths = map(self.path, progress(range(len(self)), 'looking at the files', 'image', leave=False, delay=3))
         return np.fromiter((path.stat().st_size if path.is_file() else -1 for path in paths), np.int64, len(self))
 
@@ -164,7 +164,7 @@ def shared_photos(first, second):
         rows = [np.flatnonzero(np.isin(first.sizes, sizes)), compared[np.isin(second.sizes[compared], sizes)]]
     contents = [images.contents.of(images.paths(part)) for images, part in zip((first, second), rows, strict=True)]
     places = dict(zip(contents[0], rows[0].tolist(), strict=True))
-    places.pop('', None)  # of what cannot be read
+    places.pop('', None)  # the files that cannot be read
     return [(places[sha256], row) for sha256, row in zip(contents[1], rows[1].tolist(), strict=True)
             if sha256 in places], len(compared)
 

@@ -5,7 +5,7 @@ Source: Choe et al., CVPR 2020 (arXiv 2001.07437). A split's folder holds image_
 allowed, or path,mask.png,ignore.png with the ignore mask on an image's first line only, or no ignore masks.
 
 Files as spreadsheets and pandas write them are read too: a byte order mark, blank lines at the end, spaces around
-commas, 12.0. The published code stops at any fraction; here those of box corners are cut off, as it does after scaling.
+commas, 12.0. The published code fails at any fraction. Here those of box corners are cut off, as it does after scaling.
 """
 import codecs
 import re
@@ -25,7 +25,7 @@ LARGEST = 1 << 31  # pixels along a side
 PATHS = {'path': rb'([^\0]{1,1000}?)', 'mask.png': rb'([^,\0]+\.png)', 'ignore.png': rb'((?:[^,\0]+\.png)?)'}
 CORNERS = dict.fromkeys(('x0', 'y0', 'x1', 'y1'), rb'(-?[0-9]{1,18})(?:\.[0-9]*)?')
 INTEGER, COMMA = rb'(-?[0-9]{1,18})(?:\.0*)?', rb'\s*,\s*'
-FRACTION = re.compile(rb',[^,]*\.0*[1-9]')  # of a corner
+FRACTION = re.compile(rb',[^,]*\.0*[1-9]')  # a fraction in a corner
 
 
 def leads_out(name):
@@ -41,7 +41,7 @@ def read_rows(path, form, problems=None):
 
     form: the names of the fields, as in 'path,label'; path, mask.png and ignore.png are paths, all others are integers.
     A line may end before ignore.png.
-    problems: a list that takes a sentence for each line of another form; without it such a line raises UserError.
+    problems: a list to which a sentence is added for each malformed line; without it such a line raises UserError.
     """
     names = form.split(',')
     paths = sum(name in PATHS for name in names)  # they come first

@@ -51,7 +51,7 @@ def _values(path, names, parse, expected):
 def _box(text):
     x, y, width, height = map(float, text.split())
     is_plain = text.isascii() and '_' not in text
-    if not is_plain or not all(0 <= value < math.inf for value in (x, y, width, height)):  # False of NaN
+    if not is_plain or not all(0 <= value < math.inf for value in (x, y, width, height)):  # False for NaN
         raise ValueError
     return x, y, width, height
 

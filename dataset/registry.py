@@ -34,7 +34,7 @@ SPLITS = ('train', 'val', 'test')
 class Entry:
     """What is known of a data set before its files are there: its numbers, and where its files lie below the roots."""
     num_classes: int
-    image_folders: dict[str, str]    # split -> folder below data_root, what its image ids are relative to
+    image_folders: dict[str, str]    # split -> folder below data_root, to which its image ids are relative
     recipes: dict[str, str]          # split -> the recipe of dataset/prepare.py that prepares it
     cub_folder: str | None = None    # below data_root: parts, attributes and segmentations in CUB's layout
     cue_pairs: tuple[int, ...] = ()  # how many pairs of classes differ in 1, 2, 3 parts
@@ -84,11 +84,11 @@ class DataSet:
 
     # as published, without EXIF: boxes and masks belong to these pixels
     open_photo, size_of_photo, turned = staticmethod(open_image), staticmethod(stored_size), ''
-    may_be_resized = True  # the photos, while boxes and sizes are the published ones
+    may_be_resized = True  # whether photos may be smaller than in the published lists of boxes and sizes
 
     @property
     def label(self):
-        """The name in the names of result files; of a folder, with a number that tells two of one name apart."""
+        """The name in names of result files; a folder gets a number, since two folders may have the same name."""
         return self.name if self.name in DATASETS else (
             f'{Path(self.name).name}-{zlib.crc32(bytes(Path(self.name).resolve())):08x}')
 
@@ -123,8 +123,8 @@ class DataSet:
         """Raise UserError where images lie in the folder of another class than their label's. Returns whether the
         folders tell the classes at all.
 
-        names: the classes' names in `source`, where a class is called as the folder of its images; None if `source`
-        names none. Training images may have wrong labels on purpose: there the commonest folder of a class counts.
+        names: the classes' names in `source`, where each class has the name of its images' folder; None if `source` has
+        no names. Training images may have wrong labels on purpose: there the commonest folder of a class counts.
         """
         by_class = split == 'train' or self.class_names
         pairs = zip(images.class_names, range(self.num_classes), strict=False) if by_class else count_folders(images)
@@ -256,7 +256,7 @@ def _own_folder(folder, class_names):
         if not train.is_dir():
             raise UserError(f'--dataset={folder}: no such folder, or no {train} in it. It should hold train/<class>/, '
                             f'val/<class>/ and test/<class>/ with images, or be one of {", ".join(DATASETS)}')
-        with os.scandir(train) as entries:  # which fails for what it cannot read; is_dir of a path does not
+        with os.scandir(train) as entries:  # fails if it cannot read the folder; Path.is_dir does not
             class_names = sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
         if len(class_names) < 2:
             raise UserError(f'{train} has {len(class_names)} class folders; a classifier needs two at least')
@@ -273,21 +273,21 @@ def _own_folder(folder, class_names):
 def are_resized(sizes, listed):
     """Whether photos are smaller copies of those that a list describes, all squashed to one size or each in proportion:
     then boxes in the listed pixels are right. Both: (N,2)."""
-    skew = np.abs(sizes[:, 0] * listed[:, 1] - sizes[:, 1] * listed[:, 0])  # 0 but for the rounding of the sides
+    skew = np.abs(sizes[:, 0] * listed[:, 1] - sizes[:, 1] * listed[:, 0])  # 0 except for the rounding of the sides
     in_proportion = (skew <= listed.sum(1)).all() and (sizes <= listed).all()
     most_differ = (sizes != listed).any(1).mean() > 0.5
     return bool(most_differ and (in_proportion or (sizes == sizes[0]).all()))
 
 
 def count_folders(images):
-    """{(folder, label): how many images lie in the folder and have the label}. images: of an ImageDataset."""
+    """{(folder, label): how many images lie in the folder and have the label}. images: an ImageDataset."""
     folders = (b'/' + image_id for image_id in images.image_ids.tolist())
     return Counter(zip((path.split(b'/')[-2].decode() for path in folders), images.labels.tolist(), strict=True))
 
 
 def names_of_folders(images, num_classes):
     """Each class's name: the commonest folder of its images ('' for a class without images). () where classes share a
-    folder. images: of an ImageDataset."""
+    folder. images: an ImageDataset."""
     names = [''] * num_classes
     for (folder, label), _ in reversed(count_folders(images).most_common()):
         names[label] = folder

@@ -12,13 +12,13 @@ def read_superclass_file(path, num_classes):
     """A YAML file of `label: [labels]`, numbers from 0; labels left out stay alone. Returns (C,C) bool.
 
     Raises UserError with the line. YAML's other integers, such as 2_0, 010 (which is 8) and 1:30 (which is 90), are
-    refused, and so is a label that is stated twice, of which YAML would take the last.
+    refused. So is a label that is stated twice, since YAML would take the last.
     """
     try:
         if Path(path).exists() and not Path(path).is_file():
             raise OSError('no regular file')
         content = yaml.compose(Path(path).read_text('utf-8-sig'), yaml.SafeLoader)
-    except Exception as error:  # tags and nesting make PyYAML raise many kinds
+    except Exception as error:  # tags and nesting make PyYAML raise errors of many kinds
         raise UserError(f'{path} cannot be read as YAML: {type(error).__name__} {words_of(error)}') from error
     if not isinstance(content, yaml.MappingNode):
         raise UserError(f'{path}: expected lines "label: [labels]"')

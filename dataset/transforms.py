@@ -24,7 +24,7 @@ def fitted(image, way):
 
 
 def _place(photo, fit, resize_size, input_size, **_):
-    """(width, height) of a photo -> those to which it is resized, and how far the square lies from its left and top."""
+    """A photo's (width, height) -> (width, height) after resizing, and the square's distance from its left and top."""
     if fit == 'crop':
         sides = [max(resize_size, int(resize_size * length / min(photo))) for length in photo]
     elif fit == 'pad':
@@ -101,7 +101,7 @@ def _statistics(normalisation, device):
 
 
 def eval_transform(crop_size, normalisation=IMAGENET, way=None):
-    """Published: resize to a square of the crop's size. normalisation, way: of Transform."""
+    """Published: resize to a square of the crop's size. normalisation, way: as in Transform."""
     return Transform(crop_size, normalisation=normalisation, way=way)
 
 

@@ -1,4 +1,4 @@
-"""Images of which pixels are erased: in which order the pixels go, and what the network says of the rest."""
+"""Images with erased pixels: the order in which pixels are erased, and the class scores of the rest."""
 import itertools
 
 import numpy as np
@@ -14,7 +14,7 @@ CONTROLS = ('random pixels', 'coarse noise')
 
 def pixel_orders(maps, size, seeds, device):
     """Three orders of the pixels, each (B,H*W) places from 0: by the maps from the highest value down, at random, and
-    by coarse noise, the control. maps: B of (1,h,w). size: (H,W). seeds: (B,), of the images."""
+    by coarse noise, the control. maps: B of (1,h,w). size: (H,W). seeds: (B,), one for each image."""
     maps = torch.cat([resize(one, size) for one in maps])  # (B,H,W)
     drawn_on = device if device.type == 'cuda' else 'cpu'  # on CUDA itself, so that no random order is copied to it
     top, random = ranks(maps, _generators(seeds, drawn_on))
@@ -47,7 +47,7 @@ def erased_scores(model, images, copies, seeds, fill='zeros', precision='float32
 
 @torch.inference_mode()
 def check_maps(model, images, classes, maps, seeds, **options):
-    """What erasing tells of maps: for each image {fill: {method, and each of CONTROLS: p(class) after CHECKED}}.
+    """Check maps by erasing: for each image {fill: {name: p(class) for each of CHECKED}}, by methods and CONTROLS.
 
     classes: (B,). maps: {method: (B,1,h,w)}. seeds: (B,). options: of erased_scores.
     """
@@ -66,8 +66,8 @@ def check_maps(model, images, classes, maps, seeds, **options):
 
 
 def compare_with_noise(checks, seed=0):
-    """{method: {fill: on how many photos erasing by the map lowers p more than by coarse noise, in the mean over
-    CHECKED, of how many, and the interval of this share over the photos}}. checks: of check_maps."""
+    """{method: {fill: record}}: on how many photos, and on how many of all, erasing by the map lowers the mean p over
+    CHECKED more than erasing by coarse noise; low, high: the interval of this share. checks: from check_maps."""
     summary = {}
     for fill in metrics.FILLS:
         means = {name: np.array([np.mean(check[fill][name]) for check in checks]) for name in checks[0][fill]}

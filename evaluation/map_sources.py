@@ -39,7 +39,7 @@ class MapBatch(NamedTuple):
 
 
 class MapSource:
-    """The base of all sources.
+    """The base class of all sources.
 
     images: the ImageDataset of the batches. model: the network, or None. classifier: the network that gives the
     probabilities, where the maps are those of another one.
@@ -85,7 +85,7 @@ class MapSource:
             return None if activations is None else model.probabilities(model.class_scores(activations))
 
     def fingerprint(self):
-        """SHA-256 of what the maps come from, beside the images and the network; None if there is no more. All
+        """SHA-256 of what the maps come from, beside the images and the network; None if from nothing else. All
         processes of a run call it."""
 
     def check_pairs(self, pairs):
@@ -202,7 +202,7 @@ class FolderMaps(MapSource):
 
 
 def folder_name(folder):
-    """How results call maps made elsewhere: their folder's name, and a number that tells two folders apart."""
+    """The name of maps made elsewhere: their folder's, and a number, since two folders may have the same name."""
     folder = Path(folder).resolve()
     return f'maps-{folder.name}-{zlib.crc32(bytes(folder)):08x}'
 

@@ -38,8 +38,8 @@ def summarise(counts, pairs, evaluations):
 
 
 def summarise_masses(masses, pairs):
-    """({key of KEYS: mean over the pairs}, (P,)): the share of the maps' mass inside the truth, in percent, as the mean
-    over the images of each pair; None or NaN without any. masses: (P,2), millionths and how many images."""
+    """The share of the maps' mass inside the truth, in percent: {key of KEYS: mean over the pairs, or None}, and (P,),
+    the mean over each pair's images, or NaN. masses: (P,2), the sum in millionths and the number of images."""
     values = metrics.ratio(masses[:, 0] / 1e4, masses[:, 1])  # (P,)
     return _means_by_key(values, np.isfinite(values), pairs), values
 

@@ -149,7 +149,7 @@ def open_network(args, needed=True, or_classifier=False, whole=False):
 def settle_fit(args, checkpoint, whole):
     """Complete --fit and --resize_size, and say how photos become squares where this is not as published.
 
-    whole: of open_network. Raises UserError.
+    whole: as in open_network. Raises UserError.
     """
     made_elsewhere = args.get('scoremap_root') or args.get('score_map_process') == config.OBJECT_MASK
     if whole or made_elsewhere or checkpoint is None:

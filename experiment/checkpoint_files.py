@@ -96,7 +96,7 @@ def latest(folder):
 def read(path, key=None):
     """The content of a checkpoint file, tensors on the CPU. Raises UserError, which offers PREVIOUS.
 
-    A file from elsewhere has its weights under `state_dict` then. key: of weight_files.pick_state_dict.
+    The weights of a file from elsewhere get the key `state_dict`. key: as in weight_files.pick_state_dict.
     """
     path = Path(path)
     try:
@@ -119,7 +119,7 @@ def _read(path, key=None):
     keys = content if isinstance(content, dict) else {}
     model = keys.get('model')
     if model is None or not (isinstance(model, dict) and 'architecture' in model or 'command' in keys):
-        record = {name: keys[name] for name, fits in RECORD.items() if name in keys and fits(keys[name])}  # elsewhere's
+        record = {name: keys[name] for name, fits in RECORD.items() if name in keys and fits(keys[name])}  # not ours
         record['class_names'] = names_in(keys) or None
         return record | {'state_dict': weight_files.pick_state_dict(path, content, key)}
     if key is not None:

@@ -41,7 +41,7 @@ def lr_factor(epoch, schedule, epochs, decay_frequency):
 
 
 def part_sizes(count, parts, least):
-    """The sizes of the parts, at most so many, in which a step takes its `count` images, each of `least` at least."""
+    """Split a step's `count` images into at most `parts` parts of at least `least` images. Returns their sizes."""
     size = max(-(-count // parts), least)
     whole, rest = divmod(count, size)
     sizes = [size] * whole + [rest] * (rest > 0)
@@ -245,7 +245,7 @@ class Training:
         """Go on from this experiment's Checkpoint, whose weights the model already has, or begin a new training if it
         is None. Raises UserError."""
         if checkpoint is None:
-            if checkpoint_files.latest(self.keeper.folder) is None:  # else the first save removes the old results
+            if checkpoint_files.latest(self.keeper.folder) is None:  # otherwise the first save removes the old results
                 (self.keeper.folder / 'results.json').unlink(missing_ok=True)
                 self.keeper.write_log([])  # the folder now shows that a training has begun
             return
@@ -262,7 +262,7 @@ class Training:
         self.keeper.write_log(self.log)
 
     def bytes_of_checkpoint(self):
-        """About the size of a checkpoint: every weight, its momentum, and what is recorded of each training image."""
+        """The approximate size of a checkpoint: weights, momentum, and the record of the training images."""
         return ((1 << 20) + 2 * sum(value.nbytes for value in self.model.state_dict().values())
                 + self.keeper.record['training_images'].nbytes)
 
@@ -296,8 +296,8 @@ def top1_accuracy(model, loader, device, precision, split):
 
 @torch.inference_mode()
 def classify(model, loader, device, precision, split):
-    """How surely the images of a loader are classified, and how rightly: two (N,), p of the predicted class and whether
-    it is the true one. All processes of a run share the batches. Raises UserError if the network has diverged."""
+    """Classify the images of a loader. Returns two (N,) in order: p of the predicted class, and whether this class is
+    the true one. All processes of a run share the batches. Raises UserError if the network has diverged."""
     model.eval()
     results = [torch.empty(2, 0)]  # a process may have no batch
     for images, labels, _ in screen.progress(loader, f'accuracy on {split}', 'batch', leave=False):

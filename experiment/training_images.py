@@ -1,4 +1,4 @@
-"""What a checkpoint records of its training images, and how they differ from those that are there now.
+"""What a checkpoint records of its training images, and how the present images differ from them.
 
 A training that goes on with other images would be neither the earlier one nor a new one.
 """

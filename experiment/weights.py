@@ -153,10 +153,9 @@ def trained_classifier(architecture, source):
 
 
 def class_names(args, checkpoint, model):
-    """The names of a network's classes, all different; [] if nothing tells them. Raises UserError for another number.
-
-    They are those of --class_names; or the checkpoint's; those of the user's folder that --dataset names; no and yes of
-    one logit; ImageNet's.
+    """The names of a network's classes, all different; [] if nothing tells them. Raises UserError for a wrong number
+    of names. The first of these that exists: the names of --class_names; the checkpoint's; the folders of the user's
+    --dataset; no and yes for one logit; ImageNet's.
     """
     count, names = model.conv_last.out_channels, checkpoint.class_names or ()
     if args.class_names:
@@ -242,7 +241,7 @@ def has_attention(names):
 
 
 def fitting_weights(model, checkpoint, but_classifier=False):
-    """(the complete state dict for a model from a Checkpoint, what else it holds). Raises UserError if it does not fit.
+    """(the complete state dict for a model from a Checkpoint, its other weights). Raises UserError if it does not fit.
 
     but_classifier: keep the model's conv_last (to fine-tune on another label set), and its attention if only one of the
     two networks has one.

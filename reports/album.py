@@ -234,7 +234,7 @@ class Album:
 
 
 def caption(*classes, box=WHOLE):
-    """A = Laysan_Albatross, p(A | x) = 0.913; B = ..., for one or two classes. box: of Explanation."""
+    """A = Laysan_Albatross, p(A | x) = 0.913; B = ..., for one or two classes. box: as in Explanation."""
     return '; '.join(f'{letter} = {one["class_name"]}, p({letter} | x) = {one["probability"]:.3f}'
                      for letter, one in zip('AB', classes, strict=False)) + DIMMED * (min(box[2:]) < 1)
 

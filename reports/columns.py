@@ -94,7 +94,7 @@ def _cue_location(result):
 
 
 def _over_pairs(result, key, *names):
-    """An Estimate of a mean over class pairs. key: of KEYS. names: where the result and its pairs hold the figure."""
+    """An Estimate of a mean over class pairs. key: one of KEYS. names: the keys that lead to the figure."""
     pairs = [pair for pair in result['pairs'] if key in ('mean', str(len(pair['parts'])))]
     value, *values = (reduce(getitem, names, holder) for holder in (result, *pairs))
     units = (result['images_sha256'], *(tuple(pair['classes']) for pair in pairs)) if pairs else None

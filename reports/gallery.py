@@ -79,7 +79,7 @@ class Gallery:
 
 
 def _chart(shares, curves):
-    """The chart of a check, and its words for those who do not see it."""
+    """The chart of a check, and its alternative text."""
     words = [f'{name}, fill {fill}: ' + ', '.join(f'{p:.3f} after {share:.0f} %' for share, p in zip(
         shares, values, strict=True)) for (name, fill), values in curves.items()]
     return {'check': _image(figures.erasure_chart(shares, curves, (270, 360)), 'PNG'),

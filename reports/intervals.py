@@ -45,7 +45,7 @@ def are_paired(estimates):
 
 
 def _difference(estimates, minus):
-    """The mean of Estimates minus that of others, its values over units drawn again (D,), and the number of units.
+    """The mean of `estimates` minus that of `minus`, its bootstrap values (D,), and the number of units.
 
     Every draw takes the same units for all estimates. A unit without a value in one of them is left out of all. Raises
     ValueError for different units.

@@ -51,8 +51,8 @@ def read_experiments(folders, reference=None):
 
 
 def name_images_by_content(results):
-    """Results of earlier versions know their images by sizes: give them the SHA-256 by content of results on images of
-    these sizes, if these results agree."""
+    """Results of earlier versions know their images only by file sizes. They get the SHA-256 by content from results on
+    images of the same sizes, if those results agree."""
     contents = {}
     for result in results:
         if result.get('files_sha256'):
@@ -65,7 +65,7 @@ def name_images_by_content(results):
 
 def make_rows(results, experiment):
     """The Rows of an experiment's results: one for each network, test set and attribution method, and one more for each
-    result of the same metric with other settings or of other truth. experiment: its name."""
+    result of the same metric with other settings or another truth. experiment: its name."""
     rows, accuracies = [], []
     for result in results:
         about = {key: result.get(key) for key in ABOUT} | {'fit': result['settings'].get('fit') or 'squash'}

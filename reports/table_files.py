@@ -53,7 +53,7 @@ def as_text(tables, title='{}', style='simple'):
 
 
 def as_markdown(tables):
-    """Names in the tables can neither end a cell nor become HTML."""
+    """The tables as Markdown. Names in them can neither end a cell nor become HTML."""
     def escaped(cell):
         return cell if cell is None else html.escape(str(cell), quote=False).replace('|', '\\|')
     return as_text([Table(screen.shown(escaped(table.title)), [*map(escaped, table.header)],
@@ -66,8 +66,8 @@ def as_latex(tables):
 
 
 def as_csv(tables):
-    """A line for each cell, its numbers unrounded; mean ± deviation is text. A name at whose first character a
-    spreadsheet would begin to calculate gets an apostrophe before it."""
+    """The tables as CSV: a line for each cell, with unrounded numbers; mean ± deviation is text. A name that a
+    spreadsheet would take for a formula gets an apostrophe before it."""
     def name_of(text):
         return f"'{screen.shown(text)}" if str(text).startswith(('=', '+', '-', '@')) else screen.shown(text)
     file = io.StringIO()

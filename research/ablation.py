@@ -109,10 +109,10 @@ def report(values, columns):
     header = ['', *COLUMNS[columns]]
     rows = [[row, *map(table_files.mean_and_deviation, array.T)] for row, array in values.items()]
     parts = [screen.table(header, rows)]
-    others = [row for row in values if row != 'CAM' and 'CAM' in values and columns == 'contrasts']
-    if others:
+    compared = [row for row in values if row != 'CAM' and 'CAM' in values and columns == 'contrasts']
+    if compared:
         reference = values['CAM'][:, [0, *[OF_CAM] * (len(header) - 2)]]  # (S,K)
-        rows = [[row, *map(str, map(mean_and_interval, (values[row] - reference).T))] for row in others]
+        rows = [[row, *map(str, map(mean_and_interval, (values[row] - reference).T))] for row in compared]
         parts += ["Minus CAM's accuracy, and minus the PxAP of CAM's log-odds, with 95 % intervals over the seeds",
                   screen.table(header, rows)]
     return '\n\n'.join(parts)

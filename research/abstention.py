@@ -44,7 +44,7 @@ def make_parser():
     parser.add_argument('--methods', metavar='METHOD,...', default=(DEFAULT,),
                         type=command_line.several(command_line.choice(names)),
                         help='attribution methods, and contrasts such as log-odds, for each network that has them; '
-                        'default, also without this flag: vanilla for CAM, jointll for CALM')
+                        'default (taken without this flag) means vanilla for CAM and jointll for CALM')
     parser.add_argument('--output', default='abstention', metavar='FOLDER', help='default: abstention')
     return parser
 

@@ -109,7 +109,7 @@ def make_parser():
     parser.add_argument('--only', nargs='+', choices=ITEMS, default=list(ITEMS), help='only these parts')
     parser.add_argument('--architecture', default='resnet50', help='default: %(default)s, with 28x28 maps')
     parser.add_argument('--crop_size', type=command_line.COUNT, default=224, help='default: %(default)s')
-    parser.add_argument('--batch_size', type=command_line.COUNT, help='of the large batches (default: 32; --gpu: 64)')
+    parser.add_argument('--batch_size', type=command_line.COUNT, help='size of large batches (default: 32; --gpu: 64)')
     parser.add_argument('--rounds', type=command_line.COUNT, default=2,
                         help='timed rounds, after one that warms up (default: %(default)s)')
     parser.add_argument('--device', default='auto', choices=['auto', 'cuda', 'cpu'])

@@ -139,7 +139,7 @@ def remove_and_classify(bench):
 
 
 class WithoutPhotos(CueAnnotations):
-    """CUB's annotations where neither photos nor segmentations are: photos of one size, and every bird is a disc."""
+    """CUB's annotations without its photos and segmentations: all photos have one size, and every bird is a disc."""
 
     def photo_size(self, image_id):
         return PHOTO
@@ -172,7 +172,7 @@ class NoiseImages(ImageDataset):
 
 
 def some_cues(bench, count, num_pairs):
-    """CueImages of noise: some of CUB's that pairs evaluate, or made-up ones of class 0 that are part of all pairs."""
+    """CueImages of noise, with annotations of some CUB images whose classes are in pairs, or with made-up ones."""
     ids, labels, annotations = np.arange(count).astype('S'), np.zeros(count, int), MadeUp(count, num_pairs)
     if bench.cub:
         annotations = WithoutPhotos(bench.cub)

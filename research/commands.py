@@ -61,7 +61,7 @@ def refuse_chosen(args, names, study):
 def check_unchanged(folder, experiment, flags, more=(), remedy='Move that folder away, and those of networks that '
                     'started from it, and run again: they are trained anew'):
     """Raise UserError if a finished training had other settings than these flags of main.py state, since its figures
-    would be mistaken for theirs. flags: of the study. more: of the user."""
+    would be mistaken for theirs. flags: the study's. more: the user's."""
     path = folder / experiment / 'results.json'
     settings = result_files.read_result(path)['settings']
     if not settings:

@@ -37,7 +37,7 @@ def read(name, **wanted):
 
 
 def cell(data, **wanted):
-    """The text of one measurement, "42.4 ± 0.8"; empty where there is none. Several are an error."""
+    """The text of one measurement, "42.4 ± 0.8"; empty where there is none. Raises ValueError for several."""
     row, = [row for row in data if all(row[column] == value for column, value in wanted.items())] or [None]
     return row['value'] + (f' ± {row["deviation"]}' if row['deviation'] else '') if row else ''
 

@@ -33,8 +33,8 @@ class Reads(TorchFunctionMode):
 
 
 def profile(call, milliseconds, device):
-    """The figures of HEADER of a call that takes so long; None for those that need a GPU. The peak is of the memory
-    beyond what was in use before."""
+    """The figures of HEADER for a call that takes so many milliseconds; on a CPU, None for those that need a GPU. The
+    peak counts the memory beyond what was in use before."""
     if device.type != 'cuda':
         with Reads() as reads, Operations() as operations:
             call()

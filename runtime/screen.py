@@ -53,9 +53,9 @@ def run(main):
 
 
 def _explain(error):
-    """Say in one line what went wrong and return the exit code. Of a fault of the program, print the traceback.
+    """Say in one line what went wrong and return the exit code. A fault of the program gets its traceback printed.
 
-    To raise it would keep the frames alive, and with them the loader processes, for which Python would wait for ever.
+    The error is not raised: that would keep the loader processes alive, and Python would wait for them for ever.
     """
     text = str(error) or type(error).__name__
     if isinstance(error, UserError):

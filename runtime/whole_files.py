@@ -68,7 +68,7 @@ def reserve(file, size):
 
 def temporary(path, token=None):
     """A new name beside `path`: `.<name>.<12 hexadecimal digits>.partial`."""
-    start = os.fsencode(path.name)[:100].decode(sys.getfilesystemencoding(), 'ignore')  # of 255 bytes at most
+    start = os.fsencode(path.name)[:100].decode(sys.getfilesystemencoding(), 'ignore')  # a name has 255 bytes at most
     return path.with_name(f'.{start}.{token or uuid.uuid4().hex[:12]}.partial')
 
 

@@ -104,14 +104,14 @@ def from_module(module, layer, attribution_method='CALM_EM', num_classes=None, p
     """A head on the output of a layer of any module, to be trained; or CAM of a classifier that is already trained.
 
     module: takes images (B,C,H,W), normalised as in its training; C is what its first convolution takes. Its output may
-    be of any kind. Of DataParallel and torch.compile the network inside is taken. What is frozen has requires_grad
-    False: torch.no_grad inside the module may not hold, since only a part of it is run.
+    be of any kind. The network inside DataParallel or torch.compile is taken. Freeze parts of it by
+    requires_grad=False: torch.no_grad inside the module may have no effect, since only a part of it runs.
     layer: the dotted name of a submodule. Its output is a map (B,D,h,w) or (B,h,w,D), a tuple, list or dict that holds
     one, or to_map makes a map of it, for example of tokens (B,N,D).
     attribution_method: the head, a key of HEADS.
     num_classes: of the new head. None, for 'CAM' only, takes the module's classifier: the module must then end in
     average pooling, LayerNorm or BatchNorm or neither, and one linear layer. It is in eval mode afterwards.
-    image_size: of the image of noise on which the layer is tried.
+    image_size: the side of the noise image on which the layer is tried.
     scores: 'softmax' over the classes, or 'sigmoid' for several labels (default: what the module ends in, or softmax).
     A classifier of one logit becomes one of the two classes 0 and 1, no and yes.
     Returns an nn.Module as build_model does. Raises UserError.
@@ -151,9 +151,9 @@ def _find_layer(module, layer):
 
 @torch.no_grad()
 def _find_map(module, layer, to_map, images):
-    """(the module up to a layer, the features of `images`, which are square). Raises UserError.
+    """(the module up to a layer, the features of the square `images`). Raises UserError.
 
-    Traced by torch.fx where that gives the same as a hook, so that what follows the layer does not run.
+    torch.fx traces the module where this gives the same as a hook: then what follows the layer does not run.
     """
     backbone = LayerOutput(module, layer, to_map or last_map)
     with evaluating(backbone):  # not shapes_only: a foreign module may branch on values

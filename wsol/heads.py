@@ -133,8 +133,8 @@ class CAM(nn.Module):
         return images
 
     def in_full(self, features):
-        """Features in the precision of a head's arithmetic: float32, or float64 if the weights are. In float16 the
-        losses' epsilons would be 0, whatever has made the features or the weights so: autocast or half()."""
+        """Features in the precision of a head's arithmetic: float32, or float64 if the weights are. In float16,
+        which autocast or half() may have made of features or weights, the losses' epsilons would be 0."""
         return features.to(torch.promote_types(self.conv_last.weight.dtype, torch.float32))
 
     def head(self, features):
@@ -169,7 +169,7 @@ class CAM(nn.Module):
 
     def odds(self, difference):
         """Scores or maps of a class minus those of another -> the part of them in "why this class and not that one":
-        by softmax the log-odds of the two; for two labels the difference of their logits; of one logit the logit."""
+        the log-odds of the two by softmax, the difference of their logits by sigmoid, the logit for one logit."""
         return difference / 2 if self.scores == 'one_logit' else difference
 
     def forward(self, images):

@@ -144,7 +144,7 @@ def fewest_images(model, size):
     for count in (1, 2):
         try:
             shapes_of(model, lambda twin, images: twin.train()(images), count, 3, size, size)
-        except ValueError as error:  # of BatchNorm: one value in each channel
+        except ValueError as error:  # BatchNorm's: there is one value in each channel
             problem = words_of(error)
         except RuntimeError:  # the values decide what is computed: shapes do not tell
             return 1

@@ -243,7 +243,7 @@ def read_by_id(path, known=None):
 
 
 def _numbers(path, ids=0):
-    """A file of finite numbers, equally many on every line -> array. ids: how many of them are whole, the first."""
+    """A file of finite numbers, equally many on every line -> array. ids: how many of the first are whole numbers."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # numpy warns about an empty file, which is refused below

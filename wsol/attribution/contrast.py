@@ -1,8 +1,8 @@
 """Contrast methods: two classes in, one map out that says why the first and not the second.
 
 A difference of two attribution maps is one way to contrast two classes. The others explain one score, the log-odds
-log p(A|x) / p(B|x) = s_A - s_B, s the class scores (of labels with probabilities of their own, the difference of their
-logits). Source: Kim et al., ICCV 2021, for the difference of maps;
+log p(A|x) / p(B|x) = s_A - s_B, s the class scores. (If each label has a probability of its own, this is the
+difference of the two logits.) Source: Kim et al., ICCV 2021, for the difference of maps;
 Finer-CAM, Zhang et al., CVPR 2025, for Grad-CAM of a difference of scores (here with alpha = 1: the whole score of the
 other class is subtracted).
 

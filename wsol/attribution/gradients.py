@@ -140,7 +140,7 @@ def integrated_gradients(query):
 # --- gradients by the last map --------------------------------------------------------------------
 
 def _last_map_maps(query, reduce, explained=None):
-    """reduce(A, ∂s/∂A) for each asked class, (B,K,h,w): one forward of the backbone. explained: of gradients."""
+    """reduce(A, ∂s/∂A) for each asked class, (B,K,h,w): one forward of the backbone. explained: as in gradients."""
     features = query.activations.features.clone()
 
     def score(last_map):

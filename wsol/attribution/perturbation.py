@@ -43,7 +43,7 @@ def score_cam(query):
 @image_by_image
 def ablation_cam(query):
     """Ablation-CAM: relu(Σ_d (s − s_d) / |s| A_d), s_d the score without A_d (Desai and Ramaswamy 2020)."""
-    features = query.activations.features  # (1,D,h,w); its cost is that of a head, about a twelfth of a forward
+    features = query.activations.features  # (1,D,h,w); each s_d costs one head, about a twelfth of a forward
     with torch.no_grad(), full_precision(features):
         def explained(versions):
             return query.explained(query.model.class_scores(query.model.head(versions)))

@@ -15,7 +15,7 @@ DECLARED = []  # the operators are declared as long as this Library lives
 
 
 class _Mend:
-    """It declares them when the part of torchvision is looked for that needs them, whoever imports torchvision."""
+    """Declares the operators just before the part of torchvision that needs them is imported, by anyone."""
     @staticmethod
     def find_spec(name, *_):
         if name == 'torchvision._meta_registrations' and not hasattr(torch.ops.torchvision, 'nms'):

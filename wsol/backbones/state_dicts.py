@@ -28,10 +28,10 @@ def under_names(path, state, expected):
     """(the weights that stand under the network's names, those beside the network). Raises UserError.
 
     state: {name: tensor} of the file at `path`. Wrappers such as DataParallel, torch.compile and Lightning's modules
-    put a prefix before the network's names: it is the one under which most of the expected names are, if half of them
-    or more are there. Counts of batches that older files lack are those of a new network.
+    put a prefix before the network's names. The prefix taken is the one with the most expected names, if it has half of
+    them or more. Batch counts that older files lack are those of a new network.
     """
-    usual = any('.module.' in name for name in expected)  # else it is DataParallel's, also of a part of the network
+    usual = any('.module.' in name for name in expected)  # otherwise '.module.' comes from DataParallel around a part
     wrappers = WRAPPERS if usual else (*WRAPPERS, 'module')
     state = {'.'.join(part for part in OLD_DENSENET.sub(r'\1\2', name).split('.') if part not in wrappers): value
              for name, value in state.items()}
@@ -92,9 +92,9 @@ def say_left_out(path, names, reason):
 
 
 def load_backbone(network, weights, classifiers):
-    """Load Weights into a network whose classifier is not used. All others must fit; what is left out is named.
+    """Load Weights into a network whose classifier is not used. All other weights must fit; a line names unused ones.
 
-    classifiers: how the names of the modules begin that depend on the number of classes. Raises UserError.
+    classifiers: the modules that depend on the number of classes, by the beginnings of their names. Raises UserError.
     """
     path, complete, children = weights.path, network.state_dict(), dict(network.named_children())
     heads = tuple(f'{name}.' for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
@@ -106,7 +106,7 @@ def load_backbone(network, weights, classifiers):
     state = {name: value for name, value in state.items() if name not in left_out}
     check_fit(path, state, expected)
     say_left_out(path, [*left_out, *outside], 'since only the backbone is taken')
-    complete.update(state)  # this dict has the versions of the network's modules
+    complete.update(state)  # this dict keeps the version numbers of the network's modules
     network.load_state_dict(complete)
 
 

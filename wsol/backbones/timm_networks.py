@@ -51,7 +51,7 @@ def find_settings(name):
 
 
 def data_config(network):
-    """timm's data config of a network of its, given itself or by its name timm/NAME. Raises UserError."""
+    """timm's data config of one of its networks, given as a module or by its name timm/NAME. Raises UserError."""
     settings = find_settings(network) if isinstance(network, str) else network.pretrained_cfg
     return _timm().data.resolve_data_config(pretrained_cfg=settings)
 
@@ -125,7 +125,7 @@ def _features(network, size):
 
 
 def _layout(network, name):
-    """('NCHW', 'NHWC' or a key of TOKENS: how a network's last features are laid out, their D). Raises UserError."""
+    """(the layout of a network's last features: 'NCHW', 'NHWC' or a key of TOKENS; their D). Raises UserError."""
     size = trained_size(network)
     features = _features(network, size)
     if isinstance(features, torch.Tensor) and features.ndim == 4:

@@ -28,7 +28,7 @@ class Weights(NamedTuple):
     """The state dict of a file, {name: tensor}, and where it comes from, for messages."""
     path: object
     state: dict
-    beside: object = None  # what the file holds in all
+    beside: object = None  # the file's whole content
 
 
 # --- which kind of file -----------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ class _Kind(type):
 
 
 class Foreign(dict, metaclass=_Kind):
-    """What stands for an object of an unknown class. Of the object only items are kept, and nothing is executed."""
+    """A stand-in for an object of an unknown class. It keeps the items of a dict, and executes nothing."""
     def __new__(cls, *arguments, **_):
         foreign = dict.__new__(cls)
         foreign.arguments = arguments
@@ -117,7 +117,7 @@ class Foreign(dict, metaclass=_Kind):
 
 
 def _number(kind, content=b''):
-    """A number of NumPy as one of Python; None for what is no number. kind: what stands for its numpy.dtype."""
+    """A NumPy number as a Python number; None if it is not a number. kind: the Foreign of its numpy.dtype."""
     code = f'{kind.state[1]}{kind.arguments[0]}'.replace('|', '<')  # the order of the bytes, the type and its size
     return np.frombuffer(content, code)[0].item() if re.fullmatch('[<>=][bfiu][1248]', code) else None
 
@@ -189,7 +189,7 @@ DEPTH = 4  # of dicts in dicts
 
 def _dicts(content):
     """{place: dict} of a content and of all dicts in it, each once. place: the keys that lead there."""
-    if isinstance(content, (tuple, list)):  # as (state_dict, epoch)
+    if isinstance(content, (tuple, list)):  # such as (state_dict, epoch)
         content = {str(place): part for place, part in enumerate(content)}
     dicts, left, seen = {}, [((), content)], set()
     while left:
@@ -239,8 +239,8 @@ def problem_of_weights(state):
 def pick_state_dict(path, content, key=None):
     """The state dict {name: tensor} in the content of a file. Raises UserError if there is none, or none to prefer.
 
-    key: where it stands, as "state_dict_ema", or how the names of its weights begin, as "encoder_q". By default it is
-    the network's, not its average's.
+    key: where it stands, such as "state_dict_ema", or how the names of its weights begin, such as "encoder_q". By
+    default the weights of the network are taken, not those of its average.
     """
     states = _state_dicts(content)
     if not states:

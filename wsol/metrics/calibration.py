@@ -1,4 +1,4 @@
-"""Calibration: whether an image that is classified with p = 0.8 is classified rightly in 80 % of the cases.
+"""Calibration: are 80 % of the images that are classified with p = 0.8 classified correctly?
 
 Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017: 15 bins of equal width.
 """
@@ -10,7 +10,7 @@ BINS = 15
 
 
 def bins_of(confidence, correct):
-    """(N,3,BINS), of each image in the bin of its confidence: 1, its confidence, and 1 if it is right; 0 elsewhere.
+    """(N,3,BINS): for each image, in the bin of its confidence, 1, its confidence, and 1 if it is right; 0 elsewhere.
 
     confidence: (N,), p of the predicted class. correct: (N,) bool.
     """
@@ -23,8 +23,8 @@ def bins_of(confidence, correct):
 def expected_calibration_error(sums):
     """ECE in percent: how far confidence and accuracy lie apart in a bin, as a mean over the images.
 
-    sums: (...,3,BINS), of bins_of over the images. It is biased: with few images in a bin, chance alone makes it larger
-    than 0.
+    sums: (...,3,BINS), the sum of bins_of over the images. The error is biased: with few images in a bin, chance alone
+    makes it larger than 0.
     """
     images, confidence, correct = np.moveaxis(sums, -2, 0)
     return 100 * np.abs(confidence - correct).sum(-1) / images.sum(-1)
@@ -34,7 +34,7 @@ def calibration(confidence, correct, seed=0):
     """What a result says of calibration: the error in percent, its 95 % interval over the images, and for each bin the
     images, their mean confidence and accuracy in percent (None for an empty bin)."""
     images, *sums = rows = bins_of(confidence, correct).sum(0)
-    # for the draws, confidences of three decimals: many images are equal then, which takes less memory
+    # the bootstrap rounds confidences to three decimals: many images are then equal, which takes less memory
     draws = bootstrap_sums(bins_of(np.round(confidence, 3), correct).reshape(-1, 3 * BINS), seed).reshape(-1, 3, BINS)
     low, high = interval(expected_calibration_error(draws))
     of_bins, accuracy = ([100 * float(total / number) if number else None for total, number in zip(

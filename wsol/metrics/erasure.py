@@ -21,7 +21,7 @@ COARSE = 7        # cells on a side of coarse noise
 
 
 def erase(images, rank, ratio, fill='zeros', generators=()):
-    """Erase the int(ratio*H*W) first-ranked pixels. images: (N,3,H,W); rank: (N,H*W); ratio: one, or one each.
+    """Erase the int(ratio*H*W) first-ranked pixels. images: (N,3,H,W); rank: (N,H*W); ratio: one or N.
 
     fill: of FILLS: zeros, or ROAD's noisy linear imputation. generators: N torch.Generator of the CPU, for its noise.
     """
@@ -69,7 +69,7 @@ def impute(image, kept):
 
 
 def coarse_noise(size, generators):
-    """Uniform noise on COARSE x COARSE cells, enlarged: a control as smooth as a map. generators: N torch.Generator of
+    """Uniform noise on COARSE x COARSE cells, enlarged: a control as smooth as a map. generators: N torch.Generators of
     the CPU. Returns (N,*size)."""
     return resize(torch.stack([torch.rand(COARSE, COARSE, generator=one) for one in generators]), size)
 
