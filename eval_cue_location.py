@@ -180,7 +180,7 @@ class Scoring(NamedTuple):
     norm_type: str
     edges: np.ndarray         # of the bins
     drop_lowest: float = 0.0  # of cue_scores
-    seed: int = 0             # of drop_lowest's random draws
+    seed: int = 0             # seeds drop_lowest's random draws
 
     def generators(self, asked):
         """A generator for each of fill_histograms' `asked`; up to TOGETHER pairs of an image draw from one, in turn."""

@@ -32,7 +32,7 @@ from wsol.errors import UserError
 from wsol.metrics import CAVEAT
 
 RUNNER_UP = 'runner-up'
-NUMBER = '(class )?(0|[1-9][0-9]*)'  # of a class, on the command line
+NUMBER = '(class )?(0|[1-9][0-9]*)'  # a class, on the command line
 NEARLY = 0.02  # two probabilities that differ by no more are nearly the same
 LARGE_PAGE = 100e6  # bytes: browsers are slow with a larger page
 

@@ -170,7 +170,7 @@ def shared_photos(first, second):
 
 
 def warn_of_shared(images):
-    """Warn of photos that stand in two splits, by content, under whatever names. images: {split: ImageDataset}."""
+    """Warn of photos that stand in two splits, by content, whatever their names. images: {split: ImageDataset}."""
     for (split, first), (later, second) in itertools.combinations(images.items(), 2):
         pairs, compared = shared_photos(first, second)
         if pairs:

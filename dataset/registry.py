@@ -133,7 +133,7 @@ class DataSet:
         if not self.class_names and folders.isdisjoint(names or ()):
             if folders != set(numbers):
                 return False
-            names, source = numbers, 'the name of the folder'  # as ImageNetV2's
+            names, source = numbers, 'the name of the folder'  # as in ImageNetV2
         expected, known = dict(enumerate(names or ())), set(names or ())
         wrong = {label: folder for folder, label in pairs
                  if expected.get(label, '') != folder and (expected.get(label) or folder in known)}

@@ -49,7 +49,7 @@ def erased_scores(model, images, copies, seeds, fill='zeros', precision='float32
 def check_maps(model, images, classes, maps, seeds, **options):
     """Check maps by erasing: for each image {fill: {name: p(class) for each of CHECKED}}, by methods and CONTROLS.
 
-    classes: (B,). maps: {method: (B,1,h,w)}. seeds: (B,). options: of erased_scores.
+    classes: (B,). maps: {method: (B,1,h,w)}. seeds: (B,). options: passed to erased_scores.
     """
     orders = {}
     for method, of_images in maps.items():

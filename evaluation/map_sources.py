@@ -34,7 +34,7 @@ def untrained_network(args, checkpoint, model):
 
 class MapBatch(NamedTuple):
     """The probabilities and maps of a batch of images."""
-    probs: torch.Tensor | None  # (B,C), p(y|x); None without a network, or where the caller has its activations
+    probs: torch.Tensor | None  # (B,C), p(y|x); None without a network, or if the caller passes activations
     maps: list                  # B maps (K,h,w), of any size; or one tensor (B,K,h,w)
 
 
@@ -79,7 +79,7 @@ class MapSource:
             return model.activations(images)
 
     def probabilities(self, activations):
-        """(B,C); None without a network. activations: of the classifier."""
+        """(B,C); None without a network. activations: the classifier's."""
         model = self.classifier
         with torch.no_grad():
             return None if activations is None else model.probabilities(model.class_scores(activations))

@@ -29,7 +29,7 @@ DIFFERENCE = 'difference'  # the contrast that subtracts the shown maps of two c
 SMALLEST = 480         # pixels: a smaller photo is enlarged to this, so that its colour bars can be read
 MOST_PIXELS = 24e6     # of all panels of a picture: two of 4000 x 3000, for which a gigabyte of memory is enough
 WHOLE, DIMMED = (0.0, 0.0, 1.0, 1.0), '; dimmed: not seen by the network'
-ROUNDING = 1e-5        # of a map's largest value: that of float32 in sums over thousands of features
+ROUNDING = 1e-5        # relative to a map's largest value: the error of float32 sums over thousands of features
 MANIFEST, PAGE = 'manifest.json', 'gallery.html'
 WRITER = 'inference.py'  # the mark of a manifest of ours; earlier ones have none
 
@@ -42,7 +42,7 @@ class Explanation(NamedTuple):
     classes: list     # the explained ones: A, with a contrast B, perhaps more
     maps: dict        # attribution method -> (K,h,w), of the first K of the classes; contrast_key -> (1,h,w)
     box: tuple = WHOLE  # (x0,y0,x1,y1): the part of the photo that maps cover, in shares of its width and height
-    check: dict | None = None  # of evaluation.erasing.check_maps
+    check: dict | None = None  # from evaluation.erasing.check_maps
 
 
 class View(NamedTuple):
@@ -61,7 +61,7 @@ class View(NamedTuple):
 
 
 def has_one_value(values):
-    """Whether a map (h,w) is constant but for rounding."""
+    """Whether a map (h,w) is constant except for rounding."""
     return bool(np.ptp(values) <= ROUNDING * np.abs(values).max())
 
 
@@ -89,8 +89,8 @@ def views_of(methods, contrast_method, scores='softmax'):
 class Album:
     """The pictures, raw maps, manifest and page of a folder.
 
-    class_names: of the network; [] where it knows none. methods: the attribution methods, in order. contrast_method:
-    see views_of. overlay, picture_size, formats: the flags of these names. title: of the page. about: what the
+    class_names: the network's; [] if it has none. methods: the attribution methods, in order. contrast_method:
+    see views_of. overlay, picture_size, formats: the flags of these names. title: the page's. about: what the
     manifest says of the network and the run. scores: the head's, a key of SCORES.
     """
 

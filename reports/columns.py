@@ -46,7 +46,7 @@ OF_METRIC = {  # column -> the metric whose results have it, if the metric compa
     **dict.fromkeys(('dropped true', 'dropped false'), 'cue_location'),
     **dict.fromkeys(TABLES['Interventions'], 'interventions')}
 DECIMALS = dict.fromkeys([*(name for names in ERASURES.values() for name in names), 'rank corr.', 'slope', 'error',
-                          'deletion corr.', 'on distractors'], 2) | {'questions': 0}  # of the other columns: 1
+                          'deletion corr.', 'on distractors'], 2) | {'questions': 0}  # other columns have 1
 
 
 def cell(column, value, low=None, high=None, sign=''):

@@ -133,7 +133,7 @@ def shade(picture, values, scale, overlay, box=None):
 
 
 def within(values, box, size):
-    """(slices of a picture's rows and columns, the map there): a map on its part of a picture. box: of Panel. size:
+    """(slices of a picture's rows and columns, the map there): a map on its part of a picture. box: as in Panel. size:
     (height, width) of the picture."""
     ends = [(round(box[axis] * length), max(round(box[axis] * length) + 1, round(box[axis + 2] * length)))
             for axis, length in ((1, size[0]), (0, size[1]))]

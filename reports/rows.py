@@ -13,7 +13,7 @@ from wsol.attribution.contrast import CONTRASTS
 from wsol.errors import UserError
 
 CONTROL = 'control: '  # begins the names of controls
-ABOUT = ('dataset', 'images_sha256', 'files_sha256', 'weights_sha256', 'images', 'epoch')  # of a row
+ABOUT = ('dataset', 'images_sha256', 'files_sha256', 'weights_sha256', 'images', 'epoch')  # what a row says of itself
 NAMED_BY = {'norm_type': 'norm', 'threshold_type': 'thresholds', 'cam_curve_interval': 'step', 'seed': 'seed',
             'smooth_grad_nr_iter': 'copies', 'smooth_grad_sigma': 'noise', 'integrated_grad_nr_iter': 'points',
             'finer_cam_alpha': 'alpha', 'finer_cam_references': 'similar classes', 'rise_nr_masks': 'masks',
@@ -28,7 +28,7 @@ class Row:
     """A network's maps by one attribution method."""
     experiment: str
     method: str              # with the settings that tell it from other rows: 'CAM, norm rank'
-    about: dict              # of ABOUT, and the fit of the photos
+    about: dict              # the keys of ABOUT, and the fit of the photos
     estimates: dict[str, Estimate] = field(default_factory=dict)  # column -> what was measured
     results: dict[str, dict] = field(default_factory=dict)        # metric -> the result
     plain_method: str = ''

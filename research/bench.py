@@ -118,7 +118,7 @@ def make_parser():
 
 
 def profile_rows(entry, milliseconds, device):
-    """A row for each way of an Item, of one call. milliseconds: {way: of an image}."""
+    """Profile one call of each way of an Item, a row each. milliseconds: {way: time for an image}."""
     for way, times in milliseconds.items():
         per_image = statistics.median(times)
         values = profiles.profile(entry.ways[way], entry.count * per_image, device)

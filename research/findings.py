@@ -87,7 +87,7 @@ def speed_table():
 
 
 def difference(network, run, count):
-    """The measurement of CALM's joint difference less CAM's map; of several the one whose interval covers most."""
+    """The measurement of CALM's joint difference less CAM's map; if there are several, that with the widest scope."""
     rows = [row for row in read('real_birds', run=run, network=network, map='joint-difference', count=count)
             if row['scores'] == 'as is' and row['minus'].startswith('CAM') and row['over'] in OVER]
     return min(rows, key=lambda row: list(OVER).index(row['over']))

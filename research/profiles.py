@@ -41,7 +41,7 @@ def profile(call, milliseconds, device):
         return [operations.started, operations.waits + reads.waits, None, None, None]
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    with torch.profiler.profile() as profiler:  # of the CPU and of CUDA
+    with torch.profiler.profile() as profiler:  # it covers the CPU and CUDA
         call()
         torch.cuda.synchronize()
     events = [event for event in profiler.events() or [] if not event.is_user_annotation]

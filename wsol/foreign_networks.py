@@ -109,7 +109,7 @@ def from_module(module, layer, attribution_method='CALM_EM', num_classes=None, p
     layer: the dotted name of a submodule. Its output is a map (B,D,h,w) or (B,h,w,D), a tuple, list or dict that holds
     one, or to_map makes a map of it, for example of tokens (B,N,D).
     attribution_method: the head, a key of HEADS.
-    num_classes: of the new head. None, for 'CAM' only, takes the module's classifier: the module must then end in
+    num_classes: the new head's. None, for 'CAM' only, takes the module's classifier: the module must then end in
     average pooling, LayerNorm or BatchNorm or neither, and one linear layer. It is in eval mode afterwards.
     image_size: the side of the noise image on which the layer is tried.
     scores: 'softmax' over the classes, or 'sigmoid' for several labels (default: what the module ends in, or softmax).
@@ -198,9 +198,9 @@ def _try(network, images, name):
 def from_classifier(architecture, source=True, scores=None):
     """CAM of a trained classifier, without training: its linear layer becomes conv_last, its strides stay.
 
-    architecture: of torchvision, or timm/NAME. source: True for ImageNet's weights, downloaded once, or a file with the
-    state dict of a classifier of any number of classes. scores: as in from_module. CAM's scores are compared with the
-    classifier's.
+    architecture: torchvision's name, or timm/NAME. source: True for ImageNet's weights, downloaded once, or a file with
+    the state dict of a classifier of any number of classes. scores: as in from_module. CAM's scores are compared with
+    the classifier's.
     Raises UserError for a network that does not end in average pooling and one linear layer (VGG, ViT).
     """
     is_timm = architecture.startswith(timm_networks.PREFIX)
@@ -214,7 +214,7 @@ def cam_of_classifier(network, backbone, name, images, scores=None):
     """CAM of a network: its backbone, PooledNorm if it has such a norm, and its linear layer.
 
     Which layers these are is found by trying: for `images` (1,C,H,W), the linear layer must be given the mean of the
-    map, normalised or not, and the scores must be what it gives, but for a softmax or sigmoid at the end.
+    map, normalised or not, and the scores must be what it gives, except for a softmax or sigmoid at the end.
     name: for the message. scores: as in from_module. Raises UserError.
     """
     fed = {}  # linear layers, and what they are given

@@ -61,7 +61,7 @@ def attribution_maps(model, images, labels=None, method=None, contrast=None, see
                      settings=None, activations=None):
     """Attribution maps of a batch, in the method's own units: nothing is normalised.
 
-    model: of build_model, also inside DataParallel or torch.compile; it explains in eval mode and is left in the mode
+    model: from build_model, also inside DataParallel or torch.compile; it explains in eval mode and is left in the mode
     it came in.
     images: (B,3,H,W), normalised as the network expects them.
     labels: (B,) int64 -> maps (B,h,w); (B,K) -> (B,K,h,w); None: all classes, (B,C,h,w).

@@ -11,7 +11,7 @@ import torch
 
 OPERATORS = ('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
              'qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
-DECLARED = []  # the operators are declared as long as this Library lives
+DECLARED = []  # operators stay declared as long as their Library lives
 
 
 class _Mend:

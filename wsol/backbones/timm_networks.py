@@ -57,7 +57,7 @@ def data_config(network):
 
 
 class LastMap(nn.Module):
-    """(B,3,H,W) -> (B,D,h,w): a timm network up to its last map or its grid of tokens. layout: of _layout."""
+    """(B,3,H,W) -> (B,D,h,w): a timm network up to its last map or its grid of tokens. layout: from _layout."""
 
     def __init__(self, network, layout):
         super().__init__()

@@ -151,7 +151,7 @@ def _load(file):
     check_whole(file)
     stand_ins = [(HARMLESS.get(name) or _Kind(name, (Foreign,), {}), name) for name in _foreign_names(file)]
     file.seek(0)
-    with torch.serialization.safe_globals(stand_ins):  # torch's own names come first, whatever stands in for them
+    with torch.serialization.safe_globals(stand_ins):  # names that torch allows come first, before these
         return torch.load(file, map_location='cpu', weights_only=True)
 
 
@@ -184,7 +184,7 @@ def load(path):
 
 PLAIN = ('state_dict', 'model_state_dict', 'model', 'net', 'network', 'weights', 'model_state', 'params', 'module', '')
 AVERAGED = re.compile(r'ema|teacher|averag|momentum|swa|shadow|target', re.I)  # copies that follow the network
-DEPTH = 4  # of dicts in dicts
+DEPTH = 4  # how deep state dicts are looked for in nested dicts
 
 
 def _dicts(content):
@@ -292,7 +292,7 @@ def _without_weights(content):
 def read_weights(source, key=None):
     """The Weights in a file of torch.save or safetensors, tensors on the CPU. Raises UserError.
 
-    source: a path, or Weights, which are returned. key: of pick_state_dict.
+    source: a path, or Weights, which are returned. key: as in pick_state_dict.
     """
     if isinstance(source, Weights):
         return source

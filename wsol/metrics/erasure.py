@@ -23,7 +23,7 @@ COARSE = 7        # cells on a side of coarse noise
 def erase(images, rank, ratio, fill='zeros', generators=()):
     """Erase the int(ratio*H*W) first-ranked pixels. images: (N,3,H,W); rank: (N,H*W); ratio: one or N.
 
-    fill: of FILLS: zeros, or ROAD's noisy linear imputation. generators: N torch.Generator of the CPU, for its noise.
+    fill: in FILLS: zeros, or ROAD's noisy linear imputation. generators: N torch.Generator of the CPU, for its noise.
     """
     limits = [int(one * rank.shape[1]) for one in np.atleast_1d(ratio)]
     kept = rank >= torch.tensor(limits, device=rank.device)[:, None]
