@@ -116,11 +116,11 @@ FLAGS = {
         Flag('cache', False, boolean, 'keep the resized images of each split, and the features of --freeze, in files '
              'below save_root/cache/, so that no image is decoded again; prints their size first'),
         _recorded('crop_size', 224, SIZE, 'side of the square images that the network takes, in pixels: training '
-                  'images are cropped to it, evaluation images resized', kept=True),
+                  'images are cropped to it, evaluation images are fitted to it', kept=True),
         _recorded('fit', None, choice(('crop', 'squash', 'pad')), 'how photos become squares. crop: the shorter side '
                   'becomes resize_size, and the centre is taken; squash: the whole photo is resized to the square, as '
-                  "published; pad: the longer side fits, the rest has the mean colour (default: the classifier's "
-                  'evaluation; squash for networks that main.py trained)'),
+                  "published; pad: the longer side fits, the rest has the mean colour (default: as in the "
+                  "classifier's evaluation; squash for networks that main.py trained)"),
     ),
     'network': (
         _network('architecture', 'resnet50', _architecture, 'resnet50, vgg16, inception_v3, another classifier of '
@@ -136,7 +136,7 @@ FLAGS = {
              "CALM_EM-CUB (default: the experiment's own checkpoint; main.py: none)", main=True),
         Flag('pretrained', True, boolean_or_file, 'start from ImageNet weights of the backbone; False: from random '
              'weights; FILE: from its state dict, all but the classifier'),
-        Flag('weights_key', None, NAME, 'which state dict of a file from elsewhere is taken, as state_dict_ema'),
+        Flag('weights_key', None, NAME, 'which state dict of a file from elsewhere is taken, such as state_dict_ema'),
     ),
     'training': (
         Flag('epochs', 40, COUNT, 'passes over the training set', main=True),
@@ -214,8 +214,8 @@ FLAGS = {
                   'there are as many log thresholds'),
     ),
     'pictures': (
-        Flag('class_names', None, FILE, 'the names of the classes: a line each, numbered lines, or JSON (default: the '
-             "checkpoint's, those of your folder that --dataset names, or ImageNet's)", shared=False),
+        Flag('class_names', None, FILE, 'the names of the classes: a line each, numbered lines, a table, JSON or YAML '
+             "(default: the checkpoint's, those of your folder that --dataset names, or ImageNet's)", shared=False),
         Flag('output', None, text_of('PATH'), 'inference.py: folder of the results (default: maps); export.py: the '
              'file, .onnx or .pt2 (default: named by the checkpoint)', main=True, shared=False),
         Flag('format', ('png',), choice(('png', 'html')), 'png: a picture for each photo; html: one page for all, '
@@ -228,8 +228,8 @@ FLAGS = {
              shared=False),
         Flag('picture_size', 1024, number(int, 64), 'the longer side of a photo in the picture, in pixels; larger '
              'photos are scaled down; on the page at most 480', shared=False),
-        Flag('check', False, boolean, 'also say how p(A) falls when what the map marks is erased, beside random pixels '
-             'and coarse noise', main=True, shared=False),
+        Flag('check', False, boolean, 'also show how p(A) falls when the pixels that the map ranks highest are erased, '
+             'beside random pixels and coarse noise', main=True, shared=False),
         Flag('top_k', 5, COUNT, 'html: show maps of this many of the likeliest classes', shared=False),
     ),
 }

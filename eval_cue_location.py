@@ -2,8 +2,8 @@
 
 Source: Kim et al., ICCV 2021, section 5 and its published code. For every test image of a class of a pair, map_A -
 map_B is resized to the image, made absolute, and scored as a detector of the differing parts, by pixel average
-precision (PxAP); beside it stands the share of its mass on them. It needs data in CUB's layout. docs/protocols.md
-explains the four ways to count, and the controls.
+precision (PxAP). A second figure is the share of its mass on these parts. The script needs data in CUB's layout.
+docs/protocols.md explains the four ways to count, and the controls.
 Methods separated by commas are evaluated in one pass: every image runs through the network once.
 Result, for each: save/<experiment_name>/cue_location_<data set>_<head>_<method>_<norm>_<thresholds>.<8 digits>.json
 and .png.

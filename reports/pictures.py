@@ -147,7 +147,7 @@ def _with_lines(photo, values, above, scale, palette, width):
     """Lines of equal value over rows of a photo, of one width in pixels: a pixel's distance from a line is the
     difference of their values, divided by the slope. The lines have the palette's colours and a black rim.
 
-    values: with rows of neighbours, of which `above` are above the photo's.
+    values: with rows of neighbours; the first `above` rows are above those of the photo.
     """
     share = np.float32(scale.share(values))
     slope = np.hypot(*(cv2.Sobel(share, cv2.CV_32F, *axis, ksize=1) / 2 for axis in ((1, 0), (0, 1))))
