@@ -192,11 +192,11 @@ def make_training(args, model, images, device, folder, stop):
 def measure(model, loader_of, precision, args, result, figure, **more):
     """Show the accuracies on val and test and the calibration on test, write them to a ResultFile, with more, and draw
     the reliability plot. loader_of: split -> loader. figure: the path of the plot."""
-    title, percent, calibration = f'{args.attribution_method}, {args.architecture}, {args.dataset}', {}, {}
+    title, percent = f'{args.attribution_method}, {args.architecture}, {args.dataset}', {}
     for split in ('val', 'test'):
         confidence, correct = classify(model, loader_of(split), result.device, precision, split)
         percent[split] = 100 * int(correct.sum()) / len(correct)
-        calibration = metrics.calibration(confidence, correct)  # kept from the last split, test
+    calibration = metrics.calibration(confidence, correct)  # from the last split, test
     screen.say(f'{title}: accuracy ' + ', '.join(f'{value:.1f} % on {split}' for split, value in percent.items())
                + f'; expected calibration error {calibration["error"]:.1f} % on test')
     if processes.is_first():

@@ -68,7 +68,7 @@ def shared_loss(model, device, some_unused=False):
     # torch warns about 1x1 convolutions, whose memory layout can be described in two ways
     warnings.filterwarnings('ignore', 'Grad strides do not match bucket view strides')
     return DistributedDataParallel(Loss(model), [device] if device.type == 'cuda' else None,
-                                   broadcast_buffers=False, gradient_as_bucket_view=True,
+                                   forward_sync_buffers=False, gradient_as_bucket_view=True,
                                    find_unused_parameters=some_unused)
 
 

@@ -193,8 +193,9 @@ def test_evaluating_keeps_the_trainings_results(script, birds, checkpoint):
     code, _, err = script('main', '--is_train=False', *data_flags(flags))
     assert code == 0, err
     after = {path.name: path.read_bytes() for path in checkpoint.parent.iterdir()}
-    (added,) = after.keys() - before.keys()
-    assert added.startswith('accuracy_ToyBirds_CAM.') and before == {name: after[name] for name in before}
+    added = sorted(after.keys() - before.keys())
+    assert [Path(name).suffix for name in added] == ['.json', '.png'] and len({Path(name).stem for name in added}) == 1
+    assert added[0].startswith('accuracy_ToyBirds_CAM.') and before == {name: after[name] for name in before}
 
 
 def test_images_too_small_for_the_network(script, birds):

@@ -8,7 +8,7 @@ from wsol import HEADS, METHODS, UserError, attribution_maps, build_model
 from wsol.attribution.contrast import CONTRASTS, contrast_maps
 from wsol.attribution.registry import SamplingSettings
 
-FEW = SamplingSettings(smooth_grad_nr_iter=3, integrated_grad_nr_iter=3)
+FEW = SamplingSettings(3, integrated_grad_nr_iter=3, rise_nr_masks=3)
 FIRST, SECOND = torch.tensor([0, 1]), torch.tensor([2, 4])
 
 

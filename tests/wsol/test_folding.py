@@ -112,4 +112,5 @@ def test_results_are_those_of_the_network_as_it_is(script, tiny_birds, save, mon
         for key, values in folded['pxap']['parts']['published, all pixels'].items():
             assert values == pytest.approx(plain['pxap']['parts']['published, all pixels'][key], abs=0.05), key
     else:
-        assert folded == plain
+        errors = [one.pop('calibration', {'error': 0})['error'] for one in (folded, plain)]  # its sums differ in the last digits
+        assert folded == plain and errors[0] == pytest.approx(errors[1], abs=1e-4)

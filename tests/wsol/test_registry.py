@@ -139,17 +139,6 @@ def test_the_documentations_tables_are_the_registry():
     assert len(re.findall(r'^\| `', text, re.M)) == len(EACH) + len(REGISTERED)
 
 
-def test_the_documentations_example_is_a_method(model, image):
-    block = (ROOT / 'docs/attribution.md').read_text().split('## Add a method')[1].split('## ')[0]
-    exec('\n'.join(line[4:] for line in block.splitlines() if line.startswith('    ')), {})
-    try:
-        expected = attribution_maps(model, image, None, 'jointll').amax(1)
-        torch.testing.assert_close(attribution_maps(model, image, torch.tensor([2]), 'cue'), expected)
-        assert METHODS['cue'].label_of() == 'the largest p(y, z | x) per cell' and 'cue-difference' not in CONTRASTS
-    finally:
-        del METHODS['cue']
-
-
 @pytest.fixture
 def registered():
     """Two methods that nothing else has heard of: a probability, and what explains a score and takes its time."""
