@@ -22,3 +22,8 @@ ACCURACY = {  # (head, data set) -> top-1 in percent on the test split
     ('CALM_EM', 'CUB'): 71.8, ('CALM_EM', 'OpenImages'): 70.1, ('CALM_EM', 'ILSVRC'): 70.4,
     ('CALM_ML', 'CUB'): 59.6, ('CALM_ML', 'OpenImages'): 70.9, ('CALM_ML', 'ILSVRC'): 70.6,
 }
+
+
+def name_of(*method):
+    """The paper's name of (head, attribution method), else the two of them."""
+    return METHODS.get(method, ', '.join(filter(None, method)))

@@ -159,8 +159,8 @@ def plain_method(settings):
     method = result_files.contrast_name(contrast) if contrast in CONTRASTS else settings.get('score_map_process')
     key = settings.get('attribution_method'), method
     control, dropped = settings.get('control'), settings.get('drop_lowest')  # such a row never stands for the method
-    return (f'{CONTROL}{control.replace("_", " ")}, ' if control else '') + paper.METHODS.get(
-        key, ', '.join(filter(None, key))) + (f', lowest {dropped:g} % dropped' if dropped else '')
+    return (f'{CONTROL}{control.replace("_", " ")}, ' if control else '') + paper.name_of(*key) + (
+        f', lowest {dropped:g} % dropped' if dropped else '')
 
 
 def name_rows(rows):

@@ -28,8 +28,24 @@ class MethodResult(NamedTuple):
         values = [one.value for one in self.estimates.get(column, ())]
         return Cell(float(np.std(values, ddof=1))) if len(values) > 1 and None not in values else None
 
+    def difference(self, reference, column):
+        """How far it is above a reference, with its interval if all networks have the same images. None for the
+        reference itself, and where one of the two has no figure."""
+        ours, theirs = self.cell(column), reference and reference.cell(column)
+        if reference is self or ours is None or theirs is None:
+            return None
+        sides = self.estimates[column], reference.estimates[column]
+        paired = intervals.are_paired(sum(sides, []))
+        figures = intervals.mean_interval(*sides) if paired else (ours.value - theirs.value,)
+        return columns.cell(column, *figures, sign='+')
+
     def name(self):
-        return paper.METHODS[self.method]
+        return paper.name_of(*self.method)
+
+
+def cam_of(results):
+    """The MethodResult of CAM, with which the others are compared; None if it has none."""
+    return next((row for row in results if row.method == ('CAM', 'vanilla')), None)
 
 
 def verdict(row, reference, column=f'{COMPARED}: mean'):
@@ -50,7 +66,7 @@ def verdict(row, reference, column=f'{COMPARED}: mean'):
 def cue_table(dataset, results):
     """The paper's table of cue localization, with ours. results: MethodResults."""
     results = [row for row in results if f'{COMPARED}: mean' in row.estimates]
-    reference = next((row for row in results if row.method == ('CAM', 'vanilla')), None)
+    reference = cam_of(results)
     header = ['PxAP, %', *(f'paper: {key}' for key in paper.KEYS), *(f'published: {key}' for key in paper.KEYS),
               'published, all pixels: mean', *(f'{COMPARED}: {key}' for key in paper.KEYS), 'over seeds ±',
               f'{columns.EXACT}: mean', 'dropped true', 'dropped false', 'verdict']
@@ -75,7 +91,17 @@ def ratio_table(dataset, results):
     """R_k of every method. The paper draws it and prints no numbers."""
     ratios = [f'R_{percent}' for percent in columns.PERCENTS]
     return Table(f'Remove-and-classify on {dataset}, R_k, lower is better; the paper has curves without numbers',
-                 ['', *ratios], [[row.name(), *map(row.cell, ratios)] for row in results])
+                 ['', *ratios], [[row.name(), *map(row.cell, ratios)]
+                                 for row in results if ratios[0] in row.estimates])
+
+
+def wsol_table(dataset, results):
+    """Localization by CAM and CALM: MaxBoxAccV2, or PxAP where the truth is masks."""
+    names = [name for name in columns.WSOL if any(name in row.estimates for row in results)]
+    rows = [[row.name(), *map(row.cell, names), row.deviation(names[0]), row.difference(cam_of(results), names[0])]
+            for row in results if row.estimates.keys() & names]
+    header = ['', *names, 'over seeds ±', 'minus CAM']
+    return Table(f"WSOL on {dataset}, %; the paper's figures are not at hand", header, rows)
 
 
 def accuracy_table(dataset, results):

@@ -1,12 +1,13 @@
-"""The paper's cue localization, remove-and-classify and accuracies, run again and set beside the published figures.
+"""The paper's cue localization, remove-and-classify, WSOL and accuracies, run again beside the published figures.
 
 Prints a plan: each training and evaluation, what is missing for it, and the command that gets what is missing. Then it
-runs every unfinished step whose data and weights are there, and prints three tables for each data set: the paper's
-figure, ours, its interval, and in words whether they agree. It does not run the paper's other experiments, such
-as WSOL (eval_wsol.py) and the user study. Flags of main.py, such as --device, may follow.
+runs every unfinished step whose data and weights are there, and prints the tables of each data set: the paper's
+figure, ours, its interval, and in words whether they agree. The paper's figures of WSOL are not at hand, so that its
+table holds only ours. The user study is not run. Flags of main.py, such as --device, may follow.
 --dataset=ToyBirds does all of it on painted birds, without any download.
 Source: Kim et al., ICCV 2021 (reports/paper.py). Networks of CUB, ImageNet and OpenImages are ResNet-50 with 28x28
-maps, published or trained by the released defaults; those of ToyBirds are trained as in research/ablation.py.
+maps, published or trained by the released defaults; those of ToyBirds are trained as in research/ablation.py. CAM's
+are not published: CAM is trained on each data set, after all steps of the published networks.
 Result: <save_root>/reproduce/<data set>/tables.md, tables.csv, tables.tex and ratios.png.
 
     python -m research.reproduce --plan
@@ -25,13 +26,13 @@ from experiment import result_files, weights
 from reports import columns, paper, table_files
 from reports.table_files import Table
 from research import commands
-from research.paper_tables import MethodResult, accuracy_table, cue_table, draw_ratios, ratio_table
+from research.paper_tables import MethodResult, accuracy_table, cue_table, draw_ratios, ratio_table, wsol_table
 from runtime import command_line, screen
 from wsol.errors import UserError
 
 CHOSEN = ('dataset', 'experiment_name', 'save_root', 'seed', 'attribution_method', 'load_checkpoint',
           'score_map_process', 'override_cache')
-NAMES = {'cue_location': 'cue localization', 'pixel_perturb': 'remove-and-classify'}
+NAMES = {'cue_location': 'cue localization', 'pixel_perturb': 'remove-and-classify', 'wsol': 'WSOL'}
 
 
 # --- networks and steps -------------------------------------------------------------------------------
@@ -80,7 +81,7 @@ class Step(NamedTuple):
     method: str | None = None
 
     def title(self):
-        name = paper.METHODS.get((self.network.head, self.method))
+        name = paper.name_of(self.network.head, self.method)
         return f'{NAMES[self.metric]}: {name}' if self.metric else f'train {self.network.name}'
 
     def is_done(self):
@@ -94,6 +95,8 @@ class Step(NamedTuple):
             commands.train(network.folder, network.name, *network.training, *network.flags)
             return
         source = [f'--load_checkpoint={network.published}'] if network.published else []
+        if self.metric == 'wsol':  # masks are unpacked beside the images
+            source.append(f'--mask_root={commands.parse("main", network.flags).data_root}')
         commands.run(network.folder, f'eval_{self.metric}', f'--experiment_name={network.name}', *source,
                      f'--score_map_process={self.method}', *network.flags)
 
@@ -111,7 +114,7 @@ def networks_of(dataset, seeds, root, trains_all, flags):
             common += ['--load_checkpoint=start', *commands.FINE_TUNE]
         else:
             common += ['--architecture=resnet50', '--use_bn=True', '--large_feature_map=True']
-        for head in dict.fromkeys(head for head, _ in methods_of(dataset)):
+        for head in dict.fromkeys(head for head, _ in methods_of(dataset, 'pixel_perturb')):
             published = None if trains_all else weights.published_name(f'{head}-{dataset}')
             training = () if published else (*common, f'--attribution_method={head}')
             if training or seed == 0:  # published weights exist once
@@ -119,10 +122,13 @@ def networks_of(dataset, seeds, root, trains_all, flags):
     return networks
 
 
-def methods_of(dataset):
-    """[(head, method)] of a data set: those of the paper's table on CUB and ToyBirds, else only CALM's
-    joint maps."""
-    return [method for method in paper.METHODS if DATASETS[dataset].cue_pairs or (method[0], dataset) in paper.ACCURACY]
+def methods_of(dataset, metric):
+    """[(head, method)] that a metric measures on a data set: those of the paper's table on CUB and ToyBirds, else CAM's
+    and CALM's maps. WSOL takes these everywhere, and CALM's of superclasses if the data set has such."""
+    data, plain = DATASETS[dataset], [key for key in paper.METHODS if key[1] in ('vanilla', 'jointll')]
+    if metric == 'wsol':
+        return plain + [(head, 'jointll-superclass') for head, method in plain if method == 'jointll' and data.groups]
+    return list(paper.METHODS) if data.cue_pairs else plain if metric == 'pixel_perturb' else []
 
 
 def steps_of(networks):
@@ -131,9 +137,8 @@ def steps_of(networks):
     for network in networks:
         if network.training:
             steps.append(Step(network))
-        metrics = ('pixel_perturb', 'cue_location') if DATASETS[network.dataset].cue_pairs else ('pixel_perturb',)
-        steps += [Step(network, metric, method) for head, method in methods_of(network.dataset)
-                  if head == network.head == network.name for metric in metrics]
+        steps += [Step(network, metric, method) for metric in NAMES
+                  for head, method in methods_of(network.dataset, metric) if head == network.head == network.name]
     return steps
 
 
@@ -142,12 +147,18 @@ def lacks(step, flags):
     network, missing = step.network, []
     data = find_dataset(network.dataset, flags.data_root, flags.metadata_root)
     if network.dataset != 'ToyBirds':  # which is painted when it is opened
-        for split in ('test',) if step.metric else ('train', 'val', 'test'):
+        for split in {None: ('train', 'val', 'test'), 'wsol': ('val', 'test')}.get(step.metric, ('test',)):
             if not ((data.list_folders[split] / 'image_ids.txt').is_file() and data.image_folders[split].is_dir()):
                 missing.append((f'{network.dataset} {split}', data.prepare[split]))
         folders = [data.cub_root / name for name in ('attributes', 'parts', 'segmentations')] if data.cub_root else []
         if step.metric == 'cue_location' and not all(folder.is_dir() for folder in folders):
             missing.append((f'{network.dataset} parts, attributes and segmentations', data.prepare['test']))
+        if step.metric == 'wsol' and data.has_masks and not all(
+                any((data.mask_folder / split).rglob('*.png')) for split in ('val', 'test')):
+            missing.append((f'masks of {network.dataset}', data.prepare['test']))
+        helper = data.list_folders['train'].parent / 'helper'
+        if network.dataset == 'ILSVRC' and step.method == 'jointll-superclass' and not helper.is_dir():
+            missing.append(('superclasses of ILSVRC', f'put what metadata/README.md names into {helper}'))
     if network.published and not weights.published_file(network.published).is_file():
         missing.append((f'weights {network.published}',
                         f'python main.py --is_train=False --load_checkpoint={network.published}'))
@@ -189,10 +200,11 @@ def print_plan(steps_by_dataset, args):
 def find_results(networks):
     """[MethodResult] of the methods that have results. Raises UserError for results on different images or truth."""
     results, read = [], []
-    for head, method in methods_of(networks[0].dataset):
+    methods = {metric: methods_of(networks[0].dataset, metric) for metric in NAMES}
+    for head, method in dict.fromkeys(sum(methods.values(), [])):
         estimates = {}
         for network in (network for network in networks if network.name == head):
-            for metric in NAMES:
+            for metric in (metric for metric in NAMES if (head, method) in methods[metric]):
                 content = network.result(metric, method)
                 read += [content] if content else []
                 for column, estimate in columns.read_estimates(content or {}).items():
@@ -209,7 +221,7 @@ def report(dataset, networks, root):
     if not results:
         return
     tables = [table for table in (cue_table(dataset, results), ratio_table(dataset, results),
-                                  accuracy_table(dataset, results)) if table.rows]
+                                  wsol_table(dataset, results), accuracy_table(dataset, results)) if table.rows]
     written = table_files.write_tables(root / dataset / 'tables', tables, table_files.FORMATS)
     draw_ratios(dataset, results, root / dataset / 'ratios.png')
     screen.say(f'\n{table_files.as_text(tables)}\n{", ".join(map(str, [*written, root / dataset / "ratios.png"]))}')
@@ -221,7 +233,9 @@ def report(dataset, networks, root):
 def run_all(steps, args):
     """Run the steps that are not done. Returns two lists of titles: steps that wait for something, and failed steps."""
     waiting, failed = [], []
-    for step in (step for step in steps if not step.is_done()):
+    for step in sorted(steps, key=lambda step: bool(step.network.training)):  # no training delays published networks
+        if step.is_done():
+            continue
         if lacks(step, args) or step.metric and not step.network.published and not step.network.weights_sha256():
             waiting.append(step.title())
             continue

@@ -29,6 +29,13 @@ def test_the_plan_names_what_is_missing_and_how_to_get_it(script, tmp_path, monk
     assert code == 0, err
     for name in paper.METHODS.values():
         assert f'remove-and-classify: {name}' in out and f'cue localization: {name}' in out
+    for name in ('CAM', 'CALM_ML', 'CALM_EM', 'CALM_ML, jointll-superclass', 'CALM_EM, jointll-superclass'):
+        # on CUB, ImageNet and OpenImages, which has no superclasses
+        assert len(re.findall(f'^WSOL: {name}  +1 ', out, re.M)) == (2 if 'superclass' in name else 3)
+    assert 'WSOL: vanilla gradient' not in out and len(re.findall('^train CAM ', out, re.M)) == 3  # the reference everywhere
+    assert re.search(r'^WSOL: CAM +1 +missing: CUB val, CUB test$', out, re.M)
+    assert re.search(r'^WSOL: CAM +1 +missing: OpenImages val, OpenImages test, masks of OpenImages$', out, re.M)
+    assert re.search(r'^WSOL: CALM_EM, .*ILSVRC val, ILSVRC test, superclasses of ILSVRC, weights CALM_EM-ImageNet$', out, re.M)
     assert re.search(r'^train CAM +1 +missing: CUB train, CUB val, CUB test, ImageNet', out, re.M)
     assert re.search(r'^missing: .*CUB test, CUB parts, attributes and segmentations. To get it: python dataset/prepare.py cub$', out, re.M)
     for dataset in ('CUB', 'ImageNet', 'OpenImages'):
@@ -40,7 +47,12 @@ def test_the_plan_names_what_is_missing_and_how_to_get_it(script, tmp_path, monk
     (tmp_path / 'metadata/OpenImages/test/image_ids.txt').touch()
     (tmp_path / 'dataset/OpenImages').mkdir(parents=True)
     _, out, _ = script('research.reproduce', '--plan', '--dataset=OpenImages')
-    assert 'OpenImages test' not in out and 'weights CALM_ML-OpenImages' in out
+    assert 'OpenImages test' not in out and 'weights CALM_ML-OpenImages' in out and 'masks of OpenImages' in out
+    for split in ('val', 'test'):
+        (tmp_path / 'dataset/OpenImages' / split / 'm').mkdir(parents=True)
+        (tmp_path / 'dataset/OpenImages' / split / 'm/mask.png').touch()
+    _, out, _ = script('research.reproduce', '--plan', '--dataset=OpenImages')
+    assert 'masks of OpenImages' not in out
     # CALM of one's own needs no published weights
     _, out, _ = script('research.reproduce', '--plan', '--dataset=CUB', '--train', '--seeds=2')
     assert 'weights CALM' not in out and re.search(r'^train CALM_EM +2 ', out, re.M)
@@ -52,7 +64,8 @@ def test_toybirds_from_nothing_to_the_papers_tables(script, at_home, tmp_path, m
     assert code == 0, err
     root = tmp_path / 'save/reproduce/ToyBirds'
     trained = [command for command in at_home if command[0] == 'main']
-    assert len(trained) == 2 * 3 and len(at_home) == 2 * (3 + 2 * len(FEW))  # start, CAM, CALM_EM; two measurements each
+    # start, CAM, CALM_EM; three measurements of each map, and WSOL of CALM_EM's superclass map
+    assert len(trained) == 2 * 3 and len(at_home) == 2 * (3 + 3 * len(FEW) + 1)
     cells = cells_of(root / 'tables.csv')
     for (head, method), name in FEW.items():
         results = [commands.result(root / f'seed{seed}' / head, 'cue_location', method, *TINY) for seed in (0, 1)]
@@ -70,6 +83,20 @@ def test_toybirds_from_nothing_to_the_papers_tables(script, at_home, tmp_path, m
         erased = [commands.result(root / f'seed{seed}' / head, 'pixel_perturb', method, *TINY)['ratios'][0] for seed in (0, 1)]
         mean = np.mean([record['correct_top'] / record['correct_random'] for record in erased])
         assert float(cells['Remove-and-classify', name, 'R_10']['value']) == pytest.approx(mean)
+    boxes = {}
+    for (head, method), name in [*FEW.items(), (('CALM_EM', 'jointll-superclass'), 'CALM_EM, jointll-superclass')]:
+        results = [commands.result(root / f'seed{seed}' / head, 'wsol', method, *TINY)['results'] for seed in (0, 1)]
+        for column in ('MaxBoxAccV2', 'MaxBoxAcc', 'Top-1 Loc', 'mass in box'):
+            mean = np.mean([result[column]['test'] for result in results])
+            assert float(cells['WSOL', name, column]['value']) == pytest.approx(mean, abs=0.01)
+        boxes[name] = np.mean([result['MaxBoxAccV2']['test'] for result in results])
+    assert ('WSOL', 'CAM', 'minus CAM') not in cells
+    for name in ('CALM_EM', 'CALM_EM, jointll-superclass'):
+        difference = cells['WSOL', name, 'minus CAM']
+        assert float(difference['value']) == pytest.approx(boxes[name] - boxes['CAM'])
+        assert float(difference['low']) <= float(difference['value']) <= float(difference['high'])
+    assert ('Remove-and-classify', 'CALM_EM, jointll-superclass', 'R_10') not in cells
+    assert "the paper's figures are not at hand" in out
     assert cells['Cue', 'CAM', 'verdict']['value'] == 'the reference'
     assert 'compare only the order' in out and (root / 'ratios.png').stat().st_size > 5000
     assert (root / 'tables.tex').is_file() and (root / 'tables.md').is_file()
@@ -92,7 +119,7 @@ def check_that_a_failure_does_not_stop_the_rest(script, tmp_path, folder):
     finally:
         hidden.rename(parts)
     assert result[0] == 2 and 'error: 1 steps failed: cue localization: CAM' in result[2]
-    assert [json.loads(path.read_text())['metric'] for path in folder.glob('*_*.json')] == ['pixel_perturb']
+    assert {json.loads(path.read_text())['metric'] for path in folder.glob('*_*.json')} == {'pixel_perturb', 'wsol'}
     assert 'Remove-and-classify on ToyBirds' in result[1]
 
 
@@ -133,11 +160,41 @@ def test_an_accuracy_is_held_against_the_published_one(right, verdict):
     assert str(row[1]) == '71.8' and row[-1] == verdict
 
 
+def test_networks_that_are_there_do_not_wait_for_a_training(monkeypatch, tmp_path):
+    """Nor are masks, whose result has no interval, left without a difference."""
+    monkeypatch.setattr(reproduce, 'lacks', lambda step, flags: [])
+    monkeypatch.setattr(reproduce.Step, 'is_done', lambda step: False)
+    monkeypatch.setattr(reproduce.PlannedNetwork, 'weights_sha256', lambda network: 'some')
+    ran = []
+    monkeypatch.setattr(reproduce.Step, 'run', lambda step: ran.append(step))
+    steps = sum((reproduce.steps_of(reproduce.networks_of(name, 1, tmp_path, False, ())) for name in ('CUB', 'ILSVRC')), [])
+    assert reproduce.run_all(steps, None) == ([], []) and sorted(map(repr, ran)) == sorted(map(repr, steps))
+    first = next(index for index, step in enumerate(ran) if step.network.training)
+    assert {step.network.dataset for step in ran[:first]} == {'CUB', 'ILSVRC'}
+    assert all(step.network.training for step in ran[first:]) and not ran[first].metric
+    rows = [paper_tables.MethodResult(method, {'mask PxAP': [Estimate(value)]})
+            for method, value in ((('CAM', 'vanilla'), 50.0), (('CALM_EM', 'jointll'), 53.0))]
+    assert [row[-1] and str(row[-1]) for row in paper_tables.wsol_table('OpenImages', rows).rows] == [None, '+3.0']
+
+
+def test_masks_are_looked_for_beside_the_images(monkeypatch, tmp_path):
+    ran = []
+    monkeypatch.setattr(commands, 'run', lambda folder, script, *flags: ran.append((script, flags)))
+    network, = reproduce.networks_of('OpenImages', 1, tmp_path, False, ('--data_root=/photos',))[:1]
+    for metric in ('wsol', 'pixel_perturb'):
+        reproduce.Step(network, metric, 'jointll').run()
+    (script, flags), (_, without) = ran
+    assert script == 'eval_wsol' and not any('mask_root' in flag for flag in without)
+    assert commands.parse('eval_wsol', flags).mask_root == commands.parse('main', ['--data_root=/photos']).data_root
+
+
 def test_every_column_and_flag_has_a_sentence():
     text = (ROOT / 'docs/paper.md').read_text()
     explained = explained_columns(text)
     for column in paper_tables.cue_table('CUB', []).header[1:]:
         assert column in explained, column
+    row = paper_tables.MethodResult(('CAM', 'vanilla'), dict.fromkeys(columns.WSOL, [Estimate(1.0)]))
+    assert set(paper_tables.wsol_table('CUB', [row]).header[1:]) <= explained
     for flag in set(re.findall(r'--(\w+)', reproduce.make_parser().format_usage())) - {'save_root'}:
         assert f'`--{flag}' in text
 
