@@ -97,6 +97,11 @@ def read_columns(path, form='path'):
     return np.array(ids), np.array(integers).reshape(len(ids), -1)
 
 
+def line_of(path, wanted, form='path'):
+    """The number of the line of an image, the last where a list has several. wanted: the image's id, bytes."""
+    return max(number for number, image_id, *_ in read_rows(path, form) if image_id == wanted)
+
+
 def find(names, wanted):
     """The index in names (N,) of each of wanted (M,), of the first if there are several; -1 if there is none."""
     order = names.argsort(kind='stable')
@@ -191,7 +196,8 @@ def read_mask_paths(folder, ids):
     for image_id, (masks, ignores) in by_image.items():
         if not masks or len(set(ignores)) > 1:
             raise UserError(f'{path} names no mask of {image_id.decode()}' if not masks else
-                            f'{path} names several ignore masks of {image_id.decode()}: {", ".join(ignores)}')
+                            f'{path}, line {line_of(path, image_id, MASKS)}: {image_id.decode()} has several ignore '
+                            f'masks, {", ".join(ignores)}')
     return [(masks, (ignores or [''])[0]) for masks, ignores in by_image.values()]
 
 

@@ -153,8 +153,10 @@ class DataSet:
         wrong = np.flatnonzero((sizes != boxes.sizes).any(1))
         if len(wrong):
             (width, height), listed = sizes[wrong[0]], boxes.sizes[wrong[0]]
-            problem = (f'{paths[wrong[0]]} is {width} x {height} pixels, and {listed[0]} x {listed[1]} by '
-                       f'{self.list_folders[split] / "image_sizes.txt"} ({len(wrong)} such images)')
+            path = self.list_folders[split] / 'image_sizes.txt'
+            line = lists.line_of(path, image_ids[wrong[0]], 'path,width,height')
+            problem = (f'{paths[wrong[0]]} is {width} x {height} pixels, and {listed[0]} x {listed[1]} by {path}, line '
+                       f'{line} ({len(wrong)} such images)')
             if not (self.may_be_resized and are_resized(sizes, boxes.sizes)):
                 raise UserError(f'{problem}: boxes and sizes are those of the photo{self.turned}')
             warn(f'{problem}: boxes are taken to be those of the photos before they were resized')

@@ -104,13 +104,16 @@ def device_name(text):
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line, and whose help is printed once.
 
-    Blank words are ignored, and quotes around a value are removed: a pasted published command can contain
-    both (a backslash and a blank at the end of a line; --data_root='"dataset/"').
+    Blank words are ignored with a warning, and quotes around a value are removed: a pasted published command can
+    contain both (a backslash and a blank at the end of a line; --data_root='"dataset/"').
     """
 
     def parse_known_args(self, args=None, namespace=None):
-        args = [re.sub(r'^(--\w+=)?(["\'])(.*)\2$', r'\1\3', word)
-                for word in map(str, sys.argv[1:] if args is None else args) if word.strip()]
+        words = list(map(str, sys.argv[1:] if args is None else args))
+        if not all(map(str.strip, words)):
+            screen.warn('a blank argument is ignored: a line of the command ends in a backslash and a blank. Flags on '
+                        'the lines after it are not a part of this command; remove the blank')
+        args = [re.sub(r'^(--\w+=)?(["\'])(.*)\2$', r'\1\3', word) for word in words if word.strip()]
         return super().parse_known_args(args, namespace)
 
     def _get_value(self, action, text):

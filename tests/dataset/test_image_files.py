@@ -188,7 +188,7 @@ def test_boxes_and_sizes_of_an_own_folder_are_those_of_the_upright_photo(folder)
     data, ids = find_dataset(str(folder)), np.array([photo.encode()])
     assert data.boxes('test', ids).sizes.tolist() == [[30, 40]]
     (lists / 'image_sizes.txt').write_text(f'{photo},40,30\n')
-    with pytest.raises(UserError, match=r'turned.jpg is 30 x 40 pixels, and 40 x 30 by .*/image_sizes.txt .1 such images.*EXIF'):
+    with pytest.raises(UserError, match=r'turned.jpg is 30 x 40 pixels, and 40 x 30 by .*/image_sizes.txt, line 1 .1 such images.*EXIF'):
         data.boxes('test', ids)
     photos = images_below(folder / 'test')
     (lists / 'localization.txt').write_text(''.join(f'{name},0,0,9,9\n' for name in photos))

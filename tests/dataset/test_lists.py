@@ -97,7 +97,7 @@ def test_the_real_mask_lists_load(split, masks):
     (read_mask_paths, ['a.jpg,1,2,3,4'], ['line 1', 'path,mask.png,ignore.png']),
     (read_mask_paths, ['a.jpg,m.png,'], ['no mask of b.jpg']),
     (read_mask_paths, ['b.jpg,m.png,i.png'], ['no mask of a.jpg']),
-    (read_mask_paths, ['a.jpg,m.png,i.png', 'a.jpg,n.png,j.png'], ['several ignore masks of a.jpg: i.png, j.png'])])
+    (read_mask_paths, ['a.jpg,m.png,i.png', 'a.jpg,n.png,j.png'], ['line 2: a.jpg has several ignore masks, i.png, j.png'])])
 def test_bad_boxes_and_masks_are_refused_with_their_line(tmp_path, read, lines, words):
     (tmp_path / 'localization.txt').write_text('\n'.join(lines) + '\n')
     (tmp_path / 'image_sizes.txt').write_text('a.jpg,9,9\nb.jpg,9,9\n')

@@ -93,7 +93,7 @@ def test_sizes_that_are_not_the_photos_are_refused(birds, change):
     path = roots_of(birds)[1] / 'ToyBirds/test/image_sizes.txt'
     rows = [line.split(',') for line in path.read_text().splitlines()]
     path.write_text('\n'.join(','.join([name, *map(str, change(int(width), int(height)))]) for name, width, height in rows))
-    with pytest.raises(UserError, match=f'{rows[0][0]} is {rows[0][1]} x {rows[0][2]} pixels, and .* by {path} .36 such images'):
+    with pytest.raises(UserError, match=f'{rows[0][0]} is {rows[0][1]} x {rows[0][2]} pixels, and .* by {path}, line 1 .36 such images'):
         box_truth(birds)
 
 

@@ -109,13 +109,14 @@ python main.py --experiment_name=experiment_name/ \\
 
 
 @pytest.mark.parametrize('name', SCRIPTS)
-def test_a_published_command_is_taken_as_it_is_pasted(name):
+def test_a_published_command_is_taken_as_it_is_pasted(name, capsys):
     """A backslash before a blank at the end of a line leaves an argument that is one blank."""
     words = shlex.split(PUBLISHED)
     assert ' ' in words[2:]
     args = flags_of(name, [*words[2:], "--data_root='dataset/'", '--metadata_root="metadata/"'])
     assert (args.attribution_method, args.use_bn, args.large_feature_map) == ('CALM_EM', True, True)
     assert (args.data_root, args.metadata_root) == ('dataset/', 'metadata/')
+    assert 'warning: a blank argument is ignored: a line of the command ends in a backslash and a blank' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('flags, words', [
