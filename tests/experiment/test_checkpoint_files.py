@@ -1,4 +1,6 @@
 """Checkpoint files: one changed bit is refused and the generation before offered; what they hold is what it should be."""
+import contextlib
+import functools
 import threading
 
 import hostile
@@ -172,3 +174,18 @@ def test_what_killed_runs_left_is_removed_and_nothing_else(script, pets, tmp_pat
     assert script('main', *pets, '--epochs=1')[0] == 0
     assert all(path.exists() for path in kept) and not any(path.exists() for path in left)
     assert weights.read_checkpoint(folder / LAST).epoch == 1
+
+
+ODD = [None, -5, 2**70, [], {}, 'x', 1.5, float('nan'), (), b'x', True, torch.zeros(2), torch.zeros(()), [[[1]]], {'a': 1}]
+
+
+@pytest.mark.parametrize('part', [(), ('model',), ('args',)])
+def test_a_record_of_any_value_is_read_or_refused(part, tmp_path):
+    """A tensor is neither true nor false, so that no comparison with it may decide by itself."""
+    for key in functools.reduce(dict.get, part, hostile.checkpoint_content()):
+        for value in ODD:
+            content = hostile.checkpoint_content()
+            functools.reduce(dict.get, part, content)[key] = value
+            torch.save(content, tmp_path / 'odd.pth')
+            with contextlib.suppress(UserError):
+                checkpoint_files.read(tmp_path / 'odd.pth')
