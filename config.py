@@ -189,8 +189,8 @@ FLAGS = {
                   'with class B. difference subtracts their maps, as published; the others explain both at once: see '
                   'docs/attribution.md (default: difference; inference.py: that of the head; interventions: all)',
                   main=True, shared=False),
-        _recorded('slow_questions', 60, COUNT, 'number of questions for slow methods (about 50 forwards or more per '
-                  'map), drawn by the seed; fast methods answer all questions', shared=False),
+        _recorded('slow_questions', 60, COUNT, 'how many questions a slow method answers (one that takes about 50 '
+                  'forwards or more per map); the seed decides which. Fast methods answer all questions', shared=False),
         Flag('verbose', False, boolean, 'list the class pairs that are left out', shared=False),
         _recorded('drop_lowest', 0.0, number(float, 0, True, 100), 'percentage of the lowest pixels of each map that '
                   'get the score 0, so that they are left out with log thresholds', shared=False),
@@ -207,9 +207,9 @@ FLAGS = {
                   shared=False),
         _recorded('scoremap_root', None, FOLDER, 'score maps made elsewhere: FOLDER/<split>/<image_id>.npy; for cue '
                   'localization FOLDER/<split>/<label>/<image_id>.npy', main=True),
-        _recorded('control', None, choice(('random_weights',)), 'random_weights: measure the maps of a network of the '
-                  'same architecture whose weights are drawn by the seed; classes and erased images stay with the '
-                  'trained network', shared=False),
+        _recorded('control', None, choice(('random_weights',)), 'random_weights: measure the maps of a network with '
+                  'the same architecture and random weights, which depend on the seed. The trained network still '
+                  'classifies the images', shared=False),
         _recorded('cam_curve_interval', 0.001, number(float, 1e-6, True, 1), 'distance between two even thresholds; '
                   'there are as many log thresholds'),
     ),

@@ -27,7 +27,7 @@ def batches_in_order(length, batch_size):
 class SeededBatches(Sampler):
     """Shuffled batches of (index, seed) pairs that depend only on the seed, the epoch and the step.
 
-    So a run is the same with any number of workers, and a resumed run goes on at any step as if uninterrupted. Several
+    So a run is the same with any number of workers. A run can resume at any step, as if it had not stopped. Several
     processes share each batch. A process without a share gets the batch's first image, to which the training gives the
     weight 0, because every process must take part in the step.
 

@@ -50,7 +50,7 @@ def classify_erased(model, loader, source, device, seed, precision, at_a_time, f
         probs, maps = source(images, indices, labels[:, None])
         # ranks need no normalisation, and clipping would make ties: --norm_type is ignored
         seeds, size = util.image_seeds(seed, indices).tolist(), images.shape[2:]
-        top, random, coarse = pixel_orders(maps, size, seeds, device)
+        (top,), random, coarse = pixel_orders([maps], size, seeds, device)
         low = top.shape[1] - 1 - top
         orders = (top, random, coarse, low)[:len(orders_used)]
         copies = list(itertools.product(orders, metrics.ERASE_RATIOS, range(len(images))))

@@ -13,14 +13,18 @@ CONTROLS = ('random pixels', 'coarse noise')
 
 
 def pixel_orders(maps, size, seeds, device):
-    """Three orders of the pixels, each (B,H*W) places from 0: by the maps from the highest value down, at random, and
-    by coarse noise, the control. maps: B of (1,h,w). size: (H,W). seeds: (B,), one for each image."""
-    maps = torch.cat([resize(one, size) for one in maps])  # (B,H,W)
+    """Orders of the pixels, each (B,H*W) places from 0: a list by the maps of each method from the highest value down,
+    one at random, and one by coarse noise, the control. maps: for each method B of (1,h,w). size: (H,W). seeds: (B,),
+    one for each image."""
     drawn_on = device if device.type == 'cuda' else 'cpu'  # on CUDA itself, so that no random order is copied to it
-    top, random = ranks(maps, _generators(seeds, drawn_on))
+    tops = []
+    for of_method in maps:
+        resized = torch.cat([resize(one, size) for one in of_method])  # (B,H,W)
+        top, random = ranks(resized, _generators(seeds, drawn_on))  # each method gets the same random order
+        tops.append(top)
     drawn = _generators([util.seed_of(seed, 1) for seed in seeds], 'cpu')  # another seed than that of the random pixels
     coarse, _ = ranks(metrics.coarse_noise(size, drawn), drawn)
-    return top, random, coarse.to(device)
+    return tops, random, coarse.to(device)
 
 
 def _generators(seeds, device):
@@ -51,10 +55,8 @@ def check_maps(model, images, classes, maps, seeds, **options):
 
     classes: (B,). maps: {method: (B,1,h,w)}. seeds: (B,). options: passed to erased_scores.
     """
-    orders = {}
-    for method, of_images in maps.items():
-        orders[method], *controls = pixel_orders(of_images, images.shape[2:], seeds, images.device)
-    orders |= dict(zip(CONTROLS, controls, strict=True))
+    tops, *controls = pixel_orders(maps.values(), images.shape[2:], seeds, images.device)
+    orders = dict(zip([*maps, *CONTROLS], [*tops, *controls], strict=True))
     copies = list(itertools.product(orders.values(), CHECKED, range(len(images))))
     checks = [{} for _ in images]
     for fill in metrics.FILLS:

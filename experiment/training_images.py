@@ -1,6 +1,6 @@
 """What a checkpoint records of its training images, and how the present images differ from them.
 
-A training that goes on with other images would be neither the earlier one nor a new one.
+A training that resumes with other images would be neither the earlier training nor a new one.
 """
 import hashlib
 

@@ -139,7 +139,7 @@ def _layout(network, name):
         except (AttributeError, AssertionError, TypeError):  # it makes no such map
             continue
     shape = tuple(getattr(features, 'shape', ())) or f'a {type(features).__name__}'
-    raise UserError(f'{name} has no last map to attribute on: its features are {shape}, of which timm makes no map; '
+    raise UserError(f'{name} has no last map to attribute on: its features are {shape}, and timm makes no map of them; '
                     'choose another network')
 
 
