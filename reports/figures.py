@@ -2,8 +2,9 @@
 
 Photos and maps are in pictures.py.
 """
+import re
+
 import numpy as np
-from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
@@ -11,8 +12,12 @@ from matplotlib.text import Text
 
 from runtime import whole_files
 
-# can be told apart with the common colour vision deficiencies (Okabe and Ito 2008); then again with other lines
-COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#000000', '#56b4e9', '#e69f00')
+# What a curve is, as a pattern in its name: its colour in every plot; the first that matches counts. The colours can be
+# told apart with the common colour vision deficiencies (Okabe and Ito 2008).
+COLOUR_OF = {'coarse noise': '#000000', 'random': '#e69f00', 'mask': '#56b4e9',
+             r'\bprior\b(?!-)|(?<!vanilla-)saliency': '#cc79a7',
+             'calm_ml': '#009e73', 'calm_em': '#d55e00', r'\bcam': '#0072b2'}
+COLOURS = ('#882255', *reversed(COLOUR_OF.values()))  # the first is for what the table does not have
 LINES = ('-', '--', ':')
 MARKERS = ('o', 's', '^')
 PERCENT = {'xlim': (0, 100), 'ylim': (0, 100)}
@@ -34,11 +39,22 @@ def save(figure, path, dpi='figure'):
                                                                    metadata={'Software': None}))
 
 
+def styles(names, lines=LINES):
+    """(colour, line) of each name: the colour of COLOUR_OF, else one that no other name has. Names of one colour have
+    different lines; where a colour has no more lines, another takes its place. lines: line styles or markers."""
+    named = [next((colour for pattern, colour in COLOUR_OF.items() if re.search(pattern, name.lower())), None)
+             for name in names]
+    pairs, chosen = [(colour, line) for line in lines for colour in COLOURS], []
+    for own in named:
+        free = [pair for pair in pairs if pair not in chosen] or pairs
+        chosen.append(min(free, key=lambda pair: pair[0] != own if own else pair[0] in named))
+    return chosen
+
+
 def _axes(title, xlabel, ylabel, **limits):
-    """A figure of one panel, and its axes, whose curves can be told apart."""
+    """A figure of one panel, and its axes."""
     figure = Figure(figsize=(5, 3.6), dpi=110, layout='constrained')
     axes = figure.subplots()
-    axes.set_prop_cycle(cycler(linestyle=LINES) * cycler(color=COLOURS))
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel, **limits)
     return figure, axes
 
@@ -46,10 +62,10 @@ def _axes(title, xlabel, ylabel, **limits):
 def _curves(title, xlabel, ylabel, curves, marker=None, **limits):
     """A figure of curves: {name: (x, y)} or, with a band around each, {name: (x, y, low, high)}."""
     figure, axes = _axes(title, xlabel, ylabel, **limits)
-    for name, (x, y, *band) in curves.items():
-        line, = axes.plot(x, y, marker=marker, label=name)
+    for (name, (x, y, *band)), (colour, line) in zip(curves.items(), styles(curves), strict=True):
+        axes.plot(x, y, color=colour, linestyle=line, marker=marker, label=name)
         if band:
-            axes.fill_between(x, *band, color=line.get_color(), alpha=0.15, linewidth=0)
+            axes.fill_between(x, *band, color=colour, alpha=0.15, linewidth=0)
     axes.legend(fontsize=7)
     return figure
 
@@ -72,8 +88,9 @@ def erasure_chart(shares, curves, size):
     figure = Figure([(length + 0.01) / dpi for length in size[::-1]], dpi=dpi)
     axes = figure.add_axes((0.14, 0.2, 0.83, 0.75))
     names, fills = (list(dict.fromkeys(part)) for part in zip(*curves, strict=True))
+    colours = dict(zip(names, styles(names), strict=True))
     for (name, fill), values in curves.items():
-        axes.plot(shares, values, color=COLOURS[names.index(name)], linestyle=LINES[fills.index(fill)],
+        axes.plot(shares, values, color=colours[name][0], linestyle=LINES[fills.index(fill)],
                   marker=MARKERS[names.index(name)], markersize=3, label=f'{name}, fill {fill}')
     axes.set(ylim=(-0.02, 1.02), xticks=shares)
     axes.set_xlabel('erased pixels, %. Smoothness alone moves p: arXiv 2304.13836', fontsize=7)
@@ -106,10 +123,10 @@ def abstention_curves(title, curves):
     all pixels count (per pair, all pixels). curves: {name: (share in percent, PxAP without them, PxAP of all pixels)},
     each (Q,)."""
     figure, axes = _axes(title, 'pixels under the lowest threshold, %', 'PxAP, %, all pairs', xlim=(0, 100))
-    axes.set_prop_cycle(cycler(marker=MARKERS) * cycler(color=COLOURS))  # the line already says which count it is
-    for name, (share, without, all_pixels) in curves.items():
-        line, = axes.plot(share, without, linestyle='-', label=name)
-        axes.plot(share, all_pixels, linestyle='--', marker='.', color=line.get_color())
+    for (name, (share, without, all_pixels)), (colour, marker) in zip(
+            curves.items(), styles(curves, MARKERS), strict=True):  # the line already says which count it is
+        axes.plot(share, without, linestyle='-', marker=marker, color=colour, label=name)
+        axes.plot(share, all_pixels, linestyle='--', marker='.', color=colour)
     axes.plot([], [], color='gray', marker='o', label='solid: per pair')
     axes.plot([], [], color='gray', marker='.', linestyle='--', label='dashed: per pair, all pixels')
     figure.legend(fontsize=7, loc='outside lower center', ncols=2, handlelength=4)
@@ -123,8 +140,9 @@ def reliability_curve(title, calibration):
     axes.plot([0, 100], [0, 100], color='0.6', linewidth=1, linestyle=':', label='calibrated')
     points = np.array([calibration[key] for key in ('confidence', 'accuracy', 'images')], float)
     confidence, accuracy, images = points[:, points[2] > 0]
-    axes.plot(confidence, accuracy, color=COLOURS[0])
-    axes.scatter(confidence, accuracy, 4 + 200 * images / images.sum(), color=COLOURS[0],
+    (colour, _), = styles([title])  # it begins with the head
+    axes.plot(confidence, accuracy, color=colour)
+    axes.scatter(confidence, accuracy, 4 + 200 * images / images.sum(), color=colour,
                  label=f'expected calibration error {calibration["error"]:.1f} %')
     axes.legend(fontsize=7)
     return figure

@@ -38,8 +38,9 @@ def photo(folder, pretrained):
     browser = shutil.which('chromium') or shutil.which('google-chrome')
     if browser:
         subprocess.run([browser, '--headless', '--no-sandbox', '--disable-gpu', '--hide-scrollbars',
-                        '--window-size=1280,820', f'--screenshot={DOCS / "gallery.png"}',
-                        (Path(folder) / 'gallery.html').as_uri()], check=True, capture_output=True)
+                        '--window-size=984,830', '--force-device-scale-factor=1.5',
+                        f'--screenshot={DOCS / "gallery.png"}', (Path(folder) / 'gallery.html').as_uri()],
+                       check=True, capture_output=True)
 
 
 def joint_of(model, bird, run):
@@ -77,12 +78,13 @@ def speed():
     items = [row['item'] for row in read('performance', run='bench_cpu', figure='plain way, ms an image')]
     figure = Figure(figsize=(6.5, 5), layout='constrained')
     axes = figure.subplots()
-    for run, precision, shift in (('bench_cpu', 'float32', -0.12), ('bench_cpu_bfloat16', 'bfloat16', 0.12)):
+    for run, precision, shift, face in (('bench_cpu', 'float32', -0.12, 'k'),
+                                        ('bench_cpu_bfloat16', 'bfloat16', 0.12, 'w')):
         rows = [row for row in read('performance', run=run, figure='times faster') if row['item'] in items]
         value, low, high = (np.array([float(row[column] or row['value']) for row in rows])
                             for column in ('value', 'low', 'high'))
         axes.errorbar(value, [items.index(row['item']) + shift for row in rows], xerr=[value - low, high - value],
-                      fmt='o', capsize=2, markersize=4, label=precision)
+                      fmt='o', color='k', markerfacecolor=face, capsize=2, markersize=4, label=precision)
     axes.axvline(1, color='0.6', linewidth=1)
     axes.set(xscale='log', xlabel='times faster than the plain way')
     axes.set_xticks((1, 2, 5, 10, 20), ('1', '2', '5', '10', '20'), minor=False)

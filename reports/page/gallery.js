@@ -17,10 +17,12 @@ function choices(key, texts, disabled, changed) {
 }
 
 function show() {
-  const photo = data.photos[state.photo], maps = photo.maps[state.view], plain = $('plain').checked;
-  const map = maps[maps.length > 1 ? state.class : 0];
-  Object.assign($('picture'), {src: plain ? photo.photo : map.picture, width: photo.width, height: photo.height,
+  const photo = data.photos[state.photo], maps = photo.maps[state.view], strength = Number($('strength').value);
+  const map = maps[maps.length > 1 ? state.class : 0], plain = strength === 0;
+  Object.assign($('photo'), {src: photo.photo, width: photo.width, height: photo.height});
+  Object.assign($('picture'), {src: map.picture, width: photo.width, height: photo.height,
     alt: plain ? `Photo ${photo.name}` : `Map of ${photo.name}. ${map.text}`});
+  $('picture').style.opacity = strength;
   $('bar').hidden = plain;
   $('colours').src = data.bars[Number(map.signed)];
   $('ticks').replaceChildren(...map.ticks.map(([, textContent]) => make('span', {textContent})));
@@ -51,7 +53,7 @@ data.photos.forEach(({name, classes}, index) => {
   const button = make('button', {onclick: () => go(index)}, make('img', {alt: ''}), name, best);
   $('thumbs').append(make('li', {}, button));
 });
-$('plain').onchange = show;
+$('strength').oninput = show;
 $('previous').onclick = () => go(state.photo - 1);
 $('next').onclick = () => go(state.photo + 1);
 document.addEventListener('keydown', event => {

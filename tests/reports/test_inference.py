@@ -362,7 +362,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 
 @pytest.mark.skipif(CHROMIUM is None, reason='the page is tried in a browser: no chromium or google-chrome is installed')
 def test_the_page_works_in_a_browser(page, tmp_path):
     """Loaded from a file without a network: the photos, methods and classes are there, each choice changes what is shown,
-    and the script ends without an error."""
+    the slider fades the map, and the script ends without an error."""
     probe = """
     <script>
     window.onerror = message => document.title = 'error: ' + message;
@@ -372,13 +372,18 @@ def test_the_page_works_in_a_browser(page, tmp_path):
       const choose = selector => { document.querySelectorAll(selector)[1].click(); seen.push(shown()); };
       choose('#class input');
       choose('#view input');
-      document.querySelector('#plain').click();
-      seen.push(shown());
+      const slider = document.querySelector('#strength');
+      const opacities = ['1', '0.5', '0'].map(value => {
+        Object.assign(slider, {value});
+        slider.dispatchEvent(new Event('input'));
+        return getComputedStyle(document.querySelector('#picture')).opacity;
+      });
+      const same = document.querySelector('#photo').getBoundingClientRect().width === document.querySelector('#picture').getBoundingClientRect().width;
       document.body.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}));
       seen.push(shown());
       const report = document.createElement('pre');
       report.id = 'report';
-      report.textContent = JSON.stringify({title: document.title, different: new Set(seen).size, text: document.body.innerText});
+      report.textContent = JSON.stringify({opacities, same, title: document.title, different: new Set(seen).size, text: document.body.innerText});
       document.body.append(report);
     }, 500));
     </script></body>"""
@@ -390,7 +395,8 @@ def test_the_page_works_in_a_browser(page, tmp_path):
                                f'--user-data-dir={tmp_path / "profile"}', '--dump-dom', f'file://{copy}'],
                               capture_output=True, text=True, timeout=120, check=True)
     report = json.loads(html.unescape(re.search(r'<pre id="report">(.*?)</pre>', finished.stdout, re.S)[1]))
-    assert report['title'] == 'Attribution maps' and report['different'] == 5, report
+    assert report['title'] == 'Attribution maps' and report['different'] == 4, report
+    assert report['opacities'] == ['1', '0.5', '0'] and report['same']  # the photo lies exactly under the map
     assert all(word in report['text'] for word in ('jointll', 'grad_cam', 'Toy_')), report
 
 

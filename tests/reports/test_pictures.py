@@ -226,6 +226,21 @@ def test_a_curve_of_any_name_is_written(name, tmp_path):
         figures.save(figure, tmp_path / 'curve.png')
 
 
+def test_one_thing_has_one_colour_in_every_plot():
+    """The prior is not the contrast that multiplies by it, and CAM's sum of all logits is no prior."""
+    same = [('CAM', 'cam: CAM', 'CAM, grad_cam', 'CAM_vanilla', 'CAM, vanilla-saliency'), ('CALM_ML, softplus', 'CALM_ML'),
+            ('CALM_EM', 'CALM_EM_jointll', 'CALM_EM, prior-log-odds', 'CALM_EM, resnet50, CUB'),
+            ('prior', 'CALM_EM, saliency', 'control: prior of CALM_EM'), ("control: the bird's mask", 'object_mask'),
+            ('control: random maps', 'random pixels'), ('coarse noise',), ('SmoothGrad', 'train')]
+    colours = [{colour for name in names for colour, _ in figures.styles([name])} for names in same]
+    assert [len(of_thing) for of_thing in colours] == [1] * 8 and len(set.union(*colours)) == 8
+
+
+@given(st.lists(st.sampled_from(['CAM', 'CALM_EM', 'CALM_ML', 'prior', 'mine', 'coarse noise']), max_size=24))
+def test_no_two_curves_look_alike(names):
+    assert len(set(figures.styles(names))) == len(names)
+
+
 @pytest.mark.parametrize('maps, contrasts', [(1, 0), (1, 1), (3, 0), (3, 3), (6, 1), (4, 2)])
 @pytest.mark.parametrize('size', [(30, 40), (40, 30), (10, 90)])
 def test_a_sheet_holds_every_panel_once_and_contrasts_below_their_maps(maps, contrasts, size):
