@@ -207,9 +207,10 @@ FLAGS = {
                   shared=False),
         _recorded('scoremap_root', None, FOLDER, 'score maps made elsewhere: FOLDER/<split>/<image_id>.npy; for cue '
                   'localization FOLDER/<split>/<label>/<image_id>.npy', main=True),
-        _recorded('control', None, choice(('random_weights',)), 'random_weights: measure the maps of a network with '
-                  'the same architecture and random weights, which depend on the seed. The trained network still '
-                  'classifies the images', shared=False),
+        _recorded('control', None, choice(('random_weights', 'blurred')), 'random_weights: measure the maps of a '
+                  'network with the same architecture and random weights, which depend on the seed. The trained '
+                  'network still classifies the images. blurred: measure the maps after a Gaussian blur whose '
+                  'deviation is an eighth of the side', shared=False),
         _recorded('cam_curve_interval', 0.001, number(float, 1e-6, True, 1), 'distance between two even thresholds; '
                   'there are as many log thresholds'),
     ),

@@ -36,15 +36,16 @@ AREA_DECIMALS = 3  # of an image's area
 
 
 @torch.inference_mode()
-def classify_erased(model, loader, source, device, seed, precision, at_a_time, fill='zeros', more=True):
+def classify_erased(model, loader, source, device, seed, precision, at_a_time, fill='zeros', names=ORDERS):
     """Classify each image of the loader: two arrays (N,columns), whether the class is right, and p(true class). The
-    columns are the intact image, its copies erased in the ORDERS, and a blank image; by_order splits them.
+    columns are the intact image, its copies erased in the named ORDERS, and, if 'low' is one of them, a blank image;
+    by_order splits them.
 
     source: a MapSource with the model's probabilities. seed: for what is random. at_a_time: erased images are
-    classified in batches of this size, whatever their share. more: False leaves out all after the first two orders.
+    classified in batches of this size, whatever their share.
     """
-    orders_used = ORDERS if more else ORDERS[:2]
-    results = [np.empty((0, 1 + len(metrics.ERASE_RATIOS) * len(orders_used) + more, 2), np.float32)]  # for no batch
+    more = 'low' in names  # the areas alone need a blank image
+    results = [np.empty((0, 1 + len(metrics.ERASE_RATIOS) * len(names) + more, 2), np.float32)]  # for no batch
     for images, labels, indices in screen.progress(loader, 'remove-and-classify', 'batch'):
         images, labels = util.to_device(images, device), util.to_device(labels, device)
         probs, maps = source(images, indices, labels[:, None])
@@ -52,8 +53,8 @@ def classify_erased(model, loader, source, device, seed, precision, at_a_time, f
         seeds, size = util.image_seeds(seed, indices).tolist(), images.shape[2:]
         (top,), random, coarse = pixel_orders([maps], size, seeds, device)
         low = top.shape[1] - 1 - top
-        orders = (top, random, coarse, low)[:len(orders_used)]
-        copies = list(itertools.product(orders, metrics.ERASE_RATIOS, range(len(images))))
+        orders = dict(zip(ORDERS, (top, random, coarse, low), strict=True))
+        copies = list(itertools.product([orders[name] for name in names], metrics.ERASE_RATIOS, range(len(images))))
         scores = [erased_scores(model, images, part, seeds, fill, precision, at_a_time)
                   for part in (copies, [(top, 1.0, 0)] * more) if part]
         if more:
@@ -67,10 +68,10 @@ def classify_erased(model, loader, source, device, seed, precision, at_a_time, f
     return right > 0, p
 
 
-def by_order(values):
-    """{'intact': (N,), order: (N,5) for each of ORDERS, 'blank': (N,)} of the columns (N,...) of classify_erased."""
+def by_order(values, names=ORDERS):
+    """{'intact': (N,), order: (N,5) for each name, 'blank': (N,)} of the columns (N,...) of classify_erased."""
     step = len(metrics.ERASE_RATIOS)
-    parts = {name: values[:, 1 + place * step:1 + (place + 1) * step] for place, name in enumerate(ORDERS)}
+    parts = {name: values[:, 1 + place * step:1 + (place + 1) * step] for place, name in enumerate(names)}
     return {'intact': values[:, 0], **parts, 'blank': values[:, -1]}
 
 

@@ -18,6 +18,7 @@ from wsol.attribution.contrast import contrast_maps
 from wsol.attribution.maps import attribution_maps
 from wsol.attribution.registry import METHODS
 from wsol.errors import UserError, words_of
+from wsol.maps import blurred
 from wsol.networks import build_model, redrawn
 
 
@@ -46,6 +47,7 @@ class MapSource:
     """
     per_class = True  # whether the maps of two classes can differ
     takes_pairs = False  # whether it makes one signed map for two classes
+    is_blurred = False  # a control: its maps are blurred, which shows what smoothness alone changes
 
     def __init__(self, images, model=None, precision='float32', classifier=None):
         self.images, self.model, self.precision = images, model, precision
@@ -60,7 +62,10 @@ class MapSource:
                 activations = self.forward(images)
                 is_judge = self.classifier is self.model
                 probs = self.probabilities(activations if is_judge else self.forward(images, self.classifier))
-            batch = MapBatch(probs, self.compute(images, indices, classes, activations))
+            maps = self.compute(images, indices, classes, activations)
+        if self.is_blurred:
+            maps = blurred(maps) if isinstance(maps, torch.Tensor) else list(map(blurred, maps))
+        batch = MapBatch(probs, maps)
         finite = (batch.maps.isfinite().flatten(1).all(1) if isinstance(batch.maps, torch.Tensor)
                   else torch.stack([maps.isfinite().all() for maps in batch.maps]))
         for index, is_finite in zip(indices.tolist(), finite.tolist(), strict=True):

@@ -270,8 +270,14 @@ class ChosenMaps:
         """The title for figures."""
         return f'{self.network.results_folder().name}: {self.name}, {self.data.label}'
 
-    def source(self, images, split='test', classes_of=None, rows=None):
-        """The MapSource of images. classes_of, rows: of FolderMaps."""
+    def source(self, *about):
+        """The MapSource of images. about: as in _plain_source."""
+        source = self._plain_source(*about)
+        source.is_blurred = self.args.get('control') == 'blurred'
+        return source
+
+    def _plain_source(self, images, split='test', classes_of=None, rows=None):
+        """The same without a blur. classes_of, rows: of FolderMaps."""
         args, options = self.args, {'model': self.model, 'precision': self.args.precision}
         if self.folder is not None:
             return FolderMaps(self.folder, split, images, classes_of, rows, **options)
@@ -334,9 +340,9 @@ def choose_maps(network, data, metric=None, contrast=None, **flags):
         find_method(args.score_map_process, type(network.model))
     for flag, usual in result_files.usual_scale(metric, args.score_map_process, contrast).items():
         args[flag] = args[flag] or usual
-    control = args.get('control')
-    if control and stated and (args.scoremap_root or args.score_map_process == config.OBJECT_MASK):
-        raise UserError(f'--control={control} draws the weights of a network anew, and --{stated}={args[stated]} takes '
-                        'maps that no network makes; leave one of them out')
+    is_random = args.get('control') == 'random_weights'
+    if is_random and stated and (args.scoremap_root or args.score_map_process == config.OBJECT_MASK):
+        raise UserError(f'--control=random_weights draws the weights of a network anew, and --{stated}={args[stated]} '
+                        'takes maps that no network makes; leave one of them out')
     # before BatchNorm is folded, so that all methods get the same random network
-    return ChosenMaps(network, data, metric, args, contrast, network.untrained if control else network.model)
+    return ChosenMaps(network, data, metric, args, contrast, network.untrained if is_random else network.model)

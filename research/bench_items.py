@@ -129,7 +129,7 @@ def remove_and_classify(bench):
         for way, precision in bench.precisions.items():
             source = NetworkMaps(known, model, 'jointll', precision)
             ways[way] = partial(eval_pixel_perturb.classify_erased, model, batch, source, bench.device, 0, precision,
-                                count, more=False)
+                                count, names=('top', 'random'))
         ways['floor'] = partial(_without_graph, bench, bench.best, _eleven_times, model, images)
         name = f'remove-and-classify, batch of {count}, {num_classes} classes'
         yield Item(name + (f', {architecture} on half-size images' if architecture else ''), ways, count)

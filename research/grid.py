@@ -85,7 +85,7 @@ def measure(network, images, grids, sources, takes_grids):
 
 def make_parser():
     """The parser of this script's flags."""
-    return config.make_parser(__doc__, *config.MAPS, 'cache', listed=('score_map_process',))
+    return config.make_parser(__doc__, *config.MAPS, 'cache', 'control', listed=('score_map_process',))
 
 
 def main():

@@ -57,6 +57,7 @@ class Effects(NamedTuple):
     turns: np.ndarray         # (Q,) bool: with all differing parts in B's colours, B is predicted
     deletion: np.ndarray      # (Q,7): a part left out
     shapes: np.ndarray        # (Q,18): a shape of the background left out
+    of_class: np.ndarray      # (Q,7): a part left out, the effect on log p(A|x) alone
 
 
 def ask(images, annotations, repainter, size):
@@ -101,7 +102,8 @@ def true_effects(model, images, asked, repainter, device):
     questions, by_image = asked.questions, {}
     for number, question in enumerate(questions):
         by_image.setdefault(question.index, []).append(number)
-    widths = {'log_odds': len(REGIONS), 'probability': len(REGIONS), 'deletion': len(UNION_PARTS), 'shapes': SHAPES}
+    widths = {'log_odds': len(REGIONS), 'probability': len(REGIONS), 'deletion': len(UNION_PARTS), 'shapes': SHAPES,
+              'of_class': len(UNION_PARTS)}
     effects = {name: np.zeros((len(questions), width)) for name, width in widths.items()}
     effects |= {'all_parts': np.zeros(len(questions)),
               **{name: np.zeros(len(questions), bool) for name in ('is_right', 'turns')}}
@@ -123,6 +125,8 @@ def true_effects(model, images, asked, repainter, device):
                 effects[field][(number, *place)] = odds[0] - odds[row]
                 if field == 'log_odds':
                     effects['probability'][(number, *place)] = gap[0] - gap[row]
+                elif field == 'deletion':
+                    effects['of_class'][(number, *place)] = scores[0, first] - scores[row, first]
                 elif field == 'all_parts':
                     effects['turns'][number] = scores[row].argmax() == second
     of_each = processes.gather(effects)  # zero for the images of other processes

@@ -1,4 +1,5 @@
 """Maps: resized, normalised, ranked."""
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -8,6 +9,14 @@ def resize(maps, size):
     if maps.shape[1:] == tuple(size):
         return maps
     return F.interpolate(maps[:, None], size=size, mode='bilinear', align_corners=False)[:, 0]
+
+
+def blurred(maps, width=1 / 8):
+    """Maps (...,h,w) blurred by a Gaussian whose deviation is this share of each side; their means stay as they are."""
+    from scipy.ndimage import gaussian_filter1d  # takes a while: only this control needs it
+    down, right = (torch.from_numpy(gaussian_filter1d(np.eye(side), width * side, axis=0)).to(maps)
+                   for side in maps.shape[-2:])  # mirrored at the border: rows and columns sum to 1
+    return down @ maps @ right.mT
 
 
 def _by_rank(maps, low, high):

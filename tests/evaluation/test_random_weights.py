@@ -9,15 +9,16 @@ from torch import nn
 import config
 from evaluation import session
 from experiment import result_files, weights
+from wsol.maps import blurred
 from wsol.networks import redrawn
 
 CONTROL = '--control=random_weights'
 
 
-def chosen(trained, tiny_birds, head, *flags):
+def chosen(trained, tiny_birds, head, *flags, control=(CONTROL,)):
     """The ChosenMaps of an experiment and its control."""
     args = config.parse(config.make_parser('', *config.EVALUATION), [*tiny_birds, f'--save_root={trained}', f'--experiment_name={head}',
-                                                       CONTROL, *flags])
+                                                       *control, *flags])
     network = session.open_network(args, whole=True)
     return session.choose_maps(network, session.open_data(network))
 
@@ -68,6 +69,18 @@ def test_each_evaluation_has_the_control(script, tiny_birds, save, name, contras
     code, out, err = script('compare', 'save/CAM')
     rows = [line.strip() for line in out.splitlines() if line.startswith('CAM') and 'random weights' in line and '−' not in line]
     assert code == 0 and rows and all(row.startswith('CAM: control: random weights, CAM') for row in rows), out + err
+
+
+@pytest.mark.parametrize('flags', [[], ['--score_map_process=backprop'], ['--score_map_process=object_mask']])
+def test_the_blurred_control_blurs_the_maps_and_nothing_else(trained, tiny_birds, flags):
+    images, _ = open_birds(tiny_birds)
+    batch, indices, classes = torch.stack([images[n][0] for n in (4, 9)]), torch.tensor([4, 9]), torch.tensor([[1, 3], [5, 1]])
+    plain, control = (chosen(trained, tiny_birds, 'CALM_EM', *flags, control=control).source(images)(batch, indices, classes)
+                      for control in ([], ['--control=blurred']))
+    torch.testing.assert_close(plain.probs, control.probs)
+    for maps, of_control in zip(plain.maps, control.maps, strict=True):
+        torch.testing.assert_close(of_control, blurred(maps))
+        assert (of_control.flatten(1).std(1) < maps.flatten(1).std(1)).all()
 
 
 def test_maps_that_no_network_makes_have_no_random_weights(script, tiny_birds, save, tmp_path):

@@ -37,7 +37,7 @@ def test_the_plain_erasure_counts_what_ours_counts(bench):
     labels[:4] = model(images)[:4].argmax(1)  # so that some are right
     plain = np.array(plain_ways.erasure(model, images, labels))
     source = NetworkMaps(bench_items.SimpleNamespace(image_id=str), model, 'jointll')
-    correct, _ = eval_pixel_perturb.classify_erased(model, [(images, labels, torch.arange(6))], source, CPU, 0, 'float32', 4, more=False)
+    correct, _ = eval_pixel_perturb.classify_erased(model, [(images, labels, torch.arange(6))], source, CPU, 0, 'float32', 4, names=('top', 'random'))
     intact, top = correct[:, 0], correct[:, 1:6]
     assert plain.shape == (11, 6) and intact.sum() >= 4
     np.testing.assert_array_equal(plain[0], intact)

@@ -131,14 +131,16 @@ def test_the_effects_are_those_of_pictures_painted_by_hand(birds, asked):
     some, model, colours = asked.chosen(range(0, len(asked.questions), 7)), ColourNetwork(18), [own for _, own in class_colours()]
     effects = repainting.true_effects(model, images, some, painter, torch.device('cpu'))
 
+    def scores(picture):
+        return model.log_probabilities(model(images.transform(Image.fromarray(picture))[None]))[0]
+
     def odds(picture, question):
-        scores = model(images.transform(Image.fromarray(picture))[None])[0]
-        return float(scores[question.first] - scores[question.second])
+        return float(scores(picture)[question.first] - scores(picture)[question.second])
 
     for row, question in enumerate(some.questions):
         image_id, replaced = images.image_id(question.index), colours[question.second]
         clean = odds(np.array(painter.paint(image_id)), question)
-        expected, deletion, shapes = np.zeros(8), np.zeros(7), np.zeros(18)
+        expected, deletion, of_class, shapes = np.zeros(8), np.zeros(7), np.zeros(7), np.zeros(18)
         for part in question.parts:
             name = UNION_PARTS[part]
             expected[part] = clean - odds(np.array(painter.paint(image_id, {name: replaced[name]})), question)
@@ -147,10 +149,13 @@ def test_the_effects_are_those_of_pictures_painted_by_hand(birds, asked):
         everything = {UNION_PARTS[part]: replaced[UNION_PARTS[part]] for part in question.parts}
         assert effects.all_parts[row] == pytest.approx(clean - odds(np.array(painter.paint(image_id, everything)), question), abs=2e-5)
         for part in set(asked.regions[question.index].ravel().tolist()) - {7}:
-            deletion[part] = clean - odds(np.array(painter.paint(image_id, without=[UNION_PARTS[part]])), question)
+            picture = np.array(painter.paint(image_id, without=[UNION_PARTS[part]]))
+            deletion[part] = clean - odds(picture, question)
+            of_class[part] = scores(np.array(painter.paint(image_id)))[question.first] - scores(picture)[question.first]
         for shape in set(asked.clutter[question.index].ravel().tolist()) - {0}:
             shapes[shape - 1] = clean - odds(np.array(painter.paint(image_id, without=[shape])), question)
         np.testing.assert_allclose(effects.deletion[row], deletion, atol=2e-5)
+        np.testing.assert_allclose(effects.of_class[row], of_class, atol=2e-5)
         np.testing.assert_allclose(effects.shapes[row], shapes, atol=2e-5)
         assert np.count_nonzero(deletion) > 3 and np.count_nonzero(shapes) > 5
 
@@ -180,7 +185,7 @@ def test_the_figures_of_deletion_and_distractors(asked):
     present, zeros = regions > 0, np.zeros(12)
     deletion = rng.normal(size=(12, 7)) * present[:, :7]
     shapes = np.where(rng.random((12, 18)) < 0.5, 0.01, -2.0) * (areas > 0)
-    effects = repainting.Effects(np.zeros((12, 8)), np.zeros((12, 8)), zeros, zeros > 0, zeros > 0, deletion, shapes)
+    effects = repainting.Effects(np.zeros((12, 8)), np.zeros((12, 8)), zeros, zeros > 0, zeros > 0, deletion, shapes, deletion)
 
     def figures(signed, on_shapes):
         by_figure = interventions.deletion_figures(signed, np.abs(signed), on_shapes, effects, present, areas)
@@ -338,7 +343,7 @@ def test_a_network_that_is_never_right_has_no_share_that_turns(asked):
     questions = asked.questions
     wide = np.zeros((len(questions), 18))
     zeros, never = np.zeros((len(questions), 8)), np.zeros(len(questions), bool)
-    facts = interventions.network_facts(repainting.Effects(zeros, zeros, zeros[:, 0], never, never, zeros[:, :7], wide), asked, seed=0)
+    facts = interventions.network_facts(repainting.Effects(zeros, zeros, zeros[:, 0], never, never, zeros[:, :7], wide, zeros[:, :7]), asked, seed=0)
     assert facts['accuracy'] == 0 and facts['turns'] == [None, None, None]
 
 

@@ -44,8 +44,8 @@ def classify_erased(row_values, count, seed=7, batch_size=40, seen=None, **optio
 def test_batches_are_filled_across_the_ratios():
     """Ten batches of seven and one of two: each image is classified eleven times, the erased ones as if one by one."""
     seen, again = [], []
-    together = classify_erased([0.5] * SIDE, 72, batch_size=7, seen=seen, more=False)
-    one_by_one = classify_erased([0.5] * SIDE, 72, batch_size=1, seen=again, more=False)
+    together = classify_erased([0.5] * SIDE, 72, batch_size=7, seen=seen, names=('top', 'random'))
+    one_by_one = classify_erased([0.5] * SIDE, 72, batch_size=1, seen=again, names=('top', 'random'))
     for batched, plain in zip(together, one_by_one, strict=True):
         np.testing.assert_array_equal(batched, plain)
     assert 0 < together[0][:, 1:6].sum() < 360 and 0 < together[0][:, 6:].sum() < 360
@@ -87,7 +87,7 @@ def test_a_map_that_ranks_the_decisive_pixels_last_has_a_known_ratio():
 
 
 def test_more_orders_leave_the_published_outcomes_as_they_are():
-    plain, more = (classify_erased([0.5] * SIDE, 50, batch_size=20, more=more)[0] for more in (False, True))
+    plain, more = (classify_erased([0.5] * SIDE, 50, batch_size=20, names=names)[0] for names in (('top', 'random'), eval_pixel_perturb.ORDERS))
     np.testing.assert_array_equal(plain, more[:, :11])
     assert more.shape == (50, 22)
 

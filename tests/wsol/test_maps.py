@@ -6,9 +6,10 @@ from conftest import assert_close, generators, golden
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import ndimage
 
 from wsol import metrics
-from wsol.maps import NORM_TYPES, normalise, ranks, resize
+from wsol.maps import NORM_TYPES, blurred, normalise, ranks, resize
 
 
 @pytest.mark.parametrize('size, name', [((56, 56), 'large'), ((33, 50), 'odd')])
@@ -38,6 +39,18 @@ def test_ranks_are_the_share_that_is_lower_and_half_of_what_is_equal(values):
     if values.min() == values.max():
         expected = np.zeros_like(values)  # as for every constant map
     np.testing.assert_allclose(normalise(torch.tensor(values)[None], 'rank')[0], expected, rtol=1e-6)
+
+
+@given(hnp.arrays(np.float64, st.tuples(st.just(2), st.integers(1, 9), st.integers(1, 9)), elements=st.floats(-10, 10)))
+def test_blur_is_scipys_keeps_the_mean_and_leaves_a_constant_as_it_is(values):
+    maps = torch.tensor(values)
+    once = blurred(maps)
+    expected = [ndimage.gaussian_filter(one, [side / 8 for side in one.shape], mode='reflect') for one in values]
+    np.testing.assert_allclose(once, expected, atol=1e-12)
+    torch.testing.assert_close(once.mean((1, 2)), maps.mean((1, 2)))
+    assert (once.flatten(1).std(1, False) <= maps.flatten(1).std(1, False) + 1e-9).all()
+    constant = maps[:, :1, :1].expand_as(maps)
+    torch.testing.assert_close(blurred(constant), constant)
 
 
 def test_ranks_know_the_order_alone_so_that_pxap_is_the_same_on_any_scale():
