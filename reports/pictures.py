@@ -39,7 +39,7 @@ STYLE = {'font.size': 8, 'axes.titlesize': 8, 'xtick.labelsize': 7, 'ytick.label
 GAP, BAR, TICKS, LABEL, LINE = 0.08, 0.22, 0.38, 0.26, 0.15  # inches; LINE is the height of a line of text
 BESIDE = GAP + BAR + TICKS + LABEL  # the width that a colour bar takes
 BAND = 256         # rows that are drawn at a time: matplotlib takes sixty bytes a pixel for an image
-SIDE = 4.0         # inches: the longer side of a photo
+SIDE = 2.8         # inches: the longer side of a photo
 CHARACTER = 0.062  # inches: the average width of a letter
 SUPERSCRIPT = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
 
