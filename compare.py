@@ -38,7 +38,8 @@ def make_parser():
     parser.add_argument('--summary', action='store_true', help='print only the summary of cue localization: a line for '
                         'each name and method, with every count, and means over networks of one name')
     parser.add_argument('--paper', action='store_true', help="add the paper's rows (CUB, ResNet-50)")
-    parser.add_argument('--output', default='comparison', metavar='FOLDER', help='where to (default: comparison)')
+    parser.add_argument('--output', default='comparison', metavar='FOLDER',
+                        help='the folder of the tables (default: comparison)')
     parser.add_argument('--format', default=tuple(table_files.FORMATS), metavar='NAME,...',
                         type=command_line.several(command_line.choice(tuple(table_files.FORMATS))),
                         help=f'{", ".join(table_files.FORMATS)}; several, separated by commas (default: all)')

@@ -101,7 +101,7 @@ def outlive_the_first_signal(_):
     """Let a loader process go on after a first SIGTERM, and after SIGUSR1.
 
     A scheduler sends them to the whole process group, and the training needs its loaders until it has saved. It then
-    ends them itself, with a second SIGTERM if need be.
+    ends them itself, if necessary by a second SIGTERM.
     """
     def end_at_the_next(*_):
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))

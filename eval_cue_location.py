@@ -92,8 +92,8 @@ def keep_pairs_with_images(annotations, labels, verbose=False):
     total = len(annotations.pairs)
     dropped = annotations.drop_pairs_without(labels.tolist())
     if len(dropped) == total:
-        raise UserError(f'no class pair to evaluate: for none of the {total} pairs that differ in 1 to 3 parts do '
-                        'both classes have test images; check --metadata_root and --data_root')
+        raise UserError(f'no class pair to evaluate: none of the {total} pairs that differ in 1 to 3 parts has '
+                        'test images of both classes; check --metadata_root and --data_root')
     if dropped:
         screen.warn(f'{len(dropped)} of {total} class pairs have a class without test images and are left out'
                     + ('' if verbose else '; --verbose lists them'))
@@ -107,7 +107,7 @@ def open_cues(data, images, verbose=False):
     keep_pairs_with_images(annotations, images.labels, verbose)
     cues = CueImages(images, annotations)
     if not cues.rows:
-        raise UserError('no image to evaluate: in none of the test images is a differing part visible; check '
+        raise UserError('no image to evaluate: no test image shows a differing part; check '
                         f'{annotations.root / "parts" / "part_locs.txt"}')
     return cues
 

@@ -90,7 +90,7 @@ def unpack(archive, folder, wanted, limit=None):
         raise UserError(f'{archive} is no whole archive ({type(error).__name__}: {words_of(error)}); remove it and '
                         'fetch it again') from error
     if not count:
-        raise UserError(f'{archive} holds none of the files it should; is it the right archive?')
+        raise UserError(f'{archive} holds no file of this data set; is it the right archive?')
     return count
 
 

@@ -77,7 +77,7 @@ class Lock:
 
 
 def fetch(url, target, by_hand=None, **expected):
-    """Download url to the path `target`, unless it is there; verified either way.
+    """Download url to the path `target`, unless it is there, and verify it in both cases.
 
     A download that breaks off is resumed, now or by the next call, from <target>.partial.
     by_hand: the address to name where the file must be fetched by hand (default url). expected: arguments of verify().

@@ -58,7 +58,7 @@ def _read(path):
         with open(path, 'rb') as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    except OSError as error:  # whoever needs the file says what is wrong with it
+    except OSError as error:  # an error says what is wrong with the file when it is needed
         refuse_unreadable(path, error)
         return '', None
     is_settled = before[1] < time.time_ns() - SETTLED and _state(path) == before

@@ -91,7 +91,7 @@ def _is_image(path):
     except UserError as error:
         if is_of_the_system(error.__cause__):
             raise
-        return not isinstance(error.__cause__, OSError)  # it is too large or damaged: whoever opens it says so
+        return not isinstance(error.__cause__, OSError)  # too large or damaged: an error says so when it is opened
     return True
 
 
@@ -155,7 +155,7 @@ def _to_rgb(image, path):
     if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
         image = image.convert('RGBA')
         if not image.getextrema()[3][1]:
-            warn_once('transparent', f'{path} is transparent everywhere, so it is white; likewise each such image')
+            warn_once('transparent', f'{path} is transparent everywhere, so it is white; so is each such image')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
     image.load()
     return image if image.mode == 'RGB' else image.convert('RGB')  # convert copies what is RGB already
@@ -194,7 +194,7 @@ def _to_8_bits(values, image, path):
         levels[row:row + 256] = part * (255 / (white - black or 1))
     if white not in (1, 65535):
         warn_once('depth', f'{path}: its values of more than 8 bits are scaled from {black:.8g} (black) to {white:.8g} '
-                           '(white), by what it states or what it holds; likewise each such image')
+                           '(white), by what it states or what it holds; the same is done to each such image')
     return 255 - levels if getattr(image, 'tag_v2', {}).get(262) == 0 else levels  # in a TIFF whose white is 0
 
 

@@ -1,4 +1,4 @@
-"""The images of a data set's split. An item is (image (3,S,S) float32, label, index), whoever reads it.
+"""The images of a data set's split. An item is (image (3,S,S) float32, label, index) for every reader.
 
 The way of an image: open_image or open_upright -> Transform.resize (bytes; --cache keeps them) -> Transform.crop ->
 from the loader's worker to the device -> Transform.normalise (numbers).

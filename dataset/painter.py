@@ -151,7 +151,7 @@ def paint(colours, rng, background=None, without=()):
     width, height = (int(side) for side in rng.choice([160, 176, 192, 208], 2))
     outlines, points = place(rng, *bird_outlines(rng), width, height)
     canvas, clutter = paint_background(rng, width, height, without)
-    if background is not None:  # rng has drawn all the same, so that the bird stays the same
+    if background is not None:  # rng has drawn its numbers, so that the bird stays the same
         canvas, clutter = paint_background(background, width, height, without)
     parts = np.zeros(canvas.shape[:2], np.uint8)
     shades = {part: shade(rng, name) for part, name in colours.items()}

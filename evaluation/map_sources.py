@@ -90,7 +90,7 @@ class MapSource:
             return None if activations is None else model.probabilities(model.class_scores(activations))
 
     def fingerprint(self):
-        """SHA-256 of what the maps come from, beside the images and the network; None if from nothing else. All
+        """SHA-256 of what the maps come from, beside the images and the network; None if there is nothing else. All
         processes of a run call it."""
 
     def check_pairs(self, pairs):

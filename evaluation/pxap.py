@@ -45,7 +45,7 @@ def summarise_masses(masses, pairs):
 
 
 def _means_by_key(values, usable, pairs):
-    """{key of KEYS: the mean of the usable values (P,); None without any}."""
+    """{key of KEYS: the mean of the usable values (P,), or None if there are none}."""
     groups = _groups(np.array([len(pair.parts) for pair in pairs]))
     return {key: float(values[usable & group].mean()) if (usable & group).any() else None
             for key, group in groups.items()}

@@ -31,7 +31,7 @@ class Photos(Images):
     def read(self, index):
         try:
             return self.transform.resize(open_upright(self.paths[index])), True, index
-        except UserError:  # the other photos are explained all the same; inference.py says what is wrong with this one
+        except UserError:  # the other photos are still explained; inference.py says what is wrong with this one
             return self.transform.resize(Image.new('RGB', (8, 8))), False, index
 
 

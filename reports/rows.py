@@ -146,7 +146,7 @@ def read_results(folder):
             results.append(content)
     if not results:
         raise UserError(f'{folder} holds no results; evaluate the experiment first: python eval_cue_location.py '
-                        f'--experiment_name={folder.name}, likewise eval_pixel_perturb.py and eval_wsol.py')
+                        f'--experiment_name={folder.name}, or eval_pixel_perturb.py or eval_wsol.py')
     return sorted(results, key=lambda result: any(result['settings'].get(flag) not in (None, value)
                                                   for flag, value in usual_scale(result).items()))
 

@@ -74,7 +74,7 @@ def evaluate_all(args, flags, percents):
     methods = {folder: methods_of(folder, [name for name in args.methods if folder == folders[0]
                                            or name not in CONTROLS]) for folder in folders}
     if not any(methods.values()):
-        raise UserError(f'none of the networks defines --methods={",".join(args.methods)}')
+        raise UserError(f'no network here defines --methods={",".join(args.methods)}')
     for folder in folders:
         results = commands.evaluate(folder.parent, folder.name, 'cue_location', methods[folder], '--threshold_type=log',
                                     *flags, seen=seen, dropped=percents, **data)

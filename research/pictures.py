@@ -1,7 +1,7 @@
 """The pictures of README.md and docs/: a photo explained, the page in a browser, painted birds, and how fast it is.
 
 Painted birds need the networks of make demo. The photo and the page need the weights of timm's EfficientNet-Lite0
-(--pretrained=FILE), the page chromium too; without these, their pictures stay as they are.
+(--pretrained=FILE), and the page needs chromium. Without these two, the pictures of photo and page stay as they are.
 Result: docs/why_cat.png, gallery.png, demo.png, joint.png, left_out.png and speed.png.
 
     make demo

@@ -156,7 +156,7 @@ class _Stderr:
 
 
 def progress(iterable, description, unit, **options):
-    """A tqdm bar, in the first process of the run. A log gets a line every 15 s, and none of bars that vanish."""
+    """A tqdm bar, in the first process of the run. A log gets a line every 15 s, but no line of a bar that vanishes."""
     terminal = sys.stderr.isatty()
     hidden = not processes.is_first() or (not terminal and not options.get('leave', True))
     return tqdm(iterable, description, unit=unit, dynamic_ncols=True, mininterval=0.2 if terminal else 15,

@@ -41,7 +41,7 @@ class Method:
     compute: Callable
     head: type = CAM          # CAM: every head defines it; CALM: only those with a prior
     per_class: bool = True
-    unit: str = ''            # 'logit', 'probability', 'score' (a class score), 'nats' (log-odds); '': none of these
+    unit: str = ''            # 'logit', 'probability', 'score' (a class score), 'nats' (log-odds); '': no unit
     bounded: bool = False     # all values lie in 0..1; of contrasts, in -1..1
     signed: bool = False      # a value speaks for the class, or against it
     label: str = ''           # a colour bar's label: {c} stands for the class, {score} for what is explained
