@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -27,7 +28,7 @@ def imagenet_names():
     return list(ResNet50_Weights.DEFAULT.meta['categories'])
 
 
-def told_apart(names):
+def unique_class_names(names):
     """Names made unique by the numbers of the classes: "crane" and "crane" become "crane (134)" and "crane (517)"."""
     counts = Counter(names)
     return [f'{name} ({number})' if name and counts[name] > 1 else name for number, name in enumerate(names)]
@@ -36,16 +37,12 @@ def told_apart(names):
 def read_class_names(path, num_classes):
     """The names in a file, in the order of the classes. Raises UserError unless there are num_classes of them."""
     try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f'--class_names={path}: {error.strerror}') from error
-    try:
-        names = _names_in_text(_decoded(content), num_classes)
-    except UserError as error:
-        raise UserError(f'--class_names={path}: {error}') from error
+        names = _names_in_text(_decoded(Path(path).read_bytes()), num_classes)
+    except (OSError, UserError) as error:
+        raise UserError(f'--class_names={path}: {getattr(error, "strerror", None) or error}') from error
     if len(names) != num_classes:
-        raise UserError(f'--class_names={path} names {len(names)} classes, the network has {num_classes}; the file '
-                        'should hold a line for each class, or JSON')
+        raise UserError(f'--class_names={path} holds {len(names)} names, and the network has {num_classes} classes: '
+                        'write one name a line for each class, or a JSON list of them')
     return names
 
 
@@ -84,30 +81,33 @@ def _decoded(content):
     return content.decode('latin-1')
 
 
-def _check_keys(text):
-    """Raise UserError for a key that a mapping of YAML, JSON or Python states twice: parsers take the last."""
-    try:
-        nodes, seen = [yaml.compose(text, yaml.SafeLoader)], set()
-    except Exception:  # deep nesting makes it raise errors of many kinds
-        return
-    while nodes:
-        node = nodes.pop()
-        if id(node) not in seen and isinstance(node, yaml.CollectionNode):  # one node can stand in many places
-            seen.add(id(node))
-            pairs = [pair if isinstance(pair, tuple) else (None, pair) for pair in node.value]
-            keys = Counter(key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode))
-            if keys and max(keys.values()) > 1:
-                raise UserError(f'"{keys.most_common(1)[0][0]}" is stated twice')
-            nodes += [value for _, value in pairs]
+def _once(pairs):
+    """The dict of pairs. Raises UserError for a key that stands twice, where parsers take the last."""
+    pairs = list(pairs)
+    twice = next((key for key, count in Counter(key for key, _ in pairs).items() if count > 1), None)
+    if twice is not None:
+        raise UserError(f'"{twice}" is stated twice')
+    return dict(pairs)
+
+
+class _Loader(yaml.SafeLoader):  # it reads Python's dicts, too
+    def construct_mapping(self, node, deep=False):
+        _once((key.value, value) for key, value in node.value if isinstance(key, yaml.ScalarNode))
+        return super().construct_mapping(node, deep)
 
 
 def _names_in_text(text, num_classes):
     if text.lstrip()[:1] in ('{', '[') or re.search(r'^\s*(names|classes)\s*:', text, re.MULTILINE):
-        _check_keys(text)
-        for read in (json.loads, ast.literal_eval, yaml.safe_load):
-            with suppress(Exception):  # deep nesting makes them raise errors of many kinds
-                if names := names_in(read(text)):
-                    return names
+        read_json, read_yaml = partial(json.loads, object_pairs_hook=_once), partial(yaml.load, Loader=_Loader)
+        for read in (read_json, read_yaml, ast.literal_eval):
+            try:
+                names = names_in(read(text))
+            except UserError:
+                raise
+            except Exception:  # deep nesting makes them raise errors of many kinds
+                continue
+            if names:
+                return names
     lines = [line.strip() for line in re.split(r'\r\n|\r|\n', text)]
     lines = [line for line in lines if line.strip('{}[] ')]
     if len(lines) == num_classes + 1 and HEADER.fullmatch(lines[0]):

@@ -168,7 +168,7 @@ def _problem_of_record(content):
             return f'its {name} is {short(value)}'
     classes = model.get('num_classes')
     weight = content.get('state_dict', {}).get('conv_last.weight')
-    if classes is not None and not (_is_natural(classes) and (weight is None or list(weight.shape[:1]) == [classes])):
+    if classes is not None and not (_is_natural(classes) and list(getattr(weight, 'shape', ()))[:1] == [classes]):
         return f'its num_classes is {short(classes)}, its classifier {short(weight)}'
     for name, value in [*model.items(), *args.items()]:
         if name in RETIRED and RETIRED[name](value):

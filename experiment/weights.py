@@ -6,7 +6,6 @@ SHA-256 in checkpoints/published.lock.json; every later use verifies them.
 
     model, checkpoint = weights.load_model('CALM_EM-CUB')
 """
-import contextlib
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,7 @@ from torch import nn
 import config
 import util
 from dataset import download
-from dataset.class_names import imagenet_names, names_in, read_class_names, told_apart
+from dataset.class_names import imagenet_names, names_in, read_class_names, unique_class_names
 from dataset.registry import ALIASES, DATASETS, find_dataset
 from experiment import checkpoint_files
 from runtime.screen import say, warn, warn_once
@@ -114,10 +113,6 @@ class Checkpoint:
                             'trains a new classifier with --is_different_checkpoint')
         model = self.model
         if model is None:
-            # First check the shapes without memory: a wrong record could ask for a huge network. Some networks cannot
-            # be built in this way; they are checked below.
-            with contextlib.suppress(NotImplementedError, RuntimeError), torch.device('meta'):
-                fitting_weights(build_model(**network, num_classes=num_classes), self, but_classifier)
             model = build_model(**network, num_classes=num_classes)
             load_weights(model, self, but_classifier)
         return model.to(device, memory_format=util.memory_format(device)).eval()
@@ -166,7 +161,7 @@ def class_names(args, checkpoint, model):
             raise UserError(f'--dataset={args.dataset} has {len(names)} class folders, the network {count} classes; '
                             '--class_names=FILE names them')
     if len(names) == count:
-        return told_apart(names)
+        return unique_class_names(names)
     if model.scores == 'one_logit':
         return ['no', 'yes']
     if count != DATASETS['ILSVRC'].num_classes or not (checkpoint.is_foreign or args.dataset == 'ILSVRC'):
@@ -174,7 +169,7 @@ def class_names(args, checkpoint, model):
     if args.dataset != 'ILSVRC':
         say(f"{checkpoint.path} does not name its {count} classes, so they get ImageNet's names; --class_names=FILE "
             'gives them others')
-    return told_apart(imagenet_names())
+    return unique_class_names(imagenet_names())
 
 
 def weights_sha256(state):
@@ -240,8 +235,8 @@ def has_attention(names):
     return any('.attention.' in f'.{name}' for name in names)
 
 
-def fitting_weights(model, checkpoint, but_classifier=False):
-    """(the complete state dict for a model from a Checkpoint, its other weights). Raises UserError if it does not fit.
+def load_weights(model, checkpoint, but_classifier=False):
+    """Put a Checkpoint's weights into the model, all or none. Raises UserError if they do not fit.
 
     but_classifier: keep the model's conv_last (to fine-tune on another label set), and its attention if only one of the
     two networks has one.
@@ -249,26 +244,19 @@ def fitting_weights(model, checkpoint, but_classifier=False):
     expected, left_out = model.state_dict(), ()
     weights, outside = state_dicts.under_names(checkpoint.path, checkpoint.weights, expected)
     weights = published_names(weights, expected.keys())
+    kinds = has_attention(weights), has_attention(expected)
     if but_classifier:
-        is_same_kind = has_attention(weights) == has_attention(expected)
-        left_out = ('conv_last.',) if is_same_kind else ('conv_last.', 'attention.')
-    elif not checkpoint.network and not has_attention(expected):
-        left_out = ('attention.',)  # the published CAM networks have it, but CAM does not use it
+        left_out = ('conv_last.',) if kinds[0] == kinds[1] else ('conv_last.', 'attention.')
+    elif not checkpoint.network and kinds == (True, False):
+        left_out = ('attention.',)
+        warn(f'{checkpoint.path} has an attention layer, as the published networks have, and CAM does not use it; if '
+             'it was trained with CALM, say --attribution_method=CALM_EM or CALM_ML')
     weights = {name: value for name, value in weights.items() if not name.startswith(left_out)}
     weights |= {name: value for name, value in expected.items() if name.startswith(left_out)}
     hint = ('; for another label set add --is_different_checkpoint' if 'conv_last.weight' in weights else
             '; a classifier that this project has not trained starts a training by --pretrained=FILE')
     state_dicts.check_fit(checkpoint.path, weights | outside if checkpoint.network else weights, expected,
                           f'. Check --architecture, --attribution_method, --dataset and --use_bn{hint}')
-    return weights, outside
-
-
-def load_weights(model, checkpoint, but_classifier=False):
-    """Put a Checkpoint's weights into the model, all or none. but_classifier: see fitting_weights. Raises UserError."""
-    weights, outside = fitting_weights(model, checkpoint, but_classifier)
-    if not checkpoint.network and has_attention(checkpoint.weights) > has_attention(weights):
-        warn(f'{checkpoint.path} has an attention layer, which CAM does not use; if it was trained with CALM, say '
-             '--attribution_method=CALM_EM or CALM_ML')
     state_dicts.say_left_out(checkpoint.path, outside, 'since the network does not have them')
     model.load_state_dict(weights)
 

@@ -5,10 +5,11 @@
 """
 from collections import OrderedDict
 from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from wsol.backbones import timm_networks, torchvision_networks
 from wsol.contexts import evaluating, unwrapped
@@ -103,8 +104,8 @@ def from_module(module, layer, attribution_method='CALM_EM', num_classes=None, p
                 image_size=IMAGE_SIZE, scores=None):
     """A head on the output of a layer of any module, to be trained; or CAM of a classifier that is already trained.
 
-    module: takes images (B,C,H,W), normalised as in its training; C is what its first convolution takes. Its output may
-    be of any kind. The network inside DataParallel or torch.compile is taken. Freeze parts of it by
+    module: takes images (B,C,H,W), normalised as in its training; C is what the first convolution that runs takes. Its
+    output may be of any kind. The network inside DataParallel or torch.compile is taken. Freeze parts of it by
     requires_grad=False: torch.no_grad inside the module may have no effect, since only a part of it runs.
     layer: the dotted name of a submodule. Its output is a map (B,D,h,w) or (B,h,w,D), a tuple, list or dict that holds
     one, or to_map makes a map of it, for example of tokens (B,N,D).
@@ -123,7 +124,7 @@ def from_module(module, layer, attribution_method='CALM_EM', num_classes=None, p
     head = find_head(attribution_method, prior)
     if num_classes is None and attribution_method != 'CAM':
         raise UserError(f'{attribution_method} has to be trained: say num_classes=')
-    images = noise_image(module, image_size)
+    images = noise_image(module, image_size, _channels(module, image_size))
     backbone, features = _find_map(module, layer, to_map, images)
     if num_classes is None:
         return cam_of_classifier(module, backbone, f'this module, up to {layer},', images, scores)
@@ -175,12 +176,27 @@ def _find_map(module, layer, to_map, images):
     return traced if same else backbone, features
 
 
-def noise_image(network, image_size, channels=None):
-    """An image (1,C,S,S) of noise in -1..1, of the network's precision; C is what its first convolution takes."""
-    convolutions = (layer.in_channels for layer in network.modules() if isinstance(layer, nn.Conv2d))
-    shape = (1, channels or next(convolutions, 3), image_size, image_size)
-    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+def noise_image(network, image_size, channels=3):
+    """An image (1,C,S,S) of noise in -1..1, of the network's precision."""
+    images = torch.rand(1, channels, image_size, image_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return images.to(next((weight for weight in network.parameters() if weight.is_floating_point()), images))
+
+
+def _channels(module, image_size):
+    """How many channels the first convolution takes that runs; 3 if none runs."""
+    ran = []
+
+    def stop(layer, _):  # before it meets an image that it may not take
+        if isinstance(layer, nn.Conv2d):
+            ran.append(layer.in_channels)
+            raise StopIteration
+    convolutions = [layer.in_channels for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    for channels in dict.fromkeys((3, *convolutions)):  # a mean to subtract, before it, may fit its channels alone
+        with evaluating(module), torch.no_grad(), suppress(Exception), register_module_forward_pre_hook(stop):
+            run_module(module, noise_image(module, image_size, channels))
+        if ran:
+            return ran[0]
+    return 3
 
 
 def _try(network, images, name):
@@ -206,7 +222,7 @@ def from_classifier(architecture, source=True, scores=None):
     is_timm = architecture.startswith(timm_networks.PREFIX)
     network, backbone = (timm_networks if is_timm else torchvision_networks).classifier(architecture, source)
     size = timm_networks.trained_size(network) if is_timm else IMAGE_SIZE
-    return cam_of_classifier(network, backbone, architecture, noise_image(network, size, channels=3), scores)
+    return cam_of_classifier(network, backbone, architecture, noise_image(network, size), scores)
 
 
 @torch.no_grad()

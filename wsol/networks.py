@@ -12,6 +12,7 @@ from torch import nn
 
 from wsol.backbones import inception, timm_networks, torchvision_networks, vgg
 from wsol.backbones.resnet import resnet
+from wsol.backbones.state_dicts import IMAGENET
 from wsol.contexts import shapes_of
 from wsol.errors import UserError, words_of
 from wsol.heads import CALM, CALM_EM, CALM_ML, CAM, PRIORS
@@ -51,7 +52,6 @@ ARCHITECTURES = {
     **{name: Architecture(partial(resnet, name), **_RESNET)
        for name in ('resnet18', 'resnet34', 'resnet101', 'resnet152')},
 }
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of each colour, in 0..1
 
 
 def architecture_names():

@@ -47,7 +47,7 @@ def test_names_that_only_look_numbered_stay_whole(tmp_path):
 
 
 @pytest.mark.parametrize('text, words', [
-    ('a\nb\nc\n\n', 'names 3 classes, the network has 7'), ('', 'names 0 classes'), ('{"a": 0, "b": 2}', 'the network has 7'),
+    ('a\nb\nc\n\n', 'holds 3 names, and the network has 7 classes'), ('', 'holds 0 names'), ('{"a": 0, "b": 2}', 'the network has 7'),
     *((text, "(--class_names=.*: \"?'?0'?\"? is stated twice)") for text in (
         '{"0": "a", "1": "b", "0": "c"}', "{'0': 'a', '1': 'b', '0': 'c'}", 'names:\n  0: a\n  1: b\n  0: c\n', '{0: "a", 0: "c",}')),
     ('[' * 100_000, 'the network has 7'), ('\0' * 99, 'the network has 7'), (None, 'No such file')])

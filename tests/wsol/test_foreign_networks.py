@@ -353,7 +353,7 @@ def test_a_plain_state_dict_is_explained_without_training(script, tmp_path):
     (entry,) = json.loads((tmp_path / 'maps/manifest.json').read_text())['images']
     assert entry['class_name'].startswith('class ') and 0 < entry['probability'] < 1
     code, _, err = script('inference', 'photo.png', '--architecture=vgg11', '--load_checkpoint=mine.pth')
-    assert code == 2 and 'mine.pth does not fit the network' in err and "look like those of resnet18" in err
+    assert code == 2 and 'mine.pth does not fit the network' in err
     code, _, err = script('inference', 'photo.png', '--architecture=resnet18', '--pretrained=False')
     assert code == 2 and 'leaves nothing to explain' in err
     for source in ('load_checkpoint', 'pretrained'):  # its strides are as they are

@@ -8,13 +8,13 @@ from torch import nn
 from wsol.backbones.weight_files import AVERAGED, LOG
 from wsol.errors import UserError
 
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of each colour, in 0..1
 WRAPPERS = ('_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module', '_forward_module')  # of torch, Lightning
 OLD_DENSENET = re.compile(r'(\.denselayer\d+\.(?:norm|conv))\.(\d\.)')  # torchvision's files have names of before 2018
 COUNTER = 'num_batches_tracked'  # it has no effect on what a network computes
+STATISTICS = re.compile(r'(?:.*[._])?(mean|std)')  # of colours, in networks that normalise their images themselves
 AUXILIARY = ('aux1', 'aux2', 'AuxLogits')  # heads of GoogLeNet and Inception, which are used in training only
 REMEDY = 'load the weights into your network in Python, and explain it by wsol.from_module'
-RESNETS = {(2, 2, 2, 2): ('resnet18', None), (3, 4, 6, 3): ('resnet34', 'resnet50'), (3, 4, 23, 3): (None, 'resnet101'),
-           (3, 8, 36, 3): (None, 'resnet152')}  # blocks of each layer -> without, with bottlenecks
 SHOWN = 4  # names in a message
 
 
@@ -50,20 +50,20 @@ def under_names(path, state, expected):
     return inside | {name: expected[name] for name in untracked}, outside
 
 
-def check_fit(path, state, expected, remedy='', whole=None):
-    """Raise UserError unless a state dict has the names and shapes that are expected, and finite values.
-
-    whole: the state dict of the file, if `state` is a part of it.
-    """
+def check_fit(path, state, expected, remedy=''):
+    """Raise UserError unless a state dict has the names and shapes that are expected, and finite values."""
     problems = [[f'{name} is missing' for name in expected if name not in state],
                 [f'{name} is not a part of the network' for name in state if name not in expected],
                 [f'{name} is {_form(state[name])}, the network has {_form(value)}' for name, value in expected.items()
                  if name in state and _form(state[name]) != _form(value)]]
     if any(problems):
         shown = sum((kind[:SHOWN // 2] for kind in problems), [])
-        more, alike = sum(map(len, problems)) - len(shown), _resembling(whole or state)
+        more = sum(map(len, problems)) - len(shown)
+        channels = next((state[name].shape[1] for name, value in expected.items() if name in state and value.ndim == 4
+                         and state[name].ndim == 4 and value.shape[1] == 3 != state[name].shape[1]), None)
         raise UserError(f'{path} does not fit the network: {"; ".join(shown)}' + f'; and {more} more' * (more > 0)
-                        + f'. Its weights look like those of {alike}' * bool(alike) + remedy)
+                        + (remedy if channels is None else f'; it takes images of {channels} channels, and photos have '
+                           f'3: {REMEDY}'))
     broken = [name for name, value in state.items() if not value.to(expected[name].dtype).isfinite().all()]
     if broken:
         raise UserError(f'{path} holds a network that has diverged: {broken[0]} is not finite, NaN or infinite '
@@ -73,15 +73,6 @@ def check_fit(path, state, expected, remedy='', whole=None):
 def _form(value):
     """The shape of a weight, and whether it is a whole number, as quantised weights are."""
     return f'{tuple(value.shape)}{"" if value.is_floating_point() else " of integers"}'
-
-
-def _resembling(state):
-    """The ResNet of torchvision whose blocks a state dict has; None if there is none."""
-    blocks = [sum(name.startswith(f'layer{layer}.') and name.endswith('.bn1.weight') for name in state)
-              for layer in range(1, 5)]
-    plain, bottleneck = RESNETS.get(tuple(blocks), (None, None))
-    usual = state.get('layer1.0.conv1.weight', torch.empty(0)).shape[:1] == (64,)
-    return (bottleneck if 'layer1.0.conv3.weight' in state else plain) if usual else None
 
 
 def say_left_out(path, names, reason):
@@ -110,42 +101,36 @@ def load_backbone(network, weights, classifiers):
     network.load_state_dict(complete)
 
 
-def load_classifier(network, weights, slot, root):
+def load_classifier(network, weights, slot, root, normalisation=IMAGENET):
     """Load Weights into a classifier, strictly. Their last layer may have another number of classes, or another name.
 
     slot: the name of the network's last layer. root: the outermost module around it that may have been replaced.
-    Dropout, Flatten and the like have no weights and do nothing in evaluation, so that a linear layer which stands
-    alone is the classifier, whatever its name. Raises UserError for every other head.
+    normalisation: (mean, deviation) per colour of its images. Dropout, Flatten and the like have no weights and do
+    nothing in evaluation, so that a linear layer which stands alone is the classifier, whatever its name. Raises
+    UserError for every other head.
     """
-    path, expected = weights.path, network.state_dict()
-    body = {name for name in expected if not _is_in(name, slot)}
-    state, outside = under_names(path, weights.state, expected)
+    path, complete = weights.path, network.state_dict()
+    state, outside = under_names(path, weights.state, complete)
+    place = slot if all(name in state for name in complete if not _is_in(name, slot)) else root  # what was replaced
+    body = {name: value for name, value in complete.items() if not _is_in(name, place)}
     children = {name for name, _ in network.named_children()} - {root}
-    check_fit(path, {name: value for name, value in state.items()
-                     if (name in expected or _top(name) in children) and not _is_in(name, root)},
-              {name: value for name, value in expected.items() if not _is_in(name, root)}, whole=state)
-    head = {name: value for name, value in state.items() if name not in body and _top(name) not in AUXILIARY}
-    if not any(map(_is_matrix, head.values())):  # the classifier stands beside a backbone that has a prefix
-        head, outside = head | outside, {}
-    layer = _linear_layer(path, head, slot)
-    head_names = {f'{layer}.weight', f'{layer}.bias'} & head.keys()
-    left_out = {name: value for name, value in (state | head | outside).items() if name not in body | head_names}
-    _check_left_out(path, layer, head, left_out)
-    missing = [name for name in body if name not in state]
-    parts = slot.split('.')
-    places = ['.'.join(parts[:count]) for count in range(len(parts), root.count('.'), -1)]  # outwards
-    place = next((place for place in places if all(_is_in(name, place) for name in missing)), slot)
-    linear = _put_linear(path, network, slot, place, head[f'{layer}.weight'], f'{layer}.bias' in head)
+    wrong = {name for name in state if name not in body and _top(name) in children and not _is_in(name, place)}
+    check_fit(path, {name: value for name, value in state.items() if name in body or name in wrong}, body)
+    beside = {name: value for name, value in state.items() if name not in body}
+    rest = _without_statistics(path, beside | {name: value for name, value in outside.items() if name not in beside},
+                               normalisation)
+    layer = _linear_layer(path, rest, outside, slot)
+    weight, bias = rest.pop(f'{layer}.weight').flatten(1), rest.pop(f'{layer}.bias', None)  # flat: of a 1x1 convolution
+    linear = _put_linear(path, network, slot, place, weight, bias is not None)
     complete = network.state_dict()
-    state = {name: value for name, value in state.items() if name in body and name in complete}
-    state |= {f'{linear}.{name.rpartition(".")[2]}': head[name] for name in head_names}
-    state[f'{linear}.weight'] = state[f'{linear}.weight'].flatten(1)  # of a 1x1 convolution
+    state = {name: state[name] for name in body} | {f'{linear}.weight': weight}
+    state |= {} if bias is None else {f'{linear}.bias': bias}
     check_fit(path, state, complete)
-    if layer != slot or len(head_names) < 2:
-        LOG.warning(f'{path}: {layer} is taken as the classifier, a linear layer'
-                    + ' without bias' * (len(head_names) < 2) + '; what else its head may compute has no weights, and '
-                    'is taken to do nothing in evaluation, as Dropout')
-    say_left_out(path, left_out, 'since the classifier does not need them')
+    if layer != slot or bias is None:
+        LOG.warning(f'{path}: {layer} is taken as the classifier, a linear layer' + ' without bias' * (bias is None)
+                    + '; what else its head may compute has no weights, and is taken to do nothing in evaluation, as '
+                    'Dropout')
+    say_left_out(path, rest, 'since the classifier does not need them')
     complete.update(state)
     network.load_state_dict(complete)
 
@@ -163,30 +148,48 @@ def _is_matrix(value):
     return value.is_floating_point() and (value.ndim == 2 or value.ndim == 4 and value.shape[2:] == (1, 1))
 
 
-def _linear_layer(path, head, slot):
-    """The name of the one linear layer among the weights of a head. Raises UserError if there is none or more."""
-    matrices = [name for name, value in head.items() if _is_matrix(value)]
-    if not matrices:
+def _without_statistics(path, rest, normalisation):
+    """Weights beside a network's body without the mean and deviation of images, where these are its images' own anyway.
+    Raises UserError where a network has normalised its images in another way."""
+    found = {name: match[1] for name, value in rest.items()
+             if (match := STATISTICS.fullmatch(name)) and value.numel() in (1, 3)}
+    for name, kind in found.items():
+        stated, usual = rest[name].double().flatten(), torch.tensor(normalisation[kind == 'std']).double()
+        if min((stated - usual * scale).abs().max() / scale for scale in (1, 255)) > 2e-3:
+            raise UserError(f'{path}: the network normalises its images itself, by {name} = '
+                            f'{[round(number, 3) for number in stated.tolist()]}, which is not how photos go in here; '
+                            f'{REMEDY}')
+    say_left_out(path, found, 'since photos are normalised so already')
+    return {name: value for name, value in rest.items() if name not in found}
+
+
+def _linear_layer(path, rest, outside, slot):
+    """The name of the one linear layer among the weights beside a network's body. Raises UserError if there is none, or
+    if others may belong to the classifier: in its module, another linear layer, a norm, a scale.
+
+    outside: those of them that have not the prefix of the body; the classifier is there if it is nowhere else.
+    """
+    rest = {name: value for name, value in rest.items() if _top(name) not in AUXILIARY}
+    matrices = [name for name in rest if _is_matrix(rest[name])]
+    near = [name for name in matrices if name not in outside] or matrices
+    if not near:
         raise UserError(f'{path} holds no classifier: no weight {slot}.weight, and no linear layer of another name')
-    layer = matrices[0].removesuffix('.weight')
-    parts = [name for name in head if _top(name) == _top(layer)]
-    if len(matrices) > 1 or not {*parts} <= {f'{layer}.weight', f'{layer}.bias'}:
-        names = [name for name in head if name in {*matrices, *parts} and not name.endswith(COUNTER)]
-        raise UserError(f'{path}: the classifier is not one linear layer, it has {named(names)}; {REMEDY}')
+    layer = near[0].removesuffix('.weight')
+    own = f'{layer}.weight', f'{layer}.bias'
+    classes, features = rest[near[0]].shape[:2]
+    without_bias = own[1] not in rest
+
+    def may_belong(name, value):
+        return (_top(name) == _top(layer) and (name in outside) == (near[0] in outside) or name in near
+                or _is_matrix(value) and value.shape[1] in (classes, features) or value.is_floating_point()
+                and (value.shape == (features,) or without_bias and value.numel() == 1))
+    others = [name for name, value in rest.items()
+              if name not in own and not AVERAGED.search(_top(name)) and may_belong(name, value)]
+    if others:
+        raise UserError(f'{path}: the classifier is not one linear layer, it may have '
+                        f'{named(name for name in rest if name in {*own, *others} and not name.endswith(COUNTER))}; '
+                        f'{REMEDY}, or choose the names of the classifier by weights_key=PREFIX')
     return layer
-
-
-def _check_left_out(path, layer, head, left_out):
-    """Raise UserError if weights beside the classifier may belong to it: another linear layer, a norm, a scale."""
-    classes, features = head[f'{layer}.weight'].shape[:2]
-    for name, value in left_out.items():
-        is_copy = AVERAGED.search(_top(name)) or _top(name) in AUXILIARY
-        may_follow = _is_matrix(value) and value.shape[1] in (classes, features)
-        is_norm = value.is_floating_point() and value.shape == (features,)
-        is_scale = value.is_floating_point() and value.numel() == 1 and f'{layer}.bias' not in head
-        if not is_copy and (may_follow or is_norm or is_scale):
-            raise UserError(f'{path}: it is not clear whether {name} belongs to the classifier, beside {layer}; '
-                            f'{REMEDY}, or choose the names of the classifier by weights_key=PREFIX')
 
 
 def _put_linear(path, network, slot, place, weight, has_bias):

@@ -110,7 +110,8 @@ def classifier(name, source):
     network = _create(name.removeprefix(PREFIX), source is True)
     if source is not True:
         slot = last if isinstance(last, str) else (last or ('head',))[0]
-        load_classifier(network, read_weights(source), slot, slot)
+        settings = network.pretrained_cfg
+        load_classifier(network, read_weights(source), slot, slot, (settings['mean'], settings['std']))
     return network, LastMap(network, _layout(network, name)[0])
 
 

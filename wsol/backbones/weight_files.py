@@ -20,7 +20,6 @@ import torch
 from wsol.errors import UserError
 
 SEAL = b'sha256 of the above: '  # 64 hexadecimal digits follow; readers of zips ignore what is after the zip's end
-CHUNK = 1 << 20  # bytes
 LOG = logging.getLogger('wsol')
 
 
@@ -55,16 +54,6 @@ RUNS = re.compile(r'(os|posix|nt|sys|subprocess|shutil|runpy|pty|socket)\.|'
                   r'builtins\.(eval|exec|compile|open|__import__)$')
 
 
-def digest(file, size):
-    """The SHA-256 of the first `size` bytes of an open file, in hexadecimal, read in pieces."""
-    sha256 = hashlib.sha256()
-    file.seek(0)
-    while size > 0 and (chunk := file.read(min(size, CHUNK))):
-        sha256.update(chunk)
-        size -= len(chunk)
-    return sha256.hexdigest()
-
-
 def check_whole(file):
     """Raise ValueError if an open file of torch.save has changed since it was written.
 
@@ -74,7 +63,8 @@ def check_whole(file):
     file.seek(max(0, size - sealed))
     seal = file.read()
     if seal.startswith(SEAL):
-        if digest(file, size - sealed) != seal[len(SEAL):].decode(errors='replace'):
+        file.seek(0)
+        if hashlib.sha256(file.read(size - sealed)).hexdigest().encode() != seal[len(SEAL):]:
             raise ValueError('it is damaged: its content and its SHA-256 differ')
         return
     file.seek(0)
