@@ -337,6 +337,8 @@ def main():
     truth = cues.fingerprint()
     results = [maps.result_file(images, [sources[maps.name]], truth) for maps in chosen]
     counts, evaluations = fill_histograms(network.loader(cues), scorings, network.device)
+    for source in sources.values():
+        source.say_constant()
     if processes.is_first():
         for maps, result, scoring, totals in zip(chosen, results, scorings, counts, strict=True):
             is_control = bool(maps.args.control) or not scoring.source.per_class

@@ -137,6 +137,7 @@ def main():
     measured = classify_erased(network.model, loader, source, network.device, args.seed, args.precision,
                                args.batch_size, args.fill)
     correct, p = (by_order(in_order(loader.batch_sampler, part)) for part in measured)
+    source.say_constant()
     if not processes.is_first():
         return
     accuracy = 100 * float(correct['intact'].mean())

@@ -248,6 +248,7 @@ def main():
     result = maps.result_file(images['test'], sources.values(), truth)
     for split, part in images.items():
         localise(network.loader(part), sources[split], by_split[split], network.device)
+        sources[split].say_constant()
     if not processes.is_first():
         return
     results = mask_results(by_split) if data.has_masks else box_results(by_split, network.model is not None)

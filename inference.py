@@ -252,7 +252,8 @@ def report(entries, album, contrast):
         screen.say(screen.shown(text))
     flat = [f'{name} of {entry["image"]}' for entry in entries for name in entry['constant_maps']]
     if flat:
-        screen.warn(f'maps with one value everywhere show no place: {len(flat)} here, as {flat[0]}')
+        album.note(f'maps with one value everywhere show no place: {len(flat)} here, as {flat[0]}')
+        screen.warn(album.notes[-1])
     if album.reduced:
         screen.say(f'{len(album.reduced)} of {len(entries)} photos are drawn smaller than they are, as '
                    f'{album.reduced[0]}')

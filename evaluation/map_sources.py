@@ -1,7 +1,8 @@
 """Where attribution maps come from: a network, a folder of maps made elsewhere, or the object's segmentation.
 
 All sources are called in one way, source(images, indices, classes), and return a MapBatch. They refuse maps that are
-not finite. Letters: B images, C classes of the network, K classes whose maps are wanted.
+not finite, and count maps that show nothing. Letters: B images, C classes of the network, K classes whose maps are
+wanted.
 """
 import zlib
 from pathlib import Path
@@ -13,12 +14,12 @@ import torch
 import util
 from dataset.fingerprints import combined
 from experiment.settings import network_settings
-from runtime import screen
+from runtime import processes, screen
 from wsol.attribution.contrast import contrast_maps
 from wsol.attribution.maps import attribution_maps
 from wsol.attribution.registry import METHODS
 from wsol.errors import UserError, words_of
-from wsol.maps import blurred
+from wsol.maps import blurred, is_constant
 from wsol.networks import build_model, redrawn
 
 
@@ -52,6 +53,7 @@ class MapSource:
     def __init__(self, images, model=None, precision='float32', classifier=None):
         self.images, self.model, self.precision = images, model, precision
         self.classifier = model if classifier is None else classifier
+        self.constant, self.predicted = set(), set()  # the images with a map of one value; the classes predicted so far
 
     def __call__(self, images, indices, classes, activations=None):
         """The MapBatch of images (B,3,S,S). indices: (B,) into the data set. classes: (B,K), on the images' device.
@@ -66,13 +68,30 @@ class MapSource:
         if self.is_blurred:
             maps = blurred(maps) if isinstance(maps, torch.Tensor) else list(map(blurred, maps))
         batch = MapBatch(probs, maps)
-        finite = (batch.maps.isfinite().flatten(1).all(1) if isinstance(batch.maps, torch.Tensor)
-                  else torch.stack([maps.isfinite().all() for maps in batch.maps]))
-        for index, is_finite in zip(indices.tolist(), finite.tolist(), strict=True):
+        sets = [batch.maps] if isinstance(batch.maps, torch.Tensor) else [maps[None] for maps in batch.maps]
+        checks = torch.cat([torch.stack([maps.isfinite().flatten(1).all(1), is_constant(maps).flatten(1).any(1)], 1)
+                            for maps in sets])  # (B,2)
+        for index, (is_finite, is_flat) in zip(indices.tolist(), checks.tolist(), strict=True):
             if not is_finite:
                 raise UserError(f'the map of {self.images.image_id(index)} holds values that are infinite or no '
                                 'number; a network that has diverged gives such maps, or maps made elsewhere have them')
+            if is_flat:
+                self.constant.add(index)
+        if batch.probs is not None:
+            self.predicted.update(batch.probs.argmax(1).tolist())
         return batch
+
+    def say_constant(self):
+        """Warn of maps with one value everywhere, and of one prediction for all images of several classes. All
+        processes of a run call it after their last image."""
+        constant, predicted = (set().union(*parts) for parts in zip(*processes.gather((self.constant, self.predicted)),
+                                                                    strict=True))
+        if constant:
+            screen.warn(f'{len(constant)} of {len(self.images)} images have a map with one value everywhere, which '
+                        f'shows no place; the first: {self.images.image_id(min(constant))}')
+        if len(predicted) == 1 and np.ptp(self.images.labels):
+            screen.warn(f'the network predicts class {predicted.pop()} for all {len(self.images)} images: no map can '
+                        'say what in an image led to it')
 
     def forward(self, images, model=None):
         """The Activations of images, which several sources can share; None if there is no network. model: the network

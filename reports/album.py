@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from dataset.image_files import upright_size
 from evaluation.erasing import CHECKED, CONTROLS
@@ -24,12 +25,12 @@ from wsol.attribution.contrast import CONTRASTS, label_of
 from wsol.attribution.registry import METHODS
 from wsol.errors import UserError
 from wsol.heads import SCORES
+from wsol.maps import is_constant
 
 DIFFERENCE = 'difference'  # the contrast that subtracts the shown maps of two classes, where no contrast method is used
 SMALLEST = 480         # pixels: a smaller photo is enlarged to this, so that its colour bars can be read
 MOST_PIXELS = 24e6     # of all panels of a picture: two of 4000 x 3000, for which a gigabyte of memory is enough
 WHOLE, DIMMED = (0.0, 0.0, 1.0, 1.0), '; dimmed: not seen by the network'
-ROUNDING = 1e-5        # relative to a map's largest value: the error of float32 sums over thousands of features
 MANIFEST, PAGE = 'manifest.json', 'gallery.html'
 WRITER = 'inference.py'  # the mark of a manifest of ours; earlier ones have none
 
@@ -55,14 +56,9 @@ class View(NamedTuple):
 
     def panel(self, picture, values, title, box):
         """A Panel of one of its maps. A constant map is drawn as zeros, which have no colour, and its title says so."""
-        if has_one_value(values):
+        if is_constant(torch.from_numpy(values)):
             title, values = f'{title}: {values.flat[0]:.3g} everywhere, which shows no place', np.zeros_like(values)
         return Panel(picture, title, values, self.label, self.signed, box=None if box == WHOLE else box)
-
-
-def has_one_value(values):
-    """Whether a map (h,w) is constant except for rounding."""
-    return bool(np.ptp(values) <= ROUNDING * np.abs(values).max())
 
 
 def contrast_key(name):
@@ -149,7 +145,8 @@ class Album:
         classes = [{'class': label, 'class_name': self.class_name(label), 'probability': photo.probs[label]}
                    for label in photo.classes]
         size = upright_size(photo.path)
-        flat = [view.title for view in [*self.views, *self.contrasts] if has_one_value(view.maps(photo)[0])]
+        flat = [view.title for view in [*self.views, *self.contrasts]
+                if is_constant(torch.from_numpy(view.maps(photo)[0]))]
         entry = {'image': str(photo.path), 'predicted': int(np.argmax(photo.probs)),
                  'predicted_probability': max(photo.probs), **classes[0],
                  'box': [round(share * side, 2) for share, side in zip(photo.box, 2 * size, strict=True)],

@@ -19,6 +19,14 @@ def blurred(maps, width=1 / 8):
     return down @ maps @ right.mT
 
 
+ROUNDING = 1e-5  # relative to a map's largest value: the error of float32 sums over thousands of features
+
+
+def is_constant(maps):
+    """(...,h,w) -> (...) bool: whether a map has one value everywhere, except for rounding."""
+    return maps.amax((-2, -1)) - maps.amin((-2, -1)) <= ROUNDING * maps.abs().amax((-2, -1))
+
+
 def _by_rank(maps, low, high):
     """The share of a map's pixels that are lower, and half of those that are equal."""
     flat = maps.flatten(-2).contiguous()

@@ -239,6 +239,17 @@ def test_a_network_of_finite_weights_whose_maps_overflow_is_refused(script, tiny
     assert not result_paths(save / 'CAM', 'wsol')
 
 
+@pytest.mark.parametrize('name', EVALUATIONS)
+def test_maps_that_show_nothing_are_counted_and_said_once(script, tiny_birds, save, name):
+    def forget(content):
+        content['state_dict']['conv_last.weight'] *= 0
+    change_checkpoint(save / 'CAM' / weights.FILE, forget)
+    images, _ = open_birds(tiny_birds)
+    code, _, err = script(name, *tiny_birds, '--experiment_name=CAM')
+    assert code == 0 and f'images have a map with one value everywhere, which shows no place; the first: {images.image_id(0)}' in err
+    assert (f'for all {len(images)} images: no map can say' in err) == (name != 'eval_cue_location')  # it asks no probabilities
+
+
 # --- the sources themselves ----------------------------------------------------------------------------------------
 
 def test_a_networks_source_gives_the_librarys_maps_and_the_probabilities_of_the_same_forward(tiny_birds, trained, forwards):

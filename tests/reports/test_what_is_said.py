@@ -8,8 +8,9 @@ import torchvision
 from conftest import refused
 from PIL import Image
 
-from reports.album import View, has_one_value
+from reports.album import View
 from wsol.attribution.contrast import CONTRASTS, label_of
+from wsol.maps import is_constant
 
 NAMES = 'background\ncrane\ncrane\n'
 
@@ -76,7 +77,7 @@ def test_which_scores_are_taken_is_said_unless_they_are_stated(explain, tmp_path
     assert {entry['class_name'] for entry in manifest['images']} == {'crane (2)'}
     assert 'plain grey' not in err and 'one value' not in err
     assert '--scores=sigmoid is for' not in explain('--scores=softmax', biases=[0.0, 1.0, 2.0])[1]
-    refused(explain('--class_names=names.txt', biases=[0.0, 3.0]), 'names.txt names 3 classes, the network has 2')
+    refused(explain('--class_names=names.txt', biases=[0.0, 3.0]), 'names.txt holds 3 names, and the network has 2 classes')
     refused(explain('--scores=softmax', biases=[3.0]), 'one number is 1')
 
 
@@ -90,7 +91,7 @@ def test_a_network_that_was_trained_here_keeps_its_probabilities(script, trained
 def test_maps_that_vary_by_rounding_alone_are_constant_and_drawn_without_colour():
     noise = 1e-6 * torch.rand(3, 4, 4)
     maps = torch.stack([torch.zeros(4, 4), 5 + noise[0], -5 - noise[1], noise[2], torch.eye(4) + 100])
-    assert [has_one_value(values) for values in maps.numpy()] == [True, True, True, False, False]
+    assert is_constant(maps).tolist() == [True, True, True, False, False]
     view = View('file', 'title', 'label', False, None)
     panel = view.panel(np.zeros((4, 4, 3), np.uint8), (5 + noise[0]).numpy(), 'jointll', (0.0, 0.0, 1.0, 1.0))
     assert panel.title == 'jointll: 5 everywhere, which shows no place' and not panel.values.any()
