@@ -111,7 +111,8 @@ FLAGS = {
                   'train/, val/ and test/<class>/ images', main=True, kept=True),
         _recorded('data_root', 'dataset/', FOLDER, 'the folder of the images'),
         _recorded('metadata_root', 'metadata/', FOLDER, 'the folder of the lists, labels and boxes'),
-        _recorded('mask_root', 'dataset/', FOLDER, "the folder that holds OpenImages/ with OpenImages' masks"),
+        _recorded('mask_root', 'dataset/', FOLDER, 'the folder that holds OpenImages/ with its masks; if it is not '
+                  'stated, --data_root counts'),
         _recorded('skip_broken', False, boolean, 'leave out images that cannot be read, and print how many', kept=True),
         Flag('cache', False, boolean, 'keep the resized images of each split, and the features of --freeze, in files '
              'below save_root/cache/, so that no image is decoded again; prints their size first'),

@@ -235,7 +235,7 @@ def make_parser():
 def main():
     args = config.parse(make_parser())
     network = session.open_network(args, needed=args.scoremap_root is None, whole=True)
-    data = session.open_data(network, args.mask_root)
+    data = session.open_data(network, args.mask_root if 'mask_root' in args.given else None)
     maps = session.choose_maps(network, data, 'wsol')
     screen.say(maps.describe())
     network.speed_up(maps)

@@ -26,6 +26,7 @@ PATHS = {'path': rb'([^\0]{1,1000}?)', 'mask.png': rb'([^,\0]+\.png)', 'ignore.p
 CORNERS = dict.fromkeys(('x0', 'y0', 'x1', 'y1'), rb'(-?[0-9]{1,18})(?:\.[0-9]*)?')
 INTEGER, COMMA = rb'(-?[0-9]{1,18})(?:\.0*)?', rb'\s*,\s*'
 FRACTION = re.compile(rb',[^,]*\.0*[1-9]')  # a fraction in a corner
+NUMBER_AT_END = re.compile(rb',\s*-?[0-9.]+$')
 
 
 def leads_out(name):
@@ -54,7 +55,9 @@ def read_rows(path, form, problems=None):
             for number, line in _lines(file):
                 match = pattern.fullmatch(line)
                 values = match.groups(b'') if match else ()
-                if not match or line.decode(errors='ignore').encode() != line:
+                # a path may hold commas; one that ends in ",12" is a line with a number too many, such as a score
+                too_long = match and paths < len(names) and NUMBER_AT_END.search(values[0])
+                if not match or too_long or line.decode(errors='ignore').encode() != line:
                     problem = f'expected "{form}", found'
                 elif any(map(leads_out, values[:paths])):
                     problem = 'a path leads out of its folder in'

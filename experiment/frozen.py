@@ -84,8 +84,8 @@ def _features(model, images, split, folder, args, device):
 
     if not args.cache:
         return write(whole_files.temporary(folder / 'features'))
-    which = f'{images.name}_{args.crop_size}_{_backbone_fingerprint(model, images, args)[:16]}'
-    path = Path(args.save_root) / 'cache' / f'features_{which}.{images.pixels_fingerprint()[:16]}.npy'
+    fingerprints = [text[:16] for text in (images.pixels_fingerprint(), _backbone_fingerprint(model, images, args))]
+    path = Path(args.save_root) / 'cache' / '.'.join([f'features_{images.name}', *fingerprints, 'npy'])
     try:
         return np.load(path, mmap_mode='r')
     except FileNotFoundError:

@@ -82,13 +82,15 @@ def remove_unfinished(path, before=math.inf):
 
 
 def remove_superseded(path):
-    """Remove the caches that differ from `path` in their fingerprint alone, and say so.
+    """Remove the caches of images that have changed since, and say so.
 
-    A cache's name ends in a fingerprint, 16 hexadecimal digits, and a suffix.
+    A cache's name has a dot, the images' fingerprint of 16 hexadecimal digits, perhaps a second one, and a suffix.
     """
-    form = re.compile(re.escape(path.stem[:-16]) + '[0-9a-f]{16}' + re.escape(path.suffix))
+    form = re.compile(r'(.+?)\.([0-9a-f]{16})(?:\.[0-9a-f]{16})?(\.\w+)')
+    start, fingerprint, suffix = form.fullmatch(path.name).groups()
     for old in path.parent.glob('*'):
-        if form.fullmatch(old.name) and old.name != path.name:
+        parts = form.fullmatch(old.name)
+        if parts and (parts[1], parts[3]) == (start, suffix) and parts[2] != fingerprint:
             with suppress(OSError):  # it is a folder, or in use where open files cannot be removed
                 old.unlink()
                 screen.say(f'{old} is removed: it is of images that have changed since')

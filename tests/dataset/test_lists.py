@@ -93,6 +93,7 @@ def test_the_real_mask_lists_load(split, masks):
     (read_boxes, ['a.jpg,1,2,3,4', 'b.jpg,5,2,3,4'], ['line 2', 'no box']),
     (read_boxes, ['a.jpg,1,2,3,4'], ['no line for b.jpg']),
     (read_mask_paths, ['a.jpg,m.jpg'], ['line 1', 'path,mask.png,ignore.png']),
+    (read_boxes, ['a.jpg,1,2,3,4,0.93'], ['line 1', 'path,x0,y0,x1,y1']), (read_boxes, ['a.jpg, 7, 1,2,3,4'], ['line 1']),
     (read_boxes, ['a.jpg,1,2,nan,4'], ['line 1', 'path,x0,y0,x1,y1']),
     (read_mask_paths, ['a.jpg,1,2,3,4'], ['line 1', 'path,mask.png,ignore.png']),
     (read_mask_paths, ['a.jpg,m.png,'], ['no mask of b.jpg']),
