@@ -39,11 +39,15 @@ def save(figure, path, dpi='figure'):
                                                                    metadata={'Software': None}))
 
 
+def colour_of(name):
+    """The colour of COLOUR_OF for a name; None if it has none."""
+    return next((colour for pattern, colour in COLOUR_OF.items() if re.search(pattern, name.lower())), None)
+
+
 def styles(names, lines=LINES):
     """(colour, line) of each name: the colour of COLOUR_OF, else one that no other name has. Names of one colour have
     different lines; where a colour has no more lines, another takes its place. lines: line styles or markers."""
-    named = [next((colour for pattern, colour in COLOUR_OF.items() if re.search(pattern, name.lower())), None)
-             for name in names]
+    named = [colour_of(name) for name in names]
     pairs, chosen = [(colour, line) for line in lines for colour in COLOURS], []
     for own in named:
         free = [pair for pair in pairs if pair not in chosen] or pairs
@@ -68,6 +72,18 @@ def _curves(title, xlabel, ylabel, curves, marker=None, **limits):
             axes.fill_between(x, *band, color=colour, alpha=0.15, linewidth=0)
     axes.legend(fontsize=7)
     return figure
+
+
+def intervals(axes, lines, series):
+    """Points with their intervals, one below the other. lines: a text for each. series: {name: {line: (value, low,
+    high)}}, two at most; the points of the second are hollow. A line that names a head has the head's colour."""
+    for (name, points), marker, fill, shift in zip(series.items(), 'os', ('full', 'none'), (-0.15, 0.15), strict=False):
+        for line, (value, low, high) in points.items():
+            axes.errorbar(value, line + shift, xerr=[[value - low], [high - value]], fmt=marker, fillstyle=fill,
+                          color=colour_of(lines[line]) or 'k', markersize=4, capsize=2)
+        axes.plot([], [], marker, fillstyle=fill, color='k', markersize=4, label=name)
+    axes.set_yticks(range(len(lines)), lines, fontsize=8)
+    axes.set_ylim(len(lines) - 0.4, -0.6)
 
 
 def ratio_curve(title, curves):
@@ -140,7 +156,7 @@ def reliability_curve(title, calibration):
     axes.plot([0, 100], [0, 100], color='0.6', linewidth=1, linestyle=':', label='calibrated')
     points = np.array([calibration[key] for key in ('confidence', 'accuracy', 'images')], float)
     confidence, accuracy, images = points[:, points[2] > 0]
-    (colour, _), = styles([title])  # it begins with the head
+    colour = colour_of(title) or COLOURS[0]  # the title begins with the head
     axes.plot(confidence, accuracy, color=colour)
     axes.scatter(confidence, accuracy, 4 + 200 * images / images.sum(), color=colour,
                  label=f'expected calibration error {calibration["error"]:.1f} %')

@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from reports import figures
 from runtime import command_line, screen, whole_files
@@ -25,7 +24,6 @@ TRAININGS = {  # title: {network: run}
     'frozen backbone, 14x14': dict.fromkeys(('CAM', HEADS[0], HEADS[2], SPREAD), 'frozen')}
 PAIRS = {'as a whole, 14x14, two networks each': dict.fromkeys(HEADS, 'whole12_pairs')}
 COUNTS = ('published', 'published, all pixels')
-MARKS = 'os'  # of the counts, in the plot
 OVER = {'pairs and trainings': '', 'trainings': ' †', 'pairs': ' ‡'}  # what an interval is over: its mark in the plot
 PAINTED = ('PxAP', 'rank corr.', 'mass on cue', 'deletion corr.', 'on distractors')
 CONTROLS = {'object_mask': "control: the bird's mask", 'random': 'control: random maps'}
@@ -88,6 +86,11 @@ def speed_table():
         for row in read('performance', run='bench_cpu', figure='plain way, ms an image')])
 
 
+def point(row):
+    """(value, low, high) of a measurement; the value in place of an interval that it lacks."""
+    return [float(row[column] or row['value']) for column in ('value', 'low', 'high')]
+
+
 def difference(network, run, count):
     """The measurement of CALM's joint difference less CAM's map; if there are several, that with the widest scope."""
     rows = [row for row in read('real_birds', run=run, network=network, map='joint-difference', count=count)
@@ -98,27 +101,21 @@ def difference(network, run, count):
 def forest():
     """A Figure: CALM less CAM in both counts, with 95 % intervals."""
     figure = Figure(figsize=(5.8, 6), layout='constrained')
-    axes, lines = figure.subplots(), []
+    axes, lines, series = figure.subplots(), [], {count: {} for count in COUNTS}
     for title, networks in (TRAININGS | PAIRS).items():
         lines.append(title)
         for network, run in networks.items():
-            if network == 'CAM':
-                continue
-            (colour, _), = figures.styles([network])
-            for number, count in enumerate(COUNTS):
-                row = difference(network, run, count)
-                value, low, high = (float(row[column]) for column in ('value', 'low', 'high'))
-                axes.errorbar(value, 0.15 - 0.3 * number - len(lines), xerr=[[value - low], [high - value]], capsize=2,
-                              fmt=MARKS[number], markersize=4, color=colour, markerfacecolor=(colour, 'w')[number])
-            lines.append(network + OVER[row['over']])
+            if network != 'CAM':
+                rows = {count: difference(network, run, count) for count in COUNTS}
+                for count, row in rows.items():
+                    series[count][len(lines)] = point(row)
+                lines.append(network + OVER[rows[COUNTS[0]]['over']])
+    figures.intervals(axes, lines, series)
     axes.axvline(0, color='0.6', linewidth=1)
-    axes.set_yticks(range(0, -len(lines), -1), lines, fontsize=8)
     for label in axes.get_yticklabels():
         label.set_fontweight('bold' if label.get_text() in TRAININGS | PAIRS else 'normal')
-    axes.set(xlabel='PxAP of CALM less that of CAM, points\n← CAM ahead · CALM ahead →', ylim=(-len(lines) + 0.4, 0.6))
-    figure.legend([Line2D([], [], color='k', marker=mark, markersize=4, markerfacecolor=face)
-                   for mark, face in zip(MARKS, 'kw', strict=True)], COUNTS, fontsize=8, loc='outside upper center',
-                  ncols=2)
+    axes.set_xlabel('PxAP of CALM less that of CAM, points\n← CAM ahead · CALM ahead →')
+    figure.legend(fontsize=8, loc='outside upper center', ncols=2)
     return figure
 
 

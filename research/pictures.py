@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from reports import figures, pictures
 from research import commands, demo
-from research.findings import DOCS, DPI, read
+from research.findings import DOCS, DPI, point, read
 from runtime import command_line, screen
 from wsol import attribution_maps
 from wsol.heads import joint, log_conditional
@@ -74,23 +75,26 @@ def left_out(models, bird, run):
 
 
 def speed():
-    """A Figure: times faster than the plain way on two processors, in float32 and bfloat16."""
+    """A Figure: times faster than the plain way on two processors, in float32 and bfloat16; memory where measured."""
     items = [row['item'] for row in read('performance', run='bench_cpu', figure='plain way, ms an image')]
-    figure = Figure(figsize=(6.5, 5), layout='constrained')
-    axes = figure.subplots()
-    for run, precision, shift, face in (('bench_cpu', 'float32', -0.12, 'k'),
-                                        ('bench_cpu_bfloat16', 'bfloat16', 0.12, 'w')):
-        rows = [row for row in read('performance', run=run, figure='times faster') if row['item'] in items]
-        value, low, high = (np.array([float(row[column] or row['value']) for row in rows])
-                            for column in ('value', 'low', 'high'))
-        axes.errorbar(value, [items.index(row['item']) + shift for row in rows], xerr=[value - low, high - value],
-                      fmt='o', color='k', markerfacecolor=face, capsize=2, markersize=4, label=precision)
-    axes.axvline(1, color='0.6', linewidth=1)
-    axes.set(xscale='log', xlabel='times faster than the plain way')
-    axes.set_xticks((1, 2, 5, 10, 20), ('1', '2', '5', '10', '20'), minor=False)
-    axes.set_yticks(range(len(items)), ['\n'.join(textwrap.wrap(item, 44)) for item in items], fontsize=8)
-    axes.invert_yaxis()
-    axes.legend()
+
+    def points(**wanted):
+        return {items.index(row['item']): point(row) for row in read('performance', **wanted) if row['item'] in items}
+    panels = [('times faster than the plain way', {
+        precision: points(run=run, figure='times faster')
+        for precision, run in (('float32', 'bench_cpu'), ('bfloat16', 'bench_cpu_bfloat16'))})]
+    memory = {'ours': points(run='bench_cpu', figure='peak memory, MiB'),
+              'plain way': points(run='bench_cpu', figure='plain way, peak memory, MiB')}
+    panels += [('peak memory, MiB', memory)] if all(memory.values()) else []
+    figure = Figure(figsize=(4 + 2.5 * len(panels), 5), layout='constrained')
+    places = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (label, series) in zip(places, panels, strict=True):
+        figures.intervals(axes, ['\n'.join(textwrap.wrap(item, 44)) for item in items], series)
+        axes.set(xscale='log', xlabel=label)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter('{x:.0f}')
+        axes.legend(fontsize=8)
+    figure.axes[0].axvline(1, color='0.6', linewidth=1)
     return figure
 
 
