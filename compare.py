@@ -79,13 +79,13 @@ def figure_cell(rows, column):
 def _comparable(rows, reference, column):
     """The Estimates of both sides in a column, if all have a value and the same images and truth; else None."""
     sides = _estimates(rows, column), _estimates(reference, column)
-    same = result_files.same_images(rows[0].about, reference[0].about) and same_truth([*rows, *reference], column)
-    return sides if all(sides) and same else None
+    same_images = result_files.are_alike([rows[0].about, reference[0].about], 'images')
+    return sides if all(sides) and same_images and same_truth([*rows, *reference], column) else None
 
 
 def same_truth(rows, column):
     metric = columns.OF_METRIC.get(column)
-    return result_files.same_truth([row.results[metric] for row in rows if metric in row.results])
+    return result_files.are_alike([row.results[metric] for row in rows if metric in row.results], 'truth')
 
 
 def difference_cell(rows, reference, column):
@@ -175,24 +175,20 @@ def summary(rows):
 
 
 def refusals(rows):
-    """Lines that name the rows not compared with the first, why, and their files; and the rows without a truth."""
+    """Lines that name the rows not compared with the first, why, and their files."""
     first, problems = rows[0], {}
     for row in rows[1:]:
-        if not result_files.same_images(row.about, first.about):
+        if not result_files.are_alike([row.about, first.about], 'images'):
             files = [next((result['path'] for result in one.results.values()), one.experiment) for one in (row, first)]
             problems.setdefault(f'measured on other images than {first.name}, so no difference is given', []).append(
                 f'{row.name} ({", ".join(files)})')
             continue
         for metric in row.results.keys() & first.results.keys():
             results = row.results[metric], first.results[metric]
-            if not result_files.same_truth(results):
+            if not result_files.are_alike(results, 'truth'):
                 problems.setdefault(f'{metric} was compared with other truth than for {first.name}, so no difference '
                                     'is given', []).append(
                     f'{row.name} ({", ".join(result["path"] for result in results)})')
-    unknown = [result['path'] for row in rows for metric, result in row.results.items()
-               if metric in columns.OF_METRIC.values() and 'truth_sha256' not in result]
-    if unknown and rows[1:]:
-        problems['of an earlier version, which does not record the truth: compared as if it were the same'] = unknown
     return [f'{names[0]}{f" and {len(names) - 1} more" if names[1:] else ""}: {problem}'
             for problem, names in problems.items()]
 

@@ -44,7 +44,7 @@ from wsol.metrics import FILLS, THRESHOLD_TYPES
 from wsol.networks import architecture_names, find_architecture
 
 OVERLAYS = {'blend': "the map's colours over the photo in grey", 'mask': 'the photo, darker where the map is lower',
-            'outline': 'lines of equal value over the photo', 'map': 'the map alone'}  # how pictures show a map
+            'map': 'the map alone'}  # how pictures show a map
 OBJECT_MASK = 'object_mask'  # the object's segmentation as a map: a control that no model computes
 HEAD_ALIASES = {'CALM-EM': 'CALM_EM', 'CALM-ML': 'CALM_ML'}
 IGNORED = ('logger_type', 'smoothing_ksize')  # published flags that change nothing in the published code either
@@ -160,8 +160,6 @@ FLAGS = {
              'update is the same, except for BatchNorm'),
         Flag('checkpoint_minutes', 10.0, RATE, 'also save within an epoch, when the last save is this many minutes '
              'old'),
-        Flag('tensorboard', False, boolean, "also write each epoch's line for TensorBoard, in the experiment's folder "
-             '(an optional package)'),
         Flag('is_train', True, boolean, 'False: only test the accuracy of a checkpoint'),
         Flag('override_cache', False, boolean, "ignore the experiment's checkpoints and train from the start"),
         Flag('use_load_checkpoint', False, boolean, 'start from load_checkpoint, as the published commands say; '
@@ -192,7 +190,6 @@ FLAGS = {
                   main=True, shared=False),
         _recorded('slow_questions', 60, COUNT, 'how many questions a slow method answers (one that takes about 50 '
                   'forwards or more per map); the seed decides which. Fast methods answer all questions', shared=False),
-        Flag('verbose', False, boolean, 'list the class pairs that are left out', shared=False),
         _recorded('drop_lowest', 0.0, number(float, 0, True, 100), 'percentage of the lowest pixels of each map that '
                   'get the score 0, so that they are left out with log thresholds', shared=False),
         _recorded('norm_type', None, choice(tuple(NORM_TYPES)), 'clipping: values as they are, cut to 0..1; minmax: '

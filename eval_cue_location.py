@@ -84,27 +84,20 @@ class CueImages(Images):
                 self.annotations.object_mask(image_id, size), np.empty(0, np.uint8) if truth is None else truth)
 
 
-def keep_pairs_with_images(annotations, labels, verbose=False):
-    """Leave out the class pairs with a class that has no test image, and say so."""
-    if labels.max() >= annotations.num_classes:
+def open_cues(data, images):
+    """The CueImages of a split, without the class pairs with a class that has no image. Raises UserError where nothing
+    can be evaluated."""
+    annotations, last = data.annotations(), images.labels.max()
+    if last >= annotations.num_classes:
         raise UserError(f'{annotations.root} has the attributes of {annotations.num_classes} classes, but a test image '
-                        f'has label {labels.max()}')
+                        f'has label {last}')
     total = len(annotations.pairs)
-    dropped = annotations.drop_pairs_without(labels.tolist())
-    if len(dropped) == total:
+    dropped = annotations.drop_pairs_without(images.labels.tolist())
+    if dropped == total:
         raise UserError(f'no class pair to evaluate: none of the {total} pairs that differ in 1 to 3 parts has '
                         'test images of both classes; check --metadata_root and --data_root')
     if dropped:
-        screen.warn(f'{len(dropped)} of {total} class pairs have a class without test images and are left out'
-                    + ('' if verbose else '; --verbose lists them'))
-        for pair in dropped if verbose else []:
-            screen.say(f'left out: classes {pair.first + 1} and {pair.second + 1}')
-
-
-def open_cues(data, images, verbose=False):
-    """The CueImages of a split. Raises UserError where nothing can be evaluated."""
-    annotations = data.annotations()
-    keep_pairs_with_images(annotations, images.labels, verbose)
+        screen.warn(f'{dropped} of {total} class pairs have a class without test images and are left out')
     cues = CueImages(images, annotations)
     if not cues.rows:
         raise UserError('no image to evaluate: no test image shows a differing part; check '
@@ -301,7 +294,7 @@ def finish(maps, result, is_control, counts, evaluations, cues):
 
 def make_parser():
     """The parser of this script's flags."""
-    return config.make_parser(__doc__, *config.EVALUATION, 'contrast_method', 'verbose', 'drop_lowest', 'norm_type',
+    return config.make_parser(__doc__, *config.EVALUATION, 'contrast_method', 'drop_lowest', 'norm_type',
                               'threshold_type', 'cam_curve_interval', listed=LISTED)
 
 
@@ -326,7 +319,7 @@ def open_maps(args):
 def main():
     network, data, chosen = open_maps(config.parse(make_parser()))
     images = network.open_split(data, 'test')
-    cues = open_cues(data, images, network.args.verbose)
+    cues = open_cues(data, images)
     by_name = {maps.name: maps for maps in chosen}  # shares of dropped pixels have the same maps
     sources = {name: maps.source(images, 'test', cues.asked_classes, cues.rows) for name, maps in by_name.items()}
     for source in sources.values():

@@ -28,7 +28,6 @@ from evaluation import session
 from experiment import checkpoint_files, frozen, result_files, training_images, weights
 from experiment.settings import changed_settings, network_settings
 from experiment.training import Keeper, Training, classify, lr_factor, shared_loss
-from experiment.training_log import TrainingLog
 from reports import figures
 from runtime import locks, processes, screen, whole_files
 from wsol import HEADS, build_model, metrics, parameter_groups, prior_training
@@ -44,10 +43,9 @@ def starts_from_checkpoint(args):
     return args.use_load_checkpoint if 'use_load_checkpoint' in args.given else args.load_checkpoint is not None
 
 
-def check_flags(args, is_new):
-    """Raise UserError for flags that contradict one another. is_new: the training does not resume from a checkpoint."""
-    if is_new:  # an earlier version accepted flags without effect, and its trainings can be resumed
-        check_effect(args.large_feature_map, args.last_stage)
+def check_flags(args):
+    """Raise UserError for flags that contradict one another."""
+    check_effect(args.large_feature_map, args.last_stage)
     if args.freeze:
         frozen.check_freezable(args.architecture)
     if args.is_different_checkpoint and not starts_from_checkpoint(args):
@@ -80,7 +78,7 @@ def checkpoint_to_resume(folder, args):
 
 def check_resumable(checkpoint, args):
     """Raise UserError unless a training with these flags can resume from this experiment's checkpoint."""
-    if not {'optimizer', 'epoch', 'args', 'model'} <= checkpoint.content.keys():
+    if not {'optimizer', 'epoch', 'args', 'model', 'log', 'sums', 'training_images'} <= checkpoint.content.keys():
         raise UserError(f'{checkpoint.path} holds weights but no training to resume; choose another --experiment_name '
                         'and start from it with --load_checkpoint, or start afresh with --override_cache')
     earlier = checkpoint.content['args']
@@ -92,19 +90,15 @@ def check_resumable(checkpoint, args):
     if changed:
         raise UserError(f'{checkpoint.path} was trained with other settings ({"; ".join(changed)}). Choose another '
                         '--experiment_name, or start afresh with --override_cache')
-    version = checkpoint.content.get('torch', torch.__version__)
+    version = checkpoint.content.get('torch')
     if version != torch.__version__:
         screen.say(f'{checkpoint.path} was trained with torch {version}, this is torch {torch.__version__}: the last '
                    'digits may differ from those of a training without a change')
 
 
 def check_same_images(checkpoint, images):
-    """Raise UserError unless a training's checkpoint records these training images. Old checkpoints record none."""
-    before = checkpoint.content.get('training_images')
-    if before is None:
-        screen.say(f'{checkpoint.path} does not record its training images: whether they are the same is not checked')
-        return
-    changed = training_images.difference(before, training_images.record(images))
+    """Raise UserError unless a training's checkpoint records these training images."""
+    changed = training_images.difference(checkpoint.content['training_images'], training_images.record(images))
     if changed:
         raise UserError(f'{checkpoint.path} was trained on other images ({changed}). Put them back as they were, start '
                         'afresh with --override_cache, or choose another --experiment_name and fine-tune from it with '
@@ -159,11 +153,6 @@ def initial_network(args, data, images, checkpoint, folder, device):
     return model
 
 
-def draw_curves(log, path):
-    """Draw the curves of a training into a file."""
-    figures.save(figures.training_curves(path.parent.name, log), path)
-
-
 def make_training(args, model, images, device, folder, stop):
     """The Training that the flags ask for. model: the part that learns."""
     if args.prior_training:
@@ -173,7 +162,9 @@ def make_training(args, model, images, device, folder, stop):
                                 weight_decay=args.weight_decay)
     factor_at = partial(lr_factor, schedule=args.lr_schedule, epochs=args.epochs,
                         decay_frequency=args.lr_decay_frequency)
-    display = TrainingLog(folder, args.epochs, draw_curves, args.tensorboard)
+
+    def draw(log):
+        figures.save(figures.training_curves(folder.name, log), folder / 'training.png')
     network = network_settings(args) | {'num_classes': model.conv_last.out_channels}
     record = {'architecture': args.architecture, 'model': network, 'args': dict(args),
               'class_names': list(images['train'].class_names) or None, 'command': result_files.command_line(),
@@ -182,7 +173,7 @@ def make_training(args, model, images, device, folder, stop):
     # timm's networks have layers after the last map, which the loss does not use
     loss = shared_loss(model, device, some_unused=args.architecture.startswith('timm/'))
     return Training(model, loss, optimiser, factor_at, args.epochs, args.seed, device, args.precision, args.accumulate,
-                    Keeper(folder, args.checkpoint_minutes, record, display), stop,
+                    Keeper(folder, args.checkpoint_minutes, record, draw), stop,
                     least=1 if args.freeze else fewest_images(model, args.crop_size))  # --freeze trains no BatchNorm
 
 
@@ -220,7 +211,7 @@ def test_checkpoint(args):
 def train(args, folder, device, stop):
     """Train as the flags say, resume if the experiment has a checkpoint, and test the accuracy of the network."""
     checkpoint = checkpoint_to_resume(folder, args)
-    check_flags(args, checkpoint is None)
+    check_flags(args)
     evaluates_in = util.pick_precision(args.precision, device)
     args.update(open_settings(args, checkpoint, device))
     screen.say(f'trains in {args.precision} on {device.type}, evaluates in {evaluates_in}')

@@ -3,7 +3,6 @@
 The way of an image: open_image or open_upright -> Transform.resize (bytes; --cache keeps them) -> Transform.crop ->
 from the loader's worker to the device -> Transform.normalise (numbers).
 """
-import hashlib
 import itertools
 import shutil
 from functools import cached_property
@@ -17,11 +16,10 @@ from torch.utils.data import Dataset
 from dataset.fingerprints import Contents, combined
 from dataset.image_files import in_threads, open_image, opening_images
 from runtime import processes
-from runtime.screen import progress, say, warn
+from runtime.screen import say, warn
 from runtime.whole_files import make_folder, remove_superseded, write_atomically
 from wsol.errors import UserError
 
-MOST_READ = 50_000  # files that are read to find photos that stand in two splits
 READER = 1  # raise it whenever files become pixels in another way, so that no cache of earlier pixels is read
 
 
@@ -126,22 +124,9 @@ class ImageDataset(Images):
         return combined(self.fingerprint(), READER, self.open_photo.__name__, PIL.__version__, str(torch.__version__),
                         *([str(self.transform.way)] if self.transform.way else ()))
 
-    @cached_property
-    def sizes(self):
-        """(N,) int64: the files' sizes in bytes, -1 for a missing file."""
-        paths = map(self.path, progress(range(len(self)), 'looking at the files', 'image', leave=False, delay=3))
-        return np.fromiter((path.stat().st_size if path.is_file() else -1 for path in paths), np.int64, len(self))
-
-    def size_fingerprint(self):
-        """SHA-256 of the ids, the labels and the files' sizes: the images' identity in results of earlier versions."""
-        digest = hashlib.sha256()
-        for index, (label, size) in enumerate(zip(self.labels, self.sizes.tolist(), strict=True)):
-            digest.update(f'{self.image_id(index)},{label},{None if size < 0 else size}\n'.encode())
-        return digest.hexdigest()
-
-    def paths(self, rows=None):
-        """The paths of the images of these rows (default: all)."""
-        return [self.path(index) for index in (range(len(self)) if rows is None else rows)]
+    def paths(self):
+        """The paths of all images."""
+        return [self.path(index) for index in range(len(self))]
 
     def drop_broken(self, name):
         """Keep the images that open; warn of the others. name: what the warning calls the images."""
@@ -150,30 +135,15 @@ class ImageDataset(Images):
 
 
 def shared_photos(first, second):
-    """The photos that stand in two ImageDatasets, by content: [(index in first, in second)], and how many images of
-    second were compared.
-
-    Only files of equal sizes are read, and MOST_READ at most: where there are more, every second, fourth, ... image of
-    second is compared. Several processes of a run share the work.
-    """
-    step, rows = 1, None
-    while rows is None or sum(map(len, rows)) > MOST_READ:
-        compared, step = np.arange(0, len(second), step), 2 * step
-        sizes = np.intersect1d(first.sizes, second.sizes[compared])
-        sizes = sizes[sizes > 0]
-        rows = [np.flatnonzero(np.isin(first.sizes, sizes)), compared[np.isin(second.sizes[compared], sizes)]]
-    contents = [images.contents.of(images.paths(part)) for images, part in zip((first, second), rows, strict=True)]
-    places = dict(zip(contents[0], rows[0].tolist(), strict=True))
-    places.pop('', None)  # the files that cannot be read
-    return [(places[sha256], row) for sha256, row in zip(contents[1], rows[1].tolist(), strict=True)
-            if sha256 in places], len(compared)
+    """The photos that stand in two ImageDatasets, by content: [(index in first, index in second)]."""
+    places = {sha256: index for index, sha256 in enumerate(first.sha256) if sha256}  # '' for a file that cannot be read
+    return [(places[sha256], index) for index, sha256 in enumerate(second.sha256) if sha256 in places]
 
 
 def warn_of_shared(images):
     """Warn of photos that stand in two splits, by content, whatever their names. images: {split: ImageDataset}."""
     for (split, first), (later, second) in itertools.combinations(images.items(), 2):
-        pairs, compared = shared_photos(first, second)
+        pairs = shared_photos(first, second)
         if pairs:
-            some = '' if compared == len(second) else f' (of {compared} that were compared)'
-            warn(f'{len(pairs)} images of {later} are images of {split}, too{some}; the first: '
-                 f'{second.path(pairs[0][1])} is {first.path(pairs[0][0])}')
+            warn(f'{len(pairs)} images of {later} are images of {split}, too; the first: {second.path(pairs[0][1])} is '
+                 f'{first.path(pairs[0][0])}')

@@ -24,11 +24,6 @@ from wsol.backbones.weight_files import short
 from wsol.errors import UserError
 
 LAST, PREVIOUS, BEST = (f'{name}_checkpoint.pth.tar' for name in ('last', 'previous', 'best'))
-COMMIT = '8897cf4'  # the last commit of this project that can read checkpoints with the settings in RETIRED
-RETIRED = {  # a setting of earlier versions -> whether its value needs what this version no longer has
-    'no_cue': lambda value: value is True, 'pointwise_from': lambda value: value is not None,
-    'last_stage': lambda value: ',' in str(value),  # the features of several stages
-    'prior_training': lambda value: 'drop' in str(value) or 'top' in str(value)}
 
 # --- writing --------------------------------------------------------------------------------------------
 
@@ -45,7 +40,6 @@ def write(path, content, before_rename=lambda partial: None):
             file.write(buffer.getbuffer())
             file.write(weight_files.SEAL + hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
             file.flush()
-            os.fsync(file.fileno())
             try:
                 weight_files.check_whole(file)
             except ValueError as error:
@@ -127,8 +121,7 @@ def _read(path, key=None):
     problem = weight_files.problem_of_weights(content.get('state_dict', content)) or _problem_of_record(content)
     if problem:
         raise UserError(f'{path} is no checkpoint of this version: {problem}')
-    removed = RETIRED.keys() - config.ALL_FLAGS.keys()
-    return content | {'model': {name: value for name, value in model.items() if name not in removed}}
+    return content
 
 
 def _is_natural(value):
@@ -171,10 +164,7 @@ def _problem_of_record(content):
     if classes is not None and not (_is_natural(classes) and list(getattr(weight, 'shape', ()))[:1] == [classes]):
         return f'its num_classes is {short(classes)}, its classifier {short(weight)}'
     for name, value in [*model.items(), *args.items()]:
-        if name in RETIRED and RETIRED[name](value):
-            return (f'it was trained with {name}={short(value)}, which this version no longer has; the commit {COMMIT} '
-                    'of this project can read it')
-        if name in config.ALL_FLAGS or name in model and name not in {'num_classes', *RETIRED}:
+        if name in config.ALL_FLAGS or name in model and name != 'num_classes':
             problem = problem_of(name, value)
             if problem:
                 return f'its setting {name}: {problem}'

@@ -42,8 +42,8 @@ def identity(metric, data, split, images, checkpoint, settings, truth=None, maps
     come from, beside the images and the network.
     """
     return {'metric': metric, 'format': FORMATS.get(metric, 1), 'dataset': data.label, 'split': split,
-            'images': len(images), 'images_sha256': images.fingerprint(), 'files_sha256': images.size_fingerprint(),
-            'truth_sha256': truth, 'maps_sha256': maps, **checkpoint_identity(checkpoint), 'settings': settings}
+            'images': len(images), 'images_sha256': images.fingerprint(), 'truth_sha256': truth,
+            'maps_sha256': maps, **checkpoint_identity(checkpoint), 'settings': settings}
 
 
 def checkpoint_identity(checkpoint):
@@ -108,31 +108,18 @@ class ResultFile:
         """The path of its figure."""
         return self.path.with_suffix('.png')
 
-    def unfinished(self):
-        """The path of a result that is not complete yet."""
-        return self.path.with_name(f'{self.path.name}.unfinished')
-
-    def write_unfinished(self, measured):
-        """Write what is measured so far, in case the rest is interrupted. An earlier result of this name stays."""
-        whole_files.write_json(self.unfinished(), self._content(measured))
-
     def write(self, measured):
         """Write the result. An earlier result of this name has the same weights, images, truth and maps; the settings
         in which it differs, such as the folder of the images, are printed."""
-        content = self._content(measured)
         before = read_result(self.path)['settings']
         now = json.loads(json.dumps(self.identity['settings']))  # lists in place of tuples, as in a file
         earlier = {name: flag.default for name, flag in config.ALL_FLAGS.items()} | usual_settings() | before
         changed = [f'{name} was {earlier.get(name)}, is {value}' for name, value in now.items()
                    if before and earlier.get(name) != value]
-        whole_files.write_json(self.path, content)
-        self.unfinished().unlink(missing_ok=True)
+        whole_files.write_json(self.path, {**self.identity, **measured, 'versions': versions(),
+                                           'machine': machine(self.device), 'command': command_line()})
         replaced = f' replaces an earlier result ({"; ".join(changed)})' if changed else ''
         screen.say(f'{self.path}{replaced}')
-
-    def _content(self, measured):
-        return {**self.identity, **measured, 'versions': versions(), 'machine': machine(self.device),
-                'command': command_line()}
 
 
 def command_line():
@@ -168,26 +155,17 @@ def read_result(path):
     return content | {'settings': settings if isinstance(settings, dict) else {}, 'path': str(path)}
 
 
-def same_images(first, second):
-    """Whether two results were measured on the same images: by content, or as earlier versions did by sizes."""
-    if first.get('files_sha256') and second.get('files_sha256'):
-        return first['images_sha256'] == second['images_sha256']
-    by_size = [result.get('files_sha256') or result.get('images_sha256') for result in (first, second)]
-    return by_size[0] == by_size[1]
-
-
-def same_truth(results):
-    """Whether results of a metric compared maps with the same truth, as far as they record it."""
-    return len({result['truth_sha256'] for result in results if 'truth_sha256' in result}) < 2
+def are_alike(results, what):
+    """Whether results were measured on the same 'images', or of one metric compared maps with the same 'truth'."""
+    return len({result.get(f'{what}_sha256') for result in results}) < 2
 
 
 def check_alike(results):
     """Raise UserError unless results of each metric were measured on the same images and truth."""
     references = {}
-    for result in sorted(results, key=lambda result: 'truth_sha256' not in result):
+    for result in results:
         first = references.setdefault(result['metric'], result)
-        what = 'images' if not same_images(first, result) else 'truth' if not same_truth([first, result]) else None
-        if what:
+        for what in (what for what in ('images', 'truth') if not are_alike([first, result], what)):
             raise UserError(f'{first["path"]} and {result["path"]} were measured on different {what}, so they are not '
                             'compared: remove the one that is out of date, and run again')
 
@@ -205,7 +183,7 @@ def find_result(folder, metric, method, weights_sha256, on_images_of=None, **set
         actual = as_compared(usual | content['settings'])  # an earlier version had fewer flags
         is_of_these = (content.get('format', 1) == FORMATS.get(metric, 1)
                        and content.get('weights_sha256') == weights_sha256
-                       and (on_images_of is None or same_images(content, on_images_of)))
+                       and (on_images_of is None or are_alike([content, on_images_of], 'images')))
         if is_of_these and all(actual.get(name) == value for name, value in expected.items()):
             return content
     stated = ' '.join(f'--{name}={value}' for name, value in ({'score_map_process': method} | settings).items()

@@ -19,10 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 import util
 from data_loaders import in_order
 from experiment import checkpoint_files
-from experiment.training_log import TrainingLog
 from runtime import processes, screen, whole_files
 from wsol.errors import UserError
 
+DRAW_EVERY = 30   # seconds
 CHECK_EVERY = 20  # steps from one look at the losses to the next
 NO_SUMS = (0.0, 0, 0, 0.0)  # the sums of an epoch in one process: losses, correct images, images, seconds
 ADVICE = 'Lower --lr or --lr_classifier_ratio, or try --precision=float32'
@@ -78,10 +78,11 @@ class Keeper:
     folder: Path
     minutes: float         # between two saves within an epoch
     record: dict           # what a checkpoint holds beside the state of the training
-    display: TrainingLog
+    draw: Callable         # (lines of the log) draws the curves into a file
     resumes: bool = False  # resume the training in the folder; else the first save replaces it
     saved: tuple = (0, 0)  # (epochs, steps) at the last save
     saved_at: float = field(default_factory=time.monotonic)
+    drawn_at: float = field(default_factory=time.monotonic)
 
     def is_due(self):
         """Whether it is time to save, by the clock of the first process."""
@@ -99,6 +100,16 @@ class Keeper:
         """Write the whole log again, in case its file was changed."""
         if processes.is_first():
             whole_files.write_lines(self.folder / 'log.jsonl', map(json.dumps, lines), durable=True)
+
+    def show(self, log, epochs):
+        """Print the last line of the log. The curves are drawn at most every DRAW_EVERY seconds, and at the end."""
+        line = log[-1]
+        screen.say(f'epoch {line["epoch"]}/{epochs}: loss {line["train_loss"]:.3f}, accuracy '
+                   f'{line["train_accuracy"]:.1f} % on train, {line["val_accuracy"]:.1f} % on val, rate '
+                   f'{line["lr"]:.2g}, {line["train_images_per_second"]:.0f} images/s')
+        if line['epoch'] == epochs or time.monotonic() - self.drawn_at >= DRAW_EVERY:
+            self.draw(log)
+            self.drawn_at = time.monotonic()
 
 
 @dataclass
@@ -234,7 +245,7 @@ class Training:
         self.done, self.step, self.sums = epoch + 1, 0, NO_SUMS
         self.keeper.save(self.state([NO_SUMS] * processes.size()), is_best=accuracy > best)
         if processes.is_first():
-            self.keeper.display.show(self.log)
+            self.keeper.show(self.log, self.epochs)
 
     def state(self, all_sums):
         """What a checkpoint holds of the training. all_sums: of every process."""
@@ -253,9 +264,7 @@ class Training:
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {'state': momenta(checkpoint, parameters)})
         self.done, self.step = self.keeper.saved = checkpoint.epoch, checkpoint.step
         self.keeper.resumes = True
-        kept = whole_files.read_json_lines(self.keeper.folder / 'log.jsonl')
-        self.log = checkpoint.content.get('log', kept)[:checkpoint.epoch]
-        rows = checkpoint.content.get('sums', [NO_SUMS])
+        self.log, rows = checkpoint.content['log'], checkpoint.content['sums']
         if len(rows) != processes.size():  # the number of processes has changed: only the total stays the same
             rows = [tuple(map(sum, zip(*rows, strict=True))), *[NO_SUMS] * (processes.size() - 1)]
         self.sums = tuple(rows[processes.rank()])

@@ -32,7 +32,7 @@ SMALLEST = 480         # pixels: a smaller photo is enlarged to this, so that it
 MOST_PIXELS = 24e6     # of all panels of a picture: two of 4000 x 3000, for which a gigabyte of memory is enough
 WHOLE, DIMMED = (0.0, 0.0, 1.0, 1.0), '; dimmed: not seen by the network'
 MANIFEST, PAGE = 'manifest.json', 'gallery.html'
-WRITER = 'inference.py'  # the mark of a manifest of ours; earlier ones have none
+WRITER = 'inference.py'  # the mark of a manifest of ours
 
 
 class Explanation(NamedTuple):
@@ -240,14 +240,6 @@ def files_written(folder):
     """The names of the files that earlier runs of inference.py have written in a folder, as its manifest lists them."""
     manifest = whole_files.read_json(Path(folder) / MANIFEST)
     try:
-        if manifest.get('written_by') == WRITER:
-            return {MANIFEST, *manifest['files']}
-        if not {'methods', 'images', 'settings', 'versions', 'machine'} <= manifest.keys():
-            return set()
-        files = {MANIFEST, PAGE}  # a manifest of an earlier version, which wrote no mark
-        for entry in manifest['images']:
-            files |= {*entry['maps'].values(), *entry.get('contrast', {'maps': {}})['maps'].values()}
-            files |= {entry['picture']} if 'picture' in entry else set()
-        return files
+        return {MANIFEST, *manifest['files']} if manifest['written_by'] == WRITER else set()
     except (AttributeError, KeyError, TypeError):  # some other program's manifest.json
         return set()

@@ -65,9 +65,8 @@ def read_interventions(result):
     """{contrast method: {column: Estimate}} of a result of interventions."""
     def stated(value, low=None, high=None):
         return Estimate(value, bounds=(low, high))
-    network = {'turns': stated(*result['network']['turns'])}  # the same for every contrast
-    if 'shapes_that_distract' in result['network']:
-        network['shapes that distract'] = stated(result['network']['shapes_that_distract'])
+    network = {'turns': stated(*result['network']['turns']),  # the same for every contrast
+               'shapes that distract': stated(result['network']['shapes_that_distract'])}
     if result.get('format', 1) != FORMATS['interventions']:
         raise ValueError('the figures have other names')
     return {name: {column: stated(*figures[column]) for column in INTERVENTIONS if column in figures}
@@ -75,11 +74,8 @@ def read_interventions(result):
 
 
 def _accuracy(result):
-    columns = {'accuracy': Estimate(result.get('test_accuracy'))}
-    if 'calibration' in result:  # earlier results have none
-        error, *bounds = (result['calibration'][key] for key in ('error', 'low', 'high'))
-        columns[CALIBRATION] = Estimate(error, bounds=tuple(bounds))
-    return columns
+    error, *bounds = (result['calibration'][key] for key in ('error', 'low', 'high'))
+    return {'accuracy': Estimate(result['test_accuracy']), CALIBRATION: Estimate(error, bounds=tuple(bounds))}
 
 
 def _cue_location(result):
@@ -88,7 +84,7 @@ def _cue_location(result):
         for key in KEYS if truth in result['pxap'] else ():
             estimate = _over_pairs(result, key, 'pxap', truth, count)
             columns[f'{name}: {key}'] = _with_draws(estimate, result, count, key) if 'published' in count else estimate
-    for truth in result.get('mass', ()):  # earlier results have none
+    for truth in result['mass']:
         columns |= {f'{CUE_MASSES[truth]}: {key}': _over_pairs(result, key, 'mass', truth) for key in KEYS}
     return columns | {f'dropped {side}': Estimate(result['dropped']['parts'][side]) for side in ('true', 'false')}
 
@@ -117,10 +113,10 @@ def _pixel_perturb(result):
     fill = result['settings'].get('fill', 'zeros')
     columns = {'accuracy': Estimate(result['accuracy'], units, mean_terms(100 * from_digits(outcomes['intact'])))}
     for kind, side, key in (('', 'top', 'ratios'), ('coarse noise', 'coarse', 'coarse')):
-        for name, record, percent in zip(ERASURES[fill, kind], result.get(key, ()), PERCENTS, strict=False):
+        for name, record, percent in zip(ERASURES[fill, kind], result[key], PERCENTS, strict=True):
             terms = np.stack([from_digits(outcomes[order][percent]) for order in (side, 'random')], 1)
             columns[name] = Estimate(record['R'], units, terms)
-    for name, key in ERASURES[fill, 'area'].items() if 'areas' in result else ():  # earlier results have none
+    for name, key in ERASURES[fill, 'area'].items():
         terms = mean_terms(from_text(result['areas_by_image'][key]))
         columns[name] = Estimate(result['areas'][key][0], units, terms)
     return columns
@@ -132,8 +128,7 @@ def _grid(result):
 
 
 def _wsol(result):
-    earlier = {'PxAP': 'mask PxAP'}  # a name that earlier results have
-    figures = {earlier.get(name, name): values for name, values in result['results'].items()}
+    figures = result['results']
     columns = {name: Estimate(figures[name]['test']) for name in WSOL if name in figures}
     outcomes = {name: from_digits(text) for name, text in result.get('outcomes', {}).items()}
     by_metric = {'MaxBoxAccV2': [hits for name, hits in outcomes.items() if '@' in name],  # one for each overlap

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import NamedTuple
 
-import cv2
 import matplotlib
 import numpy as np
 import torch
@@ -33,7 +32,6 @@ FINE, PERCENTILE = 10_000, 99.5  # the scale of a map of more cells ends at this
 STRENGTH = 0.85   # opacity of the palette's strongest colour over the photo
 DARKEST = 0.2     # the share of the photo's brightness that a mask keeps where the map is lowest
 DIMMED = 0.35     # the brightness of the part of a photo that the network did not see
-OUTLINES = np.array([0.25, 0.5, 0.75])  # shares of the scale at which lines are drawn; on both sides of zero if signed
 STYLE = {'font.size': 8, 'axes.titlesize': 8, 'xtick.labelsize': 7, 'ytick.labelsize': 7, 'axes.linewidth': 0.6,
          'text.parse_math': False, 'figure.constrained_layout.use': False, 'figure.autolayout': False}
 GAP, BAR, TICKS, LABEL, LINE = 0.08, 0.22, 0.38, 0.26, 0.15  # inches; LINE is the height of a line of text
@@ -123,9 +121,6 @@ def shade(picture, values, scale, overlay, box=None):
         elif overlay == 'blend':
             alpha = STRENGTH * (np.abs(2 * share - 1) if scale.signed else share)
             mixed = alpha * palette[levels] + (1 - alpha) * luminance(photo)[..., None]
-        elif overlay == 'outline':
-            around = values[max(0, row - 1):row + 129]  # the slope at the edge needs the neighbours' values
-            mixed = _with_lines(photo, around, min(row, 1), scale, palette, width=max(4.0, max(picture.shape) / 100))
         else:
             mixed = palette[levels]
         shaded[rows] = np.rint(mixed)
@@ -143,29 +138,11 @@ def within(values, box, size):
                                 for seen, (start, _) in zip(part, ends, strict=True))]
 
 
-def _with_lines(photo, values, above, scale, palette, width):
-    """Lines of equal value over rows of a photo, of one width in pixels: a pixel's distance from a line is the
-    difference of their values, divided by the slope. The lines have the palette's colours and a black rim.
-
-    values: with rows of neighbours; the first `above` rows are above those of the photo.
-    """
-    share = np.float32(scale.share(values))
-    slope = np.hypot(*(cv2.Sobel(share, cv2.CV_32F, *axis, ksize=1) / 2 for axis in ((1, 0), (0, 1))))
-    share, slope = (part[above:above + len(photo)] for part in (share, slope))
-    for place in np.concatenate([(1 - OUTLINES) / 2, (1 + OUTLINES) / 2]) if scale.signed else OUTLINES:
-        distance = np.abs(share - place) / np.maximum(slope, 1e-6)
-        for colour, line in ((np.zeros(3, np.float32), width), (palette[round(place * (LEVELS - 1))], width / 2)):
-            alpha = np.clip((line + 1) / 2 - distance, 0, 1)[..., None]
-            photo += alpha * (colour - photo)
-    return photo
-
-
 def colour_bar(scale, overlay, height=LEVELS, width=64):
     """A colour bar (height,width,3) uint8, its lower end in the first row: the scale over a photo that is black on the
-    left and white on the right, or grey under lines."""
+    left and white on the right."""
     values = np.linspace(scale.low, scale.high, height, dtype=np.float32)[:, None].repeat(width, 1)
-    greys = np.full(width, 128) if overlay == 'outline' else np.rint(np.linspace(0, 255, width))
-    photo = np.broadcast_to(greys.astype(np.uint8)[:, None], (height, width, 3))
+    photo = np.broadcast_to(np.rint(np.linspace(0, 255, width)).astype(np.uint8)[:, None], (height, width, 3))
     return shade(photo, values, scale, overlay)
 
 

@@ -13,7 +13,7 @@ from wsol.attribution.contrast import CONTRASTS
 from wsol.errors import UserError
 
 CONTROL = 'control: '  # begins the names of controls
-ABOUT = ('dataset', 'images_sha256', 'files_sha256', 'weights_sha256', 'images', 'epoch')  # what a row says of itself
+ABOUT = ('dataset', 'images_sha256', 'weights_sha256', 'images', 'epoch')  # what a row says of itself
 NAMED_BY = {'norm_type': 'norm', 'threshold_type': 'thresholds', 'cam_curve_interval': 'step', 'seed': 'seed',
             'smooth_grad_nr_iter': 'copies', 'smooth_grad_sigma': 'noise', 'integrated_grad_nr_iter': 'points',
             'finer_cam_alpha': 'alpha', 'finer_cam_references': 'similar classes', 'rise_nr_masks': 'masks',
@@ -43,24 +43,10 @@ def read_experiments(folders, reference=None):
     if len(set(names)) < len(names):
         names = map(str, folders)
     results = [read_results(folder) for folder in folders]
-    name_images_by_content(sum(results, []))
     rows = [row for of_folder, name in zip(results, names, strict=True) for row in make_rows(of_folder, name)]
     rows = put_first(rows, reference) if reference else rows
     name_rows(rows)
     return rows
-
-
-def name_images_by_content(results):
-    """Results of earlier versions know their images only by file sizes. They get the SHA-256 by content from results on
-    images of the same sizes, if those results agree."""
-    contents = {}
-    for result in results:
-        if result.get('files_sha256'):
-            contents.setdefault(result['files_sha256'], set()).add(result['images_sha256'])
-    for result in results:
-        known = contents.get(result.get('images_sha256'), ())
-        if len(known) == 1 and not result.get('files_sha256'):
-            result['files_sha256'], (result['images_sha256'],) = result['images_sha256'], known
 
 
 def make_rows(results, experiment):

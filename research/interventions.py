@@ -8,8 +8,7 @@ distractors. Effects are computed in float32, whatever the precision of the maps
 Sources: Hesse et al., ICCV 2023 (FunnyBirds: deletion, distractors); Adebayo et al. 2018 (random weights as a control);
 Kim et al., ICCV 2021 (cue localization).
 Result: save/<experiment_name>/interventions_ToyBirds_<head>.<8 digits>.json, with the figures of each contrast;
-with --scoremap_root the name holds that folder instead of the head. While the study runs, the finished contrasts are in
-a file whose name ends in .unfinished.
+with --scoremap_root the name holds that folder instead of the head.
 
     python -m research.interventions --experiment_name=calm_em
     python -m research.interventions --experiment_name=calm_em --scoremap_root=my_maps
@@ -233,8 +232,8 @@ def report(content, head):
     screen.say(screen.table(['why A and not B', *INTERVENTIONS, 'questions'], table))
 
 
-def measure_all(run, images, asked, sources, effects, result):
-    """Measure every contrast and control. Returns the content of the result; writes what is finished after each."""
+def measure_all(run, images, asked, sources, effects):
+    """Measure every contrast and control. Returns the content of the result."""
     seed, few = run.args.seed, np.random.default_rng(run.args.seed).permutation(len(asked.questions))
     content = {'questions': len(asked.questions), 'network': network_facts(effects, asked, seed), 'methods': {}}
     for name, source in sources.items():
@@ -249,8 +248,6 @@ def measure_all(run, images, asked, sources, effects, result):
         pxap = metrics.pixel_average_precision(counts)
         content['methods'][name] = {'questions': len(rows), 'unit': unit,
                                     **summarise(figures, part.questions, pxap, seed)}
-        if processes.is_first():
-            result.write_unfinished(content)
     return content
 
 
@@ -277,7 +274,7 @@ def main():
     truth = combined(str(asked.questions), asked.regions, asked.clutter, ObjectMasks(images, annotations).fingerprint())
     result = run.result_file('interventions', data, images, name, truth=truth,
                              maps=None if root is None else sources[name].fingerprint())
-    content = measure_all(run, images, asked, sources, effects, result)
+    content = measure_all(run, images, asked, sources, effects)
     if processes.is_first():
         report(content, run.args.attribution_method)
         result.write(content)

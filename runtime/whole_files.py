@@ -143,18 +143,6 @@ def write_json(path, content):
     write_lines(path, [json.dumps(content, indent=1)], durable=True)
 
 
-def read_json_lines(path):
-    """The dicts in a file of JSON lines, up to the first line that is not one; [] if there is no file."""
-    lines = []
-    with suppress(*NO_FILE, ValueError, RecursionError):
-        for text in Path(path).read_text(errors='replace').splitlines():
-            line = json.loads(text)
-            if not isinstance(line, dict):
-                break
-            lines.append(line)
-    return lines
-
-
 def read_json(path):
     """The content of a JSON file; None if there is no file or no JSON in it. Raises OSError if the disk fails."""
     try:

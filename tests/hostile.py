@@ -97,9 +97,7 @@ TEXTS = {  # parser: (the files that it needs, the one that is damaged, what rea
     'cub_numbers': ({'part_locs.txt': [f'{number} 1 10.5 20.0 1' for number in range(1, 6)]}, 'part_locs.txt',
                     lambda folder: cub._numbers(folder / 'part_locs.txt')),
     'hashes': ({'lock.json': ['{"a.tar": {"size": 3, "sha256": "ab"}}']}, 'lock.json',
-               lambda folder: Lock(folder / 'lock.json').entries()),
-    'log_lines': ({'log.jsonl': ['{"epoch": 1, "val_accuracy": 2.5}', '{"epoch": 2, "val_accuracy": 5.0}']}, 'log.jsonl',
-                  lambda folder: whole_files.read_json_lines(folder / 'log.jsonl'))}
+               lambda folder: Lock(folder / 'lock.json').entries())}
 
 
 def _text(files, damaged, read):

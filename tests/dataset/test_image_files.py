@@ -336,15 +336,14 @@ def test_a_list_that_cannot_be_read_is_named(folder, monkeypatch):
         data.boxes('test', np.array([b'x']))
 
 
-def test_a_result_or_log_that_cannot_be_read_is_no_missing_one(tmp_path, monkeypatch):
+def test_a_result_that_cannot_be_read_is_no_missing_one(tmp_path, monkeypatch):
     path = tmp_path / 'a.json'
-    assert whole_files.read_json(path) is None and whole_files.read_json_lines(path) == []
+    assert whole_files.read_json(path) is None
     path.write_text('{}\n')
-    assert whole_files.read_json(path) == {} and whole_files.read_json_lines(path) == [{}]
+    assert whole_files.read_json(path) == {}
     fail_for(monkeypatch, io, 'open', path)
-    for read in (whole_files.read_json, whole_files.read_json_lines):
-        with pytest.raises(OSError, match='Input/output error.*a.json'):
-            read(path)
+    with pytest.raises(OSError, match='Input/output error.*a.json'):
+        whole_files.read_json(path)
 
 
 def test_photos_beyond_the_limit_are_halved_for_every_script(tmp_path, monkeypatch):

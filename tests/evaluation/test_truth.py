@@ -1,6 +1,5 @@
 """A result knows by content what it was measured on: a change of the truth, the images or the maps is another result."""
 import csv
-import json
 import os
 import shutil
 from pathlib import Path
@@ -193,38 +192,16 @@ def test_other_boxes_make_another_result_which_is_not_compared_with_the_first(sc
 
 
 def result(**about):
-    return {'metric': 'wsol', 'images_sha256': 'by content', 'files_sha256': 'by size', 'truth_sha256': 'truth', 'path': 'a.json'} | about
-
-
-OLD = {'metric': 'wsol', 'images_sha256': 'by size', 'path': 'old.json'}
+    return {'metric': 'wsol', 'images_sha256': 'by content', 'truth_sha256': 'truth', 'path': 'a.json'} | about
 
 
 def test_results_are_compared_with_what_they_record():
-    """Those of earlier versions know the sizes of the images, and no truth."""
     new = result()
-    same = [(new, new), (new, OLD), (OLD, new), (OLD, OLD), (new, result(path='b.json', maps_sha256='x'))]
-    assert all(result_files.same_images(*pair) and result_files.same_truth(pair) for pair in same)
-    for pair in same:
-        result_files.check_alike(pair)
-    other = result(images_sha256='other content', path='b.json')
-    assert not result_files.same_images(new, other) and result_files.same_images(OLD, other)
-    with pytest.raises(UserError, match=r'a.json and b.json were measured on different images'):
-        result_files.check_alike([OLD, new, other])
-    with pytest.raises(UserError, match=r'a.json and b.json were measured on different truth'):
-        result_files.check_alike([OLD, new, result(truth_sha256='x', path='b.json')])
-    assert not result_files.same_images(new, OLD | {'images_sha256': 'other size'})
+    result_files.check_alike([new, result(path='b.json', maps_sha256='x')])
+    for what in ('images', 'truth'):
+        other = result(**{f'{what}_sha256': 'other'}, path='b.json')
+        assert not result_files.are_alike([new, other], what)
+        with pytest.raises(UserError, match=f'a.json and b.json were measured on different {what}'):
+            result_files.check_alike([new, other])
     result_files.check_alike([new, other | {'metric': 'cue_location'}])
     result_files.check_alike([])
-
-
-def test_an_earlier_versions_results_are_rows_with_those_of_this_version(script, save):
-    """And it is said that they do not record their truth."""
-    about = {'metric': 'wsol', 'dataset': 'ToyBirds', 'weights_sha256': 'w', 'images': 3, 'epoch': 1, 'results': {'MaxBoxAcc': {'test': 50.0}}}
-    for name, known in (('new', result()), ('old', OLD)):
-        content = about | {'settings': {'attribution_method': 'CAM', 'score_map_process': 'random'}}
-        for file, more in (('wsol', known), ('accuracy', OLD | {'metric': 'accuracy', 'test_accuracy': 1.0})):
-            (save / name).mkdir(exist_ok=True)
-            (save / name / f'{file}.json').write_text(json.dumps(content | more))
-    code, out, err = script('compare', 'save/new', 'save/old', '--format=csv')
-    assert code == 0 and 'save/old/wsol.json: of an earlier version, which does not record the truth' in out, err
-    assert 'no difference' not in out and differences('comparison') == {'accuracy', 'MaxBoxAcc'}

@@ -88,20 +88,6 @@ def test_what_is_beside_the_weights_of_a_file_from_elsewhere_is_no_record(tmp_pa
         checkpoint_files.read(tmp_path / 'file.pth', 'state_dict')
 
 
-@pytest.mark.parametrize('part, used', [('model', {'no_cue': True}), ('model', {'pointwise_from': 'layer3'}),
-                                        ('model', {'last_stage': 'layer1,layer2'}), ('args', {'prior_training': 'drop:0.5'})])
-def test_settings_of_earlier_versions_are_refused_where_they_were_in_use(tmp_path, part, used):
-    content = hostile.checkpoint_content()
-    unused = content['model'] | {'no_cue': False, 'pointwise_from': None}
-    torch.save(content | {'model': unused, 'args': content['args'] | {'compile': True, 'no_cue': False, 'prior_training': None}},
-               tmp_path / 'whole.pth')
-    assert weights.read_checkpoint(tmp_path / 'whole.pth').content['model'] == content['model']
-    torch.save(content | {part: content[part] | used}, tmp_path / 'whole.pth')
-    name, = used
-    with pytest.raises(UserError, match=f'was trained with {name}=.*commit 8897cf4'):
-        checkpoint_files.read(tmp_path / 'whole.pth')
-
-
 def test_a_disk_that_gives_back_something_else_leaves_the_old_file(whole, monkeypatch):
     before, check = whole.read_bytes(), weight_files.check_whole
 

@@ -22,7 +22,6 @@ from conftest import (
     without,
 )
 
-import main
 import util
 from dataset.images import ImageDataset
 from experiment import training, weights
@@ -235,16 +234,9 @@ def test_training_can_start_from_another_experiments_weights(script, tiny_birds,
     assert all(torch.equal(source[name], target[name]) for name in learned)
 
 
-def test_options_of_no_effect_are_refused_before_a_training_and_not_after_it(resnet_pets, script, monkeypatch):
-    """An earlier version trained such networks, and they are as good as any."""
+def test_options_of_no_effect_are_refused(resnet_pets, script):
     flags = [*without(resnet_pets, 'last_stage'), '--last_stage=layer2', '--epochs=1', '--large_feature_map']
     refused(script('main', *flags), 'large_feature_map', 'last_stage=layer2')
-    with monkeypatch.context() as earlier:
-        earlier.setattr(main, 'check_effect', lambda *_: None)
-        assert script('main', *flags)[0] == 0
-    for name, given in (('main', flags), ('eval_pixel_perturb', resnet_pets[-1:])):
-        code, _, err = script(name, *given)
-        assert code == 0, err
 
 
 def test_fine_tuning_on_another_label_set_keeps_all_but_the_classifier(script, resnet_pets, save, tmp_path):

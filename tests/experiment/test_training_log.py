@@ -1,45 +1,19 @@
-"""A training is seen: the screen, training.png and TensorBoard show what log.jsonl holds."""
+"""A training is seen: the screen and training.png show what log.jsonl holds."""
 import json
 import re
-import sys
-from types import SimpleNamespace
 
 import pytest
-from conftest import SMALL, refused
+from conftest import SMALL
 
-from experiment import training_log
+from experiment import training
 from reports import figures
 
 LOG = [{'epoch': epoch, 'lr': 0.1 / epoch, 'train_loss': 2 / epoch, 'train_accuracy': 10.0 * epoch,
         'train_images_per_second': 50.0, 'val_accuracy': 9.0 * epoch} for epoch in (1, 2, 3)]
 
 
-@pytest.fixture
-def boards(monkeypatch):
-    """TensorBoard's writers that were opened: where, from which epoch on, and what they were given."""
-    opened = []
-
-    class SummaryWriter:
-        def __init__(self, folder, purge_step):
-            self.folder, self.purge_step, self.scalars = folder, purge_step, []
-            opened.append(self)
-
-        def add_scalar(self, name, value, step):
-            self.scalars.append((step, name, value))
-
-        def flush(self):
-            self.flushed = len(self.scalars)
-    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', SimpleNamespace(SummaryWriter=SummaryWriter))
-    return opened
-
-
-def scalars_of(lines):
-    return sorted((line['epoch'], name, value) for line in lines for name, value in line.items() if name != 'epoch')
-
-
-def test_a_training_shows_the_lines_of_its_log(script, tiny_birds, tmp_path, boards):
-    flags = [*tiny_birds, *SMALL, '--tensorboard']
-    code, out, err = script('main', *flags, '--epochs=2')
+def test_a_training_shows_the_lines_of_its_log(script, tiny_birds, tmp_path):
+    code, out, err = script('main', *tiny_birds, *SMALL, '--epochs=2')
     assert code == 0, err
     folder = tmp_path / 'save/result'
     log = [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]
@@ -48,19 +22,6 @@ def test_a_training_shows_the_lines_of_its_log(script, tiny_birds, tmp_path, boa
         (line['epoch'], round(line['train_loss'], 3), round(line['train_accuracy'], 1), round(line['val_accuracy'], 1),
          float(f'{line["lr"]:.2g}')) for line in log]
     assert (folder / 'training.png').stat().st_size > 5000
-    board, = boards
-    assert board.folder.resolve() == (folder / 'tensorboard').resolve() and board.purge_step == 1
-    assert sorted(board.scalars) == scalars_of(log) and board.flushed == len(board.scalars)
-    # one that goes on shows its own epoch, in place of what an interrupted one may have shown of it
-    assert script('main', *flags, '--epochs=3')[0] == 0
-    log = [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]
-    assert boards[1].purge_step == 3 and sorted(boards[1].scalars) == scalars_of(log[2:])
-
-
-def test_tensorboard_that_is_missing_is_refused_before_the_first_epoch(script, tiny_birds, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
-    refused(script('main', *tiny_birds, *SMALL, '--epochs=1', '--tensorboard'), 'pip install tensorboard')
-    assert not (tmp_path / 'save').exists()
 
 
 def test_the_figure_holds_the_log():
@@ -79,10 +40,10 @@ def test_the_figures_words_are_within_it(rate):
 
 def test_the_figure_is_drawn_now_and_then_and_at_the_end(tmp_path, monkeypatch, capsys):
     drawn, now = [], [0]
-    monkeypatch.setattr(training_log.time, 'monotonic', lambda: now[0])
-    shown = training_log.TrainingLog(tmp_path, 3, lambda log, path: drawn.append(now[0]))
+    monkeypatch.setattr(training.time, 'monotonic', lambda: now[0])
+    keeper = training.Keeper(tmp_path, 10, {}, lambda log: drawn.append(now[0]), saved_at=0, drawn_at=0)
     for now[0], count in ((10, 1), (35, 2), (40, 3)):
-        shown.show(LOG[:count])
+        keeper.show(LOG[:count], 3)
     assert drawn == [35, 40]
 
 

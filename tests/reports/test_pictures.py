@@ -117,33 +117,6 @@ def test_where_a_map_is_zero_a_blend_is_grey_and_a_mask_dark_and_where_it_is_hig
     assert np.abs(blended[:, :90] - grey).max() <= 1
 
 
-@pytest.mark.parametrize('signed', [False, True])
-def test_outlines_and_the_bar_have_the_same_colours(picture, signed):
-    values = a_map(signed)
-    _, shown, bar = draw(np.full_like(picture, 255), values, 'outline', signed)
-    scale = Scale.of(values, signed)
-    shares = [0.25, 0.5, 0.75] if not signed else [0.125, 0.25, 0.375, 0.625, 0.75, 0.875]
-    palette = np.rint(255 * (pictures.DIVERGING if signed else pictures.SEQUENTIAL)(np.arange(256))[:, :3])
-    for share in shares:
-        colour = palette[np.rint(share * 255).astype(int)]
-        row = len(bar) + 1 - round(share * HEIGHT)
-        in_bar, on_map = (np.abs(part.reshape(-1, 3) - colour).max(1).min() for part in (bar[row - 3:row + 4], shown))
-        assert in_bar <= 8  # a level or two of the palette
-        if values.min() < scale.low + share * (scale.high - scale.low) < values.max():
-            assert on_map <= 12  # lines are smoothed
-
-
-def test_a_line_has_one_width_whatever_the_slope():
-    """It runs through the pixels whose values are nearest to its own: steep on the left, flat on the right."""
-    values = np.concatenate([np.linspace(0, 0.8, 40), np.linspace(0.8, 1, 60)])[None].repeat(20, 0).astype(np.float32)
-    white = np.full((20, 100, 3), 255, np.uint8)
-    lined = pictures.shade(white, values, Scale(0, 1), 'outline')
-    dark = (lined[10] != 255).any(-1)
-    places = [np.abs(values[10] - share).argmin() for share in (0.25, 0.5, 0.75)]
-    assert dark[places].all() and 9 <= dark.sum() <= 18  # three lines, each about four pixels wide
-    assert (lined == lined[:1]).all()  # whatever the part of rows
-
-
 # --- palettes for all eyes ----------------------------------------------------------------------------
 
 # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB

@@ -156,11 +156,10 @@ class CueAnnotations:
         return self._points[self._row[image_id]]
 
     def drop_pairs_without(self, labels):
-        """Keep only the pairs whose classes are both among labels. Returns the pairs that were dropped."""
-        kept = set(labels)
-        dropped = [pair for pair in self.pairs if not {pair.first, pair.second} <= kept]
-        self.pairs = [pair for pair in self.pairs if pair not in dropped]
-        return dropped
+        """Keep only the pairs whose classes are both among labels. Returns how many pairs were dropped."""
+        before, kept = len(self.pairs), set(labels)
+        self.pairs = [pair for pair in self.pairs if {pair.first, pair.second} <= kept]
+        return before - len(self.pairs)
 
     def evaluated(self, image_id, label):
         """Indices into `pairs` of those that an image tests: they contain its label, a differing part is visible."""
