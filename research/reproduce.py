@@ -1,14 +1,14 @@
 """The paper's cue localization, remove-and-classify, WSOL and accuracies, run again beside the published figures.
 
 Prints a plan: each training and evaluation, what is missing for it, and the command that gets what is missing. Then it
-runs every unfinished step whose data and weights are there, and prints the tables of each data set: the paper's
-figure, ours, its interval, and in words whether they agree. The paper's figures of WSOL are not at hand, so that its
-table holds only ours. The user study is not run. Flags of main.py, such as --device, may follow.
+runs every unfinished step whose data and weights are there, and prints the tables of each data set: those of compare.py
+with the paper's rows, and two that say in words whether the paper's figures and ours agree. The paper's figures of WSOL
+are not at hand. The user study is not run. Flags of main.py, such as --device, may follow.
 --dataset=ToyBirds does all of it on painted birds, without any download.
 Source: Kim et al., ICCV 2021 (reports/paper.py). Networks of CUB, ImageNet and OpenImages are ResNet-50 with 28x28
 maps, published or trained by the released defaults; those of ToyBirds are trained as in research/ablation.py. CAM's
 are not published: CAM is trained on each data set, after all steps of the published networks.
-Result: <save_root>/reproduce/<data set>/tables.md, tables.csv, tables.tex and ratios.png.
+Result: <save_root>/reproduce/<data set>/tables.md, tables.csv, tables.tex, ratios.png and precision_recall.png.
 
     python -m research.reproduce --plan
     python -m research.reproduce --dataset=ToyBirds --seeds=3
@@ -23,15 +23,16 @@ import torch
 import config
 from dataset.registry import DATASETS, find_dataset
 from experiment import result_files, weights
-from reports import columns, paper, table_files
-from reports.table_files import Table
+from reports import columns, comparison, paper, table_files
+from reports.rows import paper_rows, read_experiments
+from reports.table_files import Cell, Table
 from research import commands
-from research.paper_tables import MethodResult, accuracy_table, cue_table, draw_ratios, ratio_table, wsol_table
 from runtime import command_line, screen
 from wsol.errors import UserError
 
 CHOSEN = ('dataset', 'experiment_name', 'save_root', 'seed', 'attribution_method', 'load_checkpoint',
           'score_map_process', 'override_cache')
+CAM, PUBLISHED = ('CAM', 'vanilla'), 'published: mean'
 NAMES = {'cue_location': 'cue localization', 'pixel_perturb': 'remove-and-classify', 'wsol': 'WSOL'}
 
 
@@ -197,34 +198,56 @@ def print_plan(steps_by_dataset, args):
 # --- the results --------------------------------------------------------------------------------------
 
 
-def find_results(networks):
-    """[MethodResult] of the methods that have results. Raises UserError for results on different images or truth."""
-    results, read = [], []
-    methods = {metric: methods_of(networks[0].dataset, metric) for metric in NAMES}
-    for head, method in dict.fromkeys(sum(methods.values(), [])):
-        estimates = {}
-        for network in (network for network in networks if network.name == head):
-            for metric in (metric for metric in NAMES if (head, method) in methods[metric]):
-                content = network.result(metric, method)
-                read += [content] if content else []
-                for column, estimate in columns.read_estimates(content or {}).items():
-                    estimates.setdefault(column, []).append(estimate)
-        if estimates:
-            results.append(MethodResult((head, method), estimates))
-    result_files.check_alike(read)
-    return results
+def verdict(method, difference):
+    """Words: whether a method (head, attribution method) scores above or below CAM, as in the paper. difference: the
+    Cell of its difference from CAM, or None."""
+    if method == CAM:
+        return 'the reference'
+    if difference is None:
+        return 'CAM has no result'
+    if difference.low is None or difference.low <= 0 <= difference.high:
+        return 'undecided: CAM lies within the interval'
+    is_above = difference.value > 0
+    agrees = is_above == (paper.PXAP[method][-1] > paper.PXAP[CAM][-1])
+    return f'{"as in" if agrees else "contrary to"} the paper: {"above" if is_above else "below"} CAM'
+
+
+def verdicts(dataset, rows):
+    """[Table]: the paper's accuracies and cue localization beside ours, and whether they agree. rows: those of all
+    networks."""
+    ours, accuracies, cues = {}, [], []
+    for row in rows:
+        ours.setdefault(row.plain_method, {}).setdefault(row.experiment, row)  # the usual settings come first
+    ours = {name: list(networks.values()) for name, networks in ours.items()}
+    for method, name in paper.METHODS.items():
+        accuracy, mean = (comparison.estimates_of(ours.get(name, ()), column) for column in ('accuracy', PUBLISHED))
+        if accuracy and method[1] in ('vanilla', 'jointll'):
+            published, cell = paper.ACCURACY.get((method[0], dataset)), columns.interval_cell('accuracy', accuracy)
+            inside = None not in (published, cell.low) and cell.low <= published <= cell.high
+            accuracies.append([name, Cell(published), cell, 'not published' if published is None else
+                               'as published, within the interval' if inside else f'{cell.value - published:+.1f}'])
+        if mean:
+            published, cell = paper.PXAP[method][-1], columns.interval_cell(PUBLISHED, mean)
+            reference = ours.get(paper.METHODS[CAM]) if method != CAM else None
+            difference = reference and comparison.difference_cell(ours[name], reference, comparison.COMPARED)
+            away = Cell(cell.value - published, sign='+') if dataset == 'CUB' else None
+            cues.append([name, Cell(published), cell, away, difference, verdict(method, difference)])
+    note = '' if dataset == 'CUB' else '; the paper has figures for CUB: compare only the order of the methods'
+    return [table for table in (
+        Table(f'Accuracy on {dataset}, %', ['', 'paper', 'ours', 'verdict'], accuracies),
+        Table(f'Cue localization on {dataset}, PxAP in %{note}', ['', f'paper: {PUBLISHED}', f'ours: {PUBLISHED}',
+              'from the paper', 'above CAM', 'verdict'], cues)) if table.rows]
 
 
 def report(dataset, networks, root):
     """Print and write the tables of a data set, as far as there are results."""
-    results = find_results(networks)
-    if not results:
-        return
-    tables = [table for table in (cue_table(dataset, results), ratio_table(dataset, results),
-                                  wsol_table(dataset, results), accuracy_table(dataset, results)) if table.rows]
-    written = table_files.write_tables(root / dataset / 'tables', tables, table_files.FORMATS)
-    draw_ratios(dataset, results, root / dataset / 'ratios.png')
-    screen.say(f'\n{table_files.as_text(tables)}\n{", ".join(map(str, [*written, root / dataset / "ratios.png"]))}')
+    folders = [network.folder / network.name for network in networks if network.name == network.head]
+    folders = [folder for folder in folders if any(folder.glob('*_*.json'))]
+    if folders:
+        rows = read_experiments(folders)
+        tables = comparison.make_tables(rows, paper_rows()) + verdicts(dataset, rows)
+        comparison.show(rows, tables[1:])
+        comparison.write(rows, tables, root / dataset / 'tables')
 
 
 # --- the command --------------------------------------------------------------------------------------

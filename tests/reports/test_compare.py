@@ -12,7 +12,7 @@ from conftest import ROOT, explained_columns, read_result, refused, run_main
 
 import compare
 from experiment.settings import usual_settings
-from reports import columns, figures, intervals, paper, rows
+from reports import columns, comparison, figures, intervals, paper, rows
 from reports.columns import COMPARED, EXACT
 from reports.intervals import Estimate, mean_terms
 from reports.rows import Row
@@ -131,7 +131,7 @@ def test_the_summary_has_the_figures_of_the_other_tables(script, evaluated):
     assert title in out and title.endswith('that of CALM_EM: CALM_EM')
     assert list(dict.fromkeys(row for table, row, _ in cells if table == title)) == ['CALM_EM: CALM_EM', 'CAM: CAM']
     for name in ('CALM_EM', 'CAM'):
-        for column in compare.SUMMARY:
+        for column in comparison.SUMMARY:
             assert cells[title, f'{name}: {name}', column]['value'] == f'{float(cells[ALL, name, column]["value"]):.1f}'
     summed, in_means = cells[title, 'CAM: CAM', 'difference'], cells[table_with(f'{COMPARED}: mean'), 'CAM − CALM_EM', 'mean']
     assert [summed[key] for key in ('value', 'low', 'high')] == [in_means[key] for key in ('value', 'low', 'high')]
@@ -277,7 +277,7 @@ def means(compared):
     """The tables of means over networks of one name."""
     for one in compared:
         one.name = f'{one.experiment} {one.method} {one.about}'
-    return [table for table in compare.make_tables(compared) if 'deviation' in table.title]
+    return [table for table in comparison.make_tables(compared) if 'deviation' in table.title]
 
 
 def test_networks_of_one_name_have_a_mean_and_a_deviation():
@@ -305,7 +305,7 @@ def test_the_means_of_two_names_differ_by_a_paired_interval(kind):
         return row(experiment, **{f'{EXACT}: mean': Estimate(value, **about)})
     compared = [one(f'seed{seed}/{name}', offset + seed) for seed in (0, 1) for name, offset in (('A', 0), ('B', 10))]
     table, = means(compared)
-    assert compare.summary(compared) == []  # of cue localization by part points alone
+    assert comparison.summary(compared) == []  # of cue localization by part points alone
     assert [line[0] for line in table.rows] == ['A: x', 'B: x', 'B: x − A: x', 'B: x − A: x, other trainings too']
     width = 4.303 * 0.5**0.5  # two networks each, of variance 1/2: the mean's standard error is sqrt(1/4 + 1/4), by Welch with 2 degrees
     assert [str(line[-1]) for line in table.rows[2:]] == ['+10.0 [+10.0, +10.0]', f'+10.0 [{10 - width:+.1f}, {10 + width:+.1f}]']
@@ -322,7 +322,7 @@ def test_the_summary_of_several_networks_is_that_of_their_means():
         moved = values + offset * np.arange(4)
         return row(experiment, **{f'{COMPARED}: mean': Estimate(moved.mean(), tuple('abcd'), mean_terms(moved))})
     compared = [one('s0/A', 0), one('s1/A', 1), one('s0/C', 2), one('s0/B', 3), one('s1/B', 4)]
-    (table,), (summary,) = means(compared), compare.summary(compared)
+    (table,), (summary,) = means(compared), comparison.summary(compared)
     lines = {line[0]: dict(zip(summary.header, line, strict=True)) for line in summary.rows}
     assert list(lines) == ['A: x', 'C: x', 'B: x'] and [line['networks'] for line in lines.values()] == [2, 1, 2]
     assert [lines[name][f'{COMPARED}: mean'] for name in ('A: x', 'B: x')] == [line[-1] for line in table.rows[:2]]

@@ -10,7 +10,9 @@ from conftest import ROOT, SIZE, explained_columns, refused
 
 from reports import columns, intervals, paper
 from reports.intervals import Estimate
-from research import commands, paper_tables, reproduce
+from reports.rows import Row
+from research import commands, reproduce
+from research.reproduce import PUBLISHED
 
 TINY = ['--epochs=1', f'--crop_size={SIZE}', '--resize_size=64', '--workers=0', '--device=cpu', '--precision=float32',
         '--last_stage=layer1', '--smooth_grad_nr_iter=2']
@@ -18,9 +20,9 @@ FEW = {method: name for method, name in paper.METHODS.items() if name in ('CAM',
 
 
 def cells_of(path):
-    """{(first word of the table, row, column): its line of a CSV of tables}."""
+    """{(beginning of the table's title, row, column): its line of a CSV of tables}."""
     with open(path) as file:
-        return {(line['table'].split()[0], line['row'], line['column']): line for line in csv.DictReader(file)}
+        return {(line['table'].split(',')[0], line['row'], line['column']): line for line in csv.DictReader(file)}
 
 
 def test_the_plan_names_what_is_missing_and_how_to_get_it(script, tmp_path, monkeypatch):
@@ -69,35 +71,22 @@ def test_toybirds_from_nothing_to_the_papers_tables(script, at_home, tmp_path, m
     cells = cells_of(root / 'tables.csv')
     for (head, method), name in FEW.items():
         results = [commands.result(root / f'seed{seed}' / head, 'cue_location', method, *TINY) for seed in (0, 1)]
-        assert cells['Cue', name, 'paper: mean']['value'] == str(paper.PXAP[head, method][-1])
+        line = {column: cells['Cue localization on ToyBirds', name, column]
+                for column in (f'paper: {PUBLISHED}', f'ours: {PUBLISHED}', 'verdict')}
+        assert line[f'paper: {PUBLISHED}']['value'] == str(paper.PXAP[head, method][-1])
         published = [result['pxap']['parts']['published']['mean'] for result in results]
-        alone = [result['pxap']['parts']['per pair, all pixels']['mean'] for result in results]
-        cell = cells['Cue', name, 'published: mean']
         draws = np.mean([np.array(result['published_draws']['published']['mean'].split(), float) for result in results], 0)
-        assert [float(cell[side]) for side in ('value', 'low', 'high')] == pytest.approx(
+        assert [float(line[f'ours: {PUBLISHED}'][side]) for side in ('value', 'low', 'high')] == pytest.approx(
             [np.mean(published), *np.quantile(draws - draws.mean() + np.mean(published), [0.025, 0.975])])
-        cell = cells['Cue', name, 'per pair, all pixels: mean']
-        assert float(cell['value']) == pytest.approx(np.mean(alone)) and float(cell['low']) < np.mean(alone) < float(cell['high'])
-        assert float(cells['Cue', name, 'over seeds ±']['value']) == pytest.approx(abs(alone[0] - alone[1]) / 2 ** 0.5)
-        assert float(cells['Cue', name, 'dropped true']['value']) == pytest.approx(np.mean([result['dropped']['parts']['true'] for result in results]))
-        erased = [commands.result(root / f'seed{seed}' / head, 'pixel_perturb', method, *TINY)['ratios'][0] for seed in (0, 1)]
-        mean = np.mean([record['correct_top'] / record['correct_random'] for record in erased])
-        assert float(cells['Remove-and-classify', name, 'R_10']['value']) == pytest.approx(mean)
-    boxes = {}
-    for (head, method), name in [*FEW.items(), (('CALM_EM', 'jointll-superclass'), 'CALM_EM, jointll-superclass')]:
-        results = [commands.result(root / f'seed{seed}' / head, 'wsol', method, *TINY)['results'] for seed in (0, 1)]
-        for column in ('MaxBoxAccV2', 'MaxBoxAcc', 'Top-1 Loc', 'mass in box'):
-            mean = np.mean([result[column]['test'] for result in results])
-            assert float(cells['WSOL', name, column]['value']) == pytest.approx(mean, abs=0.01)
-        boxes[name] = np.mean([result['MaxBoxAccV2']['test'] for result in results])
-    assert ('WSOL', 'CAM', 'minus CAM') not in cells
-    for name in ('CALM_EM', 'CALM_EM, jointll-superclass'):
-        difference = cells['WSOL', name, 'minus CAM']
-        assert float(difference['value']) == pytest.approx(boxes[name] - boxes['CAM'])
-        assert float(difference['low']) <= float(difference['value']) <= float(difference['high'])
-    assert ('Remove-and-classify', 'CALM_EM, jointll-superclass', 'R_10') not in cells
-    assert "the paper's figures are not at hand" in out
-    assert cells['Cue', 'CAM', 'verdict']['value'] == 'the reference'
+        assert (line['verdict']['value'] == 'the reference') == (name == 'CAM')
+        assert cells['Accuracy on ToyBirds', name, 'verdict']['value'] == 'not published'
+    alone = [np.mean([commands.result(root / f'seed{seed}' / head, 'cue_location', method, *TINY)['pxap']['parts'][columns.COMPARED]['mean']
+                      for seed in (0, 1)]) for head, method in FEW]
+    difference = cells['Cue localization on ToyBirds', 'CALM_EM', 'above CAM']
+    assert float(difference['value']) == pytest.approx(alone[1] - alone[0]) and float(difference['low']) < float(difference['high'])
+    names = {row for table, row, _ in cells if table == 'All results'}
+    assert {'seed0/CAM: CAM', 'seed1/CALM_EM: CALM_EM, jointll-superclass', 'the paper (CUB): CALM_EM'} <= {
+        name.split('ToyBirds/')[-1] for name in names}
     assert 'compare only the order' in out and (root / 'ratios.png').stat().st_size > 5000
     assert (root / 'tables.tex').is_file() and (root / 'tables.md').is_file()
     before = len(at_home)
@@ -120,7 +109,7 @@ def check_that_a_failure_does_not_stop_the_rest(script, tmp_path, folder):
         hidden.rename(parts)
     assert result[0] == 2 and 'error: 1 steps failed: cue localization: CAM' in result[2]
     assert {json.loads(path.read_text())['metric'] for path in folder.glob('*_*.json')} == {'pixel_perturb', 'wsol'}
-    assert 'Remove-and-classify on ToyBirds' in result[1]
+    assert 'Remove-and-classify: R_k' in result[1]
 
 
 def test_weights_that_the_user_has_are_not_missing(script, tmp_path, monkeypatch):
@@ -130,38 +119,38 @@ def test_weights_that_the_user_has_are_not_missing(script, tmp_path, monkeypatch
         assert ('ImageNet' in out) == is_missing
 
 
-def result_of(method, values):
-    units = ('images', *range(len(values)))
-    estimate = Estimate(float(np.mean(values)), units, intervals.mean_terms(np.array(values, float)))
-    return paper_tables.MethodResult(method, {f'{columns.COMPARED}: mean': [estimate]})
+def rows_of(name, values, **more):
+    """[Row] of a method whose class pairs have these values."""
+    units, terms = ('images', *range(len(values))), intervals.mean_terms(np.array(values, float))
+    estimate = Estimate(float(np.mean(values)), units, terms)
+    return [Row('x', name, {}, {PUBLISHED: estimate, f'{columns.COMPARED}: mean': estimate, **more}, plain_method=name)]
 
 
 def test_verdicts():
     """In the paper CALM_EM is above CAM, and VarGrad below it."""
-    cam = result_of(('CAM', 'vanilla'), [30, 40, 50, 60])
-    verdicts = {shift: paper_tables.verdict(result_of(('CALM_EM', 'jointll'), np.array([30, 40, 50, 60]) + shift), cam)
-                for shift in (5, -5)}
-    assert verdicts == {5: 'as in the paper: above CAM', -5: 'contrary to the paper: below CAM'}
-    mixed = result_of(('CALM_EM', 'jointll'), [20, 50, 40, 72])
-    assert paper_tables.verdict(mixed, cam) == 'undecided: CAM lies within the interval'
-    var_grad = result_of(('CAM', 'var_grad'), [1, 2, 3, 4])
-    assert paper_tables.verdict(var_grad, cam) == 'as in the paper: below CAM'
-    assert paper_tables.verdict(var_grad, None) == 'CAM has no result'
-    var_grad.estimates['published: mean'] = [Estimate(21), Estimate(23)]  # of two seeds; the paper has 21.4
-    (row,) = paper_tables.cue_table('CUB', [var_grad]).rows
-    assert row[-1] == '+0.6 from the paper; CAM has no result'
+    values = np.array([30, 40, 50, 60])
+    cam = rows_of('CAM', values)
+
+    def words(rows, reference=cam):
+        return {line[0]: line[-1] for line in reproduce.verdicts('CUB', [*reference, *rows])[-1].rows}
+    for shift, expected in ((5, 'as in the paper: above CAM'), (-5, 'contrary to the paper: below CAM')):
+        assert words(rows_of('CALM_EM', values + shift)) == {'CAM': 'the reference', 'CALM_EM': expected}
+    assert words(rows_of('CALM_EM', [20, 50, 40, 72]))['CALM_EM'] == 'undecided: CAM lies within the interval'
+    assert words(rows_of('VarGrad', [1, 2, 3, 4]))['VarGrad'] == 'as in the paper: below CAM'
+    assert words(rows_of('VarGrad', [1, 2, 3, 4]), []) == {'VarGrad': 'CAM has no result'}
+    (line,) = reproduce.verdicts('CUB', rows_of('VarGrad', [20, 24]))[0].rows  # the paper has 21.4
+    assert str(line[3]) == '+0.6'
 
 
 @pytest.mark.parametrize('right, verdict', [(718, 'as published, within the interval'), (600, '-11.8')])
 def test_an_accuracy_is_held_against_the_published_one(right, verdict):
     terms = intervals.mean_terms(100.0 * (np.arange(1000) < right))
-    result = paper_tables.MethodResult(('CALM_EM', 'jointll'), {'accuracy': [Estimate(right / 10, ('images',), terms)]})
-    row, = paper_tables.accuracy_table('CUB', [result]).rows
-    assert str(row[1]) == '71.8' and row[-1] == verdict
+    rows = rows_of('CALM_EM', [1, 2], accuracy=Estimate(right / 10, ('images',), terms))
+    line, = reproduce.verdicts('CUB', rows)[0].rows
+    assert str(line[1]) == '71.8' and line[-1] == verdict
 
 
 def test_networks_that_are_there_do_not_wait_for_a_training(monkeypatch, tmp_path):
-    """Nor are masks, whose result has no interval, left without a difference."""
     monkeypatch.setattr(reproduce, 'lacks', lambda step, flags: [])
     monkeypatch.setattr(reproduce.Step, 'is_done', lambda step: False)
     monkeypatch.setattr(reproduce.PlannedNetwork, 'weights_sha256', lambda network: 'some')
@@ -172,9 +161,6 @@ def test_networks_that_are_there_do_not_wait_for_a_training(monkeypatch, tmp_pat
     first = next(index for index, step in enumerate(ran) if step.network.training)
     assert {step.network.dataset for step in ran[:first]} == {'CUB', 'ILSVRC'}
     assert all(step.network.training for step in ran[first:]) and not ran[first].metric
-    rows = [paper_tables.MethodResult(method, {'mask PxAP': [Estimate(value)]})
-            for method, value in ((('CAM', 'vanilla'), 50.0), (('CALM_EM', 'jointll'), 53.0))]
-    assert [row[-1] and str(row[-1]) for row in paper_tables.wsol_table('OpenImages', rows).rows] == [None, '+3.0']
 
 
 def test_masks_are_looked_for_beside_the_images(monkeypatch, tmp_path):
@@ -191,10 +177,8 @@ def test_masks_are_looked_for_beside_the_images(monkeypatch, tmp_path):
 def test_every_column_and_flag_has_a_sentence():
     text = (ROOT / 'docs/paper.md').read_text()
     explained = explained_columns(text)
-    for column in paper_tables.cue_table('CUB', []).header[1:]:
-        assert column in explained, column
-    row = paper_tables.MethodResult(('CAM', 'vanilla'), dict.fromkeys(columns.WSOL, [Estimate(1.0)]))
-    assert set(paper_tables.wsol_table('CUB', [row]).header[1:]) <= explained
+    for table in reproduce.verdicts('CUB', rows_of('CAM', [1, 2], accuracy=Estimate(1.0))):
+        assert set(table.header[1:]) <= explained
     for flag in set(re.findall(r'--(\w+)', reproduce.make_parser().format_usage())) - {'save_root'}:
         assert f'`--{flag}' in text
 
