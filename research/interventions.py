@@ -22,12 +22,12 @@ import util
 from dataset.fingerprints import combined
 from dataset.toybirds import Repainter
 from evaluation import session
-from evaluation.map_sources import FolderMaps, ObjectMasks, folder_name
+from evaluation.map_sources import ContrastMaps, FolderMaps, MapSource, NetworkMaps, ObjectMasks, folder_name
 from reports.columns import INTERVENTIONS
 from research.repainting import BACKGROUND, REGIONS, SHAPES, ask, masses, true_effects
 from runtime import processes, screen, whole_files
 from wsol import metrics
-from wsol.attribution.contrast import CONTRASTS, contrast_maps
+from wsol.attribution.contrast import CONTRASTS
 from wsol.errors import UserError
 from wsol.heads import CALM
 from wsol.maps import normalise, resize
@@ -38,69 +38,65 @@ NEGLIGIBLE = 0.1  # nats: a shape of the background with a smaller effect is a d
 # --- methods and controls -----------------------------------------------------------------------------
 
 
-def contrast_sources(run, images, questions, annotations):
-    """{name: function (batch (B,3,S,S), indices, first, second) -> maps (B,h,w)} for every contrast that the flags ask
-    for, or for --scoremap_root, and for the controls. Raises UserError."""
-    settings, head = config.sampling_settings(run.args), type(run.model)
+class Noise(MapSource):
+    """Uniform noise on 8 x 8 cells: what chance gives."""
+    per_class = False
 
-    def source(model, name):
-        def maps(images, indices, first, second):
-            return contrast_maps(model, images, first, second, name, util.image_seeds(run.args.seed, indices), settings)
-        return maps
-    controls = control_sources(run, source, ObjectMasks(images, annotations))
-    if run.args.scoremap_root is not None:
-        if run.args.contrast_method:
+    def __init__(self, images, seed):
+        super().__init__(images)
+        self.seed = seed
+
+    def read(self, index, classes, size):
+        generator = torch.Generator().manual_seed(util.image_seeds(self.seed, index))
+        return torch.rand(8, 8, generator=generator).expand(len(classes), -1, -1)
+
+
+def map_sources(run, images, questions, annotations):
+    """{name: MapSource} of every contrast that the flags ask for, or of --scoremap_root, and of the controls. Raises
+    UserError."""
+    head, args = type(run.untrained), run.args
+    options = {'precision': args.precision, 'seed': args.seed, 'settings': config.sampling_settings(args)}
+    controls = {'control: random': Noise(images, args.seed),
+                "control: the bird's mask": ObjectMasks(images, annotations),
+                # only contrasts that take one forward, and the gradient
+                **{f'control: random weights, {name}': ContrastMaps(images, run.untrained, name, **options)
+                   for name, contrast in CONTRASTS.items()
+                   if (contrast.one_forward or name == 'backprop') and issubclass(head, contrast.head)}}
+    if issubclass(head, CALM):
+        controls['control: prior'] = NetworkMaps(images, run.model, 'saliency', **options)
+    if args.scoremap_root is not None:
+        if args.contrast_method:
             raise UserError('--scoremap_root reads maps from files, and --contrast_method computes them; leave one of '
                             'them out')
-        return {folder_name(run.args.scoremap_root): folder_source(run, images, questions)} | controls
+        return {folder_name(args.scoremap_root): folder_source(args.scoremap_root, images, questions)} | controls
     defined = [name for name, entry in CONTRASTS.items() if issubclass(head, entry.head)]
-    requested = run.args.contrast_method or defined
+    requested = args.contrast_method or defined
     unknown = [name for name in requested if name not in defined]
     if unknown:
         raise UserError(f'--contrast_method={unknown[0]} is not available for {head.__name__}; choose some of '
                         f'{", ".join(defined)}, or leave the flag out for all of them')
     names = sorted(requested, key=is_slow)  # the slow ones last
-    return {name: source(run.model, name) for name in names} | controls
+    return {name: ContrastMaps(images, run.model, name, **options) for name in names} | controls
 
 
-def folder_source(run, images, questions):
-    """The difference of two maps made elsewhere: <root>/test/<class>/<image_id>.npy, all of one size."""
+def folder_source(root, images, questions):
+    """Maps made elsewhere: <root>/test/<class>/<image_id>.npy, all of one size."""
     classes = {}
     for question in questions:
         classes.setdefault(question.index, set()).update((question.first, question.second))
-    folder = FolderMaps(run.args.scoremap_root, 'test', images, lambda index: sorted(classes[index]), sorted(classes))
+    folder = FolderMaps(root, 'test', images, lambda index: sorted(classes[index]), sorted(classes))
     if len(folder.shapes) > 1:
-        raise UserError(f'--scoremap_root={folder.root}: the score maps of different images have different sizes; '
-                        'make them of one size')
-
-    def maps(batch, indices, first, second):
-        both = folder(batch, indices, torch.stack([first, second], 1)).maps  # B of (2,h,w)
-        return torch.stack(both).diff(dim=1)[:, 0].neg()
-    maps.fingerprint = folder.fingerprint
-    return maps
+        raise UserError(f'--scoremap_root={root}: the score maps of different images have different sizes; make them '
+                        'of one size')
+    return folder
 
 
-def control_sources(run, source, masks):
-    """Maps that explain nothing: noise, the prior, the whole bird, and those of a network with random weights.
-
-    source: a function (model, contrast) -> maps. masks: the ObjectMasks.
-    """
-    def noise(images, indices, *_):
-        seeds = util.image_seeds(run.args.seed, indices).tolist()
-        return torch.stack([torch.rand(8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-
-    def bird(images, indices, *_):
-        return torch.cat([masks.read(index, [0], images.shape[-1]) for index in indices.tolist()])  # whatever the class
-
-    untrained = run.untrained
-    controls = {'control: random': noise,
-                "control: the bird's mask": bird,
-                # only contrasts that take one forward, and the gradient
-                **{f'control: random weights, {name}': source(untrained, name) for name, contrast in CONTRASTS.items()
-                   if (contrast.one_forward or name == 'backprop') and issubclass(type(untrained), contrast.head)}}
-    if isinstance(untrained, CALM):
-        controls['control: prior'] = lambda images, *_: run.model.activations(images).prior
-    return controls
+def signed_maps(source, images, indices, questions):
+    """Why the first class of each question and not the second: (B,h,w). A control that knows no class gives its map."""
+    classes = torch.tensor([[question.first, question.second] for question in questions], device=images.device)  # (B,2)
+    maps = source.compute(images, indices, classes, None)
+    maps = maps if isinstance(maps, torch.Tensor) else torch.stack(maps)  # (B,1 or 2,h,w)
+    return maps[:, 0] if source.takes_pairs or not source.per_class else maps[:, 0] - maps[:, 1]
 
 
 def is_slow(name):
@@ -170,9 +166,8 @@ def measure(run, images, asked, source, name):
         part = questions[start:start + run.args.batch_size]
         indices = torch.tensor([question.index for question in part])
         batch = util.to_device(torch.stack([images[index][0] for index in indices.tolist()]), run.device)
-        first, second = (torch.tensor([question[side] for question in part]) for side in (2, 3))
         with util.autocast(run.args.precision, run.device):
-            maps = source(batch, indices, first, second).float().cpu()
+            maps = signed_maps(source, batch, indices, part).float().cpu()
         if not maps.isfinite().all():
             raise UserError(f'{name} gives maps with values that are infinite or NaN')
         regions = asked.regions[indices.numpy()]
@@ -265,7 +260,7 @@ def main():
     images, annotations, repainter = run.open_split(data, 'test'), data.annotations(), Repainter(data.cub_root)
     asked = ask(images, annotations, repainter, run.args.crop_size)
     # before the first image, so that mistakes in the flags and a folder without write access are found at once
-    sources = contrast_sources(run, images, asked.questions, annotations)
+    sources = map_sources(run, images, asked.questions, annotations)
     if processes.is_first():
         whole_files.check_writable(run.results_folder())
     effects = true_effects(run.model, images, asked, repainter, run.device)

@@ -204,7 +204,7 @@ def verdict(method, difference):
     if method == CAM:
         return 'the reference'
     if difference is None:
-        return 'CAM has no result'
+        return 'no CAM to compare with'
     if difference.low is None or difference.low <= 0 <= difference.high:
         return 'undecided: CAM lies within the interval'
     is_above = difference.value > 0

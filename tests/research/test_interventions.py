@@ -298,11 +298,11 @@ def test_every_network_has_a_control_with_random_weights_of_its_own():
     def controls(sha256, args):
         run = session.Network(args, torch.device('cpu'), Munch(sha256=sha256, is_foreign=False),
                               Munch(default_method='vanilla', scores='softmax', conv_last=Munch(out_channels=18)))
-        sources = interventions.control_sources(run, lambda model, name: (model, name), None)
+        sources = interventions.map_sources(run, None, [], None)
         return {name.partition(' weights, ')[2]: source for name, source in sources.items() if 'random weights' in name}
 
     def control(sha256):
-        return controls(sha256, args)['log-odds'][0].conv_last.weight
+        return controls(sha256, args)['log-odds'].model.conv_last.weight
     torch.manual_seed(0)
     start = build_model(**network_settings(args), num_classes=18).conv_last.weight
     first, again, second = (control(digit * 64) for digit in 'aab')
@@ -311,7 +311,7 @@ def test_every_network_has_a_control_with_random_weights_of_its_own():
     of_a_head = {head: controls('a' * 64, Munch(args, attribution_method=head)) for head in ('CAM', 'CALM_EM')}
     assert of_a_head['CAM'].keys() == {'log-odds', 'evidence', 'backprop'}
     assert of_a_head['CALM_EM'].keys() - of_a_head['CAM'].keys() == {'joint-difference', 'posterior-difference', 'prior-log-odds'}
-    assert all(source[1] == name for sources in of_a_head.values() for name, source in sources.items())
+    assert all(source.method == name for sources in of_a_head.values() for name, source in sources.items())
 
 
 def test_the_birds_mask_is_a_control(script, tiny_birds, save_measured, birds, asked):

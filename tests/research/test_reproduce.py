@@ -137,7 +137,7 @@ def test_verdicts():
         assert words(rows_of('CALM_EM', values + shift)) == {'CAM': 'the reference', 'CALM_EM': expected}
     assert words(rows_of('CALM_EM', [20, 50, 40, 72]))['CALM_EM'] == 'undecided: CAM lies within the interval'
     assert words(rows_of('VarGrad', [1, 2, 3, 4]))['VarGrad'] == 'as in the paper: below CAM'
-    assert words(rows_of('VarGrad', [1, 2, 3, 4]), []) == {'VarGrad': 'CAM has no result'}
+    assert words(rows_of('VarGrad', [1, 2, 3, 4]), []) == {'VarGrad': 'no CAM to compare with'}
     (line,) = reproduce.verdicts('CUB', rows_of('VarGrad', [20, 24]))[0].rows  # the paper has 21.4
     assert str(line[3]) == '+0.6'
 
