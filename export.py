@@ -63,7 +63,7 @@ def export(network, size, path, about):
     if path.suffix == '.pt2':
         content = io.BytesIO()
         torch.export.save(program, content, extra_files=about)
-        whole_files.write_atomically(path, lambda file: file.write_bytes(content.getvalue()))
+        whole_files.write_bytes(path, content.getbuffer())
         return
     try:
         import onnxscript  # noqa: F401  torch's exporter is written with it

@@ -143,9 +143,9 @@ class Training:
             for epoch in range(self.done, self.epochs):
                 with self.stop.deferred():
                     all_sums = self.train_epoch(loaders['train'], epoch)
-                accuracy = top1_accuracy(self.model, loaders['val'], self.device, self.precision, 'val')
+                _, correct = classify(self.model, loaders['val'], self.device, self.precision, 'val')
                 with self.stop.deferred():
-                    self.finish_epoch(epoch, all_sums, accuracy)
+                    self.finish_epoch(epoch, all_sums, 100 * int(correct.sum()) / len(correct))
         except processes.Stopped as stop:
             if self.keeper.saved != (self.done, self.step):  # the signal came while the accuracy was computed
                 self.keeper.save(self.state(all_sums))
@@ -295,12 +295,6 @@ def momenta(checkpoint, parameters):
 def read_from_device(tensor):
     """A tensor's values as Python numbers. Only here does a training wait for the device."""
     return tensor.tolist()
-
-
-def top1_accuracy(model, loader, device, precision, split):
-    """Top-1 accuracy in percent over a loader, which all processes share. Raises UserError if it has diverged."""
-    _, correct = classify(model, loader, device, precision, split)
-    return 100 * int(correct.sum()) / len(correct)
 
 
 @torch.inference_mode()

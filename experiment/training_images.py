@@ -29,10 +29,8 @@ def difference(before, now):
     if torch.equal(before, now):
         return None
     earlier, later = ({name: content for name, *content in rows.tolist()} for rows in (before, now))
-    kept = [(earlier[name], later[name]) for name in earlier.keys() & later.keys()]
+    kept = earlier.keys() & later.keys()
     counts = {'gone': len(earlier) - len(kept), 'new': len(later) - len(kept),
-              'with another label': sum(first[0] != second[0] for first, second in kept),
-              'with another content': sum(0 != second[1] != first[1] for first, second in kept),
-              'that cannot be read': sum(0 == second[1] != first[1] for first, second in kept)}
+              'with another label or content': sum(earlier[name] != later[name] for name in kept)}
     words = [f'{count} {what}' for what, count in counts.items() if count] or ['in another order']
     return f'{len(before)} images then, {len(now)} now: {", ".join(words)}'

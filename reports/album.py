@@ -6,6 +6,7 @@ photo_jointll_difference.npy, or photo_evidence_contrast.npy of a contrast metho
 The manifest lists every file that inference.py has written in its folder. Any other file stays as it is: a run that
 would replace one is refused.
 """
+import io
 import math
 import os
 from collections.abc import Callable
@@ -176,9 +177,9 @@ class Album:
         """Write the raw map of class A for each view. Returns {end of the file's name: file}."""
         files = {view.file: f'{photo.name}_{view.file}.npy' for view in views}
         for view in views:
-            values = view.maps(photo)[0]
-            whole_files.write_atomically(self.folder / files[view.file],
-                                         lambda path, values=values: whole_files.save_array(path, values))
+            content = io.BytesIO()
+            np.save(content, view.maps(photo)[0])
+            whole_files.write_bytes(self.folder / files[view.file], content.getbuffer())
         return files
 
     # --- pictures ---

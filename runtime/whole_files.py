@@ -9,8 +9,6 @@ import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
-
 from runtime import screen
 from wsol.errors import UserError
 
@@ -129,14 +127,12 @@ def flush_to_disk(path):
         os.close(opened)
 
 
-def save_array(path, values):
-    """np.save to exactly this path. np.save itself would add .npy to a temporary name."""
-    with open(path, 'wb') as file:
-        np.save(file, values)
+def write_bytes(path, content, durable=False):
+    write_atomically(path, lambda file: file.write_bytes(content), durable)
 
 
 def write_lines(path, rows, durable=False):
-    write_atomically(path, lambda file: file.write_text(''.join(f'{row}\n' for row in rows), 'utf-8'), durable)
+    write_bytes(path, ''.join(f'{row}\n' for row in rows).encode(), durable)
 
 
 def write_json(path, content):
