@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from matplotlib.figure import Figure
 from PIL import Image
 
 import config
@@ -303,7 +304,7 @@ def same_training(first, second):
 def resnet_pets(script, tmp_path, monkeypatch):
     """The flags of a training of resnet18 on a folder of 12 training images in batches of 5, so in 3 steps. Its curves are
     not drawn, which would take a third of the time."""
-    monkeypatch.setattr('main.draw_curves', lambda log, path: None)
+    monkeypatch.setattr('reports.figures.training_curves', lambda *_: Figure((1, 1)))
     folder = paint_folder(tmp_path / 'pets', counts=(4, 2, 2))
     return [*without(OWN_FLAGS, 'epochs', 'batch_size'), '--batch_size=5', f'--dataset={folder}']
 

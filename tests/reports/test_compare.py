@@ -184,12 +184,13 @@ def test_other_images_are_not_compared(script, evaluated):
 def write_result(path, **content):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = {'dataset': 'ToyBirds', 'images': 4, 'images_sha256': 'abc', 'weights_sha256': 'def', 'epoch': 1}
+    about = {'dataset': 'ToyBirds', 'images': 4, 'images_sha256': 'abc', 'weights_sha256': 'def', 'epoch': 1,
+             'calibration': {'error': None, 'low': None, 'high': None}}
     path.write_text(json.dumps(about | {'settings': {'attribution_method': 'CAM', 'score_map_process': 'random'}} | content))
 
 
 def write_interventions(path, seed=None, distractors=None, **methods):
-    network = {'turns': [80, 70, 90]} | ({} if distractors is None else {'shapes_that_distract': distractors})
+    network = {'turns': [80, 70, 90], 'shapes_that_distract': distractors}
     write_result(path, metric='interventions', format=2, network=network, settings={'attribution_method': 'CAM', 'seed': seed},
                  methods={name: {'rank corr.': rank, 'mass on cue': [10, None, None], 'questions': 40} for name, rank in methods.items()})
 
@@ -244,7 +245,7 @@ def test_any_row_of_the_first_folder_can_be_the_reference():
 def test_a_cue_that_no_mask_shows_has_no_figure_and_no_curve(script):
     counts = ('published', 'published, all pixels', 'per pair', 'per pair, all pixels')
     pair = {'classes': [1, 2], 'images': 2, 'parts': ['head'], 'precision': 'nan nan', 'pxap': {'parts': dict.fromkeys(counts)}}
-    write_result('x/cue_location.json', metric='cue_location', recalls='50 100', pairs=[pair], published_draws=None, pxap={
+    write_result('x/cue_location.json', metric='cue_location', recalls='50 100', pairs=[pair], published_draws=None, mass={}, pxap={
         'parts': dict.fromkeys(counts, dict.fromkeys(paper.KEYS))}, dropped={'parts': {'true': None, 'false': None}})
     code, out, err = script('compare', 'x', '--format=csv')
     assert code == 0, err

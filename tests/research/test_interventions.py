@@ -16,7 +16,7 @@ from torch import nn
 from dataset import open_dataset
 from dataset.toybirds import Repainter, class_colours
 from dataset.transforms import eval_transform
-from evaluation import session
+from evaluation import map_sources, session
 from experiment import weights
 from experiment.settings import network_settings
 from reports.rows import read_experiments
@@ -256,7 +256,7 @@ def test_the_script_ranks_a_map_of_the_cue_above_noise(script, tiny_birds, save,
     """A contrast that is 1 on the parts in which the classes differ is found to be on the cue; noise is not."""
     truth = {}
 
-    def cue(model, images, first, second, name, seeds, settings):
+    def cue(model, images, first, second, *_):
         return torch.stack([truth[round(float(image.sum()), 3), int(a), int(b)] for image, a, b in zip(images, first, second, strict=True)])
 
     before = interventions.ask
@@ -268,7 +268,7 @@ def test_the_script_ranks_a_map_of_the_cue_above_noise(script, tiny_birds, save,
             truth[round(float(images[question.index][0].sum()), 3), question.first, question.second] = torch.from_numpy(mask).float()
         return asked
     monkeypatch.setattr(interventions, 'ask', remember)
-    monkeypatch.setattr(interventions, 'contrast_maps', cue)
+    monkeypatch.setattr(map_sources, 'contrast_maps', cue)
     code, out, err = script('research.interventions', *tiny_birds, '--experiment_name=CALM_EM', '--contrast_method=log-odds')
     assert code == 0, err
     (path,) = (save / 'CALM_EM').glob('interventions_*.json')
