@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import config
 from experiment.settings import usual_settings
 from runtime import screen, whole_files
 from wsol.attribution.contrast import CONTRASTS, default_scale
@@ -113,9 +112,8 @@ class ResultFile:
         in which it differs, such as the folder of the images, are printed."""
         before = read_result(self.path)['settings']
         now = json.loads(json.dumps(self.identity['settings']))  # lists in place of tuples, as in a file
-        earlier = {name: flag.default for name, flag in config.ALL_FLAGS.items()} | usual_settings() | before
-        changed = [f'{name} was {earlier.get(name)}, is {value}' for name, value in now.items()
-                   if before and earlier.get(name) != value]
+        changed = [f'{name} was {before.get(name)}, is {value}' for name, value in now.items()
+                   if before and before.get(name) != value]
         whole_files.write_json(self.path, {**self.identity, **measured, 'versions': versions(),
                                            'machine': machine(self.device), 'command': command_line()})
         replaced = f' replaces an earlier result ({"; ".join(changed)})' if changed else ''

@@ -49,8 +49,8 @@ def adopt(args, source, known, network):
 def changed_settings(args, before):
     """The changes of settings that a continued training must keep: ['lr was 0.1, is 0.2']. before: its settings."""
     now = args | network_settings(args)
-    then = {name: before.get(name, flag.default) for name, flag in ALL_FLAGS.items() if flag.kept}  # some are newer
-    return [f'{name} was {value}, is {now[name]}' for name, value in then.items() if value != now[name]]
+    kept = (name for name, flag in ALL_FLAGS.items() if flag.kept)
+    return [f'{name} was {before.get(name)}, is {now[name]}' for name in kept if before.get(name) != now[name]]
 
 
 def usual_settings():

@@ -11,7 +11,7 @@ from PIL import Image
 import wsol
 from dataset.image_files import images_below
 from evaluation import session
-from experiment.result_files import ResultFile, key
+from experiment.result_files import key
 from experiment.settings import adopt
 from reports import rows
 from reports.photos import Photos
@@ -126,22 +126,15 @@ def test_the_manifest_says_which_part_the_maps_cover(script, foreign, tmp_path):
 
 def test_an_accuracy_stands_in_rows_of_its_fit_alone():
     about = {'dataset': 'mine', 'images_sha256': 'a', 'weights_sha256': 'b', 'images': 2}
-    crop, squash, older = ({'metric': 'accuracy', 'test_accuracy': value, **about, 'settings': settings} for value, settings in (
-        (90.0, {'fit': 'crop'}), (80.0, {'fit': 'squash'}), (70.0, {})))
+    calibration = {'calibration': {'error': 1.0, 'low': 0.5, 'high': 2.0}}
+    crop, squash = ({'metric': 'accuracy', 'test_accuracy': value, **calibration, **about, 'settings': {'fit': fit}}
+                    for value, fit in ((90.0, 'crop'), (80.0, 'squash')))
     maps = {'metric': 'of maps', **about, 'settings': {'score_map_process': 'vanilla'}}
     of_crop, = (row for row in rows.make_rows([crop, squash], 'x') if row.about['fit'] == 'crop')
     assert of_crop.estimates['accuracy'].value == 90
-    row, = rows.make_rows([older, maps], 'x')
+    row, = rows.make_rows([squash, maps], 'x')
     assert row.about['fit'] == 'squash' and 'accuracy' in row.estimates
     assert len(rows.make_rows([crop, maps], 'x')) == 2
-
-
-def test_an_older_result_is_replaced_without_a_word_of_the_fit(tmp_path, capsys):
-    path, device = tmp_path / 'x.json', torch.device('cpu')
-    path.write_text(json.dumps({'settings': {'seed': 0}}))
-    for fit, more in (('squash', ''), ('crop', 'fit was squash, is crop')):
-        ResultFile(path, {'settings': {'seed': 0, 'fit': fit}}, device).write({})
-        assert ('replaces' in (said := capsys.readouterr().out)) == bool(more) and more in said
 
 
 def test_a_training_refuses_another_fit(script):

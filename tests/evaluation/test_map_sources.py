@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import SIZE, change_checkpoint, open_birds, read_result, refused, result_paths, roots_of
 
-from evaluation.map_sources import FolderMaps, MapSource, NetworkMaps, ObjectMasks, folder_name
+from evaluation.map_sources import FolderMaps, NetworkMaps, ObjectMasks, folder_name
 from experiment import weights
 from wsol.attribution.maps import attribution_maps
 from wsol.attribution.registry import METHODS
@@ -280,19 +280,3 @@ def test_the_objects_mask_is_the_same_for_every_class(tiny_birds):
         mask = annotations.object_mask(images.image_id(index), SIZE)
         assert maps.shape == (2, SIZE, SIZE) and 0.02 < mask.mean() < 0.9
         assert all(np.array_equal(values.numpy() > 0.5, mask) for values in maps)
-
-
-@pytest.mark.parametrize('value', [float('nan'), float('inf')])
-def test_any_source_is_asked_whether_its_maps_are_numbers(tiny_birds, value):
-    images, _ = open_birds(tiny_birds)
-
-    class Spoilt(MapSource):
-        def read(self, index, classes, size):
-            maps = torch.ones(len(classes), 4, 4)
-            maps[-1, 3, 3] = value if index == 5 else 0
-            return maps
-    source = Spoilt(images)
-    good = source(torch.zeros(2, 3, 8, 8), torch.tensor([4, 6]), torch.tensor([[0, 1], [0, 1]]))
-    assert len(good.maps) == 2
-    with pytest.raises(UserError, match=images.image_id(5)):
-        source(torch.zeros(2, 3, 8, 8), torch.tensor([4, 5]), torch.tensor([[0, 1], [0, 1]]))

@@ -1,13 +1,12 @@
 """eval_wsol.py: real masks, and the script against naive loops that share no code with it."""
 import pickle
-import shutil
 import threading
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import SIZE, open_birds, read_result, refused, roots_of, shared, without
+from conftest import SIZE, open_birds, read_result, roots_of, shared
 
 import eval_wsol
 from dataset.registry import find_dataset
@@ -190,15 +189,6 @@ def test_the_memory_is_all_taken_before_the_first_image(tiny_birds):
         counts.measure(np.random.default_rng(index).random((SIZE, SIZE)).astype(np.float32), index, True)
     assert counts.is_right.sum() == total / 9
     assert held() == before
-
-
-def test_metadata_without_boxes_is_one_clear_error(script, tiny_birds, save, tmp_path):
-    shutil.copytree(roots_of(tiny_birds)[1], tmp_path / 'meta')
-    (tmp_path / 'meta/ToyBirds/val/localization.txt').write_text('')
-    flags = [*without(tiny_birds, 'metadata_root'), f'--metadata_root={tmp_path / "meta"}', '--experiment_name=CAM']
-    refused(script('eval_wsol', *flags), 'localization.txt is empty')
-    (tmp_path / 'meta/ToyBirds/val/localization.txt').unlink()
-    refused(script('eval_wsol', *flags), 'localization.txt is not there', 'path,x0,y0,x1,y1')
 
 
 def test_boxes_are_sought_while_the_next_batch_is_in_the_network():

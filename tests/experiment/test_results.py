@@ -29,7 +29,6 @@ from dataset import toybirds
 from evaluation import session
 from experiment import checkpoint_files, result_files, weights
 from research import commands
-from wsol import build_model
 from wsol.errors import UserError
 
 METRICS = {'eval_pixel_perturb': 'pixel_perturb', 'eval_cue_location': 'cue_location', 'eval_wsol': 'wsol'}
@@ -325,20 +324,6 @@ def test_a_published_weights_results_go_to_a_folder_of_its_name(script, tiny_bir
     # a file that is no longer the one first seen is not evaluated
     torch.save({'state_dict': content['state_dict'], 'more': 1}, file)
     refused(script('eval_pixel_perturb', *tiny_birds, '--load_checkpoint=CALM_EM-CUB'), 'CALM_EM-CUB.pth.tar', 'published.lock.json')
-
-
-def test_the_published_record_is_the_published_network(script, tmp_path):
-    """ResNet-50 with 28x28 maps of 200 classes, its weights under the names of the published file."""
-    torch.manual_seed(0)
-    state = build_model('resnet50', 'CALM_EM', 200, large_feature_map=True).state_dict()
-    (tmp_path / 'checkpoints').mkdir()
-    torch.save({'state_dict': {f'module.{name}': value for name, value in state.items()}},
-               tmp_path / 'checkpoints/CALM_EM-CUB.pth.tar')
-    network = session.open_network(flags_of('inference', ['--load_checkpoint=CALM_EM-CUB', '--device=cpu']), or_classifier=True)
-    with torch.no_grad():
-        activations = network.model.activations(torch.zeros(1, 3, 224, 224))
-    assert activations.logits.shape == (1, 200, 28, 28) and activations.prior.sum() == pytest.approx(1)
-    assert session.choose_maps(network, None).name == 'CALM_EM_jointll' and network.checkpoint.class_names is None
 
 
 def test_every_published_name_has_a_record():

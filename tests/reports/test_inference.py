@@ -65,27 +65,10 @@ def folder(tmp_path):
 # --- photos -------------------------------------------------------------------------------------------
 
 
-def test_exif_orientation_is_honoured(tmp_path):
-    pixels = np.zeros((20, 40, 3), np.uint8)
-    pixels[:, :10] = 250
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned a quarter clockwise
-    Image.fromarray(pixels).save(tmp_path / 'a.png', exif=exif)
-    upright = np.asarray(open_upright(tmp_path / 'a.png'))
-    assert upright.shape == (40, 20, 3) and (upright[:10] > 200).all() and (upright[10:] < 50).all()
-
-
 @pytest.mark.parametrize('name', ['a.jpg', 'a.png'])
 def test_a_damaged_exif_block_is_no_damaged_photo(name, tmp_path):
     Image.new('RGB', (40, 20), 'red').save(tmp_path / name, exif=b'Exif\0\0no TIFF header at all', dpi=(72, 72))
     assert open_upright(tmp_path / name).size == image_files.upright_size(tmp_path / name) == (40, 20)
-
-
-def test_transparency_is_white_and_16_bits_are_scaled(tmp_path):
-    Image.new('RGBA', (5, 5), (200, 0, 0, 0)).save(tmp_path / 'clear.png')
-    assert (np.asarray(open_upright(tmp_path / 'clear.png')) == 255).all()
-    Image.fromarray(np.full((5, 5), 32768, np.uint16)).save(tmp_path / 'deep.png')
-    assert (np.asarray(open_upright(tmp_path / 'deep.png')) == 127).all()
 
 
 def test_names_that_some_file_systems_take_for_one_are_told_apart():
@@ -272,12 +255,6 @@ def test_a_users_file_is_never_replaced(infer, folder, tmp_path, name, content, 
     assert files_below(tmp_path) == before and not forwards
 
 
-def test_a_users_file_beside_the_photo_is_never_replaced(infer, folder):
-    (folder / 'wide_jointll.png').write_text('mine')
-    refused(infer(folder / 'wide.jpg', '--score_map_process=jointll', f'--output={folder}'), 'wide_jointll.png')
-    assert (folder / 'wide_jointll.png').read_text() == 'mine'
-
-
 def test_a_run_replaces_what_earlier_runs_wrote(infer, explain, folder, tmp_path):
     """Whatever the methods of the runs between, and after an interruption."""
     flags = [folder / 'wide.jpg', '--format=png,html']
@@ -446,12 +423,6 @@ def test_without_the_check_no_forward_and_no_word_more(explain, folder, forwards
     forwards.clear()
     explain(folder / 'wide.jpg', '--score_map_process=jointll', '--check', '--contrast')
     assert sum(forwards) == 1 + 2 + 2 * 3 * 3  # two fills, the map and two controls, three shares
-
-
-def test_the_random_map_lowers_p_as_the_controls_do(explain, folder):
-    """A method that knows nothing: it may win or lose, but is not left out."""
-    manifest, _ = explain(folder / 'wide.jpg', '--check', '--score_map_process=random', '--target=3')
-    assert set(manifest['check']) == {'random'} and manifest['images'][0]['class'] == 3
 
 
 def test_a_photo_behind_the_flag_is_one_clear_error(infer, folder):

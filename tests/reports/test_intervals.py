@@ -114,7 +114,7 @@ def test_the_draws_of_a_result_lie_about_its_value_and_one_pair_alone_has_none()
         pairs = [{'classes': [1, number], 'parts': ['head'] * kind, 'pxap': {'parts': dict.fromkeys(columns.PXAP, 20.0)}}
                  for number, kind in enumerate([1] * one_part + [2] * 3)]
         return columns.read_estimates({'metric': 'cue_location', 'images_sha256': 'x', 'pxap': {'parts': values}, 'pairs': pairs,
-                                       'published_draws': drawn, 'dropped': {'parts': {'true': None, 'false': 1.0}}})
+                                       'published_draws': drawn, 'mass': {}, 'dropped': {'parts': {'true': None, 'false': 1.0}}})
     drawn = {'pairs_sha256': 'abc'} | dict.fromkeys(('published', 'published, all pixels'), dict.fromkeys(paper.KEYS, '22.00 23.00 nan 24.00'))
     estimates = read(1, drawn)
     np.testing.assert_allclose(estimates['published: 2'].draws, [19, 20, np.nan, 21])

@@ -353,23 +353,6 @@ def test_part_masks_that_are_gone_are_named(birds, tmp_path):
         repainting.ask(images, Munch(true_parts=lambda *_: None, root=tmp_path / 'nowhere', pairs=[]), birds[3], SIZE)
 
 
-def test_an_interrupted_measurement_leaves_the_earlier_result(script, tiny_birds, save_measured, monkeypatch):
-    flags = [*tiny_birds, '--experiment_name=CAM', '--contrast_method=log-odds']
-    path, = (save_measured / 'CAM').glob('interventions_*.json')
-    before, measure = path.read_bytes(), interventions.measure
-
-    def interrupted(*values):
-        if values[-1].startswith('control'):
-            raise UserError('stopped')
-        return measure(*values)
-    monkeypatch.setattr(interventions, 'measure', interrupted)
-    refused(script('research.interventions', *flags, '--batch_size=7'), 'stopped')
-    assert path.read_bytes() == before
-    monkeypatch.setattr(interventions, 'measure', measure)
-    code, out, _ = script('research.interventions', *flags, '--batch_size=7')
-    assert code == 0 and 'replaces an earlier result (batch_size was 64, is 7)' in out
-
-
 def test_fewer_contrasts_leave_the_result_of_more_and_double_no_row(script, tiny_birds, save_measured):
     """Slow methods answer as many questions as asked, after the cheap ones."""
     save, before = save_measured, {path: path.read_bytes() for path in (save_measured / 'CAM').glob('interventions_*.json')}

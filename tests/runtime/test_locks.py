@@ -71,15 +71,6 @@ def test_the_folder_of_a_lock_goes_with_it_where_nothing_has_come_into_it(place)
     assert not place.parent.exists()
 
 
-def test_a_lock_whose_time_lies_in_the_future_makes_nobody_wait(place):
-    place.parent.mkdir()
-    path = place.with_name('.thing.lock')
-    path.write_text('process 1 on another, since 2099-01-01')
-    os.utime(path, (4e9, 4e9))
-    with locks.hold(place, '', wait=True):
-        pass
-
-
 def test_the_processes_that_a_killed_holder_has_forked_do_not_hold_its_lock(place):
     """As the loader processes of a training, which end a few seconds after it."""
     def work(say):

@@ -133,17 +133,6 @@ def test_booleans(text, value):
     assert flags_of('main', [f'--use_bn={text}']).use_bn is value
 
 
-@pytest.mark.parametrize('name', SCRIPTS)
-@pytest.mark.parametrize('flag, words', [
-    ('--attribution_methd=CAM', ['unknown flag --attribution_methd', 'did you mean --attribution_method?']),
-    ('--nothing_like_it=1', ['unknown flag --nothing_like_it', '--help lists all']),
-    ('--architecture=resnet5', ['"resnet5" is not one of', 'did you mean resnet']),
-    ('--score_map_process=jointl', ['did you mean jointll?']), ('--experiment=x', ['unknown flag --experiment']),
-])
-def test_unknown_flags_and_values_are_answered_with_the_nearest(script, name, flag, words):
-    refused(script(name, *(['photo.jpg'] if name == 'inference' else []), flag), *words)
-
-
 @pytest.mark.parametrize('text, expected', [('jointll', ('jointll',)), ('jointll, vanilla,jointll', ('jointll', 'vanilla'))])
 def test_inference_takes_several_methods_and_the_evaluations_one(script, text, expected):
     flag = f'--score_map_process={text}'
@@ -254,16 +243,3 @@ def test_changed_settings_are_those_that_a_training_keeps():
     assert changed_settings(flags_of('main', changed), before) == [
         'seed was 1, is 2', 'precision was auto, is bfloat16', 'batch_size was 64, is 3', 'dataset was CUB, is ToyBirds',
         'crop_size was 224, is 100', 'lr was 0.01, is 0.5']
-
-
-def test_what_a_script_accepts_without_use_has_no_effect(script, save, tiny_birds):
-    """main.py --is_train=False measures an accuracy: how maps would be made is all the same to it."""
-    flags = [*tiny_birds, '--experiment_name=CAM', '--is_train=False']
-    code, out, err = script('main', *flags)
-    assert code == 0 and 'accuracy' in out, err
-    for unused in ('--score_map_process=jointll', '--score_map_process=object_mask', '--norm_type=max', '--scoremap_root=nowhere'):
-        code, again, err = script('main', *flags, unused)
-        assert code == 0, err
-        assert [line for line in again.splitlines() if 'accuracy on' in line] == [
-            line for line in out.splitlines() if 'accuracy on' in line]
-        assert 'CAM' in again and 'jointll' not in again and 'norm' not in again, again

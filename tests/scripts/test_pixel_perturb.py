@@ -86,6 +86,14 @@ def test_a_map_that_ranks_the_decisive_pixels_last_has_a_known_ratio():
     assert records[4]['R'] > 1.3  # a third of the images loses them with 90 %
 
 
+def test_a_map_of_noise_is_worth_as_much_as_random_erasure():
+    """R is 1 but for the sampling: the differences image by image sum to 0 within four of their deviations."""
+    noise = torch.rand(600, SIDE, generator=torch.Generator().manual_seed(1))
+    correct, _ = map(eval_pixel_perturb.by_order, classify_erased(noise, 600))
+    difference = correct['top'].astype(int) - correct['random']
+    assert (np.abs(difference.sum(0)) <= 4 * np.sqrt(np.abs(difference).sum(0))).all() and difference.any()
+
+
 def test_more_orders_leave_the_published_outcomes_as_they_are():
     plain, more = (classify_erased([0.5] * SIDE, 50, batch_size=20, names=names)[0] for names in (('top', 'random'), eval_pixel_perturb.ORDERS))
     np.testing.assert_array_equal(plain, more[:, :11])

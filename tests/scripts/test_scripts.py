@@ -1,16 +1,13 @@
 """The evaluations, end to end on a tiny ToyBirds, against naive loops; and the published command lines."""
 import json
-import math
 import shutil
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SIZE, SMALL, flags_of, open_birds, read_result, result_paths, roots_of, run_main, without
-from PIL import Image
+from conftest import SIZE, SMALL, flags_of, open_birds, read_result, result_paths, roots_of, without
 
-import eval_pixel_perturb
 import util
 from evaluation import erasing, session
 from experiment import weights
@@ -34,12 +31,6 @@ def to_unit(values, norm):
     values = values[0].double().numpy() if norm == 'clipping' else (
         (values - values.min()) / (values.max() - values.min()))[0].double().numpy()
     return values.clip(0, 1)
-
-
-ORDERS = {  # the published order, and the one that this project had before
-    'resized, made absolute, normalised': lambda difference, norm: to_unit(enlarge(difference).abs(), norm),
-    'made absolute, resized, normalised': lambda difference, norm: to_unit(enlarge(difference.abs()), norm),
-}
 
 
 def average_precision(counts):
@@ -70,35 +61,29 @@ def test_cue_location_agrees_with_a_naive_loop(script, tiny_birds, save, method,
     annotations = data.annotations()
     steps = np.arange(0, 1, 0.001)
     edges = np.array([*(10 ** (-7 * steps[::-1]) if thresholds == 'log' else steps), 1, 2, 3])
-    ours = {order: {'published': [], 'per pair': []} for order in ORDERS}
-    running, masses = {order: np.zeros((2, len(edges) - 1)) for order in ORDERS}, []
+    ours, running, masses = {'published': [], 'per pair': []}, np.zeros((2, len(edges) - 1)), []
     for number, pair in enumerate(annotations.pairs):
-        alone, inside = {order: np.zeros((2, len(edges) - 1)) for order in ORDERS}, []
+        alone, inside = np.zeros((2, len(edges) - 1)), []
         for index, label in enumerate(images.labels):
             image_id = images.image_id(index)
             if label not in pair[:2] or number not in annotations.evaluated(image_id, label):
                 continue
             difference = signed(model, images[index][0][None], pair, process)
             truth = np.isin(annotations.partition(image_id, SIZE), pair.parts) & annotations.object_mask(image_id, SIZE)
-            absolute = np.abs(np.asarray(enlarge(difference)))[0]
-            inside.append(100 * absolute[truth].sum() / absolute.sum())
-            for order, scores_of in ORDERS.items():
-                scores = scores_of(difference, norm)
-                alone[order] += [np.histogram(scores[truth == side], edges)[0] for side in (False, True)]
+            absolute = enlarge(difference).abs()  # the published order: resized, made absolute, normalised
+            inside.append(100 * float(absolute[0][truth].sum() / absolute.sum()))
+            scores = to_unit(absolute, norm)
+            alone += [np.histogram(scores[truth == side], edges)[0] for side in (False, True)]
         masses.append(np.mean(inside))
-        for order in ORDERS:
-            running[order] += alone[order]
-            ours[order]['published'].append(average_precision(running[order]))
-            ours[order]['per pair'].append(average_precision(alone[order]))
-    published, earlier = (ours[order] for order in ORDERS)
+        running += alone
+        ours['published'].append(average_precision(running))
+        ours['per pair'].append(average_precision(alone))
     parts = np.array([len(pair.parts) for pair in annotations.pairs])
-    for count, by_pair in published.items():
+    for count, by_pair in ours.items():
         measured = result['pxap']['parts'][count]
         assert measured['mean'] == pytest.approx(np.mean(by_pair), rel=1e-5)
         for k in (1, 2, 3):
             assert measured[str(k)] == pytest.approx(np.array(by_pair)[parts == k].mean(), rel=1e-5)
-        # with the absolute value taken before the resizing the figures would be others
-        assert measured['mean'] != pytest.approx(np.mean(earlier[count]), rel=1e-3)
     assert result['mass']['parts']['mean'] == pytest.approx(np.mean(masses), rel=1e-4)
     assert [record['mass']['parts'] for record in result['pairs']] == pytest.approx(masses, rel=1e-4)
 
@@ -167,19 +152,6 @@ def test_remove_and_classify_agrees_with_a_naive_loop(script, tiny_birds, save, 
         assert record['R'] is None or record['R'] == record['correct_top'] / record['correct_random']
 
 
-@pytest.fixture
-def erasures(monkeypatch):
-    """What classify_erased gave, run by run: [whether images are correct, by order]."""
-    kept, classify = [], eval_pixel_perturb.classify_erased
-
-    def classify_and_keep(*inputs):
-        measured = classify(*inputs)
-        kept.append(eval_pixel_perturb.by_order(measured[0]))
-        return measured
-    monkeypatch.setattr(eval_pixel_perturb, 'classify_erased', classify_and_keep)
-    return kept
-
-
 def test_random_maps_repeat_with_the_seed_and_differ_with_another(script, tiny_birds, save, monkeypatch):
     orders, ranks = [], erasing.ranks
 
@@ -197,47 +169,6 @@ def test_random_maps_repeat_with_the_seed_and_differ_with_another(script, tiny_b
         assert torch.equal(one, same) and torch.equal(one, batched)
         assert not any(torch.equal(*rows) for rows in zip(one, differing, strict=True))
     assert len({tuple(row.flatten().tolist()) for row in first[0]}) == 36  # each image has a map of its own
-
-
-@pytest.fixture(scope='module')
-def pets(tmp_path_factory):
-    """A folder with 90 test images, and a save_root with a network that knows most of them: (folder, save_root)."""
-    root, rng = tmp_path_factory.mktemp('pets'), np.random.default_rng(1)
-    for split, count in (('train', 20), ('val', 2), ('test', 30)):
-        for number, name in enumerate(('cat', 'dog', 'eel')):
-            (root / 'pets' / split / name).mkdir(parents=True)
-            for index in range(count):  # a square in the class's colour on coloured noise
-                pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
-                top, left = rng.integers(0, 20, 2)
-                pixels[top:top + 12, left:left + 12] = 40
-                pixels[top:top + 12, left:left + 12, number] = 200
-                Image.fromarray(pixels).save(root / 'pets' / split / name / f'{index}.png')
-    run_main('main', *without(SMALL, 'batch_size'), '--epochs=6', '--batch_size=12', '--crop_size=32', '--resize_size=32',
-             '--workers=0', '--device=cpu', '--seed=0', f'--dataset={root / "pets"}', f'--save_root={root / "save"}',
-             '--attribution_method=CALM_EM', '--lr=0.02')
-    return root / 'pets', root / 'save'
-
-
-def test_maps_drawn_pixel_by_pixel_are_worth_as_much_as_random_erasure(script, pets, erasures, tmp_path):
-    """R is 1 but for the sampling: the differences image by image sum to 0 within three of their deviations."""
-    folder, save = pets
-    rng = np.random.default_rng(0)
-    for path in (folder / 'test').rglob('*.png'):
-        target = tmp_path / 'drawn/test' / path.relative_to(folder / 'test').with_suffix('.png.npy')
-        target.parent.mkdir(parents=True, exist_ok=True)
-        np.save(target, rng.random((32, 32)))
-    flags = [f'--save_root={save}', '--device=cpu', '--workers=0', f'--dataset={folder}']
-    assert script('eval_pixel_perturb', *flags, '--scoremap_root=drawn')[0] == 0
-    assert script('eval_pixel_perturb', *flags)[0] == 0
-    intact, top, random, by_map, random_again = (erasures[run][key] for run, key in (
-        (0, 'intact'), (0, 'top'), (0, 'random'), (1, 'top'), (1, 'random')))
-    assert intact.mean() > 0.8 and (random == random_again).all()  # the random erasure is that of the seed
-    difference = top.astype(int) - random
-    assert (np.abs(difference.sum(0)) <= 3 * np.sqrt(np.abs(difference).sum(0))).all()
-    assert np.abs(difference).sum() > 10
-    # the network's own maps are better than chance by far more than that
-    gain = random[:, :2].astype(int) - by_map[:, :2]
-    assert gain.sum() > 5 * math.sqrt(np.abs(gain).sum())
 
 
 # --- command lines ----------------------------------------------------------------------------------------------

@@ -70,18 +70,12 @@ def test_grad_cam_of_a_cam_network_is_its_map_without_bias(images):
     torch.testing.assert_close(maps(model, images, 'grad_cam'), cam.relu() / cam[0].numel())
 
 
-def test_layer_cam_is_torchcams(model, images):
-    with LayerCAM(model, target_layer='layer1') as extract:
+@pytest.mark.parametrize('name, oracle', [('layer_cam', LayerCAM), ('xgrad_cam', XGradCAM)])
+def test_maps_of_the_last_map_are_torchcams(model, images, name, oracle):
+    with oracle(model, target_layer='layer1') as extract:
         scores = model(images.clone().requires_grad_())
         reference, = extract(LABELS.tolist(), scores, normalized=False)
-    torch.testing.assert_close(maps(model, images, 'layer_cam'), reference.detach(), rtol=1e-4, atol=1e-7)
-
-
-def test_xgrad_cam_is_torchcams(model, images):
-    with XGradCAM(model, target_layer='layer1') as extract:
-        scores = model(images.clone().requires_grad_())
-        reference, = extract(LABELS.tolist(), scores, normalized=False)
-    torch.testing.assert_close(maps(model, images, 'xgrad_cam'), reference.detach(), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(maps(model, images, name), reference.detach(), rtol=1e-4, atol=1e-7)
 
 
 def slopes(model, image, weights_of):

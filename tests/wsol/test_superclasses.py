@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import refused, result_paths, shared
+from conftest import refused, shared
 from PIL import Image
 
 from dataset.superclass_file import read_superclass_file
@@ -113,25 +113,3 @@ def test_superclasses_of_other_classes_than_the_networks_are_refused(script, tmp
     assert code == 0, err
     (tmp_path / 'own.yaml').write_text('3: [13]\n')
     refused(script('inference', *common, '--load_checkpoint=of13.pth', '--superclass_file=own.yaml'), '0 to 12')
-
-
-def test_superclass_maps_from_the_command_line(script, tiny_birds, save, tmp_path):
-    (tmp_path / 'all.yaml').write_text(''.join(f'{label}: {list(range(18))}\n' for label in range(18)))
-    base = [*tiny_birds, '--experiment_name=CALM_EM', '--norm_type=max']
-
-    def accuracies(method, *flags):
-        code, _, err = script('eval_wsol', *base, f'--score_map_process={method}', *flags)
-        assert code == 0, err
-        paths = [path for path in result_paths(save / 'CALM_EM', 'wsol') if f'CALM_EM_{method}_max' in path.name]
-        contents = [json.loads(path.read_text()) for path in paths]
-        content, = (result for result in contents if result['settings']['superclass_file'] == ('all.yaml' if flags else None))
-        return content['results']
-
-    def on_test(results):
-        return {key: value['test'] for key, value in results.items()}
-    aggregated = on_test(accuracies('jointll-superclass', '--superclass_file=all.yaml'))
-    families = on_test(accuracies('jointll-superclass'))  # the data set's own
-    assert families != pytest.approx(aggregated, abs=1e-6)
-    (tmp_path / 'bad.yaml').write_text('0: [99]\n')
-    code, _, err = script('eval_wsol', *base, '--score_map_process=jointll-superclass', '--superclass_file=bad.yaml')
-    assert code == 2 and "'99' is not a class" in err
