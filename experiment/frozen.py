@@ -18,6 +18,7 @@ from runtime import processes, screen, whole_files
 from wsol.errors import UserError
 from wsol.networks import find_architecture
 
+FILE = 'features.npy'  # in the experiment's folder, while features are computed
 HEAD = ('conv_last.', 'attention.')  # how the names of the trained parameters begin
 
 
@@ -73,17 +74,23 @@ def extract_all(model, images, folder, args, device):
 def _features(model, images, split, folder, args, device):
     """(N,M,D,h,w) float16 of a split: computed, or from the cache."""
     def write(path):
-        array = None
-        for rows, features in extract(model, images, split, args, device):
-            if array is None:
-                array = _new_file(path, (len(images), *features.shape[1:]), args.cache)
-                screen.say(f'features of {len(images)} {split} images: {array.nbytes / 1e6:,.0f} MB in {path.parent}'
-                           + ('' if args.cache else ', until the training ends'))
-            array[rows] = features
-        return array
+        with open(path, 'wb') as file:
+            for features in extract(model, images, split, args, device):
+                if not file.tell():
+                    shape = len(images), *features.shape[1:]
+                    header = {'descr': features.dtype.str, 'fortran_order': False, 'shape': shape}
+                    np.lib.format.write_array_header_1_0(file, header)
+                    screen.say(f'features of {len(images)} {split} images: {2 * np.prod(shape) / 1e6:,.0f} MB in '
+                               f'{path.parent}' + ('' if args.cache else ', until the training ends'))
+                file.write(features.tobytes())
 
     if not args.cache:
-        return write(whole_files.temporary(folder / 'features'))
+        path = folder / FILE
+        whole_files.write_atomically(path, write)
+        try:
+            return np.load(path, mmap_mode='r')
+        finally:
+            path.unlink()  # the system removes the file when this process ends, even if it is killed
     fingerprints = [text[:16] for text in (images.pixels_fingerprint(), _backbone_fingerprint(model, images, args))]
     path = Path(args.save_root) / 'cache' / '.'.join([f'features_{images.name}', *fingerprints, 'npy'])
     try:
@@ -109,9 +116,9 @@ def _backbone_fingerprint(model, images, args):
 
 @torch.inference_mode()
 def extract(model, images, split, args, device):
-    """Yields the rows (B,) and features (B,M,D,h,w) float16 of every batch, with a bar. Raises UserError."""
+    """Yields the features (B,M,D,h,w) float16 of every batch, in order, with a bar. Raises UserError."""
     loader = make_loader(images, args.batch_size, args.workers, device)
-    for batch, _, rows in screen.progress(loader, f'features of {split}', 'batch'):
+    for batch, *_ in screen.progress(loader, f'features of {split}', 'batch'):
         batch = util.to_device(batch, device)
         views = [batch, batch.flip(3)] if split == 'train' else [batch]
         with util.autocast(args.precision, device):
@@ -120,20 +127,4 @@ def extract(model, images, split, args, device):
         if not features.isfinite().all():
             raise UserError(f'the backbone gives features on {split} that are beyond 65,504 or not numbers: leave '
                             '--freeze out')
-        yield rows.numpy(), features.cpu().numpy()
-
-
-def _new_file(path, shape, keeps_name):
-    """A float16 array in a file. keeps_name: False removes the file's name at once, so that the system removes the file
-    when this process ends, even if it is killed."""
-    try:
-        array = np.lib.format.open_memmap(path, 'w+', np.float16, shape)
-        with open(path, 'r+b') as file:
-            whole_files.reserve(file, path.stat().st_size)
-            if not keeps_name:
-                path.unlink()
-        return array
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise UserError(f'cannot write {2 * np.prod(shape) / 1e6:,.0f} MB of features in {path.parent}: '
-                        f'{error.strerror}') from error
+        yield features.cpu().numpy()

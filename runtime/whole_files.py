@@ -43,25 +43,14 @@ def check_writable(folder, size=1 << 20):
         probe = temporary(path / 'space')
         try:
             with open(probe, 'wb') as file:
-                reserve(file, size)
+                if hasattr(os, 'posix_fallocate'):  # it reserves space on the disk, if the file system can
+                    os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
-            raise UserError(f'cannot write {size / 1e6:,.0f} MB in {folder}: {error.strerror}') from error
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise UserError(f'cannot write {size / 1e6:,.0f} MB in {folder}: {error.strerror}') from error
         finally:
             with suppress(OSError):
                 probe.unlink()
-
-
-def reserve(file, size):
-    """Reserve `size` bytes on the disk for an open file, if the file system can. Raises OSError, also for quotas.
-
-    Without this, writing to a memory-mapped file on a full disk kills the process without a message.
-    """
-    try:
-        if hasattr(os, 'posix_fallocate'):
-            os.posix_fallocate(file.fileno(), 0, size)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-            raise
 
 
 def temporary(path, token=None):

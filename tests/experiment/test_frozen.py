@@ -8,7 +8,6 @@ from munch import Munch
 from data_loaders import SeededBatches
 from experiment import frozen, weights
 from wsol import build_model, parameter_groups
-from wsol.errors import UserError
 
 FREEZE = [*SMALL, '--attribution_method=CALM_EM', '--prior=softplus', '--freeze', '--experiment_name=frozen']
 
@@ -74,21 +73,6 @@ def test_a_resumed_training_learns_the_same(tiny_birds, script, tmp_path):
 def test_refused_where_layers_below_the_head_are_new(tiny_birds, script):
     refused(script('main', *tiny_birds, '--architecture=vgg16', '--pretrained=False', '--freeze',
                    '--experiment_name=frozen'), '--freeze', 'vgg16')
-
-
-@pytest.mark.parametrize('kept', [False, True])
-def test_a_disk_that_is_full_is_found_out_before_the_features_are_written(kept, tmp_path, monkeypatch):
-    """A mapped file without room for what is written to it would end the process without a word."""
-    def full(descriptor, start, size):
-        assert size >= 2 * 3 * 5
-        raise OSError(28, 'No space left on device')
-    monkeypatch.setattr('os.posix_fallocate', full)
-    with pytest.raises(UserError, match='cannot write 0 MB of features in .*: No space left'):
-        frozen._new_file(tmp_path / 'x.npy', (3, 5), kept)
-    monkeypatch.setattr('os.posix_fallocate', lambda *_: (_ for _ in ()).throw(OSError(95, 'not supported')))
-    array = frozen._new_file(tmp_path / 'x.npy', (3, 5), kept)  # of a file system that cannot promise
-    array[:] = 1
-    assert array.shape == (3, 5) and (array == 1).all() and (tmp_path / 'x.npy').exists() == kept
 
 
 @pytest.mark.parametrize('kept', [False, True])

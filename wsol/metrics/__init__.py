@@ -16,9 +16,3 @@ from .pixels import (
     running_pxaps,
 )
 from .statistics import bootstrap_ratio, bootstrap_sums, half_width, interval, ratio
-
-__all__ = ['CAVEAT', 'ERASE_RATIOS', 'FILLS', 'RECALLS', 'THRESHOLD_TYPES', 'add_scores', 'area_over_erased',
-           'best_ious', 'bin_edges', 'bin_scores', 'bootstrap_ratio', 'bootstrap_sums', 'box_iou', 'boxes_above',
-           'calibration', 'coarse_noise', 'count_scores', 'erase', 'half_width', 'impute', 'interval', 'mass_inside',
-           'pixel_average_precision', 'precision_at_recall', 'precision_recall', 'ratio', 'running_pxaps',
-           'scale_boxes']
