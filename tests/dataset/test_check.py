@@ -76,13 +76,3 @@ def test_files_and_lists_are_compared(tmp_path):
     listed = {'train': ['train/1.jpg'], 'val': ['val/4.jpg', 'val/5.jpg'], 'test': ['test/2.jpg']}
     data = registry.find_dataset('OpenImages', tmp_path, tmp_path / 'meta')
     assert check.compare(data, listed) == {folder: (sorted(sum(listed.values(), [])), ['val/5.jpg'], ['test/3.jpg'])}
-
-
-def test_check_of_masks_names_every_line(tmp_path):
-    ids = ['a.jpg', 'b.jpg', 'c.jpg', 'd.jpg']
-    (tmp_path / 'localization.txt').write_text('a.jpg,a1.png,ai.png\na.jpg,a2.png,\nb.jpg,b.png,\nd.jpg,oops\n')
-    problems = []
-    masks = check.check_masks(tmp_path / 'localization.txt', ids, tmp_path, problems)
-    assert sorted(path.name for path in masks) == ['a1.png', 'a2.png', 'ai.png', 'b.png']
-    text = ' '.join(problems)
-    assert all(words in text for words in ('line 4: expected', 'no mask of c.jpg', 'no mask of d.jpg', 'no ignore mask of b.jpg'))

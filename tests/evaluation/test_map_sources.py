@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import SIZE, change_checkpoint, open_birds, read_result, refused, result_paths, roots_of
 
-from evaluation.map_sources import FolderMaps, NetworkMaps, ObjectMasks, folder_name
+from evaluation.map_sources import FolderMaps, NetworkMaps, folder_name
 from experiment import weights
 from wsol.attribution.maps import attribution_maps
 from wsol.attribution.registry import METHODS
@@ -269,14 +269,3 @@ def test_a_networks_source_gives_the_librarys_maps_and_the_probabilities_of_the_
         assert source.per_class == (process in ('jointll', 'gtcond', 'jointll-superclass'))
         if process == 'jointll':
             torch.testing.assert_close(answer.maps.sum((2, 3)), answer.probs.gather(1, classes))
-
-
-def test_the_objects_mask_is_the_same_for_every_class(tiny_birds):
-    images, data = open_birds(tiny_birds)
-    annotations = data.annotations()
-    source = ObjectMasks(images, annotations)
-    batch = source(torch.stack([images[index][0] for index in (4, 9)]), torch.tensor([4, 9]), torch.tensor([[0, 7], [1, 3]]))
-    for maps, index in zip(batch.maps, (4, 9), strict=True):
-        mask = annotations.object_mask(images.image_id(index), SIZE)
-        assert maps.shape == (2, SIZE, SIZE) and 0.02 < mask.mean() < 0.9
-        assert all(np.array_equal(values.numpy() > 0.5, mask) for values in maps)

@@ -75,13 +75,6 @@ def test_an_evaluations_defaults_are_the_heads(script, tiny_birds, save, head, m
         assert [settings[flag] for flag in ('norm_type', 'threshold_type') if flag in settings] == scale
 
 
-def test_the_defaults_follow_the_maps_and_not_the_head_alone(script, tiny_birds, save):
-    for method, norm, thresholds in (('gtcond', 'clipping', 'log'), ('saliency', 'clipping', 'log'), ('vanilla', 'minmax', 'even'),
-                                     ('random', 'minmax', 'even'), ('object_mask', 'minmax', 'even')):
-        *_, maps = open_maps('eval_cue_location', *tiny_birds, '--experiment_name=CALM_EM', f'--score_map_process={method}')
-        assert maps.describe() == f'maps: CALM_EM_{method}, norm {norm}, thresholds {thresholds}, float32'
-
-
 # --- what a result says of itself, and where it goes --------------------------------------------------------------
 
 def test_a_result_records_what_it_was_measured_on(script, tiny_birds, save):

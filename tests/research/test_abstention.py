@@ -9,14 +9,20 @@ from experiment import result_files
 from reports import figures
 from wsol.errors import UserError
 
+TINY = ['--crop_size=56', '--workers=0', '--device=cpu']
+
+
+def rows_in(folder):
+    """[[name, cell, ...]] of the table that was written."""
+    lines = (folder / 'abstention/abstention.txt').read_text().splitlines()
+    return [re.split(r'\s{2,}', line.strip()) for line in lines[2:]]
+
 
 def test_the_table_holds_the_figures_of_the_results_and_measures_nothing_twice(at_home, save, script, tiny_birds, tmp_path):
-    small = ['--crop_size=56', '--workers=0', '--device=cpu']
-    code, out, err = script('research.abstention', 'save/CAM', 'save/CALM_EM', '--drop=60,0', *small)
+    code, out, err = script('research.abstention', 'save/CAM', 'save/CALM_EM', '--drop=60,0', *TINY)
     assert code == 0, err
     assert len(at_home) == 2 and all(command[0] == 'eval_cue_location' for command in at_home)
-    lines = (tmp_path / 'abstention' / 'abstention.txt').read_text().splitlines()
-    rows = [re.split(r'\s{2,}', line.strip()) for line in lines[2:]]
+    rows = rows_in(tmp_path)
     assert [row[:2] for row in rows] == [['CAM', '0 %'], ['CAM', '60 %'], ['CALM_EM', '0 %'], ['CALM_EM', '60 %']]
     for name, percent, *shown in rows:
         results = [result_files.read_result(path) for path in (save / name).glob('cue_location*_log*.json')]
@@ -27,26 +33,24 @@ def test_the_table_holds_the_figures_of_the_results_and_measures_nothing_twice(a
     share = {(name, percent): float(value) for name, percent, value, *_ in rows}
     assert abs(share['CAM', '60 %'] - 60) < 2 and share['CAM', '0 %'] < 2
     assert (tmp_path / 'abstention' / 'abstention.png').stat().st_size > 5000
-    code, _, err = script('research.abstention', 'save/CAM', '--drop=60,0', *small)
+    code, _, err = script('research.abstention', 'save/CAM', '--drop=60,0', *TINY)
     assert code == 0 and len(at_home) == 2, err
     sha256 = result_files.read_result(save / 'CAM' / 'results.json')['weights_sha256']
     with pytest.raises(UserError):  # what other commands look for has even thresholds, and is not there yet
         result_files.find_result(save / 'CAM', 'cue_location', 'vanilla', sha256)
-    code, _, err = script('research.abstention', 'save/CAM', '--drop=60,0', '--norm_type=max', *small)
+    code, _, err = script('research.abstention', 'save/CAM', '--drop=60,0', '--norm_type=max', *TINY)
     assert code == 0 and len(at_home) == 3, err  # another norm is measured anew
-    code, _, err = script('research.abstention', 'save/CAM', '--drop=60,30,0', '--norm_type=max', *small)
+    code, _, err = script('research.abstention', 'save/CAM', '--drop=60,30,0', '--norm_type=max', *TINY)
     assert code == 0 and len(at_home) == 4 and '--drop_lowest=30' in at_home[-1], err  # what is new alone
 
 
 def test_networks_of_one_name_are_one_line_for_each_method_they_have(at_home, save, script, tiny_birds, tmp_path):
-    small = ['--crop_size=56', '--workers=0', '--device=cpu']
     for name in ('CAM', 'CALM_EM'):
         shutil.copytree(save / name, save / 'again' / name)
     code, _, err = script('research.abstention', *(f'save/{name}' for name in ('CAM', 'again/CAM', 'CALM_EM', 'again/CALM_EM')),
-                          '--drop=0', '--methods=default,saliency,object_mask', *small)
+                          '--drop=0', '--methods=default,saliency,object_mask', *TINY)
     assert code == 0, err
-    lines = (tmp_path / 'abstention' / 'abstention.txt').read_text().splitlines()
-    rows = [re.split(r'\s{2,}', line.strip()) for line in lines[2:]]
+    rows = rows_in(tmp_path)
     # the prior is CALM's alone, and the birds' masks know no network
     assert [row[0] for row in rows] == ['CAM, vanilla', "control: the object's mask", 'CALM_EM, jointll', 'CALM_EM, saliency']
     assert all(cell.endswith('± 0.0') for row in rows for cell in row[2:] if row[0] != rows[1][0])  # two networks are one
@@ -54,13 +58,11 @@ def test_networks_of_one_name_are_one_line_for_each_method_they_have(at_home, sa
 
 
 def test_contrast_methods_are_methods_too(at_home, save, script, tiny_birds, tmp_path):
-    small = ['--crop_size=56', '--workers=0', '--device=cpu']
     for _ in range(2):  # nothing is measured twice
         code, _, err = script('research.abstention', 'save/CAM', 'save/CALM_EM', '--drop=0,50', '--methods=default,log-odds,evidence,random',
-                              *small)
+                              *TINY)
         assert code == 0 and len(at_home) == 4, err
-    lines = (tmp_path / 'abstention' / 'abstention.txt').read_text().splitlines()
-    rows = [re.split(r'\s{2,}', line.strip()) for line in lines[2:]]
+    rows = rows_in(tmp_path)
     assert [row[0] for row in rows[::2]] == ['CAM, vanilla', 'CAM, log-odds', 'CAM, evidence', 'control: random maps',
                                              'CALM_EM, jointll', 'CALM_EM, log-odds', 'CALM_EM, evidence']
     for name in ('log-odds', 'evidence'):
