@@ -213,6 +213,13 @@ def roots_of(flags):
     return tuple(Path(flag.split('=')[1]) for flag in flags if '_root' in flag)
 
 
+@pytest.fixture
+def own_birds(tiny_birds, tmp_path):
+    """The flags of a copy of tiny_birds that a test may change."""
+    roots = [shutil.copytree(root, tmp_path / 'birds' / root.name) for root in roots_of(tiny_birds)]
+    return [*without(tiny_birds, 'data_root', 'metadata_root'), f'--data_root={roots[0]}', f'--metadata_root={roots[1]}']
+
+
 def open_birds(flags, split='test'):
     """The images of a split of tiny_birds, as evaluations see them, and the data set."""
     from dataset import open_dataset

@@ -7,26 +7,24 @@ from conftest import paint_folder, roots_of
 from dataset import check, registry
 
 
-def test_check_finds_what_is_wrong(script, tiny_birds, tmp_path):
-    data, meta = roots_of(tiny_birds)
-    shutil.copytree(data, tmp_path / 'data')
-    shutil.copytree(meta, tmp_path / 'meta')
-    roots = [f'--data_root={tmp_path / "data"}', f'--metadata_root={tmp_path / "meta"}']
+def test_check_finds_what_is_wrong(script, own_birds):
+    roots = [flag for flag in own_birds if '_root' in flag]
+    data, meta = roots_of(own_birds)
     code, out, _ = script('dataset.prepare', 'check', 'ToyBirds', *roots)
     assert code == 0 and not any(json.loads(out).values())
 
-    images = sorted((tmp_path / 'data/ToyBirds/images').rglob('*.jpg'))
+    images = sorted((data / 'ToyBirds/images').rglob('*.jpg'))
     images[0].write_bytes(b'broken')
     images[1].unlink()
     images[2].with_name('surplus.jpg').write_bytes(images[3].read_bytes())
-    folder = tmp_path / 'meta/ToyBirds/train'
+    folder = meta / 'ToyBirds/train'
     lines = (folder / 'class_labels.txt').read_text().splitlines()
     (folder / 'class_labels.txt').write_text('\n'.join([*lines[:-2], lines[-2].rsplit(',', 1)[0] + ',99']) + '\n')
     boxes = (folder / 'localization.txt').read_text().splitlines()
     name = [line.rsplit(',', 4)[0] for line in boxes]
     boxes[:4] = [f'{name[0]},0,0,500,500', f'{name[1]},-1,0,5,5', f'{name[2]},9,0,5,5', f'{name[3]},1,2,3']  # and name[4]: none
     (folder / 'localization.txt').write_text('\n'.join(boxes[:4] + boxes[5:]) + '\n')
-    segmentations = sorted((tmp_path / 'data/ToyBirds/segmentations').rglob('*.png'))
+    segmentations = sorted((data / 'ToyBirds/segmentations').rglob('*.png'))
     segmentations[0].write_bytes(b'x')
     segmentations[1].unlink()
     code, out, _ = script('dataset.prepare', 'check', 'ToyBirds', *roots)
@@ -35,7 +33,7 @@ def test_check_finds_what_is_wrong(script, tiny_birds, tmp_path):
     # the line without four integers is no place of name[3]
     assert counts == {'broken images': 1, 'missing images': 1, 'unlabelled images': 2, 'surplus images': 1, 'bad boxes': 4,
                      'missing masks': 1, 'broken masks': 1, 'images without box or mask': 2}
-    whole = json.loads((tmp_path / 'data/check_ToyBirds.json').read_text())
+    whole = json.loads((data / 'check_ToyBirds.json').read_text())
     assert whole['missing images'] == [str(images[1])] and f"['{name[4]}" not in whole['bad boxes']
     assert whole['images without box or mask'][1].startswith(f'{name[4]} has no line')
 

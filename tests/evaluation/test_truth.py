@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import SIZE, open_birds, result_paths, roots_of, without
+from conftest import SIZE, open_birds, result_paths, roots_of
 from PIL import Image
 
 import eval_cue_location
@@ -32,13 +32,6 @@ def inverted(content):
     return content[:-20] + bytes(255 - value for value in content[-20:])
 
 
-@pytest.fixture
-def birds(tiny_birds, tmp_path):
-    """A copy of tiny_birds that a test may change: its flags."""
-    roots = [shutil.copytree(root, tmp_path / 'birds' / root.name) for root in roots_of(tiny_birds)]
-    return [*without(tiny_birds, 'data_root', 'metadata_root'), f'--data_root={roots[0]}', f'--metadata_root={roots[1]}']
-
-
 # --- what is compared with ----------------------------------------------------------------------------------------
 
 def cue_truth(flags):
@@ -50,9 +43,9 @@ def cue_truth(flags):
 @pytest.mark.parametrize('files, change', [
     ('parts/part_locs.txt', None), ('segmentations/*/*_test_0000.png', inverted), ('part_masks/*/*_test_0001.png', inverted),
     ('attributes/class_attribute_labels_continuous.txt', lambda text: b'\n'.join(text.split(b'\n')[i] for i in (1, 1, *range(2, 18))))])
-def test_cue_localization_sees_each_of_its_annotations(birds, tiny_birds, files, change):
-    root, known = roots_of(birds)[0] / 'ToyBirds', cue_truth(tiny_birds)
-    assert cue_truth(birds) == known  # a copy elsewhere
+def test_cue_localization_sees_each_of_its_annotations(own_birds, tiny_birds, files, change):
+    root, known = roots_of(own_birds)[0] / 'ToyBirds', cue_truth(tiny_birds)
+    assert cue_truth(own_birds) == known  # a copy elsewhere
     for path in root.glob(files):
         if change is None:  # the points of test images are not the first in the file
             numbers = [line.split()[0] for line in (root / 'images.txt').read_text().splitlines() if '_test_' in line]
@@ -61,15 +54,15 @@ def test_cue_localization_sees_each_of_its_annotations(birds, tiny_birds, files,
                                       else line for line in text.splitlines()))
         else:
             replace(path, change)
-    assert cue_truth(birds) != known
+    assert cue_truth(own_birds) != known
 
 
-def test_cue_localization_does_not_see_what_it_does_not_use(birds, tiny_birds):
-    root = roots_of(birds)[0] / 'ToyBirds'
+def test_cue_localization_does_not_see_what_it_does_not_use(own_birds, tiny_birds):
+    root = roots_of(own_birds)[0] / 'ToyBirds'
     (root / 'bounding_boxes.txt').write_text('1 0 0 1 1\n')
     for path in root.glob('segmentations/*/*_train_*.png'):
         replace(path, inverted)
-    assert cue_truth(birds) == cue_truth(tiny_birds)
+    assert cue_truth(own_birds) == cue_truth(tiny_birds)
 
 
 def box_truth(flags):
@@ -78,43 +71,43 @@ def box_truth(flags):
     return eval_wsol.open_counts(data, 'test', images, args).fingerprint(images.contents)
 
 
-def test_localization_sees_the_boxes_of_its_images_alone(birds, tiny_birds):
-    path, known = roots_of(birds)[1] / 'ToyBirds/test/localization.txt', box_truth(tiny_birds)
+def test_localization_sees_the_boxes_of_its_images_alone(own_birds, tiny_birds):
+    path, known = roots_of(own_birds)[1] / 'ToyBirds/test/localization.txt', box_truth(tiny_birds)
     lines = path.read_text().splitlines()
     path.write_text('\n'.join(['nobody.jpg,' + lines[0].split(',', 1)[1], *lines]))
-    assert box_truth(birds) == known
+    assert box_truth(own_birds) == known
     path.write_text('\n'.join([*lines[:-1], f'{lines[-1].split(",")[0]},0,0,1,1']))
-    assert box_truth(birds) != known
+    assert box_truth(own_birds) != known
 
 
 @pytest.mark.parametrize('change', [lambda w, h: (h + 1, w), lambda w, h: (w // 2, h // 2), lambda w, h: (w, h - 1)])
-def test_sizes_that_are_not_the_photos_are_refused(birds, change):
-    path = roots_of(birds)[1] / 'ToyBirds/test/image_sizes.txt'
+def test_sizes_that_are_not_the_photos_are_refused(own_birds, change):
+    path = roots_of(own_birds)[1] / 'ToyBirds/test/image_sizes.txt'
     rows = [line.split(',') for line in path.read_text().splitlines()]
     path.write_text('\n'.join(','.join([name, *map(str, change(int(width), int(height)))]) for name, width, height in rows))
     with pytest.raises(UserError, match=f'{rows[0][0]} is {rows[0][1]} x {rows[0][2]} pixels, and .* by {path}, line 1 .36 such images'):
-        box_truth(birds)
+        box_truth(own_birds)
 
 
 @pytest.mark.parametrize('resize', [lambda w, h: (100, 100), lambda w, h: (round(w / 3), round(h / 3)), lambda w, h: (128, round(128 * h / w))])
-def test_photos_may_be_smaller_copies_of_those_that_boxes_were_drawn_in(birds, tiny_birds, resize, capsys):
+def test_photos_may_be_smaller_copies_of_those_that_boxes_were_drawn_in(own_birds, tiny_birds, resize, capsys):
     """As CUB at 227 x 227. But for one photo that is none."""
-    known, paths = box_truth(tiny_birds), sorted((roots_of(birds)[0] / 'ToyBirds/images').glob('*/*_test_*.jpg'))
+    known, paths = box_truth(tiny_birds), sorted((roots_of(own_birds)[0] / 'ToyBirds/images').glob('*/*_test_*.jpg'))
     for path in paths:
         with Image.open(path) as image:
             image.resize(resize(*image.size)).save(path)
-    assert box_truth(birds) == known and 'before they were resized' in capsys.readouterr().err
+    assert box_truth(own_birds) == known and 'before they were resized' in capsys.readouterr().err
     Image.new('RGB', (50, 90)).save(paths[3])
     with pytest.raises(UserError, match='such images'):
-        box_truth(birds)
+        box_truth(own_birds)
 
 
-def test_one_photo_of_another_size_is_no_smaller_copy(birds):
-    path = next((roots_of(birds)[0] / 'ToyBirds/images').glob('*/*_test_*.jpg'))
+def test_one_photo_of_another_size_is_no_smaller_copy(own_birds):
+    path = next((roots_of(own_birds)[0] / 'ToyBirds/images').glob('*/*_test_*.jpg'))
     with Image.open(path) as image:
         image.resize((image.width // 2, image.height // 2)).save(path)
     with pytest.raises(UserError, match=f'{path.name} is .* .1 such images'):
-        box_truth(birds)
+        box_truth(own_birds)
 
 
 def test_localization_sees_the_content_of_masks(tmp_path):
@@ -147,16 +140,16 @@ def test_maps_made_elsewhere_are_known_by_content(tiny_birds, tmp_path):
     assert FolderMaps(tmp_path, 'test', images, rows=range(3)).fingerprint() != known
 
 
-def test_superclasses_and_segmentations_are_known_by_content(birds, tiny_birds):
+def test_superclasses_and_segmentations_are_known_by_content(own_birds, tiny_birds):
     model = SimpleNamespace()
 
     def of(members):
         return NetworkMaps(None, model, 'vanilla-superclass', superclasses=members).fingerprint()
     assert of(None) is None and of(torch.eye(3) > 0) == of(torch.eye(3) > 0) != of(torch.ones(3, 3) > 0)
-    known = [ObjectMasks(images, data.annotations()).fingerprint() for images, data in map(open_birds, (birds, tiny_birds))]
+    known = [ObjectMasks(images, data.annotations()).fingerprint() for images, data in map(open_birds, (own_birds, tiny_birds))]
     assert known[0] == known[1]
-    replace(next((roots_of(birds)[0] / 'ToyBirds').glob('segmentations/*/*_test_*.png')), inverted)
-    images, data = open_birds(birds)
+    replace(next((roots_of(own_birds)[0] / 'ToyBirds').glob('segmentations/*/*_test_*.png')), inverted)
+    images, data = open_birds(own_birds)
     assert ObjectMasks(images, data.annotations()).fingerprint() != known[0]
 
 
@@ -168,15 +161,15 @@ def differences(folder):
         return {line['column'] for line in csv.DictReader(file) if '−' in line['row']} & {'accuracy', *columns.WSOL}
 
 
-def test_other_boxes_make_another_result_which_is_not_compared_with_the_first(script, birds, save):
+def test_other_boxes_make_another_result_which_is_not_compared_with_the_first(script, own_birds, save):
     """From end to end: the file of the first stays, and no difference is given."""
-    flags = [*birds, '--score_map_process=random', '--cam_curve_interval=0.1']
+    flags = [*own_birds, '--score_map_process=random', '--cam_curve_interval=0.1']
     assert script('eval_wsol', *flags, '--experiment_name=CAM')[0] == 0
     assert script('eval_wsol', *flags, '--experiment_name=CALM_EM')[0] == 0
     code, out, _ = script('compare', 'save/CAM', 'save/CALM_EM', '--format=csv')
     assert code == 0 and 'no difference' not in out
     assert differences('comparison') == {'accuracy', 'MaxBoxAcc', 'MaxBoxAccV2', 'Top-1 Loc', 'mass in box'}
-    path = roots_of(birds)[1] / 'ToyBirds/val/localization.txt'  # which chooses the thresholds
+    path = roots_of(own_birds)[1] / 'ToyBirds/val/localization.txt'  # which chooses the thresholds
     path.write_text('\n'.join(','.join([line.split(',')[0], '0', '0', '1', '1']) for line in path.read_text().splitlines()))
     result_paths(save / 'CALM_EM', 'wsol')[0].unlink()
     assert script('eval_wsol', *flags, '--experiment_name=CALM_EM')[0] == 0

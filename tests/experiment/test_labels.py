@@ -1,9 +1,8 @@
 """Labels mean the classes that the network was trained on: what says otherwise is refused, on named data sets too."""
-import shutil
 
 import numpy as np
 import pytest
-from conftest import OWN_FLAGS, SMALL, change_checkpoint, content_of, paint_folder, refused, roots_of, without
+from conftest import OWN_FLAGS, SMALL, change_checkpoint, content_of, paint_folder, refused, roots_of
 
 from dataset.images import ImageDataset
 from dataset.registry import DataSet, find_dataset, names_of_folders
@@ -57,31 +56,24 @@ def test_labels_are_held_against_the_folders(split, pairs, names, outcome):
             named().check_classes(split, images, names, 'last.pth')
 
 
-@pytest.fixture
-def birds(tiny_birds, tmp_path):
-    """A copy of the lists of tiny_birds that a test may change: the flags, and a function that rotates a split's labels."""
-    roots = roots_of(tiny_birds)
-    lists = shutil.copytree(roots[1], tmp_path / 'lists')
-
-    def rotate(split):
-        path = lists / 'ToyBirds' / split / 'class_labels.txt'
-        pairs = [line.split(',') for line in path.read_text().splitlines()]
-        path.write_text('\n'.join(f'{name},{(int(label) + 1) % 18}' for name, label in pairs))
-    return [*without(tiny_birds, 'metadata_root'), f'--metadata_root={lists}'], rotate
+def rotate(birds, split):
+    """Give each class of a split the number of the next one."""
+    path = roots_of(birds)[1] / 'ToyBirds' / split / 'class_labels.txt'
+    pairs = [line.split(',') for line in path.read_text().splitlines()]
+    path.write_text('\n'.join(f'{name},{(int(label) + 1) % 18}' for name, label in pairs))
 
 
 @pytest.mark.parametrize('name, flags', [('eval_pixel_perturb', []), ('eval_cue_location', []), ('eval_wsol', []), ('main', ['--is_train=False'])])
-def test_no_evaluation_takes_rotated_labels(script, birds, save, name, flags):
-    flags, rotate = [*birds[0], '--experiment_name=CAM', *flags], birds[1]
-    rotate('test')
-    refused(script(name, *flags), 'test/class_labels.txt', '18 of 18', 'class 0 is "001.Toy_A1"', weights.FILE)
+def test_no_evaluation_takes_rotated_labels(script, own_birds, save, name, flags):
+    rotate(own_birds, 'test')
+    refused(script(name, *own_birds, '--experiment_name=CAM', *flags), 'test/class_labels.txt', '18 of 18', 'class 0 is "001.Toy_A1"', weights.FILE)
 
 
-def test_no_training_goes_on_with_rotated_labels(script, birds, save):
+def test_no_training_goes_on_with_rotated_labels(script, own_birds, save):
     """Resumed, begun from a checkpoint, or with features; a new label set is another matter."""
-    flags, rotate = [*birds[0], *SMALL, '--attribution_method=CAM'], birds[1]
+    flags = [*own_birds, *SMALL, '--attribution_method=CAM']
     for split in ('train', 'val', 'test'):
-        rotate(split)
+        rotate(own_birds, split)
     before = content_of(save / 'CAM')
     refused(script('main', *flags, '--experiment_name=CAM', '--epochs=4'), 'train/class_labels.txt', '18 of 18', weights.FILE)
     for more in ([], ['--freeze']):
@@ -92,14 +84,14 @@ def test_no_training_goes_on_with_rotated_labels(script, birds, save):
     assert content_of(save / 'new')['class_names'] == before['class_names'][-1:] + before['class_names'][:-1]
 
 
-def test_lists_of_one_data_set_that_contradict_each_other_train_nothing(script, birds):
-    birds[1]('val')
-    refused(script('main', *birds[0], *SMALL, '--epochs=1'), 'val/class_labels.txt', '18 of 18', 'than in train')
+def test_lists_of_one_data_set_that_contradict_each_other_train_nothing(script, own_birds):
+    rotate(own_birds, 'val')
+    refused(script('main', *own_birds, *SMALL, '--epochs=1'), 'val/class_labels.txt', '18 of 18', 'than in train')
 
 
-def test_a_checkpoint_without_names_goes_by_number_and_says_so_once(script, birds, save):
+def test_a_checkpoint_without_names_goes_by_number_and_says_so_once(script, own_birds, save):
     change_checkpoint(save / 'CAM' / weights.FILE, lambda content: content | {'class_names': None})
-    code, _, err = script('main', *birds[0], '--experiment_name=CAM', '--is_train=False')
+    code, _, err = script('main', *own_birds, '--experiment_name=CAM', '--is_train=False')
     assert code == 0 and err.count('do not name the same classes: each label is taken') == 1
 
 

@@ -2,7 +2,6 @@
 import copy
 import json
 import math
-import shutil
 
 import numpy as np
 import pytest
@@ -387,12 +386,9 @@ def test_auto_evaluates_in_float32_and_bfloat16_evaluates_nearly_the_same(script
     assert 1e-5 < error < 0.1  # the rounding shows, and is no more than that
 
 
-def test_the_proxy_training_set_is_what_is_trained_on(script, tiny_birds, tmp_path, monkeypatch):
-    data, meta = roots_of(tiny_birds)
-    shutil.copytree(meta, tmp_path / 'meta')
-    folder = tmp_path / 'meta/ToyBirds/train'
+def test_the_proxy_training_set_is_what_is_trained_on(script, own_birds, tmp_path, monkeypatch):
+    flags, folder = [*own_birds, *SMALL, '--epochs=2'], roots_of(own_birds)[1] / 'ToyBirds/train'
     listed = (folder / 'image_ids.txt').read_text().splitlines()[1::4]
-    flags = [*without(tiny_birds, 'metadata_root'), *SMALL, f'--metadata_root={tmp_path / "meta"}', '--epochs=2']
     refused(script('main', *flags, '--proxy_training_set'), 'image_ids_proxy.txt is not there')
     (folder / 'image_ids_proxy.txt').write_text('\n'.join(listed) + '\n')
     seen, get = [], ImageDataset.read

@@ -14,7 +14,6 @@ from conftest import (
     paint_folder,
     refused,
     roots_of,
-    without,
 )
 
 from dataset.fingerprints import Contents
@@ -91,11 +90,9 @@ def test_a_head_that_trained_on_features_does_not_go_on_with_those_of_other_imag
             name: content for name, content in before.items() if 'sqlite' not in name}  # nor does a cache go
 
 
-def test_lists_that_give_another_label_or_order_are_refused(script, tiny_birds, tmp_path):
-    shutil.copytree(roots_of(tiny_birds)[1], tmp_path / 'meta')
-    flags = [*without(tiny_birds, 'metadata_root'), *SMALL, f'--metadata_root={tmp_path / "meta"}']
+def test_lists_that_give_another_label_or_order_are_refused(script, own_birds):
+    flags, folder = [*own_birds, *SMALL], roots_of(own_birds)[1] / 'ToyBirds/train'
     assert script('main', *flags, '--epochs=1')[0] == 0
-    folder = tmp_path / 'meta/ToyBirds/train'
     labels, ids = ((folder / f'{name}.txt').read_text().splitlines() for name in ('class_labels', 'image_ids'))
     (folder / 'image_ids.txt').write_text('\n'.join(ids[::-1]))
     refused(script('main', *flags, '--epochs=2'), '54 images then, 54 now: in another order')

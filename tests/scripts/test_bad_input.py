@@ -11,13 +11,9 @@ from wsol import build_model
 
 
 @pytest.fixture
-def birds(tiny_birds, tmp_path):
-    """A copy of the tiny ToyBirds that a test may break: (flags, data folder, metadata folder)."""
-    for root, copy in zip(roots_of(tiny_birds), ('data', 'meta'), strict=True):
-        shutil.copytree(root, tmp_path / copy)
-    roots = [f'--data_root={tmp_path / "data"}', f'--metadata_root={tmp_path / "meta"}']
-    flags = [*without(tiny_birds, 'data_root', 'metadata_root'), *roots, *SMALL, '--epochs=3']
-    return flags, tmp_path / 'data/ToyBirds', tmp_path / 'meta/ToyBirds'
+def birds(own_birds):
+    """(flags, data folder, metadata folder) of a ToyBirds that a test may break."""
+    return [*own_birds, *SMALL, '--epochs=3'], *(root / 'ToyBirds' for root in roots_of(own_birds))
 
 
 @pytest.fixture
