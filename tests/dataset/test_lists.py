@@ -9,7 +9,6 @@ from conftest import shared
 from dataset.lists import read_boxes, read_columns, read_labels, read_mask_paths
 from dataset.registry import DATASETS
 from wsol.annotations import cub
-from wsol.annotations.cub import CueAnnotations
 from wsol.errors import UserError
 
 
@@ -56,14 +55,6 @@ def test_the_real_metadata_has_the_published_numbers(name, images):
         ids, labels = read_labels(shared('metadata', name, split), DATASETS[name].num_classes)
         assert len(ids) == len(np.unique(ids)) == count
         assert len(np.unique(labels)) == DATASETS[name].num_classes
-
-
-def test_cubs_numbers_of_cue_localization_are_the_registrys(tmp_path):
-    annotations = CueAnnotations(shared('cub'))
-    ids, labels = read_labels(shared('metadata', 'CUB', 'test'), 200)
-    evaluated = [len(annotations.evaluated(name.decode(), label)) for name, label in zip(ids, labels.tolist(), strict=True)]
-    pairs = tuple(sum(len(pair.parts) == count for pair in annotations.pairs) for count in (1, 2, 3))
-    assert (np.count_nonzero(evaluated), sum(evaluated), pairs) == (2579, 11_019, DATASETS['CUB'].cue_pairs)
 
 
 def test_a_long_list_stays_small_in_memory(tmp_path):

@@ -66,19 +66,6 @@ def check_superclass_file(script, photo, tmp_path):
     assert maps[0].sum() == pytest.approx(1, rel=1e-5)
 
 
-def test_classes_whose_names_are_numbers_are_named_and_not_counted(script, tmp_path):
-    """--target=2 is the class `2`, the second; `class 0` is the first, whatever it is called."""
-    folder = paint_folder(tmp_path / 'numbers', names=('1', '2', '3'), counts=(2, 1, 1))
-    assert script('main', *OWN_FLAGS, f'--dataset={folder}')[0] == 0
-    for target, label, name in (('2', 1, '2'), ('3', 2, '3'), ('class 0', 0, '1')):
-        code, _, err = script('inference', folder / 'test/1', f'--target={target}', '--output=out')
-        assert code == 0, err
-        entry, = json.loads((tmp_path / 'out/manifest.json').read_text())['images']
-        assert (entry['class'], entry['class_name']) == (label, name)
-    for target in ('4', '0', '02'):
-        refused(script('inference', folder / 'test/1', f'--target={target}'), f'"{target}" names no class', 'such as 1')
-
-
 def test_without_boxes_wsol_says_what_they_are_and_asks_for_no_images(folder):
     with pytest.raises(UserError, match='image_sizes.txt') as error:
         find_dataset(str(folder)).boxes('val', [])

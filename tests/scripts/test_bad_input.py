@@ -165,6 +165,6 @@ def test_nothing_to_localise(script, birds, checkpoint):
 
 @pytest.mark.parametrize('flag, words', [
     ('--seed=5000000000', ['--seed']), ('--experiment_name=../../x', ['leads out of --save_root']),
-    ('--is_different_checkpoint', ['--load_checkpoint'])])
+    ('--is_different_checkpoint', ['--load_checkpoint']), ('--large_feature_map', ['large_feature_map', 'last_stage=layer1'])])
 def test_flags_that_make_no_sense(script, birds, flag, words):
     refused(script('main', *birds[0], flag), *words)

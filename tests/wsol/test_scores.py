@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from wsol import UserError, attribution_maps, from_module, metrics
+from wsol import UserError, attribution_maps, from_module
 from wsol.attribution.contrast import CONTRASTS, contrast_maps
 from wsol.attribution.registry import METHODS, SamplingSettings
-from wsol.maps import ranks
 from wsol.networks import build_model
 
 SCORE_METHODS = [name for name in METHODS if name in CONTRASTS and METHODS[name].explains_score]
@@ -59,14 +58,6 @@ def test_the_contrast_of_yes_and_no_is_the_map_of_the_logit_by_every_method_of_s
     expected = attribution_maps(model, IMAGES, YES, name, seeds=seeds, settings=settings)
     assert expected.abs().max() > 0
     torch.testing.assert_close(contrast_maps(model, IMAGES, YES, NO, name, seeds=seeds, settings=settings), expected)
-
-
-def test_erasing_classifies_one_logit_as_its_sign():
-    network, model = classifier(1), cam(1)
-    maps = torch.rand(3, 32, 32)
-    order, _ = ranks(maps, [torch.Generator().manual_seed(index) for index in range(3)])
-    erased = metrics.erase(IMAGES, order, (0.5, 0.3, 0.9))
-    assert model(erased).argmax(1).tolist() == (network(erased)[:, 0] > 0).long().tolist()
 
 
 def test_softmax_of_one_number_is_refused():
