@@ -96,8 +96,6 @@ class Step(NamedTuple):
             commands.train(network.folder, network.name, *network.training, *network.flags)
             return
         source = [f'--load_checkpoint={network.published}'] if network.published else []
-        if self.metric == 'wsol':  # masks are unpacked beside the images
-            source.append(f'--mask_root={commands.parse("main", network.flags).data_root}')
         commands.run(network.folder, f'eval_{self.metric}', f'--experiment_name={network.name}', *source,
                      f'--score_map_process={self.method}', *network.flags)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SIZE, open_birds, read_result, refused, result_paths, roots_of
+from conftest import SIZE, change_checkpoint, open_birds, read_result, refused, result_paths, roots_of
 
 from evaluation.map_sources import FolderMaps, NetworkMaps, folder_name
 from experiment import weights

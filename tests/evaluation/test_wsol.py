@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import SIZE, open_birds, read_result, roots_of, shared
+from conftest import SIZE, open_birds, read_result, refused, roots_of, shared
 
 import eval_wsol
 from dataset.registry import find_dataset

@@ -163,17 +163,6 @@ def test_networks_that_are_there_do_not_wait_for_a_training(monkeypatch, tmp_pat
     assert all(step.network.training for step in ran[first:]) and not ran[first].metric
 
 
-def test_masks_are_looked_for_beside_the_images(monkeypatch, tmp_path):
-    ran = []
-    monkeypatch.setattr(commands, 'run', lambda folder, script, *flags: ran.append((script, flags)))
-    network, = reproduce.networks_of('OpenImages', 1, tmp_path, False, ('--data_root=/photos',))[:1]
-    for metric in ('wsol', 'pixel_perturb'):
-        reproduce.Step(network, metric, 'jointll').run()
-    (script, flags), (_, without) = ran
-    assert script == 'eval_wsol' and not any('mask_root' in flag for flag in without)
-    assert commands.parse('eval_wsol', flags).mask_root == commands.parse('main', ['--data_root=/photos']).data_root
-
-
 def test_every_column_and_flag_has_a_sentence():
     text = (ROOT / 'docs/paper.md').read_text()
     explained = explained_columns(text)

@@ -65,12 +65,6 @@ def test_the_holder_is_named_and_nothing_is_left(place):
     assert not list(place.parent.iterdir())
 
 
-def test_the_folder_of_a_lock_goes_with_it_where_nothing_has_come_into_it(place):
-    with locks.hold(place, ''):
-        assert place.parent.is_dir()
-    assert not place.parent.exists()
-
-
 def test_the_processes_that_a_killed_holder_has_forked_do_not_hold_its_lock(place):
     """As the loader processes of a training, which end a few seconds after it."""
     def work(say):
