@@ -286,7 +286,7 @@ def finish(maps, result, is_control, counts, evaluations, cues):
                   'published_draws': resample_pairs(counts['parts'], pairs, evaluations),
                   'dropped': dropped, 'recalls': as_text(100 * np.array(metrics.RECALLS), 0),
                   'pairs': pair_records(pairs, evaluations, pxaps, mass_by_pair, histogram)})
-    figures.save(figures.precision_recall_curves(maps.title(), curves), result.figure())
+    figures.save(figures.precision_curves(maps.title(), curves), result.figure())
 
 
 # --- the command ----------------------------------------------------------------------------------------

@@ -222,7 +222,7 @@ def mass_result(by_split, seed):
 def curves_figure(title, counts):
     """The curve of the test split."""
     if isinstance(counts, MaskCounts):
-        return figures.precision_recall_curves(title, {'test': metrics.precision_recall(counts.counts)})
+        return figures.precision_curves(title, {'test': metrics.precision_recall(counts.counts)})
     return figures.accuracy_curves(title, counts.thresholds, counts.curves())
 
 

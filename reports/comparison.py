@@ -178,7 +178,7 @@ def draw(rows, folder):
              if 'recalls' in row.results.get('cue_location', {}) and estimates_of([row], COMPARED)}
     for name, what, curves, draw_curves in (
             ('ratios.png', 'remove-and-classify', ratios, figures.ratio_curve),
-            ('precision_recall.png', 'cue localization', bands, figures.precision_bands)):
+            ('precision_recall.png', 'cue localization', bands, figures.precision_curves)):
         if len(curves) > MOST_CURVES:
             screen.say(f'{name} shows {MOST_CURVES} of {len(curves)} rows: more could not be told apart')
         if curves:

@@ -75,10 +75,12 @@ def _curves(title, xlabel, ylabel, curves, marker=None, **limits):
 
 
 def intervals(axes, lines, series):
-    """Points with their intervals, one below the other. lines: a text for each. series: {name: {line: (value, low,
-    high)}}, two at most; the points of the second are hollow. A line that names a head has the head's colour."""
+    """Points with their intervals, one below the other. lines: a text for each. series: {name: {line: measurement}}, at
+    most two; a measurement has a value and perhaps low and high, as text. The points of the second series are hollow.
+    A line that names a head has the head's colour."""
     for (name, points), marker, fill, shift in zip(series.items(), 'os', ('full', 'none'), (-0.15, 0.15), strict=False):
-        for line, (value, low, high) in points.items():
+        for line, row in points.items():
+            value, low, high = (float(row[column] or row['value']) for column in ('value', 'low', 'high'))
             axes.errorbar(value, line + shift, xerr=[[value - low], [high - value]], fmt=marker, fillstyle=fill,
                           color=colour_of(lines[line]) or 'k', markersize=4, capsize=2)
         axes.plot([], [], marker, fillstyle=fill, color='k', markersize=4, label=name)
@@ -117,15 +119,11 @@ def erasure_chart(shares, curves, size):
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def precision_bands(title, bands):
-    """Mean precision over recall. bands: {name: (recall, precision, low, high)}, each (R,) in percent."""
-    return _curves(title, 'recall, %', 'precision, %, mean over the class pairs', bands, **PERCENT)
-
-
-def precision_recall_curves(title, curves):
-    """Precision over recall. curves: {name: (precision, recall)}, shares from the highest threshold down."""
-    return _curves(title, 'recall, %', 'precision, %', {name: (100 * recall, 100 * precision)
-                                                        for name, (precision, recall) in curves.items()}, **PERCENT)
+def precision_curves(title, curves):
+    """Precision over recall. curves: {name: (precision, recall)}, or (precision, recall, low, high), all in shares."""
+    return _curves(title, 'recall, %', 'precision, %', {
+        name: [100 * np.asarray(part) for part in (recall, precision, *band)]
+        for name, (precision, recall, *band) in curves.items()}, **PERCENT)
 
 
 def accuracy_curves(title, thresholds, curves):

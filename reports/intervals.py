@@ -95,8 +95,8 @@ def interval_over_trainings(estimates, minus):
 
 
 def precision_band(result):
-    """(recalls, mean precision, low, high) over the class pairs of a cue_location result, (R,) each, in percent."""
-    values = np.array([from_text(pair['precision']) for pair in result['pairs']])  # (P,R)
+    """(mean precision, recalls, low, high) over the class pairs of a cue_location result, (R,) each, in shares."""
+    values = np.array([from_text(pair['precision']) for pair in result['pairs']]) / 100  # (P,R)
     values = values[np.isfinite(values).all(1)]
     draws = metrics.bootstrap_sums(values, SEED) / len(values)  # (D,R)
-    return from_text(result['recalls']), values.mean(0), *np.array([metrics.interval(column) for column in draws.T]).T
+    return values.mean(0), from_text(result['recalls']) / 100, *np.array([metrics.interval(part) for part in draws.T]).T

@@ -86,11 +86,6 @@ def speed_table():
         for row in read('performance', run='bench_cpu', figure='plain way, ms an image')])
 
 
-def point(row):
-    """(value, low, high) of a measurement; the value in place of an interval that it lacks."""
-    return [float(row[column] or row['value']) for column in ('value', 'low', 'high')]
-
-
 def difference(network, run, count):
     """The measurement of CALM's joint difference less CAM's map; if there are several, that with the widest scope."""
     rows = [row for row in read('real_birds', run=run, network=network, map='joint-difference', count=count)
@@ -106,10 +101,9 @@ def forest():
         lines.append(title)
         for network, run in networks.items():
             if network != 'CAM':
-                rows = {count: difference(network, run, count) for count in COUNTS}
-                for count, row in rows.items():
-                    series[count][len(lines)] = point(row)
-                lines.append(network + OVER[rows[COUNTS[0]]['over']])
+                for count in COUNTS:
+                    series[count][len(lines)] = row = difference(network, run, count)
+                lines.append(network + OVER[row['over']])
     figures.intervals(axes, lines, series)
     axes.axvline(0, color='0.6', linewidth=1)
     for label in axes.get_yticklabels():

@@ -20,7 +20,7 @@ from matplotlib.ticker import LogLocator
 
 from reports import figures, pictures
 from research import commands, demo
-from research.findings import DOCS, DPI, point, read
+from research.findings import DOCS, DPI, read
 from runtime import command_line, screen
 from wsol import attribution_maps
 from wsol.heads import joint, log_conditional
@@ -79,7 +79,7 @@ def speed():
     items = [row['item'] for row in read('performance', run='bench_cpu', figure='plain way, ms an image')]
 
     def points(**wanted):
-        return {items.index(row['item']): point(row) for row in read('performance', **wanted) if row['item'] in items}
+        return {items.index(row['item']): row for row in read('performance', **wanted) if row['item'] in items}
     panels = [('times faster than the plain way', {
         precision: points(run=run, figure='times faster')
         for precision, run in (('float32', 'bench_cpu'), ('bfloat16', 'bench_cpu_bfloat16'))})]

@@ -98,7 +98,7 @@ def test_two_experiments_in_one_table(script, evaluated):
     assert f'{mean[first]:.1f} [' in out and 'docs/comparing.md' in out
     for name in ('ratios', 'precision_recall'):
         assert Path(f'comparison/{name}.png').stat().st_size > 5000
-    recalls, precision, low, high = intervals.precision_band(cue)
+    precision, recalls, low, high = intervals.precision_band(cue)
     assert len(recalls) == 20 and (low <= precision).all() and (precision <= high).all()
 
 
