@@ -20,7 +20,6 @@ COLOUR_OF = {'coarse noise': '#000000', 'random': '#e69f00', 'mask': '#56b4e9',
 COLOURS = ('#882255', *reversed(COLOUR_OF.values()))  # the first is for what the table does not have
 LINES = ('-', '--', ':')
 MARKERS = ('o', 's', '^')
-PERCENT = {'xlim': (0, 100), 'ylim': (0, 100)}
 
 
 def printable(text):
@@ -75,9 +74,8 @@ def _curves(title, xlabel, ylabel, curves, marker=None, **limits):
 
 
 def intervals(axes, lines, series):
-    """Points with their intervals, one below the other. lines: a text for each. series: {name: {line: measurement}}, at
-    most two; a measurement has a value and perhaps low and high, as text. The points of the second series are hollow.
-    A line that names a head has the head's colour."""
+    """Points with their intervals, one below the other. lines: a text for each; one that names a head has its colour.
+    series: {name: {line: {'value', 'low', 'high': text}}}, at most two; the points of the second are hollow."""
     for (name, points), marker, fill, shift in zip(series.items(), 'os', ('full', 'none'), (-0.15, 0.15), strict=False):
         for line, row in points.items():
             value, low, high = (float(row[column] or row['value']) for column in ('value', 'low', 'high'))
@@ -106,9 +104,8 @@ def erasure_chart(shares, curves, size):
     figure = Figure([(length + 0.01) / dpi for length in size[::-1]], dpi=dpi)
     axes = figure.add_axes((0.14, 0.2, 0.83, 0.75))
     names, fills = (list(dict.fromkeys(part)) for part in zip(*curves, strict=True))
-    colours = dict(zip(names, styles(names), strict=True))
     for (name, fill), values in curves.items():
-        axes.plot(shares, values, color=colours[name][0], linestyle=LINES[fills.index(fill)],
+        axes.plot(shares, values, color=colour_of(name) or COLOURS[0], linestyle=LINES[fills.index(fill)],
                   marker=MARKERS[names.index(name)], markersize=3, label=f'{name}, fill {fill}')
     axes.set(ylim=(-0.02, 1.02), xticks=shares)
     axes.set_xlabel('erased pixels, %. Smoothness alone moves p: arXiv 2304.13836', fontsize=7)
@@ -123,7 +120,7 @@ def precision_curves(title, curves):
     """Precision over recall. curves: {name: (precision, recall)}, or (precision, recall, low, high), all in shares."""
     return _curves(title, 'recall, %', 'precision, %', {
         name: [100 * np.asarray(part) for part in (recall, precision, *band)]
-        for name, (precision, recall, *band) in curves.items()}, **PERCENT)
+        for name, (precision, recall, *band) in curves.items()}, xlim=(0, 100), ylim=(0, 100))
 
 
 def accuracy_curves(title, thresholds, curves):
@@ -141,16 +138,15 @@ def abstention_curves(title, curves):
             curves.items(), styles(curves, MARKERS), strict=True):  # the line already says which count it is
         axes.plot(share, without, linestyle='-', marker=marker, color=colour, label=name)
         axes.plot(share, all_pixels, linestyle='--', marker='.', color=colour)
-    axes.plot([], [], color='gray', marker='o', label='solid: per pair')
-    axes.plot([], [], color='gray', marker='.', linestyle='--', label='dashed: per pair, all pixels')
-    figure.legend(fontsize=7, loc='outside lower center', ncols=2, handlelength=4)
+    figure.legend(title='solid: per pair; dashed: per pair, all pixels', title_fontsize=7, fontsize=7, ncols=2,
+                  loc='outside lower center', handlelength=4)
     return figure
 
 
 def reliability_curve(title, calibration):
     """Accuracy over confidence, bin by bin; a point's size shows its share of the images. calibration: of
     metrics.calibration."""
-    figure, axes = _axes(title, 'confidence: p of the predicted class, %', 'accuracy, %', **PERCENT)
+    figure, axes = _axes(title, 'confidence: p of the predicted class, %', 'accuracy, %', xlim=(0, 100), ylim=(0, 100))
     axes.plot([0, 100], [0, 100], color='0.6', linewidth=1, linestyle=':', label='calibrated')
     points = np.array([calibration[key] for key in ('confidence', 'accuracy', 'images')], float)
     confidence, accuracy, images = points[:, points[2] > 0]

@@ -60,16 +60,11 @@ def methods_of(folder, names):
     return [name for name in names if name in CONTROLS or issubclass(head, {**CONTRASTS, **METHODS}[name].head)]
 
 
-def check_flags(flags):
-    """{name: value} of the flags that say which data. Raises UserError for a mistake in the flags."""
-    args = commands.parse('eval_cue_location', flags)
-    commands.refuse_chosen(args, CHOSEN, 'abstention')
-    return {name: args[name] for name in ('dataset', 'data_root', 'metadata_root') if name in args.given}
-
-
 def evaluate_all(args, flags, percents):
-    """{row: (networks, percentages, 3)} of all experiments."""
-    data, points, seen = check_flags(flags), {}, []  # a mistake in the flags is found before the first evaluation
+    """{row: (networks, percentages, 3)} of all experiments. Raises UserError for a mistake in the flags."""
+    given, points, seen = commands.parse('eval_cue_location', flags), {}, []
+    commands.refuse_chosen(given, CHOSEN, 'abstention')
+    data = {name: given[name] for name in ('dataset', 'data_root', 'metadata_root') if name in given.given}
     folders = list(dict.fromkeys(map(Path, args.folders)))
     methods = {folder: methods_of(folder, [name for name in args.methods if folder == folders[0]
                                            or name not in CONTROLS]) for folder in folders}

@@ -55,8 +55,8 @@ def train_all(folder, seed, common, start, fine_tune):
     commands.train(folder, 'CALM_EM', *fine_tune, '--attribution_method=CALM_EM', '--prior=softplus')
 
 
-def rows_of(folder):
-    """The rows of the table, measured now where they are not yet."""
+def table(folder):
+    """The table of all methods as text. Methods that have no results yet are measured now."""
     rows, seen = [], []
     for experiment, methods in METHODS.items():
         cues, erased = (commands.evaluate(folder, experiment, metric, methods, PRECISION, '--cache', '--workers=1',
@@ -66,14 +66,9 @@ def rows_of(folder):
             rows.append([name, None if name.startswith('control') else erasure['accuracy'], *pxap[0],
                          cue['dropped']['parts']['all'], *pxap[1], *pxap[2],
                          *('-' if record['R'] is None else f'{record["R"]:.2f}' for record in erasure['ratios'])])
-    return sorted(rows, key=lambda row: row[0].startswith('control'))
-
-
-def table(folder):
-    """The table of all methods as text."""
     header = ['', 'accuracy', 'published 1', '2', '3', 'dropped', 'per pair, all pixels 1', '2', '3',
               'exact 1', '2', '3', *(f'R_{100 * ratio:.0f}' for ratio in ERASE_RATIOS)]
-    return screen.table(header, rows_of(folder))
+    return screen.table(header, sorted(rows, key=lambda row: row[0].startswith('control')))
 
 
 class Bird(NamedTuple):

@@ -59,11 +59,10 @@ def joint_of(model, bird, run):
 
 def left_out(models, bird, run):
     """A Figure: why A and not B, and the pixels whose scores lie below the lowest threshold of the published count."""
-    rows, lowest = [], {'CAM': ('minmax', 'even'), 'CALM_EM': ('clipping', 'log')}
-    for name, model in models.items():
-        first, second = attribution_maps(model, bird.image, torch.tensor([bird.labels]))[0]
+    rows = []
+    for name, norm, thresholds in (('CAM', 'minmax', 'even'), ('CALM_EM', 'clipping', 'log')):
+        first, second = attribution_maps(models[name], bird.image, torch.tensor([bird.labels]))[0]
         scores = torch.as_tensor(pictures.enlarge(first - second, bird.picture.shape[:2]))
-        norm, thresholds = lowest[name]
         dropped = bin_scores(normalise(scores[None], norm)[0], bin_edges(thresholds)).numpy() == 0
         share = [100 * dropped[part].mean() for part in (bird.cue, ~bird.cue)]
         picture = np.where(dropped[..., None], bird.picture // 8, bird.picture)
