@@ -68,6 +68,15 @@ def assert_close(ours, reference, relative=1e-5):
     assert np.abs(ours - reference).max() <= relative * np.abs(reference).max()
 
 
+def accepted(result, *words):
+    """Assert that a script ended without an error, and that it printed all these words. Returns what it printed."""
+    code, out, err = result
+    assert code == 0, err
+    for word in words:
+        assert word in out, err
+    return out
+
+
 def refused(result, *words):
     """Assert that a script ended with exit code 2 and one line of error, which holds all these words."""
     code, _, err = result

@@ -1,6 +1,6 @@
 """Each kind of network on a handful of CUB's real photos, by the scripts as users run them."""
 import pytest
-from conftest import read_result, refused, shared
+from conftest import accepted, read_result, refused, shared
 
 
 @pytest.fixture
@@ -25,8 +25,7 @@ def photos(tmp_path):
     ('convnext_tiny', ['--attribution_method=CAM'], 'grad_cam'),
 ])
 def test_trains_a_step_and_evaluates(script, photos, tmp_path, architecture, method, process):
-    code, _, err = script('main', *photos, *method, f'--architecture={architecture}')
-    assert code == 0, err
+    accepted(script('main', *photos, *method, f'--architecture={architecture}'))
     cue, erased = (script(name, *photos, f'--score_map_process={process}') for name in ('eval_cue_location', 'eval_pixel_perturb'))
     assert erased[0] == 0, erased
     result = read_result(tmp_path / 'save/result', 'pixel_perturb')

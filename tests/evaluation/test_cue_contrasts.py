@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SIZE, generators, open_birds, refused
+from conftest import SIZE, accepted, generators, open_birds, refused
 
 import eval_cue_location
 from data_loaders import make_loader
@@ -24,13 +24,11 @@ def cue_result(folder, word):
     ('contrast_method', ('evidence', 'grad_cam'), ('0',), [('evidence', '0'), ('grad_cam', '0')])])
 def test_several_methods_in_one_pass_are_measured_as_one_by_one(flag, methods, dropped, alone, tiny_birds, save, script):
     cue = ['eval_cue_location', *tiny_birds, '--experiment_name=CALM_EM']
-    code, _, err = script(*cue, f'--{flag}={",".join(methods)}', f'--drop_lowest={",".join(dropped)}')
-    assert code == 0, err
+    accepted(script(*cue, f'--{flag}={",".join(methods)}', f'--drop_lowest={",".join(dropped)}'))
     again, together = 0, {path.name: result_files.read_result(path) for path in (save / 'CALM_EM').glob('cue_location*.json')}
     assert len(together) == len(methods) * len(dropped)
     for method, share in alone:
-        code, _, err = script(*cue, f'--{flag}={method}', f'--drop_lowest={share}')
-        assert code == 0, err
+        accepted(script(*cue, f'--{flag}={method}', f'--drop_lowest={share}'))
     for path in (save / 'CALM_EM').glob('cue_location*.json'):
         single, before = result_files.read_result(path), together[path.name]
         assert single['settings'] == before['settings']

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import flags_of, refused, shared
+from conftest import accepted, flags_of, refused, shared
 from PIL import Image
 
 import wsol
@@ -116,8 +116,7 @@ def test_the_manifest_says_which_part_the_maps_cover(script, foreign, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)).save(tmp_path / 'turned.jpg', exif=turned)
     flags = ['turned.jpg', '--architecture=resnet18', f'--load_checkpoint={foreign().checkpoint.path}', '--workers=0', '--device=cpu']
     for fit, box in (('crop', [12.5, 62.5, 187.5, 237.5]), ('squash', [0, 0, 200, 300])):
-        code, out, err = script('inference', *flags, f'--fit={fit}', '--format=png,html')
-        assert code == 0 and f'photos: fit {fit}' in out, err
+        accepted(script('inference', *flags, f'--fit={fit}', '--format=png,html'), f'photos: fit {fit}')
         manifest = json.loads((tmp_path / 'maps/manifest.json').read_text())
         assert manifest['images'][0]['box'] == box and manifest['settings']['fit'] == manifest['preprocessing']['fit'] == fit
         assert np.load(tmp_path / 'maps/turned_vanilla.npy').shape == (7, 7)

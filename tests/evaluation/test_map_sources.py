@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SIZE, change_checkpoint, open_birds, read_result, refused, result_paths, roots_of
+from conftest import SIZE, accepted, change_checkpoint, open_birds, read_result, refused, result_paths, roots_of
 
 from evaluation.map_sources import FolderMaps, NetworkMaps, folder_name
 from experiment import weights
@@ -57,9 +57,8 @@ def test_maps_from_files_score_as_those_of_the_network(script, tiny_birds, save,
     from_network = read_result(save / 'CALM_EM', metric)
     forwards.clear()
     folder = 'CALM_EM' if needs_model else 'elsewhere'
-    code, out, err = script(name, *base, f'--scoremap_root={network_files}',
-                            f'--{"load_checkpoint" if needs_model else "experiment_name"}={folder}')
-    assert code == 0 and 'maps: maps-files-' in out, err
+    accepted(script(name, *base, f'--scoremap_root={network_files}',
+                    f'--{"load_checkpoint" if needs_model else "experiment_name"}={folder}'), 'maps: maps-files-')
     assert len(forwards) == (36 * 22 if needs_model else 0)
     read = read_result(save / folder, metric, 'maps-files-')
     if name == 'eval_wsol':
@@ -97,8 +96,7 @@ def test_maps_of_any_size_type_and_place_are_taken(script, tiny_birds, save, map
     target.parent.mkdir()
     paths[7].rename(target)
     for name in ('eval_wsol', 'eval_pixel_perturb'):
-        code, _, err = script(name, *tiny_birds, '--load_checkpoint=CALM_EM', f'--scoremap_root={map_files}')
-        assert code == 0, err
+        accepted(script(name, *tiny_birds, '--load_checkpoint=CALM_EM', f'--scoremap_root={map_files}'))
 
 
 def test_the_map_of_a_class_is_read_from_the_folder_of_that_class(tiny_birds, network_files):

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import SIZE, open_birds, read_result, refused, roots_of, shared
+from conftest import SIZE, accepted, open_birds, read_result, refused, roots_of, shared
 
 import eval_wsol
 from dataset.registry import find_dataset
@@ -120,9 +120,8 @@ def naive(tiny_birds, folder, method, thresholds):
 
 @pytest.mark.parametrize('head, method', [('CALM_EM', 'jointll'), ('CAM', 'vanilla')])
 def test_wsol_agrees_with_a_naive_loop(script, tiny_birds, save, forwards, head, method):
-    code, out, err = script('eval_wsol', *tiny_birds, f'--experiment_name={head}', '--norm_type=minmax', '--batch_size=1',
-                            '--cam_curve_interval=0.05', '--iou_thresholds', '20', '50')
-    assert code == 0, err
+    accepted(script('eval_wsol', *tiny_birds, f'--experiment_name={head}', '--norm_type=minmax', '--batch_size=1',
+                    '--cam_curve_interval=0.05', '--iou_thresholds', '20', '50'))
     assert len(forwards) == sum(forwards) == 18 + 36  # probabilities and maps are of one forward
     result = read_result(save / head, 'wsol')
     assert result['images_by_split'] == {'val': 18, 'test': 36}

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, open_birds, refused
+from conftest import SMALL, accepted, open_birds, refused
 from munch import Munch
 
 from data_loaders import SeededBatches
@@ -50,8 +50,7 @@ def test_the_backbone_stays_and_the_head_learns_what_a_plain_loop_learns(tiny_bi
 
 
 def test_the_log_has_the_accuracy_of_the_whole_network(tiny_birds, script):
-    code, _, err = script('main', *tiny_birds, *FREEZE, '--epochs=1')
-    assert code == 0, err
+    accepted(script('main', *tiny_birds, *FREEZE, '--epochs=1'))
     model, checkpoint = weights.load_model('frozen')
     images, _ = open_birds(tiny_birds, 'val')
     batch = torch.stack([images[index][0] for index in range(len(images))])
@@ -62,8 +61,7 @@ def test_the_log_has_the_accuracy_of_the_whole_network(tiny_birds, script):
 def test_a_resumed_training_learns_the_same(tiny_birds, script, tmp_path):
     for name, epochs in (('whole', (2,)), ('parts', (1, 2))):
         for number in epochs:
-            code, out, err = script('main', *tiny_birds, *FREEZE[:-1], f'--experiment_name={name}', f'--epochs={number}')
-            assert code == 0, err
+            accepted(script('main', *tiny_birds, *FREEZE[:-1], f'--experiment_name={name}', f'--epochs={number}'))
     whole, parts = (weights.load_model(name)[1].weights for name in ('whole', 'parts'))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     code, out, _ = script('main', *tiny_birds, *FREEZE[:-1], '--experiment_name=whole', '--epochs=2')

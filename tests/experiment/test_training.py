@@ -9,6 +9,7 @@ import several
 import torch
 from conftest import (
     SMALL,
+    accepted,
     content_of,
     files_below,
     open_birds,
@@ -67,8 +68,7 @@ def rates(monkeypatch):
     (['--lr_schedule=one_cycle'], 2, [[0, (1 / 6) / 0.3, 0.5 + 0.5 * math.cos(math.pi * (2 / 6 - 0.3) / 0.7)],
                                       [0.5 + 0.5 * math.cos(math.pi * (share / 6 - 0.3) / 0.7) for share in (3, 4, 5)]])])
 def test_a_training_follows_its_schedule_step_by_step(script, pets, rates, tmp_path, schedule, epochs, expected):
-    code, _, err = script('main', *pets, *schedule, f'--epochs={epochs}', '--lr=0.02', '--lr_classifier_ratio=3')
-    assert code == 0, err
+    accepted(script('main', *pets, *schedule, f'--epochs={epochs}', '--lr=0.02', '--lr_classifier_ratio=3'))
     np.testing.assert_allclose(rates, [[0.02 * factor, 0.06 * factor] for row in expected for factor in row], rtol=1e-9)
     log = [json.loads(line) for line in (tmp_path / 'save/result/log.jsonl').read_text().splitlines()]
     assert [line['epoch'] for line in log] == list(range(1, epochs + 1))
@@ -91,9 +91,8 @@ def test_an_epoch_is_nesterovs_momentum_by_hand(script, resnet_pets, tmp_path, m
         return loss_of(model, images, labels)
     monkeypatch.setattr(loss_class, 'loss', record)
     lr, ratio, momentum, decay = 0.05, 10, 0.8, 0.1
-    code, _, err = script('main', *resnet_pets, '--epochs=1', f'--attribution_method={method}', f'--lr={lr}',
-                          f'--momentum={momentum}', f'--weight_decay={decay}')
-    assert code == 0, err
+    accepted(script('main', *resnet_pets, '--epochs=1', f'--attribution_method={method}', f'--lr={lr}',
+                    f'--momentum={momentum}', f'--weight_decay={decay}'))
     assert [len(labels) for _, labels in batches] == [5, 5, 2]
 
     model, velocity = start[0].train(), {}
@@ -157,8 +156,7 @@ def test_a_longer_training_goes_on_where_the_shorter_ended(script, pets, tmp_pat
     base = [*pets, '--lr_decay_frequency=2']
     assert script('main', *base, '--epochs=2', '--experiment_name=straight')[0] == 0
     assert script('main', *base, '--epochs=1', '--experiment_name=resumed')[0] == 0
-    code, out, _ = script('main', *base, '--epochs=2', '--experiment_name=resumed')
-    assert code == 0 and '1 finished epochs' in out
+    accepted(script('main', *base, '--epochs=2', '--experiment_name=resumed'), '1 finished epochs')
     assert same_training(tmp_path / 'save/straight', tmp_path / 'save/resumed')
 
 
@@ -166,8 +164,7 @@ def test_a_finished_training_is_not_repeated_and_override_starts_afresh(script, 
     path = tmp_path / 'save/result' / weights.FILE
     script('main', *pets, '--epochs=1')
     before = path.stat().st_mtime_ns
-    code, out, _ = script('main', *pets, '--epochs=1')
-    assert code == 0 and 'override_cache' in out
+    accepted(script('main', *pets, '--epochs=1'), 'override_cache')
     assert path.stat().st_mtime_ns == before
     assert script('main', *pets, '--epochs=1', '--override_cache', '--lr=0.02')[0] == 0
     assert path.stat().st_mtime_ns != before
@@ -208,8 +205,7 @@ def test_a_drawn_seed_is_recorded_and_kept(script, pets, tmp_path):
 
 def test_training_can_start_from_another_experiments_weights(script, tiny_birds, save):
     start = [*tiny_birds, *SMALL, '--attribution_method=CALM_EM', '--epochs=1', '--lr=0']
-    code, _, err = script('main', *start, '--experiment_name=started', '--load_checkpoint=CALM_ML')
-    assert code == 0, err
+    accepted(script('main', *start, '--experiment_name=started', '--load_checkpoint=CALM_ML'))
     source, target = (content_of(save / name)['state_dict'] for name in ('CALM_ML', 'started'))
     learned = [name for name in source if 'running' not in name and 'num_batches' not in name]
     assert all(torch.equal(source[name], target[name]) for name in learned)
@@ -218,8 +214,7 @@ def test_training_can_start_from_another_experiments_weights(script, tiny_birds,
 def test_fine_tuning_on_another_label_set_keeps_all_but_the_classifier(script, resnet_pets, save, tmp_path):
     flags = ['--epochs=1', '--lr=0', '--load_checkpoint=CALM_ML', '--attribution_method=CALM_ML', '--experiment_name=tuned']
     refused(script('main', *resnet_pets, *flags), 'has 18 classes, the data set has 3', '--is_different_checkpoint')
-    code, _, err = script('main', *resnet_pets, *flags, '--is_different_checkpoint')
-    assert code == 0, err
+    accepted(script('main', *resnet_pets, *flags, '--is_different_checkpoint'))
     source, target = (content_of(save / name)['state_dict'] for name in ('CALM_ML', 'tuned'))
     learned = [name for name in source if not any(word in name for word in ('running', 'num_batches', 'conv_last'))]
     assert all(torch.equal(source[name], target[name]) for name in learned)
@@ -276,8 +271,7 @@ def test_a_training_stopped_before_or_after_a_joined_batch_goes_on_to_the_bit(sc
         with monkeypatch.context() as stopping:
             stopping.setattr(training.Training, 'take_step', several.fail_at(step, 'stop'))
             assert script('main', *flags, f'--experiment_name={step}')[0] == 143
-        code, _, err = script('main', *flags, f'--experiment_name={step}')
-        assert code == 0, err
+        accepted(script('main', *flags, f'--experiment_name={step}'))
         assert same_training(tmp_path / 'save/straight', tmp_path / 'save' / str(step))
 
 
@@ -333,8 +327,7 @@ def dtypes(monkeypatch):
 def test_bfloat16_trains_nearly_the_same_network(script, resnet_pets, tmp_path, dtypes):
     for precision in ('float32', 'bfloat16'):
         dtypes.clear()
-        code, _, err = script('main', *resnet_pets, '--epochs=1', f'--precision={precision}', f'--experiment_name={precision}')
-        assert code == 0, err
+        accepted(script('main', *resnet_pets, '--epochs=1', f'--precision={precision}', f'--experiment_name={precision}'))
         assert dtypes == {getattr(torch, precision)}
         assert json.loads((tmp_path / f'save/{precision}/results.json').read_text())['settings']['precision'] == precision
     full, half = (content_of(tmp_path / 'save' / name)['state_dict'] for name in ('float32', 'bfloat16'))
@@ -348,14 +341,12 @@ def test_auto_trains_in_bfloat16_where_the_hardware_computes_in_it(script, resne
                                                                    computes):
     monkeypatch.setattr(util, 'computes_in_bfloat16', lambda device: computes)
     flags, chosen = without(resnet_pets, 'precision'), 'bfloat16' if computes else 'float32'
-    code, out, err = script('main', *flags, '--epochs=1')
-    assert code == 0 and f'trains in {chosen} on cpu, evaluates in float32' in out, err
+    accepted(script('main', *flags, '--epochs=1'), f'trains in {chosen} on cpu, evaluates in float32')
     assert dtypes == ({torch.bfloat16, torch.float32} if computes else {torch.float32})
     result = json.loads((tmp_path / 'save/result/results.json').read_text())
     assert result['settings']['precision'] == content_of(tmp_path / 'save/result')['args']['precision'] == chosen
     monkeypatch.setattr(util, 'computes_in_bfloat16', lambda device: not computes)  # as on another machine
-    code, out, err = script('main', *flags, '--epochs=2')
-    assert code == 0 and f'trains in {chosen} on cpu' in out, err
+    accepted(script('main', *flags, '--epochs=2'), f'trains in {chosen} on cpu')
     refused(script('main', *flags, '--epochs=2', '--precision=auto'), f'precision was {chosen}')
 
 
@@ -367,13 +358,11 @@ def test_auto_evaluates_in_float32_and_bfloat16_evaluates_nearly_the_same(script
     for asked, precision in (('auto', 'float32'), ('bfloat16', 'bfloat16')):
         dtypes.clear()
         flags = [*without(tiny_birds, 'precision'), '--experiment_name=CALM_EM', f'--precision={asked}']
-        code, out, err = script('eval_wsol', *flags)
-        assert code == 0 and f'norm minmax, {precision}' in out, err
+        accepted(script('eval_wsol', *flags), f'norm minmax, {precision}')
         assert dtypes == {getattr(torch, precision)}
         contents = [json.loads(path.read_text()) for path in result_paths(save / 'CALM_EM', 'wsol')]
         results += [result['results'] for result in contents if result['settings']['precision'] == precision]
-        code, _, err = script('inference', photo, *flags, '--target=3', f'--output={precision}')
-        assert code == 0, err
+        accepted(script('inference', photo, *flags, '--target=3', f'--output={precision}'))
         maps.append(np.load(tmp_path / precision / f'{photo.stem}_jointll.npy'))
         assert maps[-1].dtype == np.float32
     first, second = results
@@ -395,8 +384,7 @@ def test_the_proxy_training_set_is_what_is_trained_on(script, own_birds, tmp_pat
             seen.append((images.image_id(key[0]), int(images.labels[key[0]])))
         return get(images, key)
     monkeypatch.setattr(ImageDataset, 'read', record)
-    code, _, err = script('main', *flags, '--proxy_training_set=True')
-    assert code == 0, err
+    accepted(script('main', *flags, '--proxy_training_set=True'))
     # twice each, in two orders, with the labels of their own lines
     assert sorted(seen[:len(listed)]) == sorted(seen[len(listed):]) == [(name, int(name[:3]) - 1) for name in sorted(listed)]
     assert seen[:len(listed)] != seen[len(listed):]

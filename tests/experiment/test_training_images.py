@@ -7,14 +7,7 @@ import numpy as np
 import pytest
 import several
 import torch
-from conftest import (
-    SMALL,
-    change_checkpoint,
-    files_below,
-    paint_folder,
-    refused,
-    roots_of,
-)
+from conftest import SMALL, accepted, change_checkpoint, files_below, paint_folder, refused, roots_of
 
 from dataset.fingerprints import Contents
 from dataset.images import ImageDataset
@@ -75,8 +68,7 @@ def test_a_training_does_not_go_on_with_other_images(script, pets, tmp_path, mon
     make(tmp_path / 'pets/train')
     refused(script('main', *pets, '--epochs=2'), 'was trained on other images', told, '--override_cache', '--load_checkpoint')
     assert files_below(tmp_path / 'save/result') == before
-    code, _, err = script('main', *pets, '--epochs=1', '--override_cache')
-    assert code == 0, err
+    accepted(script('main', *pets, '--epochs=1', '--override_cache'))
 
 
 def test_a_head_that_trained_on_features_does_not_go_on_with_those_of_other_images(script, pets, tmp_path):
@@ -105,8 +97,7 @@ def test_a_record_of_another_form_is_refused_and_another_torch_is_told(script, p
     assert script('main', *pets, '--epochs=1')[0] == 0
     path = tmp_path / 'save/result' / weights.FILE
     change_checkpoint(path, lambda content: content | {'torch': '1.2.3'})
-    code, out, err = script('main', *pets, '--epochs=2')
-    assert code == 0 and 'was trained with torch 1.2.3, this is torch' in out, err
+    accepted(script('main', *pets, '--epochs=2'), 'was trained with torch 1.2.3, this is torch')
     for wrong in (torch.zeros(3), torch.zeros(2, 3), 'x'):
         change_checkpoint(path, lambda content, wrong=wrong: content | {'training_images': wrong})
         refused(script('main', *pets, '--epochs=4'), 'its training_images is')

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, explained_columns, read_result, refused, run_main
+from conftest import ROOT, accepted, explained_columns, read_result, refused, run_main
 
 import compare
 from experiment.settings import usual_settings
@@ -60,8 +60,7 @@ def evaluated(script, evaluated_once, tmp_path):
 
 
 def test_two_experiments_in_one_table(script, evaluated):
-    code, out, err = script('compare', 'save/CAM', 'save/CALM_EM', '--paper')
-    assert code == 0, err
+    out = accepted(script('compare', 'save/CAM', 'save/CALM_EM', '--paper'))
     cue, erased = (read_result(evaluated / 'CALM_EM', metric) for metric in ('cue_location', 'pixel_perturb'))
     for record in erased['ratios']:  # what is recorded by image is what was counted
         digits = {side: erased['outcomes'][side][str(record['erased_percent'])] for side in ('top', 'random')}
@@ -108,8 +107,7 @@ def test_both_fills_of_an_experiment_stand_in_one_row(script, evaluated):
     result = json.loads(path.read_text())
     result['settings']['fill'], result['ratios'][0]['R'] = 'road', 0.125
     path.with_name('pixel_perturb_road.json').write_text(json.dumps(result))
-    code, _, err = script('compare', 'save/CAM', 'save/CALM_EM')
-    assert code == 0, err
+    accepted(script('compare', 'save/CAM', 'save/CALM_EM'))
     cells = cells_of()
     assert [row for row in rows_in() if 'CAM' in row] == ['CAM'] and cells[ALL, 'CAM', 'road: R_10']['value'] == '0.125'
     assert float(cells[ALL, 'CAM', 'R_10']['value']) != 0.125 and (table_with('road: R_10'), 'CALM_EM − CAM', 'R_10') not in cells
@@ -173,8 +171,7 @@ def test_other_images_are_not_compared(script, evaluated):
     for path in (evaluated / 'CALM_EM').glob('*_*.json'):
         path.write_text(json.dumps(json.loads(path.read_text()) | {'images_sha256': 'others'}))
     (evaluated / 'CALM_EM/results.json').unlink()
-    code, out, _ = script('compare', 'save/CAM', 'save/CALM_EM', '--format=csv')
-    assert code == 0 and 'measured on other images than CAM, so no difference is given' in out
+    accepted(script('compare', 'save/CAM', 'save/CALM_EM', '--format=csv'), 'measured on other images than CAM, so no difference is given')
     assert not [line['row'] for line in lines_of() if '−' in line['row'] or line['column'] == 'difference']
 
 
@@ -210,8 +207,7 @@ def test_interventions_and_experiments_of_one_name(script):
         for file in ('results', 'accuracy_ToyBirds'):  # measured twice, one row
             write_result(f'{name}/{file}.json', metric='accuracy', val_accuracy=1.0, test_accuracy=accuracy)
     write_interventions('a/x/interventions.json', distractors=60, **{'log-odds': [0.5, 0.4, 0.6]})
-    code, out, err = script('compare', 'a/x', 'b/x', '--format=csv')
-    assert code == 0, err
+    accepted(script('compare', 'a/x', 'b/x', '--format=csv'))
     cells = {(line['row'], line['column']): line for line in lines_of() if line['table'] != ALL}
     assert {key: cell['value'] for key, cell in cells.items()} == {
         ('a/x: CAM', 'accuracy'): '50.0', ('b/x: CAM', 'accuracy'): '75.0', ('b/x: CAM − a/x: CAM', 'accuracy'): '25.0',
@@ -247,8 +243,7 @@ def test_a_cue_that_no_mask_shows_has_no_figure_and_no_curve(script):
     pair = {'classes': [1, 2], 'images': 2, 'parts': ['head'], 'precision': 'nan nan', 'pxap': {'parts': dict.fromkeys(counts)}}
     write_result('x/cue_location.json', metric='cue_location', recalls='50 100', pairs=[pair], published_draws=None, mass={}, pxap={
         'parts': dict.fromkeys(counts, dict.fromkeys(paper.KEYS))}, dropped={'parts': {'true': None, 'false': None}})
-    code, out, err = script('compare', 'x', '--format=csv')
-    assert code == 0, err
+    accepted(script('compare', 'x', '--format=csv'))
     assert not Path('comparison/precision_recall.png').exists()
     figures.ratio_curve('x', {'x': [{'erased_percent': 90, 'R': float('nan'), 'R_low': None, 'R_high': None}]})
 

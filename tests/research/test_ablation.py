@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import refused
+from conftest import accepted, refused
 from test_demo import TINY, results_of, rows_of
 
 from research import ablation, commands
@@ -45,8 +45,7 @@ def test_both_tables(script, tiny, tmp_path, monkeypatch):
 
 
 def check_the_table_of_parts(script, folder):
-    code, out, err = script('research.ablation', '2', '--epochs=1')
-    assert code == 0, err
+    out = accepted(script('research.ablation', '2', '--epochs=1'))
     text = (folder / 'table.txt').read_text()
     rows, matching = rows_of(text), {}
     assert list(rows) == list(ablation.ROWS) and text in out + '\n'
@@ -73,8 +72,7 @@ def exact(folder, contrast):
 
 
 def check_the_table_of_contrasts(script, folder):
-    code, _, err = script('research.ablation', '2', '--columns=contrasts', '--epochs=1')
-    assert code == 0, err
+    accepted(script('research.ablation', '2', '--columns=contrasts', '--epochs=1'))
     tables = [rows_of(block) for block in (folder / 'table.txt').read_text().split('\n\n') if '---' in block]
     cam, *calm = ([exact(folder / f'seed{seed}' / name, contrast) for seed in (0, 1)]
                   for name, contrast in (('CAM', 'log-odds'), *(('CALM_EM_softplus', one) for one in (*ablation.CONTRASTS, None))))

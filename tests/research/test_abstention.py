@@ -3,7 +3,7 @@ import re
 import shutil
 
 import pytest
-from conftest import refused
+from conftest import accepted, refused
 
 from experiment import result_files
 from reports import figures
@@ -19,8 +19,7 @@ def rows_in(folder):
 
 
 def test_the_table_holds_the_figures_of_the_results_and_measures_nothing_twice(at_home, save, script, tiny_birds, tmp_path):
-    code, out, err = script('research.abstention', 'save/CAM', 'save/CALM_EM', '--drop=60,0', *TINY)
-    assert code == 0, err
+    accepted(script('research.abstention', 'save/CAM', 'save/CALM_EM', '--drop=60,0', *TINY))
     assert len(at_home) == 2 and all(command[0] == 'eval_cue_location' for command in at_home)
     rows = rows_in(tmp_path)
     assert [row[:2] for row in rows] == [['CAM', '0 %'], ['CAM', '60 %'], ['CALM_EM', '0 %'], ['CALM_EM', '60 %']]
@@ -47,9 +46,8 @@ def test_the_table_holds_the_figures_of_the_results_and_measures_nothing_twice(a
 def test_networks_of_one_name_are_one_line_for_each_method_they_have(at_home, save, script, tiny_birds, tmp_path):
     for name in ('CAM', 'CALM_EM'):
         shutil.copytree(save / name, save / 'again' / name)
-    code, _, err = script('research.abstention', *(f'save/{name}' for name in ('CAM', 'again/CAM', 'CALM_EM', 'again/CALM_EM')),
-                          '--drop=0', '--methods=default,saliency,object_mask', *TINY)
-    assert code == 0, err
+    accepted(script('research.abstention', *(f'save/{name}' for name in ('CAM', 'again/CAM', 'CALM_EM', 'again/CALM_EM')),
+                    '--drop=0', '--methods=default,saliency,object_mask', *TINY))
     rows = rows_in(tmp_path)
     # the prior is CALM's alone, and the birds' masks know no network
     assert [row[0] for row in rows] == ['CAM, vanilla', "control: the object's mask", 'CALM_EM, jointll', 'CALM_EM, saliency']

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import SIZE, without
+from conftest import SIZE, accepted, without
 from PIL import Image
 
 from research import commands, demo
@@ -41,8 +41,7 @@ def one_decimal(value):
 def test_the_demos_table_holds_the_figures_of_its_results(script, at_home, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, 'RECIPES', {folder: (TINY, ['--epochs=1'], ['--is_different_checkpoint', '--epochs=1'])
                                           for folder in demo.RECIPES})
-    code, out, err = script('research.demo')
-    assert code == 0, err
+    out = accepted(script('research.demo'))
     folder = tmp_path / 'save/demo'
     printed = [line for line in out.splitlines() if line.startswith('$ python ')]
     assert [line.split()[2] for line in printed] == [f'{command[0]}.py' for command in at_home]

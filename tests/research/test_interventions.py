@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import flags_of, open_birds, refused, run_main
+from conftest import accepted, flags_of, open_birds, refused, run_main
 from munch import Munch
 from PIL import Image
 from torch import nn
@@ -269,8 +269,7 @@ def test_the_script_ranks_a_map_of_the_cue_above_noise(script, tiny_birds, save,
         return asked
     monkeypatch.setattr(interventions, 'ask', remember)
     monkeypatch.setattr(map_sources, 'contrast_maps', cue)
-    code, out, err = script('research.interventions', *tiny_birds, '--experiment_name=CALM_EM', '--contrast_method=log-odds')
-    assert code == 0, err
+    out = accepted(script('research.interventions', *tiny_birds, '--experiment_name=CALM_EM', '--contrast_method=log-odds'))
     (path,) = (save / 'CALM_EM').glob('interventions_*.json')
     content = json.loads(path.read_text())
     by_figure, noise = content['methods']['log-odds'], content['methods']['control: random']
@@ -284,8 +283,7 @@ def test_the_script_ranks_a_map_of_the_cue_above_noise(script, tiny_birds, save,
 def test_interventions_need_the_painter(script, tiny_birds, save, tmp_path):
     with pytest.raises(UserError, match='cannot be painted again'):
         Repainter(tmp_path)
-    code, _, err = script('research.interventions', *tiny_birds, '--experiment_name=CAM', '--contrast_method=evidences')
-    assert code == 2 and 'did you mean evidence?' in err
+    refused(script('research.interventions', *tiny_birds, '--experiment_name=CAM', '--contrast_method=evidences'), 'did you mean evidence?')
     code, _, err = script('research.interventions', *tiny_birds, '--experiment_name=CAM', '--contrast_method=joint-difference')
     assert code == 2 and 'joint-difference is not available for CAM; choose some of log-odds' in err
 
@@ -317,8 +315,7 @@ def test_every_network_has_a_control_with_random_weights_of_its_own():
 def test_the_birds_mask_is_a_control(script, tiny_birds, save_measured, birds, asked):
     """It localises as cue localization says that the segmentation does, and its mass on the cue is a share of areas."""
     save = save_measured
-    code, _, err = script('eval_cue_location', *tiny_birds, '--experiment_name=CAM', '--score_map_process=object_mask', '--threshold_type=even')
-    assert code == 0, err
+    accepted(script('eval_cue_location', *tiny_birds, '--experiment_name=CAM', '--score_map_process=object_mask', '--threshold_type=even'))
     contents = [json.loads(path.read_text()) for metric in ('interventions', 'cue_location')
                 for path in (save / 'CAM').glob(f'{metric}_*.json')]
     bird = contents[0]['methods']["control: the bird's mask"]
@@ -369,8 +366,7 @@ def test_fewer_contrasts_leave_the_result_of_more_and_double_no_row(script, tiny
     rows = read_experiments([save / 'CAM'])
     methods = [row.method for row in rows if 'PxAP exact' in row.estimates]
     assert sorted(set(methods)) == sorted(methods) and {'log-odds', 'integrated_gradients', 'control: random'} <= set(methods)
-    code, out, err = script('compare', 'save/CAM')
-    assert code == 0 and 'CAM: integrated_gradients' in out, err
+    accepted(script('compare', 'save/CAM'), 'CAM: integrated_gradients')
 
 
 def test_maps_made_elsewhere_are_held_against_the_same_effects(script, tiny_birds, save_measured, tmp_path):
@@ -383,8 +379,7 @@ def test_maps_made_elsewhere_are_held_against_the_same_effects(script, tiny_bird
             path = tmp_path / f'mine/test/{label}/{images.image_id(index)}.npy'
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, values)
-    code, _, err = script('research.interventions', *flags, '--scoremap_root=mine')
-    assert code == 0, err
+    accepted(script('research.interventions', *flags, '--scoremap_root=mine'))
     results = [json.loads(path.read_text())['methods'] for path in (save_measured / 'CAM').glob('interventions_*.json')]
     rows = {name: figures for methods in results for name, figures in methods.items() if not name.startswith('control')}
     assert len(results) == len(rows) == 2

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SIZE, explained_columns, refused
+from conftest import ROOT, SIZE, accepted, explained_columns, refused
 
 from reports import columns, intervals, paper
 from reports.intervals import Estimate
@@ -27,8 +27,7 @@ def cells_of(path):
 
 def test_the_plan_names_what_is_missing_and_how_to_get_it(script, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
-    code, out, err = script('research.reproduce', '--plan')
-    assert code == 0, err
+    out = accepted(script('research.reproduce', '--plan'))
     for name in paper.METHODS.values():
         assert f'remove-and-classify: {name}' in out and f'cue localization: {name}' in out
     for name in ('CAM', 'CALM_ML', 'CALM_EM', 'CALM_ML, jointll-superclass', 'CALM_EM, jointll-superclass'):
@@ -62,8 +61,7 @@ def test_the_plan_names_what_is_missing_and_how_to_get_it(script, tmp_path, monk
 
 def test_toybirds_from_nothing_to_the_papers_tables(script, at_home, tmp_path, monkeypatch):
     monkeypatch.setattr(paper, 'METHODS', FEW)
-    code, out, err = script('research.reproduce', '--dataset=ToyBirds', '--seeds=2', *TINY)
-    assert code == 0, err
+    out = accepted(script('research.reproduce', '--dataset=ToyBirds', '--seeds=2', *TINY))
     root = tmp_path / 'save/reproduce/ToyBirds'
     trained = [command for command in at_home if command[0] == 'main']
     # start, CAM, CALM_EM; three measurements of each map, and WSOL of CALM_EM's superclass map

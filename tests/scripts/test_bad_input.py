@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, change_checkpoint, refused, roots_of, without
+from conftest import SMALL, accepted, change_checkpoint, refused, roots_of, without
 
 from experiment import weights
 from wsol import build_model
@@ -128,16 +128,14 @@ def test_going_on_needs_no_imagenet_weights(script, birds, checkpoint, monkeypat
     """As when the network is gone: the checkpoint replaces them anyway."""
     flags, *_ = birds
     monkeypatch.setattr('torch.hub.download_url_to_file', lambda *_, **__: pytest.fail('downloads'))
-    code, _, err = script('main', *without(flags, 'pretrained', 'epochs'), '--epochs=4')
-    assert code == 0, err
+    accepted(script('main', *without(flags, 'pretrained', 'epochs'), '--epochs=4'))
     assert torch.load(checkpoint, weights_only=True)['epoch'] == 4
 
 
 def test_evaluating_keeps_the_trainings_results(script, birds, checkpoint):
     flags, *_ = birds
     before = {path.name: path.read_bytes() for path in checkpoint.parent.iterdir()}
-    code, _, err = script('main', '--is_train=False', *data_flags(flags))
-    assert code == 0, err
+    accepted(script('main', '--is_train=False', *data_flags(flags)))
     after = {path.name: path.read_bytes() for path in checkpoint.parent.iterdir()}
     added = sorted(after.keys() - before.keys())
     assert [Path(name).suffix for name in added] == ['.json', '.png'] and len({Path(name).stem for name in added}) == 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SIZE, SMALL, flags_of, open_birds, read_result, result_paths, roots_of, without
+from conftest import SIZE, SMALL, accepted, flags_of, open_birds, read_result, result_paths, roots_of, without
 
 import util
 from evaluation import erasing, session
@@ -47,8 +47,7 @@ def average_precision(counts):
 @pytest.mark.parametrize('method, process, norm, thresholds', [
     ('CAM', 'vanilla', 'minmax', 'even'), ('CALM_EM', 'jointll', 'clipping', 'log')])
 def test_cue_location_agrees_with_a_naive_loop(script, tiny_birds, save, method, process, norm, thresholds, unfolded):
-    code, out, err = script('eval_cue_location', *tiny_birds, f'--experiment_name={method}', '--batch_size=1')
-    assert code == 0, err
+    out = accepted(script('eval_cue_location', *tiny_birds, f'--experiment_name={method}', '--batch_size=1'))
     assert 'exact part masks, per pair, all pixels' in out and 'the paper' not in out
     path, = result_paths(save / method, 'cue_location')
     assert path.name.startswith(f'cue_location_ToyBirds_{method}_{process}_{norm}_{thresholds}.')
@@ -89,17 +88,15 @@ def test_cue_location_agrees_with_a_naive_loop(script, tiny_birds, save, method,
 
 
 def test_every_image_goes_through_the_network_once(script, tiny_birds, save, forwards):
-    code, _, err = script('eval_cue_location', *tiny_birds, '--experiment_name=CALM_EM', '--batch_size=7')
-    assert code == 0, err
+    accepted(script('eval_cue_location', *tiny_birds, '--experiment_name=CALM_EM', '--batch_size=7'))
     result = read_result(save / 'CALM_EM', 'cue_location')
     assert sum(forwards) == result['evaluated_images'] == 36 < result['evaluations'] and max(forwards) == 7
 
 
 def test_the_control_of_the_object_mask_scores_the_share_of_the_cue(script, tiny_birds, save):
     """A map that is 1 on the bird and 0 off it finds the cue at the precision of its share of the bird."""
-    code, out, err = script('eval_cue_location', *tiny_birds, '--experiment_name=CAM', '--score_map_process=object_mask',
-                          '--norm_type=clipping')
-    assert code == 0, err
+    out = accepted(script('eval_cue_location', *tiny_birds, '--experiment_name=CAM', '--score_map_process=object_mask',
+                        '--norm_type=clipping'))
     rows = [line for line in out.splitlines() if 'published' in line]
     assert len(rows) == 4 and all(row.startswith('control: ') for row in rows)
     result = read_result(save / 'CAM', 'cue_location')
@@ -124,8 +121,7 @@ def test_the_control_of_the_object_mask_scores_the_share_of_the_cue(script, tiny
 # --- remove-and-classify ----------------------------------------------------------------------------------------
 
 def test_remove_and_classify_agrees_with_a_naive_loop(script, tiny_birds, save, forwards):
-    code, _, err = script('eval_pixel_perturb', *tiny_birds, '--experiment_name=CALM_EM', '--batch_size=7')
-    assert code == 0, err
+    accepted(script('eval_pixel_perturb', *tiny_birds, '--experiment_name=CALM_EM', '--batch_size=7'))
     assert sum(forwards) == 21 * 36 + 6  # intact, 5 shares erased in 4 orders, and a blank image for each batch
     path, = result_paths(save / 'CALM_EM', 'pixel_perturb')
     assert path.name.startswith('pixel_perturb_ToyBirds_CALM_EM_jointll.')
@@ -160,9 +156,8 @@ def test_random_maps_repeat_with_the_seed_and_differ_with_another(script, tiny_b
         return orders[-1][1:]
     monkeypatch.setattr(erasing, 'ranks', ranks_and_keep)
     for batch, seed in ((36, 3), (36, 3), (36, 4), (5, 3)):
-        code, _, err = script('eval_pixel_perturb', *without(tiny_birds, 'seed'), '--experiment_name=CAM', f'--seed={seed}',
-                              '--score_map_process=random', f'--batch_size={batch}')
-        assert code == 0, err
+        accepted(script('eval_pixel_perturb', *without(tiny_birds, 'seed'), '--experiment_name=CAM', f'--seed={seed}',
+                        '--score_map_process=random', f'--batch_size={batch}'))
     orders = orders[::2]  # each second call orders the pixels by coarse noise
     first, again, other, by_fives = orders[0], orders[1], orders[2], [torch.cat(part) for part in zip(*orders[3:], strict=True)]
     for one, same, differing, batched in zip(first, again, other, by_fives, strict=True):
@@ -210,16 +205,13 @@ def test_the_published_long_form_is_accepted_after_the_short_one(script, tiny_bi
     assert script('main', *short, '--epochs=1')[0] == 0
     files, loading = [], ['--use_load_checkpoint=True', '--load_checkpoint=checkpoint_name/']
     for flags in ([], [*loading, *SMALL, '--attribution_method=CALM_EM', '--use_bn=True']):
-        code, _, err = script('eval_pixel_perturb', *tiny_birds, *flags, '--batch_size=20')
-        assert code == 0, err
+        accepted(script('eval_pixel_perturb', *tiny_birds, *flags, '--batch_size=20'))
         files.append(read_result(tmp_path / 'save/result', 'pixel_perturb'))
         files[-1].pop('command')
     assert files[0] == files[1]
     before = torch.load(tmp_path / 'save/result' / weights.FILE, weights_only=True)
-    code, out, err = script('main', *short, '--use_bn=True', '--epochs=1')
-    assert code == 0 and '1 finished epochs' in out, err
-    code, out, err = script('main', *short, *loading, '--use_bn=True', '--epochs=2')
-    assert code == 0 and '1 finished epochs' in out, err
+    accepted(script('main', *short, '--use_bn=True', '--epochs=1'), '1 finished epochs')
+    accepted(script('main', *short, *loading, '--use_bn=True', '--epochs=2'), '1 finished epochs')
     after = torch.load(tmp_path / 'save/result' / weights.FILE, weights_only=True)
     assert after['epoch'] == 2 and after['model'] == before['model']
 

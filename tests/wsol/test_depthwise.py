@@ -3,7 +3,7 @@ import copy
 
 import pytest
 import torch
-from conftest import without
+from conftest import accepted, without
 from torch import nn
 
 import main
@@ -69,7 +69,6 @@ def test_a_copy_has_weights_of_its_own():
 def test_trainings_in_bfloat16_on_a_cpu_do_so(script, tiny_birds, monkeypatch, precision, kept):
     counts = []
     monkeypatch.setattr(main, 'keep_depthwise_in_float32', lambda model: counts.append(keep_depthwise_in_float32(model)))
-    code, _, err = script('main', *without(tiny_birds, 'precision'), '--architecture=mobilenet_v3_small', '--pretrained=False',
-                          '--epochs=1', '--batch_size=50', f'--precision={precision}')
-    assert code == 0, err
+    accepted(script('main', *without(tiny_birds, 'precision'), '--architecture=mobilenet_v3_small', '--pretrained=False',
+                    '--epochs=1', '--batch_size=50', f'--precision={precision}'))
     assert counts == kept

@@ -1,6 +1,7 @@
 """wsol.folding: a network with its BatchNorms folded gives the same, or is left as it was."""
 import pytest
 import torch
+from conftest import accepted
 from torch import nn
 
 from evaluation import session
@@ -88,7 +89,6 @@ def test_what_cannot_be_folded_stays(forward, options, folds):
 def test_evaluations_fold_where_forwards_alone_are_asked(script, tiny_birds, save, monkeypatch, method):
     asked = []
     monkeypatch.setattr(session, 'fold_batchnorm', lambda model, size: asked.append(size))
-    code, _, err = script('eval_pixel_perturb', *tiny_birds, '--experiment_name=CALM_EM', f'--score_map_process={method}',
-                          '--smooth_grad_nr_iter=1', '--batch_size=36')
-    assert code == 0, err
+    accepted(script('eval_pixel_perturb', *tiny_birds, '--experiment_name=CALM_EM', f'--score_map_process={method}',
+                    '--smooth_grad_nr_iter=1', '--batch_size=36'))
     assert len(asked) == (method not in METHODS or METHODS[method].one_forward)

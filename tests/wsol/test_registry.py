@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from conftest import ROOT, read_result, refused, roots_of, without
+from conftest import ROOT, accepted, read_result, refused, roots_of, without
 
 from wsol import METHODS, attribution_maps, build_model
 from wsol.annotations import superclasses
@@ -178,8 +178,7 @@ def test_a_registered_method_runs_everywhere(script, tiny_birds, save, tmp_path,
     flags = few_images(tiny_birds, tmp_path / 'lists')
     on_experiment = [*flags, '--experiment_name=CALM_EM']
     photo = next((roots_of(tiny_birds)[0] / 'ToyBirds/images').rglob('*_test_*.jpg'))
-    code, _, err = script('inference', photo, *on_experiment, '--output=out', '--score_map_process=mine,slow', '--contrast')
-    assert code == 0, err
+    accepted(script('inference', photo, *on_experiment, '--output=out', '--score_map_process=mine,slow', '--contrast'))
     manifest = json.loads((tmp_path / 'out/manifest.json').read_text())
     assert manifest['methods'] == {'mine': 'mine of A per cell', 'slow': 'slow the score of A'}
 
@@ -187,12 +186,10 @@ def test_a_registered_method_runs_everywhere(script, tiny_birds, save, tmp_path,
     assert code == 0 and 'maps: CALM_EM_mine, norm clipping, thresholds log' in out, err
     mine, same = (read_result(save / 'CALM_EM', 'cue_location', f'_{name}_clipping_log') for name in ('mine', 'jointll'))
     assert mine['pxap'] == same['pxap']
-    code, out, err = script('eval_wsol', *on_experiment, '--score_map_process=mine')
-    assert code == 0 and 'maps: CALM_EM_mine, norm minmax' in out, err
+    accepted(script('eval_wsol', *on_experiment, '--score_map_process=mine'), 'maps: CALM_EM_mine, norm minmax')
     refused(script('eval_wsol', *flags, '--experiment_name=CAM', '--score_map_process=mine'), 'CAM does not define mine')
 
-    code, _, err = script('research.interventions', *on_experiment, '--contrast_method=mine-difference,slow', '--slow_questions=2')
-    assert code == 0, err
+    accepted(script('research.interventions', *on_experiment, '--contrast_method=mine-difference,slow', '--slow_questions=2'))
     rows = read_result(save / 'CALM_EM', 'interventions')['methods']
     assert rows['slow']['questions'] == 2 < rows['mine-difference']['questions']
     assert rows['mine-difference']['unit'] == 'probability' and 'control: random weights, mine-difference' in rows
