@@ -37,7 +37,6 @@ STYLE = {'font.size': 8, 'axes.titlesize': 8, 'xtick.labelsize': 7, 'ytick.label
 GAP, BAR, TICKS, LABEL, LINE = 0.08, 0.22, 0.38, 0.26, 0.15  # inches; LINE is the height of a line of text
 BESIDE = GAP + BAR + TICKS + LABEL  # the width that a colour bar takes
 BAND = 256         # rows that are drawn at a time: matplotlib takes sixty bytes a pixel for an image
-COLUMNS = 4        # panels beside one another, at most
 SIDE = 2.8         # inches: the longer side of a photo
 CHARACTER = 0.062  # inches: the average width of a letter
 SUPERSCRIPT = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
@@ -178,12 +177,17 @@ def wrapped(text, inches, lines):
 
 
 def arrange(photo, maps, contrasts):
-    """Rows of panels: the photo and its maps, each contrast under its map; where contrasts and maps do not pair, rows
-    of COLUMNS at most."""
+    """Rows of panels: the photo and its maps, each contrast under its map; where contrasts and maps do not pair, the
+    number of columns with which the sheet is about as wide as a page and has few holes."""
     if len(contrasts) == len(maps) > 1:
         return [[photo, *maps], [None, *contrasts]]
-    panels = [photo, *maps, *contrasts]
-    columns = math.ceil(len(panels) / math.ceil(len(panels) / COLUMNS))
+    panels, (height, width) = [photo, *maps, *contrasts], photo.picture.shape[:2]
+
+    def cost(columns):
+        rows, side = math.ceil(len(panels) / columns), max(height, width) / SIDE
+        aspect = columns * (width / side + BESIDE) / (rows * (height / side + 2 * LINE))
+        return abs(math.log(aspect / 3)) + columns * rows - len(panels)
+    columns = min(range(1, len(panels) + 1), key=cost)
     return [panels[start:start + columns] for start in range(0, len(panels), columns)]
 
 
