@@ -44,13 +44,3 @@ def test_the_figure_is_drawn_now_and_then_and_at_the_end(tmp_path, monkeypatch, 
     for now[0], count in ((10, 1), (35, 2), (40, 3)):
         keeper.show(LOG[:count], 3)
     assert drawn == [35, 40]
-
-
-def test_a_dollar_in_a_name_begins_no_formula(tmp_path):
-    """As from a job script that quotes its variables. matplotlib would read what is between two of them as mathematics."""
-    name = 'cam_$SLURM_JOB_ID_$SEED'
-    record = {'erased_percent': 10, 'R': 0.5, 'R_low': 0.4, 'R_high': 0.6}
-    for number, figure in enumerate((figures.training_curves(name, LOG), figures.ratio_curve(name, {name: [record]}),
-                                     figures.abstention_curves(name, {name: ([0, 50], [30, 40], [30, 20])}))):
-        figures.save(figure, tmp_path / f'{number}.png')
-        assert (tmp_path / f'{number}.png').stat().st_size > 5000
