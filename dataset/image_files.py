@@ -28,7 +28,8 @@ NO_FORMATS = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF'}  # PIL cannot decode
 BY_SUFFIX = {'TGA', 'XBM'}  # such files have no mark: PIL takes other binary files or C headers for them
 CAMERAS = {'.dng', '.nef', '.cr2', '.cr3', '.arw', '.orf', '.rw2', '.raf'}  # PIL would open the small preview inside
 ADVICE = dict.fromkeys(CAMERAS, 'develop them into TIFF or JPEG') | dict.fromkeys(
-    ('.heic', '.heif', '.hif'), 'pip install pillow-heif opens these') | {'.jxl': 'pip install pillow-jxl-plugin does'}
+    ('.heic', '.heif', '.hif'), 'pip install pillow-heif opens these') | {
+        '.jxl': 'pip install pillow-jxl-plugin does', '.npy': 'arrays go into networks in Python, by wsol.from_module'}
 OF_THE_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 LARGEST = 8192  # pixels along a side: a larger photo is reduced to half of this when it is opened, to save memory. A
                 # photo of 48 megapixels is not reduced, so that networks see the same pixels as in other programs

@@ -230,11 +230,6 @@ def read_checkpoint(path, key=None, architecture=None):
     return trained_classifier(architecture, Weights(path, content['state_dict'], content))
 
 
-def has_attention(names):
-    """Whether names of weights are those of a network with attention, that is, of CALM."""
-    return any('.attention.' in f'.{name}' for name in names)
-
-
 def load_weights(model, checkpoint, but_classifier=False):
     """Put a Checkpoint's weights into the model, all or none. Raises UserError if they do not fit.
 
@@ -244,7 +239,7 @@ def load_weights(model, checkpoint, but_classifier=False):
     expected, left_out = model.state_dict(), ()
     weights, outside = state_dicts.under_names(checkpoint.path, checkpoint.weights, expected)
     weights = published_names(weights, expected.keys())
-    kinds = has_attention(weights), has_attention(expected)
+    kinds = tuple(any('.attention.' in f'.{name}' for name in names) for names in (weights, expected))  # CALM's has it
     if but_classifier:
         left_out = ('conv_last.',) if kinds[0] == kinds[1] else ('conv_last.', 'attention.')
     elif not checkpoint.network and kinds == (True, False):

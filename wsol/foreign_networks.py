@@ -49,26 +49,34 @@ def channels_last_map(output):
     return last_map(output).movedim(-1, 1)
 
 
-class LayerOutput(nn.Module):
-    """images -> (B,D,h,w): the output of a layer of a module, read by a hook. The whole module runs.
+class Reached(Exception):
+    """Ends a forward that has come far enough."""
 
-    to_map: a function from the layer's output to the map. A layer that runs several times gives its last map.
+
+class LayerOutput(nn.Module):
+    """images -> (B,D,h,w): the output of a layer of a module, read by a hook. What follows the layer does not run.
+
+    to_map: a function from the layer's output to the map. A layer that runs several times gives its last map: the first
+    forward counts how often it runs.
     """
 
     def __init__(self, module, layer, to_map=last_map):
         super().__init__()
-        self.module, self.layer, self.to_map = module, layer, to_map
+        self.module, self.layer, self.to_map, self.runs = module, layer, to_map, None
 
     def forward(self, images):
         kept = []
 
         def keep(_, __, output):  # a copy: the module may write into its output, as ReLU(inplace=True) does
-            kept[:] = [self.to_map(output).clone()]
-        with self.module.get_submodule(self.layer).register_forward_hook(keep):
+            kept.append(self.to_map(output).clone())
+            if len(kept) == self.runs:
+                raise Reached
+        with self.module.get_submodule(self.layer).register_forward_hook(keep), suppress(Reached):
             run_module(self.module, images)
         if not kept:
             raise UserError(f'the module does not use its layer {self.layer}')
-        return kept[0]
+        self.runs = self.runs or len(kept)
+        return kept[-1]
 
 
 def run_module(module, images):
@@ -152,28 +160,17 @@ def _find_layer(module, layer):
 
 @torch.no_grad()
 def _find_map(module, layer, to_map, images):
-    """(the module up to a layer, the features of the square `images`). Raises UserError.
-
-    torch.fx traces the module where this gives the same as a hook: then what follows the layer does not run.
-    """
+    """(the module up to a layer, the features of the square `images`). Raises UserError."""
     backbone = LayerOutput(module, layer, to_map or last_map)
     with evaluating(backbone):  # not shapes_only: a foreign module may branch on values
         features = _try(backbone, images, f'this module, up to {layer},')
     if not isinstance(features, torch.Tensor) or features.ndim != 4:
         shape = tuple(getattr(features, 'shape', ())) or type(features).__name__
         raise UserError(f'to_map gives no map (B,D,h,w) but {shape}')
-    if to_map is not None:
-        return backbone, features
-    if features.shape[1] == features.shape[2] != features.shape[3]:  # these are rows and columns
+    if to_map is None and features.shape[1] == features.shape[2] != features.shape[3]:  # these are rows and columns
         backbone.to_map = channels_last_map
         return backbone, features.movedim(-1, 1)
-    try:
-        traced = torchvision_networks.LastMap(module, layer)
-        with evaluating(traced):
-            same = torch.equal(traced(images), features)
-    except Exception:  # tracing can fail in many ways
-        same = False
-    return traced if same else backbone, features
+    return backbone, features
 
 
 def noise_image(network, image_size, channels=3):
@@ -189,7 +186,7 @@ def _channels(module, image_size):
     def stop(layer, _):  # before it meets an image that it may not take
         if isinstance(layer, nn.Conv2d):
             ran.append(layer.in_channels)
-            raise StopIteration
+            raise Reached
     convolutions = [layer.in_channels for layer in module.modules() if isinstance(layer, nn.Conv2d)]
     for channels in dict.fromkeys((3, *convolutions)):  # a mean to subtract, before it, may fit its channels alone
         with evaluating(module), torch.no_grad(), suppress(Exception), register_module_forward_pre_hook(stop):

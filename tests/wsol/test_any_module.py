@@ -1,4 +1,5 @@
 """wsol.from_module: modules of other people's frameworks, and what becomes of a layer's output."""
+import collections
 import copy
 import runpy
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from wsol.attribution.contrast import contrast_maps
 from wsol.backbones.torchvision_networks import LastMap
 from wsol.contexts import unwrapped
 from wsol.foreign_networks import LayerOutput
+from wsol.heads import CALM_EM
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -113,9 +115,22 @@ def test_what_holds_no_map_or_several_is_refused_and_to_map_helps():
         from_module(tokens, 'encoder', 'CAM', to_map=lambda output: output)
 
 
-@pytest.mark.parametrize('channels', [1, 2, 6])
-def test_images_of_as_many_channels_as_the_first_convolution_takes(channels):
-    agrees(Classifier(Encoder(channels=channels)), 'encoder', torch.randn(2, channels, 32, 32))
+class Centred(Encoder):
+    """Its last convolution is defined first, and a mean of each channel is subtracted before the first one runs."""
+
+    def __init__(self, channels):
+        super().__init__(channels=channels)
+        self._modules = {'last': nn.Conv2d(8, 8, 1), **self._modules}
+        self.register_buffer('mean', torch.rand(channels, 1, 1))
+
+    def forward(self, images):
+        return self.last(super().forward(images - self.mean))
+
+
+@pytest.mark.parametrize('channels', [1, 2, 3, 6])
+def test_images_of_as_many_channels_as_the_first_convolution_that_runs_takes(channels):
+    for encoder in (Encoder(channels=channels), Centred(channels)):
+        agrees(Classifier(encoder), 'encoder', torch.randn(2, channels, 32, 32))
 
 
 def test_wrappers_are_taken_off_and_layers_may_be_named_with_them():
@@ -209,8 +224,7 @@ class Dropping(nn.Module):
 
 
 def test_a_traced_network_explains_in_eval_mode_and_trains_on_in_training_mode():
-    model = from_module(Dropping().train(), 'last', num_classes=3)
-    assert isinstance(model.backbone, LastMap)
+    model = CALM_EM(nn.Sequential(collections.OrderedDict(backbone=LastMap(Dropping().train(), 'last'))), 8, 3, 'relu')
     for _ in range(2):
         assert all(part.training for part in model.modules())
         assert not torch.equal(model(IMAGES), model(IMAGES))
@@ -283,13 +297,13 @@ def test_a_layers_output_is_kept_as_it_was(follow, looks):
 
 
 @pytest.mark.parametrize('name, layer', [('resnet18', 'layer4.1.bn2'), ('squeezenet1_1', 'features.12.expand3x3')])
-def test_features_by_hook_are_those_by_tracing(name, layer):
-    network = torchvision.models.get_model(name).eval()
-    model = from_module(network, layer, num_classes=3, image_size=64).eval()
-    assert isinstance(model.backbone, LastMap)
-    images = torch.randn(1, 3, 64, 64)
+def test_features_by_hook_are_those_by_tracing_and_what_follows_does_not_run(name, layer):
+    network, images, ran = torchvision.models.get_model(name).eval(), torch.randn(1, 3, 64, 64), []
     with torch.no_grad():
-        assert torch.equal(model.extract_features(images), LayerOutput(network, layer)(images))
+        expected, backbone = LastMap(network, layer)(images), LayerOutput(network, layer)
+        network.get_submodule('fc' if name == 'resnet18' else 'classifier').register_forward_hook(lambda *_: ran.append(1))
+        assert all(torch.equal(expected, backbone(images)) for _ in range(3))
+    assert len(ran) == 1  # in the first forward, which counts how often the layer runs
 
 
 # --- the handed cases ---------------------------------------------------------------------------------

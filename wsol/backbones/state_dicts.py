@@ -11,7 +11,7 @@ from wsol.errors import UserError
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of each colour, in 0..1
 WRAPPERS = ('_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module', '_forward_module')  # of torch, Lightning
 OLD_DENSENET = re.compile(r'(\.denselayer\d+\.(?:norm|conv))\.(\d\.)')  # torchvision's files have names of before 2018
-COUNTER = 'num_batches_tracked'  # it has no effect on what a network computes
+COUNTER = 'num_batches_tracked', 'n_averaged', 'total_ops', 'total_params'  # no network computes with these
 STATISTICS = re.compile(r'(?:.*[._])?(mean|std)')  # of colours, in networks that normalise their images themselves
 AUXILIARY = ('aux1', 'aux2', 'AuxLogits')  # heads of GoogLeNet and Inception, which are used in training only
 REMEDY = 'load the weights into your network in Python, and explain it by wsol.from_module'
@@ -35,6 +35,7 @@ def under_names(path, state, expected):
     wrappers = WRAPPERS if usual else (*WRAPPERS, 'module')
     state = {'.'.join(part for part in OLD_DENSENET.sub(r'\1\2', name).split('.') if part not in wrappers): value
              for name, value in state.items()}
+    state = {name: value for name, value in state.items() if name in expected or not name.endswith(COUNTER[1:])}
     counts = Counter('.'.join([*parts[:start], '']) for parts in (name.split('.') for name in state)
                      for start in range(len(parts)) if '.'.join(parts[start:]) in expected)
     most = max([*counts.values(), len(expected) // 2])

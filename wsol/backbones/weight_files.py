@@ -14,7 +14,6 @@ import re
 import zipfile
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from wsol.errors import UserError
@@ -94,26 +93,11 @@ class _Kind(type):
 
 class Foreign(dict, metaclass=_Kind):
     """A stand-in for an object of an unknown class. It keeps the items of a dict, and executes nothing."""
-    def __new__(cls, *arguments, **_):
-        foreign = dict.__new__(cls)
-        foreign.arguments = arguments
-        return foreign
-
     def __init__(self, *_, **__):
         super().__init__()
 
     def __setstate__(self, state):
-        self.state = state  # the attributes, of which only numpy.dtype's are read
-
-
-def _number(kind, content=b''):
-    """A NumPy number as a Python number; None if it is not a number. kind: the Foreign of its numpy.dtype."""
-    code = f'{kind.state[1]}{kind.arguments[0]}'.replace('|', '<')  # the order of the bytes, the type and its size
-    return np.frombuffer(content, code)[0].item() if re.fullmatch('[<>=][bfiu][1248]', code) else None
-
-
-HARMLESS = {'numpy.core.multiarray.scalar': _number, 'numpy._core.multiarray.scalar': _number,
-            'collections.deque': lambda *_: []}
+        """The object's attributes are not kept."""
 
 
 def _foreign_names(file):
@@ -121,7 +105,9 @@ def _foreign_names(file):
     names, pickles = set(), [file] * 4  # the legacy format: a magic number, the version, the system, the content
     if zipfile.is_zipfile(file):
         archive = zipfile.ZipFile(file)
-        pickles = [archive.open(next(name for name in archive.namelist() if name.endswith('data.pkl')))]
+        pickles = [archive.open(name) for name in archive.namelist() if name.endswith('data.pkl')]
+        if not pickles:
+            raise ValueError('it is an archive: unpack it first')
     file.seek(0)
     for operation, value, _ in itertools.chain.from_iterable(map(pickletools.genops, pickles)):
         if operation.name == 'PROTO' and (value or 0) > 2:
@@ -139,7 +125,8 @@ def _foreign_names(file):
 def _load(file):
     """The content of an open file of torch.save; a Foreign for each object of an unknown class."""
     check_whole(file)
-    stand_ins = [(HARMLESS.get(name) or _Kind(name, (Foreign,), {}), name) for name in _foreign_names(file)]
+    stand_ins = [((lambda *_: []) if name == 'collections.deque' else _Kind(name, (Foreign,), {}), name)
+                 for name in _foreign_names(file)]
     file.seek(0)
     with torch.serialization.safe_globals(stand_ins):  # names that torch allows come first, before these
         return torch.load(file, map_location='cpu', weights_only=True)
