@@ -23,7 +23,6 @@ from experiment import checkpoint_files
 from runtime.screen import say, warn, warn_once
 from wsol import build_model, from_classifier, preprocessing
 from wsol.backbones import state_dicts
-from wsol.backbones.vgg import published_names
 from wsol.backbones.weight_files import Weights, read_weights
 from wsol.errors import UserError
 from wsol.networks import normalisation
@@ -238,7 +237,6 @@ def load_weights(model, checkpoint, but_classifier=False):
     """
     expected, left_out = model.state_dict(), ()
     weights, outside = state_dicts.under_names(checkpoint.path, checkpoint.weights, expected)
-    weights = published_names(weights, expected.keys())
     kinds = tuple(any('.attention.' in f'.{name}' for name in names) for names in (weights, expected))  # CALM's has it
     if but_classifier:
         left_out = ('conv_last.',) if kinds[0] == kinds[1] else ('conv_last.', 'attention.')

@@ -19,13 +19,14 @@ from wsol.backbones.timm_networks import timm_backbone
 from wsol.backbones.torchvision_networks import LastMap
 from wsol.networks import check_image_size, normalisation
 
-AUXILIARY = {'googlenet': {'aux_logits': True, 'init_weights': False, 'transform_input': True}}  # as with ImageNet's weights
+AUXILIARY = {'googlenet': {'aux_logits': True, 'init_weights': False, 'transform_input': True}, 'inception_v3': {'init_weights': False}}
 
 
 def random_classifier(name, classes=13):
-    """A classifier of torchvision whose random weights give scores that vary from image to image."""
+    """A classifier of torchvision or timm whose random weights give scores that vary from image to image."""
     torch.manual_seed(0)
-    network = torchvision.models.get_model(name, num_classes=classes, **AUXILIARY.get(name, {})).eval()
+    make = timm.create_model if name.startswith('timm/') else torchvision.models.get_model
+    network = make(name.removeprefix('timm/'), num_classes=classes, **AUXILIARY.get(name, {})).eval()
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.running_mean.uniform_(-0.1, 0.1)
@@ -52,10 +53,10 @@ def test_a_trained_classifier_is_explained_as_it_is(name, tmp_path):
     torch.testing.assert_close(maps.mean((2, 3)), scores, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['vit_b_16', 'alexnet', 'squeezenet1_1', 'mobilenet_v3_small'])
+@pytest.mark.parametrize('name', ['vit_b_16', 'alexnet', 'squeezenet1_1', 'mobilenet_v3_small', 'timm/test_vit', 'timm/test_vit3'])
 def test_what_does_not_end_in_pooling_and_a_linear_layer_is_refused_by_name(name, tmp_path):
     torch.save(random_classifier(name).state_dict(), tmp_path / 'trained.pth')
-    with pytest.raises(UserError, match=f'{name} does not end in average pooling'):
+    with pytest.raises(UserError, match=f'{name} does not end in average pooling and one linear layer'):
         from_classifier(name, tmp_path / 'trained.pth')
 
 
@@ -66,18 +67,6 @@ def test_finite_weights_that_give_no_finite_scores_are_named(tmp_path):
     for explain in (lambda: from_classifier('resnet18', tmp_path / 'trained.pth'), lambda: from_module(network, 'layer4', 'CAM')):
         with pytest.raises(UserError, match='scores that are not finite'):
             explain()
-
-
-def test_weights_that_are_no_classifiers_are_refused(tmp_path):
-    torch.save({'conv1.weight': torch.ones(2)}, tmp_path / 'bare.pth')
-    (tmp_path / 'text.pth').write_text('no weights')
-    torch.save([1], tmp_path / 'list.pth')
-    backbone = {name: value for name, value in random_classifier('resnet18').state_dict().items() if not name.startswith('fc')}
-    torch.save(backbone, tmp_path / 'backbone.pth')
-    for file, words in (('bare.pth', 'bn1.weight is missing'), ('backbone.pth', 'holds no classifier: no weight fc.weight'), ('text.pth', 'cannot be read as weights'),
-                        ('list.pth', 'holds no state dict'), ('nowhere.pth', 'cannot be read as weights')):
-        with pytest.raises(UserError, match=words):
-            from_classifier('resnet18', tmp_path / file)
 
 
 # --- timm ---------------------------------------------------------------------------------------------
@@ -175,19 +164,6 @@ def test_the_map_of_tokens_is_that_of_the_classifier(name, prefix):
         torch.testing.assert_close(model.extract_features(images).flatten(2).mT, tokens[:, prefix:])
 
 
-def test_a_wrong_size_of_a_network_of_one_size_is_answered_with_the_right_one():
-    with pytest.raises(UserError, match='crop_size=224 does not suit this network .*; timm trained it at 160'):
-        check_image_size(build_model('timm/test_maxvit', 'CALM_EM', 5), 224)
-
-
-@pytest.mark.parametrize('name', ['test_vit', 'test_vit3'])
-def test_a_classifier_of_a_class_token_or_of_attention_has_no_plain_cam(name, tmp_path):
-    torch.manual_seed(0)
-    torch.save(timm.create_model(name, num_classes=13).state_dict(), tmp_path / 'trained.pth')
-    with pytest.raises(UserError, match=f'timm/{name} does not end in average pooling and one linear layer.* train a CAM or CALM head'):
-        from_classifier(f'timm/{name}', tmp_path / 'trained.pth')
-
-
 def test_the_tokens_of_torchvisions_transformers_become_a_map():
     network = torchvision.models.VisionTransformer(32, 8, 2, 2, 12, 24).eval()
     images = torch.randn(2, 3, 32, 32)
@@ -215,7 +191,7 @@ def test_a_network_of_one_size_is_tried_at_that_size(script, tmp_path):
         from_module(network, 'norm', 'CAM')
     Image.new('RGB', (50, 60)).save('photo.png')
     flags = ['photo.png', '--architecture=timm/test_coatnet', '--pretrained=trained.pth', '--workers=0']
-    refused(script('inference', *flags, '--crop_size=224'), 'crop_size=224 does not suit this network')
+    refused(script('inference', *flags, '--crop_size=224'), 'crop_size=224 does not suit this network', 'timm trained it at 160')
     code, _, err = script('inference', *flags, '--crop_size=160')
     assert code == 0, err
 
@@ -286,27 +262,16 @@ def test_real_weights_recognise_real_birds(script, lite0, tmp_path):
     assert entries[0]['contrast']['class_name'] == 'goldfinch'
 
 
-def test_a_backbone_starts_from_a_file(lite0):
-    """All but the classifier is the file's, at the published strides."""
-    state = torch.load(lite0, weights_only=True)
-    model = build_model('timm/tf_efficientnet_lite0', 'CALM_EM', 200, pretrained=str(lite0), large_feature_map=True)
-    ours = {name.removeprefix('backbone.network.'): value for name, value in model.state_dict().items()}
-    names = {name for name in state if not name.startswith('classifier.')}
-    assert names <= ours.keys() and all(torch.equal(ours[name], state[name]) for name in names)
-
-
 # --- weights from files, of any architecture ----------------------------------------------------------
 
-@pytest.mark.parametrize('name, wrapped', [('resnet18', False), ('inception_v3', False), ('efficientnet_b0', True)])
+@pytest.mark.parametrize('name, wrapped', [('resnet18', False), ('inception_v3', False), ('efficientnet_b0', True), ('timm/resnet18d', True)])
 def test_pretrained_file_fills_the_backbone(name, wrapped, tmp_path):
     """Strictly, but for the classifier; `state_dict` inside a dict and `module.` before the names are understood."""
-    torch.manual_seed(1)
-    options = {'init_weights': False} if name == 'inception_v3' else {}
-    state = torchvision.models.get_model(name, num_classes=7, **options).state_dict()
+    state = random_classifier(name, 7).state_dict()
     content = {'state_dict': {f'module.{key}': value for key, value in state.items()}} if wrapped else state
     torch.save(content, tmp_path / 'file.pth')
     model = build_model(name, 'CAM', 3, pretrained=tmp_path / 'file.pth')
-    ours = {key.removeprefix('backbone.body.'): value for key, value in model.state_dict().items()}
+    ours = {re.sub('backbone.(body|network).', '', key): value for key, value in model.state_dict().items()}
     shared_names = [key for key in ours if key in state]
     assert len(shared_names) > 20 and all(torch.equal(ours[key], state[key]) for key in shared_names)
     if name != 'resnet18':
@@ -368,7 +333,7 @@ def test_a_replaced_head_is_explained_or_refused_by_all_scripts(script, tiny_bir
         code, out, err = script('inference', photo, *flags, f'--load_checkpoint={one}')
         assert code == 0 and 'class 2, p = 0.964' in out and 'fc.1 is taken as the classifier' in err
     for name, more in (('inference', [photo]), ('eval_pixel_perturb', tiny_birds), ('eval_wsol', tiny_birds), ('export', [])):
-        refused(script(name, *more, *flags, f'--load_checkpoint={two}'), 'the classifier is not one linear layer, it has fc.0.weight')
+        refused(script(name, *more, *flags, f'--load_checkpoint={two}'), 'the classifier is not one linear layer, it may have fc.0.weight')
 
 
 def test_a_state_dict_is_chosen_by_its_key(script, tmp_path):

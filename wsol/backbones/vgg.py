@@ -22,20 +22,3 @@ def vgg16(source, large_feature_map, use_bn):
     norm = {'bn6': nn.BatchNorm2d(1024)} if use_bn else {}
     stages = OrderedDict(features=features, conv6=nn.Conv2d(512, 1024, 3, padding=1), **norm, relu=nn.ReLU())
     return nn.Sequential(stages), 1024
-
-
-def published_names(weights, expected):
-    """The weights of a VGG with large maps under the published names; all other weights as they are.
-
-    weights: {name: tensor} of a file. expected: the names of the network. Earlier versions of this project kept the
-    place of the fourth pool, so that the layers behind it had numbers one higher (features.24 in place of features.23).
-    """
-    fourth_pool, last = (33, 40) if 'features.40.weight' in expected else (23, 27)  # with BatchNorm, without
-    if 'conv6.weight' not in expected or f'features.{last + 1}.weight' not in weights.keys() - expected:
-        return weights
-
-    def renamed(name):
-        stage, number, *rest = name.split('.')
-        is_behind = stage == 'features' and int(number) > fourth_pool
-        return '.'.join([stage, str(int(number) - 1), *rest]) if is_behind else name
-    return {renamed(name): value for name, value in weights.items()}
