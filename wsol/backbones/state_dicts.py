@@ -12,7 +12,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of
 WRAPPERS = ('_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module', '_forward_module')  # of torch, Lightning
 OLD_DENSENET = re.compile(r'(\.denselayer\d+\.(?:norm|conv))\.(\d\.)')  # torchvision's files have names of before 2018
 COUNTER = 'num_batches_tracked', 'n_averaged', 'total_ops', 'total_params'  # no network computes with these
-STATISTICS = re.compile(r'(?:.*[._])?(mean|std)')  # of colours, in networks that normalise their images themselves
+STATISTICS = re.compile(r'((?:.*[._])?)(mean|std)')  # of colours, in networks that normalise their images themselves
 AUXILIARY = ('aux1', 'aux2', 'AuxLogits')  # heads of GoogLeNet and Inception, which are used in training only
 REMEDY = 'load the weights into your network in Python, and explain it by wsol.from_module'
 SHOWN = 4  # names in a message
@@ -152,8 +152,8 @@ def _is_matrix(value):
 def _without_statistics(path, rest, normalisation):
     """Weights beside a network's body without the mean and deviation of images, where these are its images' own anyway.
     Raises UserError where a network has normalised its images in another way."""
-    found = {name: match[1] for name, value in rest.items()
-             if (match := STATISTICS.fullmatch(name)) and value.numel() in (1, 3)}
+    found = {name: match[2] for name, value in rest.items() if (match := STATISTICS.fullmatch(name))
+             and value.numel() in (1, 3) and {f'{match[1]}mean', f'{match[1]}std'} <= rest.keys()}
     for name, kind in found.items():
         stated, usual = rest[name].double().flatten(), torch.tensor(normalisation[kind == 'std']).double()
         if min((stated - usual * scale).abs().max() / scale for scale in (1, 255)) > 2e-3:
