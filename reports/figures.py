@@ -137,7 +137,7 @@ def abstention_curves(title, curves):
     for (name, (share, without, all_pixels)), (colour, marker) in zip(
             curves.items(), styles(curves, MARKERS), strict=True):  # the line already says which count it is
         axes.plot(share, without, linestyle='-', marker=marker, color=colour, label=name)
-        axes.plot(share, all_pixels, linestyle='--', marker='.', color=colour)
+        axes.plot(share, all_pixels, linestyle='--', marker=marker, fillstyle='none', color=colour)
     figure.legend(title='solid: per pair; dashed: per pair, all pixels', title_fontsize=7, fontsize=7, ncols=2,
                   loc='outside lower center', handlelength=4)
     return figure
