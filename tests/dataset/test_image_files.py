@@ -56,12 +56,18 @@ def colours_of_16_bits(folder, name, top):
     cv2.imwrite(str(folder / name), (COLOURS[..., ::-1] * (top / 255)).astype(np.uint16))
 
 
+PALETTE = Image.fromarray(COLOURS).quantize(16)
+ALPHA = np.array([0, 128] + 14 * [255])[np.asarray(PALETTE)][..., None] / 255
+OPAQUE = GREY[..., None] / 255
 ODD = {  # name of a file that PIL opens -> what writes it
     'deep.png': lambda path: deep(65535).save(path),
     'twelve.tif': lambda path: deep(4095).save(path),
     'real.tiff': lambda path: deep(1, np.float32).save(path),
     'colours.png': lambda path: colours_of_16_bits(path.parent, path.name, 4095),
     'clear.png': lambda path: Image.fromarray(np.dstack([COLOURS, GREY])).save(path),
+    'palette.png': lambda path: PALETTE.save(path, transparency=bytes([0, 128] + 14 * [255])),
+    'clear_deep.png': lambda path: cv2.imwrite(str(path), np.dstack([COLOURS[..., ::-1] * (4095 / 255), 257.0 * GREY]).astype(np.uint16)),
+    'turned.webp': lambda path: Image.fromarray(COLOURS).save(path, exif=turned(3), lossless=True),
     'palette.gif': lambda path: Image.fromarray(GREY // 16).convert('P').save(path, transparency=3),
     'one.png': lambda path: Image.fromarray(GREY).convert('1').save(path),
     'cmyk.jpg': lambda path: Image.fromarray(COLOURS).convert('CMYK').save(path),
@@ -105,7 +111,9 @@ def test_every_way_sees_the_same_pixels_of_every_kind_of_file(folder, tmp_path):
 
 
 EXACT = {'deep.png': GREY, 'twelve.tif': GREY, 'real.tiff': GREY, 'colours.png': COLOURS, 'photo.tga': COLOURS, 'photo': COLOURS,
-         'photo.ico': COLOURS, 'clear.png': COLOURS * (GREY[..., None] / 255) + 255 - GREY[..., None],
+         'photo.ico': COLOURS, 'clear.png': COLOURS * OPAQUE + 255 * (1 - OPAQUE),
+         'clear_deep.png': COLOURS * OPAQUE + 255 * (1 - OPAQUE), 'turned.webp': np.rot90(COLOURS, 2),
+         'palette.png': np.asarray(PALETTE.convert('RGB')) * ALPHA + 255 * (1 - ALPHA),
          'turned.tif': COLOURS.transpose(1, 0, 2), 'turned_deep.png': np.rot90(GREY),
          'turned_grey.tif': np.rot90(GREY, -1)}
 LOSSY = {'turned.jpg': np.rot90(COLOURS, -1)} | dict.fromkeys(

@@ -237,31 +237,6 @@ def test_mean_and_deviation_are_recorded_and_used(script, tiny_birds, tmp_path):
     assert json.loads(result.read_text())['ratios'] != before
 
 
-# --- real weights -------------------------------------------------------------------------------------
-
-@pytest.fixture(scope='module')
-def lite0():
-    """The file of EfficientNet-Lite0's ImageNet weights."""
-    return shared('weights', 'tf_efficientnet_lite0.pth')
-
-
-def photos(count):
-    return sorted(shared('cub10', 'CUB', 'images', '001.Black_footed_Albatross').glob('*.jpg'))[:count]
-
-
-def test_real_weights_recognise_real_birds(script, lite0, tmp_path):
-    """Eight albatrosses, without training: ImageNet's class of that name, and maps of it."""
-    code, out, err = script('inference', *photos(8), '--architecture=timm/tf_efficientnet_lite0', f'--pretrained={lite0}',
-                            '--workers=0', '--contrast=goldfinch')
-    assert code == 0, err
-    entries = json.loads((tmp_path / 'maps/manifest.json').read_text())['images']
-    assert sum(entry['class_name'] == 'albatross' for entry in entries) >= 6
-    network = timm.create_model('tf_efficientnet_lite0')
-    network.load_state_dict(torch.load(lite0, weights_only=True))
-    assert np.load(tmp_path / 'maps' / entries[0]['maps']['vanilla']).shape == (7, 7)  # its own stride
-    assert entries[0]['contrast']['class_name'] == 'goldfinch'
-
-
 # --- weights from files, of any architecture ----------------------------------------------------------
 
 @pytest.mark.parametrize('name, wrapped', [('resnet18', False), ('inception_v3', False), ('efficientnet_b0', True), ('timm/resnet18d', True)])
@@ -348,45 +323,6 @@ def test_a_state_dict_is_chosen_by_its_key(script, tmp_path):
 
 
 # --- any module ---------------------------------------------------------------------------------------
-
-class Untraceable(nn.Module):
-    """A module whose forward branches on values, which torch.fx cannot follow; its map is channels-last."""
-
-    def __init__(self):
-        super().__init__()
-        self.encoder = nn.Conv2d(3, 6, 3, stride=8)
-        self.norm = nn.LayerNorm(6)
-
-    def forward(self, images):
-        features = self.encoder(images).movedim(1, -1)
-        return self.norm(features).mean() if images.mean() > 100 else self.norm(features)
-
-
-@pytest.mark.parametrize('method', ['CAM', 'CALM_EM', 'CALM_ML'])
-def test_a_head_on_a_layer_of_any_module(method):
-    torch.manual_seed(0)
-    images = torch.randn(2, 3, 64, 64)
-    network = torchvision.models.resnet18(num_classes=4).eval()
-    model = from_module(network, 'layer3', method, num_classes=9).eval()
-    with torch.no_grad():
-        features = network.layer3(network.layer2(network.layer1(network.maxpool(network.relu(network.bn1(network.conv1(images)))))))
-        torch.testing.assert_close(model.extract_features(images), features)
-    assert model(images).shape == (2, 9)
-    odd = from_module(Untraceable(), 'norm', method, num_classes=3, to_map=lambda output: output.movedim(-1, 1))
-    loss, _ = odd.loss(images, torch.tensor([0, 2]))
-    loss.backward()
-    assert odd.stages and odd.backbone.module.encoder.weight.grad.abs().max() > 0
-
-
-def test_a_modules_own_classifier_is_cam_without_training():
-    torch.manual_seed(0)
-    network = random_classifier('resnet18')
-    model, images = from_module(network, 'layer4', 'CAM'), torch.randn(2, 3, 96, 96)
-    with torch.no_grad():
-        torch.testing.assert_close(model(images), network(images), rtol=1e-5, atol=1e-5)
-    with pytest.raises(UserError, match='does not end in average pooling'):
-        from_module(network, 'layer3', 'CAM')
-
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
 def test_a_head_is_computed_in_as_its_network_is(dtype):
