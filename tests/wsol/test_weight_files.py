@@ -211,7 +211,7 @@ def test_every_other_head_is_refused_by_name(head, words, tmp_path):
     ({'model.fc.weight': torch.ones(3, 7)}, 'takes 7 features, and the network gives 16'),
     ({'model.stage2.4.weight': torch.ones(16)}, 'stage2.4.weight is not a part of the network'),
     ({'model.mean': torch.full((1, 3, 1, 1), 0.5), 'model.std': torch.ones(1)}, 'normalises its images itself, by mean = [0.5, 0.5, 0.5], which is not how photos go in'),
-    ({'model.conv1.weight': torch.ones(8, 1, 3, 3)}, 'it takes images of 1 channels, and photos have 3: load the weights into your network'),
+    ({'model.conv1.weight': torch.ones(8, 1, 3, 3)}, 'its images have 1 channel, and photos have 3: load the weights into your network'),
     ({'model.bn1.weight': None}, 'bn1.weight is missing'), ({'model.fc.weight': None, 'model.fc.bias': None}, 'holds no classifier: no weight fc.weight'),
     ({'normalize.std': torch.ones(3), 'normalize.mean': torch.tensor(IMAGENET[0])}, 'by normalize.std = [1.0, 1.0, 1.0]'), ({'arc.W': torch.ones(3, 16)}, 'it may have fc.weight, fc.bias, arc.W'),
     ({'model.conv1.weight': torch.ones(4, 3, 7, 7)}, 'conv1.weight is (4, 3, 7, 7), the network has (8, 3, 3, 3)'),

@@ -63,8 +63,8 @@ def check_fit(path, state, expected, remedy=''):
         channels = next((state[name].shape[1] for name, value in expected.items() if name in state and value.ndim == 4
                          and state[name].ndim == 4 and value.shape[1] == 3 != state[name].shape[1]), None)
         raise UserError(f'{path} does not fit the network: {"; ".join(shown)}' + f'; and {more} more' * (more > 0)
-                        + (remedy if channels is None else f'; it takes images of {channels} channels, and photos have '
-                           f'3: {REMEDY}'))
+                        + (remedy if channels is None else f'; its images have {channels} channel'
+                           + 's' * (channels > 1) + f', and photos have 3: {REMEDY}'))
     broken = [name for name, value in state.items() if not value.to(expected[name].dtype).isfinite().all()]
     if broken:
         raise UserError(f'{path} holds a network that has diverged: {broken[0]} is not finite, NaN or infinite '
