@@ -3,7 +3,7 @@
 # make soak    set up .venv, try faults by the hundred: a table of what survived (some minutes)
 # make lint    set up .venv, check style, imports, sizes and types
 # make setup   set up .venv
-# make bench   set up .venv, measure how fast everything is beside the plain ways: many minutes
+# make bench   set up .venv, measure how fast everything is beside the plain ways (some minutes)
 # make docs    set up .venv, build the pages of docs/ as a site in site/
 # make clean   remove .venv and what tools left
 PYTHON ?= python3
@@ -31,7 +31,7 @@ lint: setup-test
 	@$(BIN)/python -m pyright --pythonpath $(BIN)/python
 
 bench: setup-test
-	@TQDM_DISABLE=1 KINETO_LOG_LEVEL=9 $(BIN)/python -m research.bench --json=save/bench.json
+	@$(BIN)/python -m research.bench --json=save/bench.json
 
 docs: .venv/.installed-docs
 	@$(BIN)/python -m mkdocs build --quiet

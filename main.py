@@ -110,7 +110,8 @@ def open_settings(args, checkpoint, device):
     earlier = checkpoint.content.get('args', {}) if checkpoint else {'seed': util.draw_seed()}
     seed = args.seed if 'seed' in args.given else earlier.get('seed')
     precision = args.precision if 'precision' in args.given else earlier.get('precision', args.precision)
-    return processes.gather({'seed': seed, 'precision': util.pick_precision(precision, device, auto='bfloat16')})[0]
+    precision = util.pick_precision(precision, device, -(-args.batch_size // processes.size()))
+    return processes.gather({'seed': seed, 'precision': precision})[0]
 
 
 # --- what a training needs ------------------------------------------------------------------------------

@@ -19,17 +19,11 @@ from dataset import transforms
 from dataset.images import ImageDataset
 from evaluation.map_sources import NetworkMaps
 from research import plain_ways
-from runtime import screen
 from wsol import attribution_maps, metrics
 from wsol.annotations.cub import ClassPair, CueAnnotations, read_by_id
-from wsol.attribution.gradients import VERSIONS_AT_A_TIME
-from wsol.attribution.registry import SamplingSettings
 from wsol.speed.depthwise import keep_depthwise_in_float32
 
-ITEMS = {}
-COPIES = 8     # of an image, for SmoothGrad; as many points on the path of integrated gradients
 PHOTOS = 256   # for the loaders
-SMALL = 'resnet18'  # on half-size images, where many forwards of large batches would take minutes
 PHOTO = 500, 375  # pixels, as many as most of CUB's have
 
 
@@ -39,12 +33,6 @@ class Item(NamedTuple):
     ways: dict            # 'plain', 'float32', 'auto', 'floor' -> a function to call
     count: int = 1
     compare: Callable = lambda results: ''  # {way: its result} -> words: how far ours differs from the plain way's
-
-
-def item(function):
-    """Register a generator function (bench) -> Items as a part of the benchmark, under its name."""
-    ITEMS[function.__name__] = function
-    return function
 
 
 # --- training ------------------------------------------------------------------------------------------------
@@ -60,8 +48,8 @@ def _cheapest_loss(model, images, labels):
     return F.cross_entropy(F.linear(pooled, model.conv_last.weight[:, :, 0, 0], model.conv_last.bias), labels)
 
 
-def _step(bench, way, count, num_classes, architecture, loss=_head_loss):
-    model = bench.network(num_classes, plain=way == 'plain', architecture=architecture)
+def _step(bench, way, count, num_classes, loss=_head_loss):
+    model = bench.network(num_classes, plain=way == 'plain')
     if way == 'auto' and bench.device.type == 'cpu':
         keep_depthwise_in_float32(model)
     images, labels = bench.images(count, way == 'plain'), bench.labels(count, num_classes)
@@ -76,14 +64,12 @@ def _step(bench, way, count, num_classes, architecture, loss=_head_loss):
     return step
 
 
-@item
 def training(bench):
     """In bfloat16 on a CPU, depthwise convolutions compute in float32, as in main.py."""
-    more = ((8, 200, 'efficientnet_b0'),) * (bench.all and not bench.gpu)
-    for size in (*bench.sizes(((8, 200, None),)), *more):
+    for size in bench.sizes((bench.batch, 200)):
         ways = {way: _step(bench, way, *size) for way in ('plain', *bench.precisions)}
         ways['floor'] = _step(bench, bench.best, *size, _cheapest_loss)
-        yield Item('training, batch of {}, {} classes'.format(*size) + f', {size[2]}' * bool(size[2]), ways, size[0])
+        yield Item('training, batch of {}, {} classes'.format(*size), ways, size[0])
 
 
 # --- maps and the two protocols ------------------------------------------------------------------------------
@@ -94,10 +80,8 @@ def _without_graph(bench, way, call, *args):
         return call(*args)
 
 
-@item
 def maps(bench):
-    more = ((8, 10, None), (8, 200, None), (8, 1000, None)) if bench.all else ()
-    for count, num_classes, _ in bench.sizes(((1, 200, None), (bench.batch, 200, None), *more)):
+    for count, num_classes in bench.sizes((1, 200), (bench.batch, 200), more=((8, 10), (8, 1000), (32, 200))):
         plain, model = bench.network(num_classes, plain=True), bench.network(num_classes, folded=True)
         same, images, labels = bench.images(count, plain=True), bench.images(count), bench.labels(count, num_classes)
         ways = {'plain': partial(plain_ways.maps, plain, same, labels)}
@@ -115,15 +99,11 @@ def _eleven_times(model, images):
     return [model(images) for _ in range(11)]
 
 
-@item
 def remove_and_classify(bench):
     known = SimpleNamespace(image_id=str)
-    more = ((8, 10, SMALL), (8, 1000, SMALL)) if bench.all else ()
-    for count, num_classes, architecture in bench.sizes(((1, 200, None), (bench.batch, 200, SMALL), *more)):
-        plain = bench.network(num_classes, plain=True, architecture=architecture)
-        model = bench.network(num_classes, folded=True, architecture=architecture)
-        size, labels = bench.size // 2 if architecture else bench.size, bench.labels(count, num_classes)
-        same, images = bench.images(count, True, size), bench.images(count, False, size)
+    for count, num_classes in bench.sizes((1, 200), more=((8, 10), (8, 1000))):
+        plain, model = bench.network(num_classes, plain=True), bench.network(num_classes, folded=True)
+        same, images, labels = bench.images(count, plain=True), bench.images(count), bench.labels(count, num_classes)
         batch = [(images, labels, torch.arange(count))]
         ways = {'plain': partial(plain_ways.erasure, plain, same, labels)}
         for way, precision in bench.precisions.items():
@@ -131,8 +111,7 @@ def remove_and_classify(bench):
             ways[way] = partial(eval_pixel_perturb.classify_erased, model, batch, source, bench.device, 0, precision,
                                 count, names=('top', 'random'))
         ways['floor'] = partial(_without_graph, bench, bench.best, _eleven_times, model, images)
-        name = f'remove-and-classify, batch of {count}, {num_classes} classes'
-        yield Item(name + (f', {architecture} on half-size images' if architecture else ''), ways, count)
+        yield Item(f'remove-and-classify, batch of {count}, {num_classes} classes', ways, count)
 
 
 # --- cue localization ----------------------------------------------------------------------------------------
@@ -195,10 +174,9 @@ def differing_counts(results):
     return '; '.join(sorted(words))
 
 
-@item
 def cue_localization(bench):
     plain, model, edges = bench.network(plain=True), bench.network(folded=True), metrics.bin_edges('log')
-    for count, pairs in ((bench.batch, 4),) if bench.gpu else ((4, 1), (4, 4), *(((8, 1),) if bench.all else ())):
+    for count, pairs in ((bench.batch, 4),) if bench.gpu else ((4, 4), *((4, 1), (8, 1)) * bench.all):
         cues = some_cues(bench, count, pairs)
         count = len(cues)
         ways = {'plain': partial(plain_ways.cue_histograms, plain, cues, edges, bench.device)}
@@ -219,7 +197,6 @@ def _epoch(loader):
     return [len(labels) for _, labels, _ in loader]
 
 
-@item
 def loading(bench):
     """One worker, an epoch at a time: photos of 500x375 pixels."""
     count = PHOTOS
@@ -236,40 +213,10 @@ def loading(bench):
         for name, images in zip(('float32', 'cache'), kinds, strict=True):
             loaders[name] = make_loader(images, 64, 1, bench.device, SeededBatches(count, 64, 0))
         ways = {name: partial(_epoch, loader) for name, loader in loaders.items()}
+        for call in ways.values():
+            call()  # starts the loader's process, which lives on, before anything is profiled
         yield Item('loading, one worker', {way: ways[way] for way in ('plain', 'float32')}, count)
         yield Item('loading, one worker, --cache', {'plain': ways['plain'], 'float32': ways['cache']}, count)
 
 
-# --- captum and torchcam -------------------------------------------------------------------------------------
-
-
-@item
-def gradients(bench):
-    if bench.gpu:  # beside captum and torchcam, not beside the published code
-        return
-    try:
-        from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam, NoiseTunnel, Saliency
-        from torchcam.methods import LayerCAM
-    except ImportError:
-        screen.say('gradients: left out, because captum or torchcam is not installed')
-        return
-    model, images, labels = bench.network(), bench.images(1), bench.labels(1)
-    leaf, last = images.clone().requires_grad_(), model.get_submodule(model.stages[-1])
-    settings, memory = SamplingSettings(COPIES, integrated_grad_nr_iter=COPIES), VERSIONS_AT_A_TIME
-
-    def layer_cam():
-        with LayerCAM(model, target_layer=last) as extract:
-            return extract(labels.tolist(), model(images.clone().requires_grad_()), normalized=False)
-    theirs = {
-        'smooth_grad': lambda: NoiseTunnel(Saliency(model)).attribute(
-            leaf, target=labels, nt_type='smoothgrad', nt_samples=COPIES, nt_samples_batch_size=memory, stdevs=0.5),
-        'backprop': lambda: Saliency(model).attribute(leaf, labels),
-        'grad_cam': lambda: LayerGradCam(model, last).attribute(images, labels)}
-    if bench.all:
-        theirs |= {'integrated_gradients': lambda: IntegratedGradients(model).attribute(
-                       leaf, target=labels, n_steps=COPIES, internal_batch_size=memory),
-                   'input_x_gradient': lambda: InputXGradient(model).attribute(leaf, labels),
-                   'layer_cam': layer_cam}
-    for method, call in theirs.items():
-        ways = {'plain': call, 'float32': partial(attribution_maps, model, images, labels, method, settings=settings)}
-        yield Item(f'{method} beside {"torchcam" if method == "layer_cam" else "captum"}', ways)
+ITEMS = {part.__name__: part for part in (training, maps, remove_and_classify, cue_localization, loading)}

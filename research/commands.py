@@ -71,7 +71,7 @@ def check_unchanged(folder, experiment, flags, more=(), remedy='Move that folder
     # PRECISION depends on the machine: a network that another machine trained is not trained again
     now = parse('main', [*(flag for flag in flags if flag != PRECISION), *more])
     now.precision = before.precision if 'precision' not in now.given else util.pick_precision(
-        now.precision, util.pick_device(now.device), auto='bfloat16')
+        now.precision, util.pick_device(now.device), now.batch_size)
     changed = changed_settings(now, before | network_settings(before))
     changed += [f'epochs was {before.epochs}, is {now.epochs}'] * (before.epochs != now.epochs)
     if changed:
@@ -96,7 +96,7 @@ def stated_settings(script, flags):
     settings = {name: value[0] if name in listed and len(value) == 1 else value
                 for name, value in settings.items()}
     if 'precision' in settings:
-        settings['precision'] = util.pick_precision(args.precision, util.pick_device(args.device), auto='float32')
+        settings['precision'] = util.pick_precision(args.precision, util.pick_device(args.device))
     return settings
 
 

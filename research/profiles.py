@@ -1,15 +1,27 @@
-"""What a call asks of a GPU: the operations it starts, the waits of the host, copies, idle time, memory.
+"""What a call asks of a device: the operations it starts, waits of the host, copies, busy time, memory.
 
 On a CPU the first two are counted as they would be on a GPU: about one launch for each operation that computes.
 """
+import os
+from itertools import accumulate
+from typing import NamedTuple
+
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-HEADER = ['started', 'waits', 'copies', 'GPU idle, %', 'peak, MiB']
 STARTS, WAITS, COPIES = ('cudaLaunch', 'cuLaunch'), ('cudaStreamSync', 'cudaEventSync'), 'cudaMemcpy'
 READS = 'nonzero', 'bincount', 'masked_select'  # operations whose results the host waits for
 OF_TENSORS = 'tolist', 'cpu', 'item', '__bool__', '__int__', '__float__', '__index__'
+
+
+class Profile(NamedTuple):
+    """What one call asked of a device. copies and busy are None on a CPU."""
+    started: int
+    waits: int
+    copies: int | None
+    busy: float | None  # milliseconds in which the GPU computes or copies
+    peak: int           # MiB, the most that tensors took at once beyond what was in use before
 
 
 class Operations(TorchDispatchMode):
@@ -32,13 +44,15 @@ class Reads(TorchFunctionMode):
         return func(*args, **kwargs or {})
 
 
-def profile(call, milliseconds, device):
-    """The figures of HEADER for a call that takes so many milliseconds; on a CPU, None for those that need a GPU. The
-    peak counts the memory beyond what was in use before."""
+def profile(call, device):
+    """The Profile of a call."""
+    os.environ.setdefault('KINETO_LOG_LEVEL', '9')  # otherwise the profiler writes lines of its own on the screen
     if device.type != 'cuda':
-        with Reads() as reads, Operations() as operations:
+        with Reads() as reads, Operations() as operations, torch.profiler.profile(profile_memory=True) as profiler:
             call()
-        return [operations.started, operations.waits + reads.waits, None, None, None]
+        events = [event for event in profiler.profiler.kineto_results.events() if event.name() == '[memory]']
+        in_use = accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+        return Profile(operations.started, operations.waits + reads.waits, None, None, max(in_use, default=0) >> 20)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     with torch.profiler.profile() as profiler:  # it covers the CPU and CUDA
@@ -46,5 +60,5 @@ def profile(call, milliseconds, device):
         torch.cuda.synchronize()
     events = [event for event in profiler.events() or [] if not event.is_user_annotation]
     counts = [sum(event.name.startswith(names) for event in events) for names in (STARTS, WAITS, COPIES)]
-    busy = sum(event.device_time_total for event in events if event.device_type.name == 'CUDA')  # microseconds
-    return [*counts, max(0.0, 100 - busy / (10 * milliseconds)), (torch.cuda.max_memory_allocated() - before) >> 20]
+    busy = sum(event.device_time_total for event in events if event.device_type.name == 'CUDA') / 1000
+    return Profile(*counts, busy, (torch.cuda.max_memory_allocated() - before) >> 20)

@@ -72,7 +72,8 @@ def test_bfloat16_becomes_float32_on_a_gpu_that_does_not_compute_in_it(monkeypat
     """A GPU that emulates it is slower than in float32, and no more exact. Only who asked for bfloat16 is told."""
     monkeypatch.setattr(torch.cuda, 'is_bf16_supported',
                         lambda including_emulation=True: native or (emulated and including_emulation))
-    assert util.pick_precision(asked, torch.device('cuda'), 'bfloat16') == expected
+    assert util.pick_precision(asked, torch.device('cuda'), step=16) == expected
+    assert util.pick_precision('auto', torch.device('cuda'), step=15) == 'float32'  # starting its steps takes longest
     warning = capsys.readouterr().err
     assert (warning == '') == (expected == 'bfloat16' or asked == 'auto')
     if warning:
@@ -98,7 +99,7 @@ def test_auto_is_bfloat16_where_the_processor_computes_in_it(monkeypatch, capsys
     monkeypatch.setattr(util.torch, 'ops', SimpleNamespace(mkldnn=SimpleNamespace(_is_mkldnn_bf16_supported=lambda: True)))
     device = torch.device('cpu')
     assert util.computes_in_bfloat16(device) == expected
-    assert util.pick_precision('auto', device, 'bfloat16') == ('bfloat16' if expected else 'float32')
+    assert util.pick_precision('auto', device, step=1) == ('bfloat16' if expected else 'float32')
     assert util.pick_precision('auto', device) == 'float32'  # evaluations
     assert capsys.readouterr().err == ''
     monkeypatch.setattr(util.torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: False)
@@ -111,7 +112,7 @@ def test_bfloat16_on_a_mac_needs_macos_14(monkeypatch, capsys, new_enough):
     monkeypatch.setattr(torch.backends.mps, 'is_macos_or_newer', lambda *version: asked.append(version) or new_enough)
     assert util.pick_precision('bfloat16', torch.device('mps')) == ('bfloat16' if new_enough else 'float32')
     assert asked == [(14, 0)] and ('mps' in capsys.readouterr().err) == (not new_enough)
-    assert util.pick_precision('auto', torch.device('mps'), 'bfloat16') == 'float32'
+    assert util.pick_precision('auto', torch.device('mps'), step=64) == 'float32'
 
 
 @pytest.mark.parametrize('kind, supported, expected', [('cuda', True, 'tf32'), ('cuda', False, 'float32'), ('cpu', True, 'float32'),
