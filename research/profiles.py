@@ -7,6 +7,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import torch
+from torch.autograd import profiler as autograd_profiler
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -48,9 +49,11 @@ def profile(call, device):
     """The Profile of a call."""
     os.environ.setdefault('KINETO_LOG_LEVEL', '9')  # otherwise the profiler writes lines of its own on the screen
     if device.type != 'cuda':
-        with Reads() as reads, Operations() as operations, torch.profiler.profile(profile_memory=True) as profiler:
+        recorder = autograd_profiler.profile(profile_memory=True)
+        with Reads() as reads, Operations() as operations, recorder:
             call()
-        events = [event for event in profiler.profiler.kineto_results.events() if event.name() == '[memory]']
+        recorded = recorder.kineto_results.events() if recorder.kineto_results else []
+        events = [event for event in recorded if event.name() == '[memory]']
         in_use = accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
         return Profile(operations.started, operations.waits + reads.waits, None, None, max(in_use, default=0) >> 20)
     torch.cuda.reset_peak_memory_stats()
