@@ -76,12 +76,12 @@ def _curves(title, xlabel, ylabel, curves, marker=None, **limits):
 def intervals(axes, lines, series):
     """Points with their intervals, one below the other. lines: a text for each; one that names a head has its colour.
     series: {name: {line: {'value', 'low', 'high': text}}}, at most two; the points of the second are hollow."""
-    for (name, points), marker, fill, shift in zip(series.items(), 'os', ('full', 'none'), (-0.15, 0.15), strict=False):
+    for (name, points), marker, fill, shift in zip(series.items(), 'os', (None, 'w'), (-0.15, 0.15), strict=False):
         for line, row in points.items():
             value, low, high = (float(row[column] or row['value']) for column in ('value', 'low', 'high'))
-            axes.errorbar(value, line + shift, xerr=[[value - low], [high - value]], fmt=marker, fillstyle=fill,
+            axes.errorbar(value, line + shift, xerr=[[value - low], [high - value]], fmt=marker, mfc=fill,
                           color=colour_of(lines[line]) or 'k', markersize=4, capsize=2)
-        axes.plot([], [], marker, fillstyle=fill, color='k', markersize=4, label=name)
+        axes.plot([], [], marker, mfc=fill, color='k', markersize=4, label=name)
     axes.set_yticks(range(len(lines)), lines, fontsize=8)
     axes.set_ylim(len(lines) - 0.4, -0.6)
 
