@@ -81,7 +81,7 @@ def speed():
         return {items.index(row['item']): row for row in read('performance', **wanted) if row['item'] in items}
     panels = [('times faster than the plain way', {
         precision: points(run=run, figure='times faster')
-        for precision, run in (('float32', 'bench_cpu'), ('bfloat16', 'bench_cpu_bfloat16'))})]
+        for precision, run in (('AVX2, float32', 'bench_cpu'), ('AMX, bfloat16', 'bench_cpu_bfloat16'))})]
     memory = {'ours': points(run='bench_cpu', figure='peak memory, MiB'),
               'plain way': points(run='bench_cpu', figure='plain way, peak memory, MiB')}
     panels += [('peak memory, MiB', memory)] if all(memory.values()) else []

@@ -38,9 +38,10 @@ def test_a_threshold_leaves_out_pixels_of_calm_alone(bird):
 
 
 def test_the_plot_of_speed_has_a_point_for_each_line_of_the_table():
-    axes, = pictures.speed().axes
-    assert len(axes.get_yticks()) == findings.speed_table().count('\n') - 2
-    assert all(len(container[0].get_xdata()) for container in axes.containers)
+    faster, memory = pictures.speed().axes
+    lines = findings.speed_table().count('\n') - 2
+    assert len(faster.get_yticks()) == lines and len(memory.containers) == 2 * lines
+    assert all(len(container[0].get_xdata()) for container in faster.containers)
 
 
 @pytest.mark.parametrize('path', sorted(findings.DOCS.glob('*.png')), ids=lambda path: path.name)
