@@ -270,24 +270,21 @@ class ChosenMaps:
         """The title for figures."""
         return f'{self.network.results_folder().name}: {self.name}, {self.data.label}'
 
-    def source(self, *about):
-        """The MapSource of images. about: as in _plain_source."""
-        source = self._plain_source(*about)
-        source.is_blurred = self.args.get('control') == 'blurred'
-        return source
-
-    def _plain_source(self, images, split='test', classes_of=None, rows=None):
-        """The same without a blur. classes_of, rows: of FolderMaps."""
+    def source(self, images, split='test', classes_of=None, rows=None):
+        """The MapSource of images. classes_of, rows: of FolderMaps."""
         args, options = self.args, {'model': self.model, 'precision': self.args.precision}
+        of_network = {'seed': args.seed, 'settings': config.sampling_settings(args), 'classifier': self.network.model}
         if self.folder is not None:
-            return FolderMaps(self.folder, split, images, classes_of, rows, **options)
-        if args.score_map_process == config.OBJECT_MASK:
-            return ObjectMasks(images, self.data.annotations(), **options)
-        options |= {'seed': args.seed, 'settings': config.sampling_settings(args), 'classifier': self.network.model}
-        if self.contrast:
-            return ContrastMaps(images, method=self.contrast, **options)
-        superclasses = self._superclasses(images) if METHODS[self.method].needs_superclasses else None
-        return NetworkMaps(images, method=args.score_map_process, superclasses=superclasses, **options)
+            source = FolderMaps(self.folder, split, images, classes_of, rows, **options)
+        elif args.score_map_process == config.OBJECT_MASK:
+            source = ObjectMasks(images, self.data.annotations(), **options)
+        elif self.contrast:
+            source = ContrastMaps(images, method=self.contrast, **options, **of_network)
+        else:
+            superclasses = self._superclasses(images) if METHODS[self.method].needs_superclasses else None
+            source = NetworkMaps(images, method=self.method, superclasses=superclasses, **options, **of_network)
+        source.is_blurred = args.get('control') == 'blurred'
+        return source
 
     def _superclasses(self, images):
         """(C,C) bool, of the network's classes. Raises UserError if nothing says which classes these are."""

@@ -1,7 +1,8 @@
 """The tables and plots of docs/findings.md and docs/performance.md, from the measurements in docs/data/*.csv.
 
 docs/measurements.md says what the columns of these files are. The text between the tables is written by hand and stays
-as it is. Result: these two pages with their tables made anew, docs/forest.png and docs/abstention.png.
+as it is. Result: the pages with their tables made anew, docs/forest.png, docs/abstention.png
+and docs/worth.png.
 
     python -m research.findings
 """
@@ -12,10 +13,11 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from reports import figures
+from research import worth
 from runtime import command_line, screen, whole_files
 
 DOCS = Path(__file__).resolve().parents[1] / 'docs'
-PAGES = (DOCS / 'findings.md', DOCS / 'performance.md')
+PAGES = (DOCS / 'findings.md', DOCS / 'performance.md', DOCS / 'protocols.md')
 HEADS = ('CALM_EM, relu', 'CALM_ML, relu', 'CALM_EM, softplus', 'CALM_ML, softplus')
 SPREAD = 'CALM_EM, softplus, entropy -1'
 TRAININGS = {  # title: {network: run}
@@ -129,7 +131,21 @@ def dropping():
         name: tuple(by_count.values()) for name, by_count in curves.items()})
 
 
-TABLES = {'trainings': trainings_table, 'painted': painted_table, 'speed': speed_table}
+def agreements():
+    """A Figure: how far each common figure agrees with the exact masks, and with the effects on one class."""
+    rows, figure = read('worth', run='worth_painted'), Figure(figsize=(5.8, 4.5), layout='constrained')
+    axes, names = figure.subplots(), [name for name in worth.FIGURES if any(row[name] for row in rows)]
+    figures.intervals(axes, [''] * len(names), {truth: {place: worth.agreement(rows, name, truth) for place, name in
+                                                        enumerate(names)} for truth in worth.TRUTHS[::3]})
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.axvline(0, color='0.6', linewidth=1)
+    axes.set_xlabel('rank correlation with the truth, over the attribution methods')
+    figure.legend(fontsize=8, loc='outside upper center', ncols=2)
+    return figure
+
+
+TABLES = {'trainings': trainings_table, 'painted': painted_table, 'speed': speed_table,
+          'worth': lambda: table(*worth.table(read('worth', run='worth_painted')))}
 
 
 def filled(page):
@@ -146,7 +162,7 @@ def main():
     make_parser().parse_args()
     for page in PAGES:
         whole_files.write_lines(page, filled(page.read_text()).splitlines())
-    for name, draw in {'forest': forest, 'abstention': dropping}.items():
+    for name, draw in {'forest': forest, 'abstention': dropping, 'worth': agreements}.items():
         figures.save(draw(), DOCS / f'{name}.png', DPI)
     screen.say(f'the tables and plots in {DOCS} are made anew')
 
