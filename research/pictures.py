@@ -52,7 +52,7 @@ def joint_of(model, bird, run):
     for name, label in zip('AB', bird.labels, strict=True):
         total = product[0, label].sum()
         rows.append([pictures.Panel(bird.picture, title, values.numpy(), cue=bird.cue) for title, values in (
-            ('prior p(z | x): where is the cue?', prior[0]), (f'× conditional p({name} | x, z)', conditional[0, label]),
+            ('prior p(z | x) of the cue', prior[0]), (f'× conditional p({name} | x, z)', conditional[0, label]),
             (f'= joint p({name}, z | x), in all {total:.4f} = p({name} | x)', product[0, label]))])
     return pictures.sheet(rows, f'CALM_EM, {bird.caption} (outlined). z is a cell of the map. {run}', 'AB', side=1.8)
 
