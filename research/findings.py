@@ -145,7 +145,8 @@ def agreements():
 
 
 TABLES = {'trainings': trainings_table, 'painted': painted_table, 'speed': speed_table,
-          'worth': lambda: table(*worth.table(read('worth', run='worth_painted')))}
+          'worth': lambda: table(*worth.table(read('worth', run='worth_painted'))),
+          'photos': lambda: table(*worth.table(read('worth', run='worth_real')))}
 
 
 def filled(page):
