@@ -141,7 +141,7 @@ FLAGS = {
     ),
     'training': (
         Flag('epochs', 40, COUNT, 'passes over the training set', main=True),
-        _kept('lr', 0.01, RATE, 'learning rate of the backbone (ResNet: up to layer3)', main=True),
+        _kept('lr', 0.01, RATE, 'learning rate of the backbone (of a ResNet without most of layer4)', main=True),
         _kept('lr_classifier_ratio', 10.0, RATE, 'the learning rate of the other layers is this many times higher'),
         _kept('lr_schedule', 'step', choice(('step', 'one_cycle')), 'step: as published; one_cycle: up, then down to '
               '0'),
