@@ -69,7 +69,9 @@ def classify_erased(model, loader, source, device, seed, precision, at_a_time, f
 
 
 def by_order(values, names=ORDERS):
-    """{'intact': (N,), order: (N,5) for each name, 'blank': (N,)} of the columns (N,...) of classify_erased."""
+    """{'intact': (N,), order: (N,5) for each name, 'blank': (N,)} of the columns (N,...) of classify_erased.
+    The blank has no meaning without the order 'low'.
+    """
     step = len(metrics.ERASE_RATIOS)
     parts = {name: values[:, 1 + place * step:1 + (place + 1) * step] for place, name in enumerate(names)}
     return {'intact': values[:, 0], **parts, 'blank': values[:, -1]}

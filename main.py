@@ -110,7 +110,7 @@ def open_settings(args, checkpoint, device):
     earlier = checkpoint.content.get('args', {}) if checkpoint else {'seed': util.draw_seed()}
     seed = args.seed if 'seed' in args.given else earlier.get('seed')
     precision = args.precision if 'precision' in args.given else earlier.get('precision', args.precision)
-    precision = util.pick_precision(precision, device, -(-args.batch_size // processes.size()))
+    precision = util.pick_precision(precision, device, -(-args.batch_size // (processes.size() * args.accumulate)))
     return processes.gather({'seed': seed, 'precision': precision})[0]
 
 

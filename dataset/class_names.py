@@ -90,16 +90,24 @@ def _once(pairs):
     return dict(pairs)
 
 
-class _Loader(yaml.SafeLoader):  # it reads Python's dicts, too
+class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         _once((key.value, value) for key, value in node.value if isinstance(key, yaml.ScalarNode))
         return super().construct_mapping(node, deep)
 
 
+def _read_python(text):
+    tree = ast.parse(text.strip(), mode='eval')
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            _once((ast.literal_eval(key), None) for key in node.keys if key)
+    return ast.literal_eval(tree)
+
+
 def _names_in_text(text, num_classes):
     if text.lstrip()[:1] in ('{', '[') or re.search(r'^\s*(names|classes)\s*:', text, re.MULTILINE):
         read_json, read_yaml = partial(json.loads, object_pairs_hook=_once), partial(yaml.load, Loader=_Loader)
-        for read in (read_json, read_yaml, ast.literal_eval):
+        for read in (read_json, _read_python, read_yaml):  # YAML keeps the backslashes of Python's text
             try:
                 names = names_in(read(text))
             except UserError:

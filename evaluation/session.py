@@ -252,10 +252,9 @@ class ChosenMaps:
 
     @property
     def name(self):
-        """<head>_<method>, and the control; or folder_name."""
-        if self.folder is not None:
-            return folder_name(self.folder)
-        return '_'.join(filter(None, (self.args.attribution_method, self.method, self.args.get('control'))))
+        """<head>_<method>, or folder_name; and the control."""
+        maps = (self.args.attribution_method, self.method) if self.folder is None else (folder_name(self.folder),)
+        return '_'.join(filter(None, (*maps, self.args.get('control'))))
 
     def scale(self):
         """[norm, thresholds], as far as the metric has them."""

@@ -178,7 +178,7 @@ def find_result(folder, metric, method, weights_sha256, on_images_of=None, **set
     expected = as_compared(usual | {'score_map_process': method} | settings)
     for path in sorted(Path(folder).glob(f'{metric}_*.json'), key=lambda path: -path.stat().st_mtime_ns):
         content = read_result(path)
-        actual = as_compared(usual | content['settings'])  # an earlier version had fewer flags
+        actual = as_compared(usual | content['settings'])  # scripts record different flags
         is_of_these = (content.get('format', 1) == FORMATS.get(metric, 1)
                        and content.get('weights_sha256') == weights_sha256
                        and (on_images_of is None or are_alike([content, on_images_of], 'images')))

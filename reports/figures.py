@@ -78,7 +78,8 @@ def intervals(axes, lines, series):
     series: {name: {line: {'value', 'low', 'high': text}}}, at most two; the points of the second are hollow."""
     for (name, points), marker, fill, shift in zip(series.items(), 'os', (None, 'w'), (-0.15, 0.15), strict=False):
         for line, row in points.items():
-            value, low, high = (float(row[column] or row['value']) for column in ('value', 'low', 'high'))
+            value, low, high = (float(row['value'] if row[column] == '' else row[column])
+                                for column in ('value', 'low', 'high'))
             axes.errorbar(value, line + shift, xerr=[[value - low], [high - value]], fmt=marker, mfc=fill,
                           color=colour_of(lines[line]) or 'k', markersize=4, capsize=2)
         axes.plot([], [], marker, mfc=fill, color='k', markersize=4, label=name)

@@ -139,13 +139,11 @@ def read_results(folder):
 
 def plain_method(settings):
     """What a user calls an attribution method: the paper's name, else the head and the method or the contrast."""
-    if settings.get('scoremap_root'):
-        return f'maps of {settings["scoremap_root"]}'
-    contrast = settings.get('contrast_method')
+    contrast, root = settings.get('contrast_method'), settings.get('scoremap_root')
     method = result_files.contrast_name(contrast) if contrast in CONTRASTS else settings.get('score_map_process')
-    key = settings.get('attribution_method'), method
+    name = f'maps of {root}' if root else paper.name_of(settings.get('attribution_method'), method)
     control, dropped = settings.get('control'), settings.get('drop_lowest')  # such a row never stands for the method
-    return (f'{CONTROL}{control.replace("_", " ")}, ' if control else '') + paper.name_of(*key) + (
+    return (f'{CONTROL}{control.replace("_", " ")}, ' if control else '') + name + (
         f', lowest {dropped:g} % dropped' if dropped else '')
 
 
@@ -168,8 +166,8 @@ def name_rows(rows):
 
 def _hashes(results, key):
     """A SHA-256 of each of a row's results, shortened; '' if none has one."""
-    hashes = [result.get(key, 'not recorded') for _, result in sorted(results.items())]
-    return ' '.join(dict.fromkeys(value if value == 'not recorded' else value[:8] for value in hashes if value))
+    hashes = [result.get(key) for _, result in sorted(results.items())]
+    return ' '.join(dict.fromkeys(value[:8] for value in hashes if value))
 
 
 def put_first(rows, reference):

@@ -71,7 +71,7 @@ def check_unchanged(folder, experiment, flags, more=(), remedy='Move that folder
     # PRECISION depends on the machine: a network that another machine trained is not trained again
     now = parse('main', [*(flag for flag in flags if flag != PRECISION), *more])
     now.precision = before.precision if 'precision' not in now.given else util.pick_precision(
-        now.precision, util.pick_device(now.device), now.batch_size)
+        now.precision, util.pick_device(now.device), now.batch_size // now.accumulate)
     changed = changed_settings(now, before | network_settings(before))
     changed += [f'epochs was {before.epochs}, is {now.epochs}'] * (before.epochs != now.epochs)
     if changed:

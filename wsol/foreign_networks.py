@@ -57,25 +57,25 @@ class LayerOutput(nn.Module):
     """images -> (B,D,h,w): the output of a layer of a module, read by a hook. What follows the layer does not run.
 
     to_map: a function from the layer's output to the map. A layer that runs several times gives its last map: the first
-    forward counts how often it runs.
+    forward, in training and in evaluation, counts how often it runs. Parameters behind the layer get no gradient.
     """
 
     def __init__(self, module, layer, to_map=last_map):
         super().__init__()
-        self.module, self.layer, self.to_map, self.runs = module, layer, to_map, None
+        self.module, self.layer, self.to_map, self.runs = module, layer, to_map, {}
 
     def forward(self, images):
         kept = []
 
         def keep(_, __, output):  # a copy: the module may write into its output, as ReLU(inplace=True) does
             kept.append(self.to_map(output).clone())
-            if len(kept) == self.runs:
+            if len(kept) == self.runs.get(self.training):
                 raise Reached
         with self.module.get_submodule(self.layer).register_forward_hook(keep), suppress(Reached):
             run_module(self.module, images)
         if not kept:
             raise UserError(f'the module does not use its layer {self.layer}')
-        self.runs = self.runs or len(kept)
+        self.runs.setdefault(self.training, len(kept))
         return kept[-1]
 
 

@@ -25,6 +25,7 @@ LINES = {
     'table by name': 'class;index\n' + ''.join(f'{name};{index}\n' for index, name in NUMBERED[::-1]),
     'header': 'class_name\n' + '\n'.join(NAMES),
     'Python dict': '{' + ',\n '.join(f'{index}: {name!r}' for index, name in NUMBERED) + '}',
+    'Python list': '[' + ', '.join(f'u{ascii(name)}' for name in NAMES) + ']',
     'YAML': 'nc: 7\nnames:\n' + ''.join(f'  {index}: {json.dumps(name)}\n' for index, name in NUMBERED),
     'JSON list': json.dumps(NAMES), 'JSON': json.dumps(dict(NUMBERED)), 'JSON, indented': json.dumps(dict(NUMBERED), indent=1),
     'JSON of torchvision': json.dumps({index: [SYNSETS[index], name] for index, name in NUMBERED}),

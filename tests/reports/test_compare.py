@@ -165,6 +165,8 @@ def test_every_setting_that_makes_another_result_is_named():
     named = {*rows.NAMED_BY, 'fit', 'score_map_process', 'score_map_method', 'contrast_method', 'scoremap_root', 'drop_lowest', 'skip_broken', 'fill',
              'control'}
     assert {*usual_settings(), 'crop_size'} <= named
+    for maps in ({'scoremap_root': 'x'}, {'attribution_method': 'CAM', 'score_map_process': 'vanilla'}):
+        assert rows.plain_method(maps | {'control': 'blurred'}) == f'{rows.CONTROL}blurred, {rows.plain_method(maps)}'
 
 
 def test_other_images_are_not_compared(script, evaluated):
