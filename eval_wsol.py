@@ -234,8 +234,9 @@ def make_parser():
 
 def main():
     args = config.parse(make_parser())
+    args.mask_root = args.mask_root if 'mask_root' in args.given else args.data_root
     network = session.open_network(args, needed=args.scoremap_root is None, whole=True)
-    data = session.open_data(network, args.mask_root if 'mask_root' in args.given else None)
+    data = session.open_data(network, args.mask_root)
     maps = session.choose_maps(network, data, 'wsol')
     screen.say(maps.describe())
     network.speed_up(maps)

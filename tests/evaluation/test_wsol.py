@@ -29,12 +29,12 @@ def mask_counts(tmp_path, image_id):
     return eval_wsol.MaskCounts(data.mask_paths('val', np.array([image_id.encode()])), 224, 'clipping', 0.01)
 
 
-@pytest.mark.parametrize('flags, root', [([], None), (['--mask_root=m'], 'm')])
+@pytest.mark.parametrize('flags, root', [([], 'dataset/'), (['--data_root=x'], 'x'), (['--data_root=x', '--mask_root=m'], 'm')])
 def test_masks_lie_below_the_data_root_unless_another_is_stated(script, monkeypatch, flags, root):
-    def tell(_, mask_root):
-        raise UserError(f'masks below {mask_root}')
+    def tell(network, mask_root):
+        raise UserError(f'masks below {mask_root}, recorded as {network.args.mask_root}')
     monkeypatch.setattr(eval_wsol.session, 'open_data', tell)
-    refused(script('eval_wsol', '--dataset=OpenImages', '--data_root=x', '--scoremap_root=maps', *flags), f'masks below {root}')
+    refused(script('eval_wsol', '--dataset=OpenImages', '--scoremap_root=maps', *flags), f'masks below {root}, recorded as {root}')
 
 
 @pytest.mark.parametrize('image_id', REAL)
