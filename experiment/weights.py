@@ -238,10 +238,12 @@ def load_weights(model, checkpoint, but_classifier=False):
     expected, left_out = model.state_dict(), ()
     weights, outside = state_dicts.under_names(checkpoint.path, checkpoint.weights, expected)
     kinds = tuple(any('.attention.' in f'.{name}' for name in names) for names in (weights, expected))  # CALM's has it
+    is_unrecorded_calm = not checkpoint.network and kinds == (True, False)
     if but_classifier:
         left_out = ('conv_last.',) if kinds[0] == kinds[1] else ('conv_last.', 'attention.')
-    elif not checkpoint.network and kinds == (True, False):
+    elif is_unrecorded_calm:
         left_out = ('attention.',)
+    if is_unrecorded_calm:
         warn(f'{checkpoint.path} has an attention layer, as the published networks have, and CAM does not use it; if '
              'it was trained with CALM, say --attribution_method=CALM_EM or CALM_ML')
     weights = {name: value for name, value in weights.items() if not name.startswith(left_out)}

@@ -122,6 +122,8 @@ def test_calm_weights_without_a_record_are_not_silently_cam(script, birds):
         torch.save({'state_dict': state}, 'bare.pth')
         code, _, err = script('eval_pixel_perturb', *flags, '--load_checkpoint=bare.pth')
         assert code == 0 and 'has an attention layer' in err and '--attribution_method=CALM_EM' in err and words in err
+    code, _, err = script('main', *flags, '--load_checkpoint=bare.pth', '--is_different_checkpoint', '--experiment_name=cam')
+    assert code == 0 and 'has an attention layer' in err
 
 
 def test_going_on_needs_no_imagenet_weights(script, birds, checkpoint, monkeypatch):
