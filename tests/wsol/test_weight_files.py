@@ -19,7 +19,7 @@ from torch import nn
 
 from wsol import UserError, from_classifier
 from wsol.backbones.state_dicts import IMAGENET, load_backbone, load_classifier
-from wsol.backbones.weight_files import read_weights
+from wsol.backbones.weight_files import load, read_weights
 
 
 class Tiny(nn.Module):
@@ -132,6 +132,8 @@ def test_names_beside_the_network_are_named(tmp_path, caplog):
     beside = {'criterion.weight': torch.ones(5), 'train_acc.tp': torch.zeros(5, dtype=torch.long)}
     assert_scores(loaded({'state_dict': prefixed('model.') | beside, 'pytorch-lightning_version': '2'}, tmp_path), tiny())
     assert 'criterion.weight, train_acc.tp: left out' in said(caplog)
+    loaded(prefixed('model.') | {'fc.weight': torch.ones(7, 9), 'fc.bias': torch.ones(7)}, tmp_path)  # names that stand within, too
+    assert 'fc.weight, fc.bias: left out' in said(caplog)
 
 
 @pytest.mark.parametrize('scale', [1, 255])
@@ -157,6 +159,11 @@ BESIDE = {'namespace': argparse.Namespace(lr=np.float64(0.1), folder=pathlib.Pat
 def test_objects_beside_the_weights_are_harmless(legacy, tmp_path):
     beside = {name: value for name, value in BESIDE.items() if not (legacy and name == 'loss')}  # legacy files hold the source of modules
     assert_scores(loaded(beside | {'model': STATE}, tmp_path, _use_new_zipfile_serialization=not legacy), tiny())
+
+
+def test_numbers_of_numpy_are_read_as_numbers(tmp_path):
+    numbers = {'a': np.float64(1.5), 'b': np.int32(-3), 'c': np.bool_(True), 'd': np.float32(0.25), 'e': np.datetime64('2026-01-01')}
+    assert load(stored(numbers, tmp_path / 'file.pth')) == {'a': 1.5, 'b': -3, 'c': True, 'd': 0.25, 'e': None}
 
 
 @pytest.mark.parametrize('kind', [torch.float16, torch.bfloat16])
@@ -255,7 +262,7 @@ NO_WEIGHTS = {
     'half written': (SAVED[:len(SAVED) // 2], 'damaged: its end is not the end of a zip'), 'nothing': (b'', 'it is empty'),
     'empty': ({}, 'an empty state dict'), 'empty, nested': ({'state_dict': {}, 'epoch': 3}, 'an empty state dict'),
     'optimizer': ({'state': {0: {'exp_avg': torch.ones(3, 3)}}, 'param_groups': []}, 'state of an optimizer'),
-    'optimizer, nested': ({'optimizer': {'param_groups': []}, 'epoch': 1}, 'state of an optimizer'),
+    'optimizer, nested': ({'optimizer': {'param_groups': []}, 'epoch': 1, 'loss': np.float64(0.5)}, 'state of an optimizer'),
     'Keras': (b'\x89HDF\r\n\x1a\n' + bytes(99), 'HDF5, as Keras writes'), 'ONNX': (b'\x08\x07\x12\x07pytorch' + bytes(99), 'a network in ONNX'),
     'LFS': (b'version https://git-lfs.github.com/spec/v1\noid sha256:00\n', 'run git lfs pull'), 'page': (b'\n<!doctype html><html>', 'a web page'),
     'index': (b'{"metadata": {}, "weight_map": {}}', 'it is text'), 'gzip': (b'\x1f\x8b\x08' + bytes(99), 'unpack it first'),

@@ -131,7 +131,8 @@ def load_classifier(network, weights, slot, root, normalisation=IMAGENET):
         LOG.warning(f'{path}: {layer} is taken as the classifier, a linear layer' + ' without bias' * (bias is None)
                     + '; what else its head may compute has no weights, and is taken to do nothing in evaluation, as '
                     'Dropout')
-    say_left_out(path, rest, 'since the classifier does not need them')
+    say_left_out(path, [*rest, *(name for name in outside if name in beside)],  # equal names
+                 'since the classifier does not need them')
     complete.update(state)
     network.load_state_dict(complete)
 

@@ -14,6 +14,7 @@ import re
 import zipfile
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from wsol.errors import UserError
@@ -93,11 +94,22 @@ class _Kind(type):
 
 class Foreign(dict, metaclass=_Kind):
     """A stand-in for an object of an unknown class. It keeps the items of a dict, and executes nothing."""
-    def __init__(self, *_, **__):
+    def __init__(self, *arguments, **_):
         super().__init__()
+        self.arguments = arguments
 
     def __setstate__(self, state):
-        """The object's attributes are not kept."""
+        self.state = state  # the attributes; only those of numpy.dtype are read
+
+
+def _number(kind, content=b''):
+    """A NumPy number as a Python number; None if it is not a number. kind: the Foreign of its numpy.dtype."""
+    code = f'{kind.state[1]}{kind.arguments[0]}'.replace('|', '<')  # the order of the bytes, the type and its size
+    return np.frombuffer(content, code)[0].item() if re.fullmatch('[<>=][bfiu][1248]', code) else None
+
+
+HARMLESS = {'numpy.core.multiarray.scalar': _number, 'numpy._core.multiarray.scalar': _number,
+            'collections.deque': lambda *_: []}
 
 
 def _foreign_names(file):
@@ -125,8 +137,7 @@ def _foreign_names(file):
 def _load(file):
     """The content of an open file of torch.save; a Foreign for each object of an unknown class."""
     check_whole(file)
-    stand_ins = [((lambda *_: []) if name == 'collections.deque' else _Kind(name, (Foreign,), {}), name)
-                 for name in _foreign_names(file)]
+    stand_ins = [(HARMLESS.get(name) or _Kind(name, (Foreign,), {}), name) for name in _foreign_names(file)]
     file.seek(0)
     with torch.serialization.safe_globals(stand_ins):  # names that torch allows come first, before these
         return torch.load(file, map_location='cpu', weights_only=True)
