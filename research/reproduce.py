@@ -196,14 +196,16 @@ def print_plan(steps_by_dataset, args):
 # --- the results --------------------------------------------------------------------------------------
 
 
-def verdict(method, difference):
-    """Words: whether a method (head, attribution method) scores above or below CAM, as in the paper. difference: the
-    Cell of its difference from CAM, or None."""
+def verdict(method, reference, difference):
+    """Words: whether a method (head, attribution method) scores above or below CAM, as in the paper. reference: CAM's
+    rows, if there are any. difference: the Cell of the method's difference from CAM, or None."""
     if method == CAM:
         return 'the reference'
     if difference is None:
-        return 'no CAM to compare with'
-    if difference.low is None or difference.low <= 0 <= difference.high:
+        return 'CAM has no figure on the same images and truth' if reference else 'no CAM to compare with'
+    if difference.low is None:
+        return 'undecided: the difference has no interval'
+    if difference.low <= 0 <= difference.high:
         return 'undecided: CAM lies within the interval'
     is_above = difference.value > 0
     agrees = is_above == (paper.PXAP[method][-1] > paper.PXAP[CAM][-1])
@@ -218,6 +220,7 @@ def verdicts(dataset, rows):
         ours.setdefault(row.plain_method, {}).setdefault(row.experiment, row)  # the usual settings come first
     ours = {name: list(networks.values()) for name, networks in ours.items()}
     for method, name in paper.METHODS.items():
+        result_files.check_alike([result for row in ours.get(name, ()) for result in row.results.values()])
         accuracy, mean = (comparison.estimates_of(ours.get(name, ()), column) for column in ('accuracy', PUBLISHED))
         if accuracy and method[1] in ('vanilla', 'jointll'):
             published, cell = paper.ACCURACY.get((method[0], dataset)), columns.interval_cell('accuracy', accuracy)
@@ -229,7 +232,7 @@ def verdicts(dataset, rows):
             reference = ours.get(paper.METHODS[CAM]) if method != CAM else None
             difference = reference and comparison.difference_cell(ours[name], reference, comparison.COMPARED)
             away = Cell(cell.value - published, sign='+') if dataset == 'CUB' else None
-            cues.append([name, Cell(published), cell, away, difference, verdict(method, difference)])
+            cues.append([name, Cell(published), cell, away, difference, verdict(method, reference, difference)])
     note = '' if dataset == 'CUB' else '; the paper has figures for CUB: compare only the order of the methods'
     return [table for table in (
         Table(f'Accuracy on {dataset}, %', ['', 'paper', 'ours', 'verdict'], accuracies),
@@ -299,7 +302,11 @@ def main():
         return
     waiting, failed = run_all(sum(steps.values(), []), more)
     for dataset, planned in networks.items():
-        report(dataset, planned, root)
+        try:
+            report(dataset, planned, root)
+        except UserError as error:
+            failed.append(f'tables of {dataset} ({error})')
+            screen.warn(failed[-1])
     if waiting:
         screen.say(f'\n{len(waiting)} steps wait for what is missing; run the same command again once it is there')
     if failed:

@@ -13,6 +13,7 @@ from reports.intervals import Estimate
 from reports.rows import Row
 from research import commands, reproduce
 from research.reproduce import PUBLISHED
+from wsol.errors import UserError
 
 TINY = ['--epochs=1', f'--crop_size={SIZE}', '--resize_size=64', '--workers=0', '--device=cpu', '--precision=float32',
         '--last_stage=layer1', '--smooth_grad_nr_iter=2']
@@ -108,6 +109,8 @@ def check_that_a_failure_does_not_stop_the_rest(script, tmp_path, folder):
     assert result[0] == 2 and 'error: 1 steps failed: cue localization: CAM' in result[2]
     assert {json.loads(path.read_text())['metric'] for path in folder.glob('*_*.json')} == {'pixel_perturb', 'wsol'}
     assert 'Remove-and-classify: R_k' in result[1]
+    (folder / 'cue_location_x.json').write_text('{"metric": "cue_location", "settings": {}}')
+    refused(script('research.reproduce', '--dataset=ToyBirds', '--seeds=1', *TINY), '1 steps failed: tables of ToyBirds', 'cue_location_x.json')
 
 
 def test_weights_that_the_user_has_are_not_missing(script, tmp_path, monkeypatch):
@@ -136,6 +139,14 @@ def test_verdicts():
     assert words(rows_of('CALM_EM', [20, 50, 40, 72]))['CALM_EM'] == 'undecided: CAM lies within the interval'
     assert words(rows_of('VarGrad', [1, 2, 3, 4]))['VarGrad'] == 'as in the paper: below CAM'
     assert words(rows_of('VarGrad', [1, 2, 3, 4]), []) == {'VarGrad': 'no CAM to compare with'}
+    (other,) = rows_of('VarGrad', [1, 2, 3, 4])
+    other.about['images_sha256'] = 'b'
+    assert words([other])['VarGrad'] == 'CAM has no figure on the same images and truth'
+    assert words(rows_of('VarGrad', [9]), rows_of('CAM', [1]))['VarGrad'] == 'undecided: the difference has no interval'
+    for seed, row in enumerate(seeds := rows_of('CALM_EM', values) + rows_of('CALM_EM', values)):
+        row.experiment, row.results = seed, {'wsol': {'metric': 'wsol', 'images_sha256': seed, 'path': f'seed{seed}'}}
+    with pytest.raises(UserError, match='seed0 and seed1 were measured on different images'):
+        reproduce.verdicts('CUB', seeds)
     (line,) = reproduce.verdicts('CUB', rows_of('VarGrad', [20, 24]))[0].rows  # the paper has 21.4
     assert str(line[3]) == '+0.6'
 
