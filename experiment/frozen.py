@@ -6,6 +6,8 @@ statistics.
 """
 import copy
 import hashlib
+import math
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,6 @@ from runtime import processes, screen, whole_files
 from wsol.errors import UserError
 from wsol.networks import find_architecture
 
-FILE = 'features.npy'  # in the experiment's folder, while features are computed
 HEAD = ('conv_last.', 'attention.')  # how the names of the trained parameters begin
 
 
@@ -73,24 +74,28 @@ def extract_all(model, images, folder, args, device):
 
 def _features(model, images, split, folder, args, device):
     """(N,M,D,h,w) float16 of a split: computed, or from the cache."""
-    def write(path):
+    def write(file, folder):
+        shape = None
+        for features in extract(model, images, split, args, device):
+            if shape is None:
+                shape = len(images), *features.shape[1:]
+                size = 2 * math.prod(shape)  # bytes
+                whole_files.check_writable(folder, size)
+                header = {'descr': features.dtype.str, 'fortran_order': False, 'shape': shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                screen.say(f'features of {len(images)} {split} images: {size / 1e6:,.0f} MB in {folder}'
+                           + ('' if args.cache else ', until the training ends'))
+            file.write(features.tobytes())
+        return shape
+
+    def write_file(path):
         with open(path, 'wb') as file:
-            for features in extract(model, images, split, args, device):
-                if not file.tell():
-                    shape = len(images), *features.shape[1:]
-                    header = {'descr': features.dtype.str, 'fortran_order': False, 'shape': shape}
-                    np.lib.format.write_array_header_1_0(file, header)
-                    screen.say(f'features of {len(images)} {split} images: {2 * np.prod(shape) / 1e6:,.0f} MB in '
-                               f'{path.parent}' + ('' if args.cache else ', until the training ends'))
-                file.write(features.tobytes())
+            write(file, path.parent)
 
     if not args.cache:
-        path = folder / FILE
-        whole_files.write_atomically(path, write)
-        try:
-            return np.load(path, mmap_mode='r')
-        finally:
-            path.unlink()  # the system removes the file when this process ends, even if it is killed
+        with tempfile.TemporaryFile(dir=folder) as file:  # without a name: it ends with this process, even a killed one
+            shape = write(file, folder)
+            return np.memmap(file, np.float16, 'r', file.tell() - 2 * math.prod(shape), shape)  # after the header
     fingerprints = [text[:16] for text in (images.pixels_fingerprint(), _backbone_fingerprint(model, images, args))]
     path = Path(args.save_root) / 'cache' / '.'.join([f'features_{images.name}', *fingerprints, 'npy'])
     try:
@@ -100,7 +105,7 @@ def _features(model, images, split, folder, args, device):
     except (OSError, ValueError, EOFError) as error:
         screen.warn(f'{path} is damaged ({error}): the features are computed again')
     whole_files.remove_superseded(path)
-    whole_files.write_atomically(path, write, durable=True)
+    whole_files.write_atomically(path, write_file, durable=True)
     return np.load(path, mmap_mode='r')
 
 

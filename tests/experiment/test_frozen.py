@@ -8,6 +8,7 @@ from munch import Munch
 from data_loaders import SeededBatches
 from experiment import frozen, weights
 from wsol import build_model, parameter_groups
+from wsol.errors import UserError
 
 FREEZE = [*SMALL, '--attribution_method=CALM_EM', '--prior=softplus', '--freeze', '--experiment_name=frozen']
 
@@ -85,7 +86,16 @@ def test_features_of_an_image_and_its_mirror_image(tiny_birds, tmp_path, kept, c
 
     def extract_all():
         return frozen.extract_all(model, images, tmp_path, args, torch.device('cpu'))
+
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+    with monkeypatch.context() as patched, pytest.raises(UserError, match='cannot write [1-9] MB in .*: No space left'):
+        patched.setattr('os.posix_fallocate', full)
+        extract_all()
+    (tmp_path / 'features.npy').write_text("the user's own")
     splits = extract_all()
+    assert (tmp_path / 'features.npy').read_text() == "the user's own"
+    (tmp_path / 'features.npy').unlink()
     for index in (0, 10, 35):
         for seed in (4, 5):
             image = images['train'][index][0]
@@ -93,7 +103,7 @@ def test_features_of_an_image_and_its_mirror_image(tiny_birds, tmp_path, kept, c
             expected = model.extract_features(image.flip(2)[None] if seed % 2 else image[None])[0].detach()
             assert (label, row) == (int(images['train'].labels[index]), index)
             np.testing.assert_allclose(features.numpy(), expected.numpy(), rtol=1e-3, atol=1e-4)
-    assert not list(tmp_path.glob('*.npy')) and len(files()) == 2 * kept  # else the file has no name
+    assert not any(path.is_file() for path in tmp_path.glob('*')) and len(files()) == 2 * kept  # else the file has no name
     if kept:
         before = files()
         images['val'].resized = None  # no image is read again
