@@ -22,7 +22,7 @@ from eval_wsol import BoxCounts, MaskCounts, localise
 from evaluation import session
 from evaluation.map_sources import MapBatch, MapSource
 from evaluation.pxap import summarise
-from research import grid, interventions
+from research import commands, grid, interventions
 from research.repainting import REGIONS, ask, true_effects
 from runtime import command_line, processes, screen, whole_files
 from wsol import metrics
@@ -37,6 +37,7 @@ FIGURES = ('R_k', 'deletion', 'insertion', 'R_k, road', 'deletion, road', 'inser
 TRUTHS = ('PxAP exact', 'rank corr.', 'deletion corr.', 'deletion corr., one class')
 COLUMNS = ('run', 'network', 'seeds', 'map', 'blurred', 'settings', *FIGURES, *TRUTHS)
 RANDOM = 'random_weights'  # the name of this control in rows
+CHOSEN = ('score_map_process', 'score_map_method', 'save_root', 'experiment_name', 'load_checkpoint', 'cache')
 
 
 class StoredMaps(MapSource):
@@ -205,13 +206,14 @@ def main():
     path = Path(args.output) / 'worth.csv'
     rows = list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
     parser = config.make_parser(__doc__, *config.MAPS, 'cache', 'iou_thresholds', 'cam_curve_interval')
+    commands.refuse_chosen(config.parse(parser, flags), CHOSEN, 'worth')
+    settings = [f'--images={args.images}', f'--road={args.road}', *sorted(flags)]
     for folder in map(Path, args.folders):
         network = session.open_network(config.parse(parser, [*flags, f'--save_root={folder.parent}', '--cache=False',
                                                              f'--experiment_name={folder.name}']), whole=True)
-        settings = [network.checkpoint.sha256[:8], f'--images={args.images}', f'--road={args.road}', *sorted(flags)]
         head = [network.args.attribution_method, *[network.args.prior] * isinstance(network.model, CALM)]
         about = {'run': path.parent.name, 'seeds': str(network.checkpoint.content['args']['seed']),
-                 'network': ', '.join(head), 'settings': ' '.join(settings)}
+                 'network': ', '.join(head), 'settings': ' '.join([network.checkpoint.sha256[:8], *settings])}
         done = {row['map'] for row in rows if about.items() <= row.items()}
         names = args.methods or [*dict.fromkeys(method.name for method in METHODS.values() if not (
             method.needs_superclasses) and isinstance(network.model, method.head)), config.OBJECT_MASK, RANDOM]
@@ -224,6 +226,7 @@ def main():
                 for blurred, figures in bench.measure(name)]
             cells = [COLUMNS, *(row.values() for row in rows)]
             whole_files.write_lines(path, [','.join(f'"{cell}"' for cell in line) for line in cells])
+    rows = [row for row in rows if row['settings'].endswith(' ' + ' '.join(settings))]  # others are not comparable
     screen.say(f'\n{screen.table(*table(rows))}\n\n{path}')
 
 

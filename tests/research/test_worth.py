@@ -83,4 +83,5 @@ def test_each_figure_is_that_of_its_own_command(script, save, tiny_birds, monkey
 
 def test_what_cannot_be_measured_is_refused(script, save, tiny_birds):
     refused(script('research.worth', 'save/nothing', *tiny_birds), 'nothing')
+    refused(script('research.worth', 'save/CAM', '--load_checkpoint=CAM', *tiny_birds), 'chooses --load_checkpoint itself')
     refused(script('research.worth', 'save/CAM', '--methods=jointl', *tiny_birds), 'did you mean jointll?')
