@@ -1,8 +1,7 @@
-"""The tables and plots of docs/findings.md and docs/performance.md, from the measurements in docs/data/*.csv.
+"""The tables and plots of docs/findings.md, protocols.md and performance.md, from the measurements in docs/data/*.csv.
 
 docs/measurements.md says what the columns of these files are. The text between the tables is written by hand and stays
-as it is. Result: the pages with their tables made anew, docs/forest.png, docs/abstention.png
-and docs/worth.png.
+as it is. Result: these pages with their tables made anew; docs/forest.png, abstention.png and worth.png.
 
     python -m research.findings
 """
@@ -159,13 +158,18 @@ def make_parser():
     return command_line.plain_parser(__doc__)
 
 
-def main():
-    make_parser().parse_args()
+def make_all():
+    """Make the tables of the pages, and the plots, anew."""
     for page in PAGES:
         whole_files.write_lines(page, filled(page.read_text()).splitlines())
     for name, draw in {'forest': forest, 'abstention': dropping, 'worth': agreements}.items():
         figures.save(draw(), DOCS / f'{name}.png', DPI)
     screen.say(f'the tables and plots in {DOCS} are made anew')
+
+
+def main():
+    make_parser().parse_args()
+    make_all()
 
 
 if __name__ == '__main__':

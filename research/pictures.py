@@ -2,7 +2,7 @@
 
 Painted birds need the networks of make demo. The photo and the page need the weights of timm's EfficientNet-Lite0
 (--pretrained=FILE), and the page needs chromium. Without these two, the pictures of photo and page stay as they are.
-Result: docs/why_cat.png, gallery.png, demo.png, joint.png, left_out.png and speed.png.
+Result: docs/why_cat.png, gallery.png, demo.png, joint.png, left_out.png, speed.png, and what research.findings makes.
 
     make demo
     python -m research.pictures --pretrained=tf_efficientnet_lite0.pth
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from reports import figures, pictures
-from research import commands, demo
+from research import commands, demo, findings
 from research.findings import DOCS, DPI, read
 from runtime import command_line, screen
 from wsol import attribution_maps
@@ -115,6 +115,7 @@ def main():
     figures.save(joint_of(models['CALM_EM'], bird, run), DOCS / 'joint.png')
     figures.save(left_out(models, bird, run), DOCS / 'left_out.png')
     figures.save(speed(), DOCS / 'speed.png', DPI)
+    findings.make_all()
 
 
 if __name__ == '__main__':
