@@ -198,7 +198,7 @@ def test_a_training_that_starts_afresh_and_ends_before_its_first_save_starts_afr
     flags, saved, save = [*OWN_FLAGS, f'--dataset={folder}', '--override_cache'], [], checkpoint_files.save
     assert script('main', *flags)[0] == 0
     with monkeypatch.context() as patch:
-        patch.setattr(training.Training, 'run', lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr(training.Training, 'run', lambda *_: signal.raise_signal(signal.SIGINT))
         assert script('main', *flags)[0] == 130
 
     def watch(*inputs, **options):
