@@ -192,13 +192,18 @@ def test_a_closed_screen_and_a_full_one_cost_no_work(resnet_pets, tmp_path):
     assert json.loads((tmp_path / 'save/result/results.json').read_text())['epoch'] == 1
 
 
+def interrupted(*_):
+    """As Ctrl-C does; a signal would not: shells let the processes they start in the background ignore it."""
+    raise KeyboardInterrupt
+
+
 def test_a_training_that_starts_afresh_and_ends_before_its_first_save_starts_afresh_again(script, tmp_path, monkeypatch):
     """The same command, three times: the network of the first is not taken for that of the third."""
     folder = paint_folder(tmp_path / 'pets', counts=(2, 1, 1))
     flags, saved, save = [*OWN_FLAGS, f'--dataset={folder}', '--override_cache'], [], checkpoint_files.save
     assert script('main', *flags)[0] == 0
     with monkeypatch.context() as patch:
-        patch.setattr(training.Training, 'run', lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr(training.Training, 'run', interrupted)
         assert script('main', *flags)[0] == 130
 
     def watch(*inputs, **options):

@@ -62,7 +62,7 @@ def test_the_demos_table_holds_the_figures_of_its_results(script, at_home, tmp_p
     assert results['CALM_EM']['results']['settings']['prior'] == 'softplus'
     with Image.open(folder / 'contact_sheet.png') as sheet:
         assert sheet.format == 'PNG' and min(sheet.size) > 500
-        pixels = np.asarray(sheet.convert('RGB'))
+        pixels = np.asarray(sheet.convert('RGB'))[::4, ::4]
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000  # photos and maps, not a blank page
 
 
