@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I lea
 
 import config
 import util
-from dataset.image_files import broken_images, open_upright, opening_images, upright_size
+from dataset.image_files import open_upright, upright_size
+from dataset.image_folders import broken_images, opening_images
 from evaluation import session
 from evaluation.erasing import check_maps, compare_with_noise
 from experiment import result_files, weights

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.image_files import broken_images, images_below
+from dataset.image_folders import broken_images, images_below
 from dataset.lists import BOXES, MASKS, read_columns, read_rows
 from dataset.registry import SPLITS, OwnFolder
 from wsol.errors import UserError

@@ -14,7 +14,8 @@ import torch
 from torch.utils.data import Dataset
 
 from dataset.fingerprints import Contents, combined
-from dataset.image_files import in_threads, open_image, opening_images
+from dataset.image_files import open_image
+from dataset.image_folders import in_threads, opening_images
 from runtime import processes
 from runtime.screen import say, warn
 from runtime.whole_files import make_folder, remove_superseded, write_atomically

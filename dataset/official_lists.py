@@ -1,7 +1,8 @@
 """CUB's lists from its annotations, ImageNet's from its folders; ImageNetV2's files renamed as its lists say."""
 import math
 
-from dataset.image_files import in_threads, stored_size
+from dataset.image_files import stored_size
+from dataset.image_folders import in_threads
 from dataset.lists import leads_out, read_columns, write_split
 from runtime.screen import progress
 from wsol.annotations import whole_number

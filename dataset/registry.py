@@ -17,7 +17,8 @@ import torch
 
 from dataset import lists
 from dataset.fingerprints import Contents, combined
-from dataset.image_files import images_below, in_threads, is_hidden, open_image, open_upright, stored_size, upright_size
+from dataset.image_files import open_image, open_upright, stored_size, upright_size
+from dataset.image_folders import images_below, in_threads, is_hidden
 from dataset.images import ImageDataset
 from dataset.superclass_file import read_superclass_file
 from runtime import processes

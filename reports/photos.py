@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset.image_files import images_below, open_upright
+from dataset.image_files import open_upright
+from dataset.image_folders import images_below
 from dataset.images import Images
 from wsol.errors import UserError
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import config
 import main
-from dataset import archives, image_files
+from dataset import archives, image_files, image_folders
 from experiment.settings import problem_of
 from wsol.errors import UserError
 
@@ -137,7 +137,7 @@ def test_pipes_bombs_and_names_that_are_no_text_among_images(tmp_path):
         image_files.open_upright(tmp_path / 'bomb.png', 100)
     (tmp_path / os.fsdecode(b'\xff.jpg')).touch()
     with pytest.raises(UserError, match='is not UTF-8; rename it'):
-        image_files.images_below(tmp_path)
+        image_folders.images_below(tmp_path)
 
 
 def test_a_broken_photo_does_not_cost_the_others(script, trained, tiny_birds, tmp_path):

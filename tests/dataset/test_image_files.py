@@ -15,10 +15,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from data_loaders import Bytes
-from dataset import image_files, prepare
+from dataset import image_files, image_folders, prepare
 from dataset.check import check_dataset
 from dataset.fingerprints import Contents
-from dataset.image_files import images_below, open_image, open_upright, upright_size
+from dataset.image_files import open_image, open_upright, upright_size
+from dataset.image_folders import images_below
 from dataset.registry import find_dataset
 from dataset.transforms import eval_transform
 from reports.photos import Photos, find_images
@@ -316,7 +317,7 @@ def test_a_photo_that_cannot_be_read_is_not_broken(folder, number, monkeypatch, 
     with pytest.raises(UserError, match=words):
         open_upright(photo)
     with pytest.raises(UserError, match=words):
-        image_files.opening_images([photo, folder / 'test/a/photo.tga'], 'yours')
+        image_folders.opening_images([photo, folder / 'test/a/photo.tga'], 'yours')
     with pytest.raises(UserError, match=words):
         check_dataset(find_dataset(str(folder)))
     with pytest.raises(UserError, match=words):

@@ -9,7 +9,7 @@ from conftest import accepted, flags_of, refused, shared
 from PIL import Image
 
 import wsol
-from dataset.image_files import images_below
+from dataset.image_folders import images_below
 from evaluation import session
 from experiment.result_files import key
 from experiment.settings import adopt
