@@ -8,6 +8,7 @@ Result: <output>/worth.csv, two rows for each map.
 """
 import copy
 import csv
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,7 @@ from research.repainting import REGIONS, ask, true_effects
 from runtime import command_line, processes, screen, whole_files
 from wsol import metrics
 from wsol.attribution.contrast import default_scale
-from wsol.attribution.registry import METHODS
-from wsol.errors import UserError
+from wsol.attribution.registry import METHODS, find_method
 from wsol.heads import CALM
 
 FIGURES = ('R_k', 'deletion', 'insertion', 'R_k, road', 'deletion, road', 'insertion, road', 'grid pointing',
@@ -163,9 +163,18 @@ def scores(rows, figure, blurred=''):
 
 def agreement(rows, figure, truth):
     """The rank correlation over the methods: the mean of the networks, the lowest and the highest. None: not known."""
-    values = interventions.rank_correlation(scores(rows, figure), scores(rows, truth))
+    return spread(interventions.rank_correlation(scores(rows, figure), scores(rows, truth)))
+
+
+def spread(values):
+    """The mean over the networks, the lowest and the highest. values: (N,). None if no value is known."""
     values = values[np.isfinite(values)]
     return {'value': values.mean(), 'low': values.min(), 'high': values.max()} if len(values) else None
+
+
+def cell(values, form):
+    """The text of a spread: "0.84 (0.70 .. 0.95)". form: of a number."""
+    return '{value:{0}} ({low:{0}} .. {high:{0}})'.format(form, **values) if values else ''
 
 
 def table(rows):
@@ -176,13 +185,14 @@ def table(rows):
         plain = scores(rows, figure)
         change = scores(rows, figure, 'yes') - plain
         if np.isfinite(change).any():
-            found = [agreement(rows, figure, truth) for truth in truths]
-            cells = ['{value:.2f} ({low:.2f} .. {high:.2f})'.format(**one) if one else '' for one in found]
-            own = [[float(row[figure]) for row in rows if row['network'].startswith(head) and row[figure]
-                    and (row['map'], row['blurred']) == (name, '')]
-                   for head, name in (('CAM', 'vanilla'), ('CALM', 'jointll'))]
-            lines.append([figure, *cells, f'{50 * np.nanmean(1 + np.sign(change)):.0f}',
-                          *(f'{np.mean(values):.3g}' if values else '' for values in own)])
+            better = [50 * np.nanmean(1 + np.sign(of_network)) for of_network in change
+                      if np.isfinite(of_network).any()]
+            heads_maps = [[float(row[figure]) for row in rows if row['network'].startswith(head) and row[figure]
+                           and (row['map'], row['blurred']) == (name, '')]
+                          for head, name in (('CAM', 'vanilla'), ('CALM', 'jointll'))]
+            lines.append([figure, *(cell(agreement(rows, figure, truth), '.2f') for truth in truths),
+                          cell(spread(np.array(better)), '.0f'),
+                          *(cell(spread(np.array(values)), '.3g') for values in heads_maps)])
     return ['figure', *truths, 'better if blurred, %', "CAM's map", "CALM's map"], lines
 
 
@@ -199,10 +209,30 @@ def make_parser():
     return parser
 
 
+def maps_of(network):
+    """The names of all methods of a network, and of the controls."""
+    methods = (method.name for method in METHODS.values()
+               if isinstance(network.model, method.head) and not method.needs_superclasses)
+    return [*dict.fromkeys(methods), config.OBJECT_MASK, RANDOM]
+
+
+def measure_all(network, names, args):
+    """Yield rows of {column: text} of the maps with these names, in rounds. Several processes measure a map each."""
+    with processes.alone():
+        bench = Bench(network, args.images, args.road)
+    for start in range(0, len(names), processes.size()):
+        in_turn, found = names[start:start + processes.size()], []
+        screen.say(f'{network.results_folder()}: {", ".join(in_turn)}')
+        with processes.alone():
+            for name in in_turn[processes.rank():][:1]:
+                found += [{'map': name, 'blurred': blurred} | {key: f'{value:.4g}' for key, value in figures.items()
+                                                               if np.isfinite(value)}
+                          for blurred, figures in bench.measure(name)]
+        yield list(itertools.chain.from_iterable(processes.gather(found)))
+
+
 def main():
     args, flags = make_parser().parse_known_args()
-    if processes.size() > 1:
-        raise UserError('this study runs in one process: start it without torchrun')
     path = Path(args.output) / 'worth.csv'
     rows = list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
     parser = config.make_parser(__doc__, *config.MAPS, 'cache', 'iou_thresholds', 'cam_curve_interval')
@@ -215,17 +245,14 @@ def main():
         about = {'run': path.parent.name, 'seeds': str(network.checkpoint.content['args']['seed']),
                  'network': ', '.join(head), 'settings': ' '.join([network.checkpoint.sha256[:8], *settings])}
         done = {row['map'] for row in rows if about.items() <= row.items()}
-        names = args.methods or [*dict.fromkeys(method.name for method in METHODS.values() if not (
-            method.needs_superclasses) and isinstance(network.model, method.head)), config.OBJECT_MASK, RANDOM]
-        names = [name for name in names if name not in done]
-        bench = Bench(network, args.images, args.road) if names else None
-        for name in names:
-            screen.say(f'{folder}: {name}')
-            rows += [dict.fromkeys(COLUMNS, '') | about | {'map': name, 'blurred': blurred} | {
-                key: f'{value:.4g}' for key, value in figures.items() if np.isfinite(value)}
-                for blurred, figures in bench.measure(name)]
-            cells = [COLUMNS, *(row.values() for row in rows)]
-            whole_files.write_lines(path, [','.join(f'"{cell}"' for cell in line) for line in cells])
+        names = [name for name in args.methods or maps_of(network) if name not in done]
+        for name in METHODS.keys() & names:
+            find_method(name, type(network.model))
+        for found in measure_all(network, names, args) if names else []:
+            rows += [dict.fromkeys(COLUMNS, '') | about | row for row in found]
+            if processes.is_first():
+                cells = [COLUMNS, *(row.values() for row in rows)]
+                whole_files.write_lines(path, [','.join(f'"{cell}"' for cell in line) for line in cells])
     rows = [row for row in rows if row['settings'].endswith(' ' + ' '.join(settings))]  # others are not comparable
     screen.say(f'\n{screen.table(*table(rows))}\n\n{path}')
 

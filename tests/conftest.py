@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import config
+from dataset import painter
 from runtime import screen
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +30,7 @@ SHARED = Path(os.environ.get('CALM_SHARED', ROOT.parent / 'shared'))
 # the variable tells the processes that tests start
 torch.set_num_threads(1)
 os.environ['OMP_NUM_THREADS'] = '1'
+painter.SUPERSAMPLING = 2  # smooth edges enough: painting takes half the time
 settings.register_profile('no deadline', deadline=None)  # a busy machine is no failure
 settings.load_profile('no deadline')
 
@@ -118,12 +120,22 @@ def run_main(name, *flags):
         sys.argv = before
 
 
-@pytest.fixture
-def script(monkeypatch, tmp_path, capsys):
-    """Call a script as the shell would: script('main', '--epochs=1') -> (exit code, stdout, stderr)."""
+CURVES = ('training_curves', 'reliability_curve', 'precision_curves', 'accuracy_curves', 'ratio_curve')
 
+
+@pytest.fixture
+def drawn():
+    """For tests of curves: `script` draws them."""
+
+
+@pytest.fixture
+def script(request, monkeypatch, tmp_path, capsys):
+    """Call a script as the shell would: script('main', '--epochs=1') -> (exit code, stdout, stderr). Curves are blank
+    unless the test asks for `drawn`, and fewer class pairs are resampled: each would take longer than the rest."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('evaluation.pxap.DRAWS', 50)  # a thousand take two seconds
+    monkeypatch.setattr('evaluation.pxap.DRAWS', 50)
+    for name in () if 'drawn' in request.fixturenames else CURVES:
+        monkeypatch.setattr(f'reports.figures.{name}', lambda *_: Figure((1, 1)))
 
     def call(name, *flags):
         capsys.readouterr()
@@ -317,10 +329,8 @@ def same_training(first, second):
 
 
 @pytest.fixture
-def resnet_pets(script, tmp_path, monkeypatch):
-    """The flags of a training of resnet18 on a folder of 12 training images in batches of 5, so in 3 steps. Its curves are
-    not drawn, which would take a third of the time."""
-    monkeypatch.setattr('reports.figures.training_curves', lambda *_: Figure((1, 1)))
+def resnet_pets(script, tmp_path):
+    """The flags of a training of resnet18 on a folder of 12 training images in batches of 5, so in 3 steps."""
     folder = paint_folder(tmp_path / 'pets', counts=(4, 2, 2))
     return [*without(OWN_FLAGS, 'epochs', 'batch_size'), '--batch_size=5', f'--dataset={folder}']
 

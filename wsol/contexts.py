@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
@@ -41,6 +42,20 @@ def shapes_of(model, forward, *shape):
                 continue
     finally:
         log.disabled = before
+
+
+class _WithoutDraws(TorchFunctionMode):
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        options = options or {}
+        if function.__name__.endswith(('uniform_', 'normal_')):
+            return arguments[0] if arguments else options['tensor']
+        return function(*arguments, **options)
+
+
+def initial_weights(drawn):
+    """A context in which layers are made. drawn=False: their weights are undefined, for a network that is loaded next,
+    since to draw them at random takes longer than to load them."""
+    return nullcontext() if drawn else _WithoutDraws()
 
 
 def full_precision(tensor):

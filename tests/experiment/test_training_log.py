@@ -12,7 +12,7 @@ LOG = [{'epoch': epoch, 'lr': 0.1 / epoch, 'train_loss': 2 / epoch, 'train_accur
         'train_images_per_second': 50.0, 'val_accuracy': 9.0 * epoch} for epoch in (1, 2, 3)]
 
 
-def test_a_training_shows_the_lines_of_its_log(script, tiny_birds, tmp_path):
+def test_a_training_shows_the_lines_of_its_log(script, drawn, tiny_birds, tmp_path):
     out = accepted(script('main', *tiny_birds, *SMALL, '--epochs=2'))
     folder = tmp_path / 'save/result'
     log = [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]

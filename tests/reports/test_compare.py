@@ -59,7 +59,7 @@ def evaluated(script, evaluated_once, tmp_path):
     return Path(shutil.copytree(evaluated_once, tmp_path / 'save'))
 
 
-def test_two_experiments_in_one_table(script, evaluated):
+def test_two_experiments_in_one_table(script, drawn, evaluated):
     out = accepted(script('compare', 'save/CAM', 'save/CALM_EM', '--paper'))
     cue, erased = (read_result(evaluated / 'CALM_EM', metric) for metric in ('cue_location', 'pixel_perturb'))
     for record in erased['ratios']:  # what is recorded by image is what was counted

@@ -39,7 +39,7 @@ def one_decimal(value):
 
 
 def test_the_demos_table_holds_the_figures_of_its_results(script, at_home, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, 'RECIPES', {folder: (TINY, ['--epochs=1'], ['--is_different_checkpoint', '--epochs=1'])
+    monkeypatch.setattr(demo, 'RECIPES', {folder: ([*TINY, '--last_stage=layer1'], ['--epochs=1'], ['--is_different_checkpoint', '--epochs=1'])
                                           for folder in demo.RECIPES})
     out = accepted(script('research.demo'))
     folder = tmp_path / 'save/demo'

@@ -40,9 +40,10 @@ def test_the_table_says_how_many_maps_are_better_once_blurred():
     before = np.tile(np.arange(5.0), (3, 1))
     header, rows = worth.table(made_up(before, -before, before - 1))
     assert header[1:3] == ['PxAP exact', 'better if blurred, %'] and [row[0] for row in rows] == ['R_k', 'insertion', 'PxAP exact']
-    assert [row[2] for row in rows[:2]] == ['100', '100'] and rows[0][1] == '1.00 (1.00 .. 1.00)' and rows[0][3:] == ['0', '']
-    after = before + np.array([1, -1, 0, 0, 0])
-    assert [row[2] for row in worth.table(made_up(before, before, after))[1][:2]] == ['50', '50']
+    assert [row[2] for row in rows[:2]] == ['100 (100 .. 100)'] * 2 and rows[0][1] == '1.00 (1.00 .. 1.00)'
+    assert rows[0][3:] == ['0 (0 .. 0)', '']
+    after = before + np.array([[1, -1, 0, 0, 0], [1, 1, 1, -1, 0], [-1, -1, 0, 0, 0]])  # R_k is better where it is lower
+    assert [row[2] for row in worth.table(made_up(before, before, after))[1][:2]] == ['50 (30 .. 70)'] * 2
 
 
 def test_each_figure_is_that_of_its_own_command(script, save, tiny_birds, monkeypatch):
@@ -85,3 +86,4 @@ def test_what_cannot_be_measured_is_refused(script, save, tiny_birds):
     refused(script('research.worth', 'save/nothing', *tiny_birds), 'nothing')
     refused(script('research.worth', 'save/CAM', '--load_checkpoint=CAM', *tiny_birds), 'chooses --load_checkpoint itself')
     refused(script('research.worth', 'save/CAM', '--methods=jointl', *tiny_birds), 'did you mean jointll?')
+    refused(script('research.worth', 'save/CAM', '--methods=vanilla,jointll', *tiny_birds), 'CAM does not define jointll')

@@ -43,7 +43,8 @@ def by_number(birds, trained, forks, tmp_path_factory):
     few = [training_flags(birds), ['main', *flags, '--is_train=False'], ['eval_cue_location', *flags]]
     tasks = [*few, ['eval_wsol', *flags, '--cam_curve_interval=0.02'], ['eval_pixel_perturb', *flags],
              ['inference', *map(str, photos), *shown, '--batch_size=2', '--load_checkpoint=CALM_EM', '--format=png,html',
-              '--picture_size=64', '--check'], ['research.interventions', *flags, '--contrast_method=log-odds']]
+              '--picture_size=64', '--check'], ['research.interventions', *flags, '--contrast_method=log-odds'],
+             ['research.worth', 'save/CALM_EM', '--methods=random,jointll,object_mask,saliency', '--images=1', '--road=0', *birds]]
     folders = {count: root / str(count) for count in (1, 2, 3)}
     for folder in folders.values():
         shutil.copytree(trained / 'CALM_EM', folder / 'save/CALM_EM')
@@ -67,13 +68,13 @@ def by_number(birds, trained, forks, tmp_path_factory):
 @pytest.mark.parametrize('count', [2, 3])
 def test_results_of_several_processes_are_those_of_one_to_the_byte(by_number, count):
     """18 images in batches of 5: neither the images nor the 4 batches can be shared out evenly."""
-    one, many = ({f'{part}/{name}': content for part in ('save/CALM_EM', 'maps')
+    one, many = ({f'{part}/{name}': content for part in ('save/CALM_EM', 'maps', 'worth')
                   for name, content in files_below(by_number[number] / part).items()} for number in (1, count))
     assert many.keys() == one.keys() if count == 3 else many.keys() < one.keys()
     assert [name for name in many if one[name] != many[name]] == []
     kinds = {name.split('/')[-1].split('_ToyBirds')[0] for name in many}
     assert kinds >= ({'accuracy', 'cue_location'} if count == 2 else
-                     {'accuracy', 'wsol', 'cue_location', 'pixel_perturb', 'interventions'})
+                     {'accuracy', 'wsol', 'cue_location', 'pixel_perturb', 'interventions', 'worth.csv'})
     assert count == 2 or len(json.loads(many['maps/manifest.json'])['images']) == 5
 
 

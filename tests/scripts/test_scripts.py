@@ -46,7 +46,7 @@ def average_precision(counts):
 
 @pytest.mark.parametrize('method, process, norm, thresholds', [
     ('CAM', 'vanilla', 'minmax', 'even'), ('CALM_EM', 'jointll', 'clipping', 'log')])
-def test_cue_location_agrees_with_a_naive_loop(script, tiny_birds, save, method, process, norm, thresholds, unfolded):
+def test_cue_location_agrees_with_a_naive_loop(script, drawn, tiny_birds, save, method, process, norm, thresholds, unfolded):
     out = accepted(script('eval_cue_location', *tiny_birds, f'--experiment_name={method}', '--batch_size=1'))
     assert 'exact part masks, per pair, all pixels' in out and 'the paper' not in out
     path, = result_paths(save / method, 'cue_location')
@@ -120,7 +120,7 @@ def test_the_control_of_the_object_mask_scores_the_share_of_the_cue(script, tiny
 
 # --- remove-and-classify ----------------------------------------------------------------------------------------
 
-def test_remove_and_classify_agrees_with_a_naive_loop(script, tiny_birds, save, forwards):
+def test_remove_and_classify_agrees_with_a_naive_loop(script, drawn, tiny_birds, save, forwards):
     accepted(script('eval_pixel_perturb', *tiny_birds, '--experiment_name=CALM_EM', '--batch_size=7'))
     assert sum(forwards) == 21 * 36 + 6  # intact, 5 shares erased in 4 orders, and a blank image for each batch
     path, = result_paths(save / 'CALM_EM', 'pixel_perturb')

@@ -15,7 +15,7 @@ from torch import nn
 from wsol.backbones.state_dicts import load_backbone, load_classifier
 from wsol.backbones.torchvision_networks import not_loaded
 from wsol.backbones.weight_files import read_weights
-from wsol.contexts import shapes_of
+from wsol.contexts import initial_weights, shapes_of
 from wsol.errors import UserError
 
 PREFIX = 'timm/'
@@ -107,7 +107,8 @@ def _create(short, pretrained, **classes):
 def classifier(name, source):
     """The whole classifier timm/NAME and its backbone, a LastMap. source: True, or a file with its state dict."""
     last = find_settings(name).get('classifier')
-    network = _create(name.removeprefix(PREFIX), source is True)
+    with initial_weights(drawn=source is True):
+        network = _create(name.removeprefix(PREFIX), source is True)
     if source is not True:
         slot = last if isinstance(last, str) else (last or ('head',))[0]
         settings = network.pretrained_cfg

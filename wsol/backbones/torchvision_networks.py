@@ -12,6 +12,7 @@ from torch import nn
 
 from wsol.backbones.state_dicts import AUXILIARY, load_backbone, load_classifier
 from wsol.backbones.weight_files import read_weights
+from wsol.contexts import initial_weights
 from wsol.errors import UserError, words_of
 
 CLASSIFIERS = ('classifier', 'fc', 'head', 'heads', *AUXILIARY)  # modules that depend on the number of classes
@@ -79,7 +80,8 @@ def classifier(name, source):
     if name not in names():
         raise UserError(f'no classifier "{name}" in torchvision; timm/NAME names one of timm\'s')
     nodes, _ = last_map_nodes(name)
-    network = torchvision_network(name, True if source is True else None, 'DEFAULT')
+    with initial_weights(drawn=source is True):
+        network = torchvision_network(name, True if source is True else None, 'DEFAULT')
     if source is not True:
         layers = [layer for layer, module in network.named_modules() if isinstance(module, nn.Linear)]
         if not layers:  # SqueezeNet
@@ -88,6 +90,7 @@ def classifier(name, source):
     return network, LastMap(network.eval(), *nodes)
 
 
+@cache
 def last_map_nodes(name):
     """(the arguments of LastMap: where the last map with h and w above 1 is, its D). Raises UserError.
 

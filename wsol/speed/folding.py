@@ -3,13 +3,12 @@
 In eval mode BatchNorm multiplies each channel by a number and adds another. The weights and biases of a convolution can
 include both (Jacob et al., CVPR 2018, section 3.2). Hooks show which convolution a BatchNorm follows.
 """
+from contextlib import ExitStack
 from functools import partial
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-
-from wsol.contexts import shapes_of
 
 TOLERANCE = 1e-5  # relative to the largest value: by how much the folded network's features may differ
 
@@ -19,10 +18,8 @@ def fold_batchnorm(model, image_size):
 
     model: of build_model, in eval mode. image_size: side of its images. If the features would change, none is folded.
     """
-    pairs = _pairs(model, image_size)
-    if not pairs:
-        return 0
-    before, undo = _some_features(model, image_size), []
+    pairs, before = _pairs(model, image_size)
+    undo = []
     for convolution, name in pairs:
         norm = model.get_submodule(name)
         undo.append((convolution, convolution.weight, convolution.bias, name, norm))
@@ -53,7 +50,8 @@ def _some_features(model, image_size):
 
 
 def _pairs(model, image_size):
-    """[(convolution, name of a BatchNorm)] where the one's output is the other's input, and each runs once."""
+    """[(convolution, name of a BatchNorm)] where the one's output is the other's input, and each runs once; and the
+    features of the forward that has shown it."""
     outputs, pairs, runs = {}, [], {}
 
     def note(name, module, inputs, output):
@@ -65,11 +63,10 @@ def _pairs(model, image_size):
             if inputs[0]._version == version:  # nothing has written into it
                 pairs.append((convolution, name))
 
-    def forward(twin, images):
-        for name, module in twin.eval().named_modules():
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
             if type(module) is nn.Conv2d or (type(module) is nn.BatchNorm2d and module.track_running_stats):
-                module.register_forward_hook(partial(note, name))
-        twin.extract_features(images)
-    shapes_of(model, forward, 1, 3, image_size, image_size)
+                hooks.enter_context(module.register_forward_hook(partial(note, name)))
+        features = _some_features(model, image_size)
     return [(model.get_submodule(convolution), norm) for convolution, norm in pairs
-            if runs[convolution] == runs[norm] == 1]
+            if runs[convolution] == runs[norm] == 1], features
