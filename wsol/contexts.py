@@ -44,18 +44,20 @@ def shapes_of(model, forward, *shape):
         log.disabled = before
 
 
-class _WithoutDraws(TorchFunctionMode):
+class _Zeros(TorchFunctionMode):
     def __torch_function__(self, function, types, arguments=(), options=None):
         options = options or {}
         if function.__name__.endswith(('uniform_', 'normal_')):
-            return arguments[0] if arguments else options['tensor']
+            weight = arguments[0] if arguments else options['tensor']
+            weight.data.zero_()
+            return weight
         return function(*arguments, **options)
 
 
 def initial_weights(drawn):
-    """A context in which layers are made. drawn=False: their weights are undefined, for a network that is loaded next,
-    since to draw them at random takes longer than to load them."""
-    return nullcontext() if drawn else _WithoutDraws()
+    """A context in which layers are made. drawn=False: with zeros for random numbers, for a network that is loaded next,
+    since to draw them takes longer than to load them."""
+    return nullcontext() if drawn else _Zeros()
 
 
 def full_precision(tensor):
