@@ -29,6 +29,7 @@ from runtime import command_line, processes, screen, whole_files
 from wsol import metrics
 from wsol.attribution.contrast import default_scale
 from wsol.attribution.registry import METHODS, find_method
+from wsol.errors import UserError
 from wsol.heads import CALM
 
 FIGURES = ('R_k', 'deletion', 'insertion', 'R_k, road', 'deletion, road', 'insertion, road', 'grid pointing',
@@ -72,11 +73,19 @@ class Bench:
         with torch.no_grad():
             self.p = torch.cat([model.probabilities(model(batch)) for batch, *_ in self.batches])
         confidence, predicted = (values.cpu().numpy() for values in self.p.max(1))
-        self.grids = grid.make_grids(np.where(predicted == images.labels, confidence, 0), images.labels, self.args.seed)
+        try:
+            right = np.where(predicted == images.labels, confidence, 0)
+            self.grids = grid.make_grids(right, images.labels, self.args.seed)
+        except UserError as error:
+            self.grids = None
+            screen.warn(f'not measured: grid pointing, since {error}')
+
+    def repaint(self):
+        """Measure the true effects of parts, which only painted birds have. Several processes share the images."""
         if self.data.name == 'ToyBirds':
             repainter = Repainter(self.data.cub_root)
-            self.asked = ask(images, self.cues.annotations, repainter, self.args.crop_size)
-            self.effects = true_effects(model, images, self.asked, repainter, network.device)
+            self.asked = ask(self.images, self.cues.annotations, repainter, self.args.crop_size)
+            self.effects = true_effects(self.network.model, self.images, self.asked, repainter, self.network.device)
 
     def erasures(self, source):
         """R_k over all k together, and the two areas, for each fill."""
@@ -145,7 +154,7 @@ class Bench:
             figures |= self.erasures(stored) | self.localization(stored)
             if self.asked:
                 figures |= self.interventions(stored, METHODS[name].unit if name in METHODS else '')
-            if stored.per_class:
+            if stored.per_class and self.grids is not None:
                 shares, = grid.measure(self.network, self.images, self.grids, [of_grids], True)
                 figures['grid pointing'] = np.nanmean(shares)
             yield blurred, figures
@@ -220,11 +229,13 @@ def measure_all(network, names, args):
     """Yield rows of {column: text} of the maps with these names, in rounds. Several processes measure a map each."""
     with processes.alone():
         bench = Bench(network, args.images, args.road)
+    bench.repaint()
     for start in range(0, len(names), processes.size()):
         in_turn, found = names[start:start + processes.size()], []
+        mine = in_turn[processes.rank():][:1]
         screen.say(f'{network.results_folder()}: {", ".join(in_turn)}')
         with processes.alone():
-            for name in in_turn[processes.rank():][:1]:
+            for name in mine:
                 found += [{'map': name, 'blurred': blurred} | {key: f'{value:.4g}' for key, value in figures.items()
                                                                if np.isfinite(value)}
                           for blurred, figures in bench.measure(name)]

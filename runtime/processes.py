@@ -5,6 +5,7 @@ Rank 0, the first, prints and writes. The others print nothing, except that the 
 
     torchrun --nproc_per_node=4 main.py --experiment_name=calm_em --attribution_method=CALM_EM
 """
+import multiprocessing
 import os
 import signal
 import sys
@@ -153,9 +154,20 @@ def wait_for_all():
                 wait_until_all_add('left')
 
 
+def end_loaders():
+    """End the loader processes that an error has left waiting. Otherwise Python sends each of them one SIGTERM, which
+    they outlive, and waits for them for ever."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take their end for a fault
+    for loader in multiprocessing.active_children():
+        loader.kill()
+        loader.join()
+    signal.signal(signal.SIGCHLD, before)
+
+
 def leave(code):
     """End this process with an exit code. If it fails and is one of several, it ends at once: its threads would wait
     for the others."""
+    end_loaders()
     if size() > 1 and code:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -53,10 +53,7 @@ def run(main):
 
 
 def _explain(error):
-    """Say in one line what went wrong and return the exit code. A fault of the program gets its traceback printed.
-
-    The error is not raised: that would keep the loader processes alive, and Python would wait for them for ever.
-    """
+    """Say in one line what went wrong and return the exit code. A fault of the program gets its traceback printed."""
     text = str(error) or type(error).__name__
     if isinstance(error, UserError):
         # an error of a loader process comes with a traceback, whose last line is our message

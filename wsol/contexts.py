@@ -55,8 +55,8 @@ class _Zeros(TorchFunctionMode):
 
 
 def initial_weights(drawn):
-    """A context in which layers are made. drawn=False: with zeros for random numbers, for a network that is loaded next,
-    since to draw them takes longer than to load them."""
+    """A context in which layers are made. drawn=False: their weights are zeros, not random numbers, for a network that
+    is loaded next, since to draw them takes longer than to load them."""
     return nullcontext() if drawn else _Zeros()
 
 

@@ -70,7 +70,7 @@ def found_at(score_map, truth, threshold):
     Resized bicubically as it is, then scaled to 0..1, then made 8 bits, then cut at a share of its maximum.
     """
     enlarged = cv2.resize(score_map, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
-    image = (255 * (enlarged - enlarged.min()) / (enlarged.max() - enlarged.min())).astype(np.uint8)
+    image = ((enlarged - enlarged.min()) / (enlarged.max() - enlarged.min()) * 255).astype(np.uint8)
     above = (image > int(threshold * image.max())).astype(np.uint8)
     contours, _ = cv2.findContours(above, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
     overlaps, areas = [overlap((0, 0, 0, 0), truth)] * (not contours), [0] * (not contours)
@@ -119,7 +119,7 @@ def naive(tiny_birds, folder, method, thresholds):
 
 
 @pytest.mark.parametrize('head, method', [('CALM_EM', 'jointll'), ('CAM', 'vanilla')])
-def test_wsol_agrees_with_a_naive_loop(script, tiny_birds, save, forwards, head, method):
+def test_wsol_agrees_with_a_naive_loop(script, tiny_birds, save, forwards, head, method, unfolded):
     accepted(script('eval_wsol', *tiny_birds, f'--experiment_name={head}', '--norm_type=minmax', '--batch_size=1',
                     '--cam_curve_interval=0.05', '--iou_thresholds', '20', '50'))
     assert len(forwards) == sum(forwards) == 18 + 36  # probabilities and maps are of one forward

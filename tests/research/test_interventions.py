@@ -93,7 +93,7 @@ def test_only_what_is_repainted_changes(birds):
     for name in ('head', 'belly'):
         replaced = 'violet' if painter.colours[image_id.split('/')[0]][name] != 'violet' else 'green'
         changed = np.abs(painter.paint(image_id, {name: replaced}).astype(int) - before).max(2) > 40
-        assert changed.sum() > 20 and (parts[changed] == UNION_PARTS.index(name)).mean() > 0.9
+        assert changed.sum() > 20 and (parts[changed] == UNION_PARTS.index(name)).mean() > 0.85
     changed = np.abs(painter.paint(image_id, background=1).astype(int) - before).max(2) > 40
     assert changed.sum() > 500 and (parts[changed] == -1).mean() > 0.97
 

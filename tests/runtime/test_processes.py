@@ -44,7 +44,7 @@ def by_number(birds, trained, forks, tmp_path_factory):
     tasks = [*few, ['eval_wsol', *flags, '--cam_curve_interval=0.02'], ['eval_pixel_perturb', *flags],
              ['inference', *map(str, photos), *shown, '--batch_size=2', '--load_checkpoint=CALM_EM', '--format=png,html',
               '--picture_size=64', '--check'], ['research.interventions', *flags, '--contrast_method=log-odds'],
-             ['research.worth', 'save/CALM_EM', '--methods=random,jointll,object_mask,saliency', '--images=1', '--road=0', *birds]]
+             ['research.worth', 'save/CALM_EM', '--methods=random,object_mask', '--images=1', '--road=0', *birds]]
     folders = {count: root / str(count) for count in (1, 2, 3)}
     for folder in folders.values():
         shutil.copytree(trained / 'CALM_EM', folder / 'save/CALM_EM')

@@ -1,4 +1,5 @@
 """A likely mistake gets one clear line on stderr and exit code 2; nothing is lost or overwritten."""
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -78,6 +79,7 @@ def test_an_image_that_does_not_open(script, birds, workers, tmp_path):
     path = next((data / 'images').rglob('*_train_*.jpg'))
     path.write_bytes(path.read_bytes()[:200])
     refused(script('main', *flags, f'--workers={workers}'), str(path), 'does not open')
+    assert not multiprocessing.active_children()  # Python would wait for them for ever
     assert not (tmp_path / 'save/result' / weights.FILE).exists()
 
 
