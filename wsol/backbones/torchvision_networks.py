@@ -83,7 +83,8 @@ def classifier(name, source):
     if source is not True:
         layers = [layer for layer, module in network.named_modules() if isinstance(module, nn.Linear)]
         if not layers:  # SqueezeNet
-            raise UserError(f'{name} does not end in average pooling and one linear layer')
+            raise UserError(f'{name} does not end in average pooling and one linear layer; train a CAM or '
+                            'CALM head on it')
         load_classifier(network, read_weights(source), layers[-1], layers[-1].partition('.')[0])
     return network, LastMap(network.eval(), *nodes)
 
