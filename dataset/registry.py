@@ -207,6 +207,23 @@ class OwnFolder(DataSet):
     open_photo, size_of_photo = staticmethod(open_upright), staticmethod(upright_size)
     turned, may_be_resized = ' turned as its EXIF says', False
 
+    def mask_paths(self, split, image_ids):
+        """As in DataSet. Raises UserError where a photo stands and its mask lies, or the reverse."""
+        paths = super().mask_paths(split, image_ids)
+
+        def turned(pair):
+            photo, (masks, _) = pair
+            sizes = [upright_size(photo), *(stored_size(mask) for mask in masks if mask.is_file())]
+            return [(photo, sizes[0], mask, size) for mask, size in zip(masks, sizes[1:], strict=False)
+                    if (size[0] - size[1]) * (sizes[0][0] - sizes[0][1]) < 0]
+        pairs = list(zip((self.image_folders[split] / name.decode() for name in image_ids), paths, strict=True))
+        wrong = sum(in_threads(turned, pairs, 'mask sizes', delay=3), [])
+        if wrong:
+            photo, (width, height), mask, size = wrong[0]
+            raise UserError(f'{mask} is {size[0]} x {size[1]} pixels, and {photo} {width} x {height} ({len(wrong)} '
+                            f'such masks): masks are those of the photo{self.turned}')
+        return paths
+
     def list_images(self, split, proxy=False):
         root, names, normal = self.image_folders[split], self.class_names, partial(unicodedata.normalize, 'NFC')
         if proxy:
