@@ -35,7 +35,7 @@ class LastMap(nn.Module):
         self.body = create_feature_extractor(network, [node] if grid is None else [node, grid])
 
     def forward(self, images):
-        outputs = self.body(images)
+        outputs = self.body.forward(images)  # a call would print a traceback where the size does not suit
         if self.grid is None:
             return outputs[self.node]
         height, width = outputs[self.grid].shape[2:]
