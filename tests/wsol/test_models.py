@@ -331,3 +331,10 @@ def test_a_size_that_a_traced_network_does_not_take_prints_nothing(capfd):
     with pytest.raises(RuntimeError, match='invalid for input of size'):
         traced(torch.ones(1, 3, 5, 5))
     assert capfd.readouterr().err == ''
+
+
+@pytest.mark.parametrize('but_classifier', [False, True])
+def test_a_classifier_from_elsewhere_is_refused_with_the_flag_that_takes_it(but_classifier):
+    elsewhere = Checkpoint(Path('file.pth'), torchvision.models.shufflenet_v2_x0_5().state_dict())
+    with pytest.raises(UserError, match='does not fit the network: .* starts a training by --pretrained=FILE'):
+        load_weights(build_model('resnet18', 'CAM', 3), elsewhere, but_classifier)

@@ -11,6 +11,7 @@ import itertools
 import logging
 import pickletools
 import re
+import warnings
 import zipfile
 from typing import NamedTuple
 
@@ -139,7 +140,9 @@ def _load(file):
     check_whole(file)
     stand_ins = [(HARMLESS.get(name) or _Kind(name, (Foreign,), {}), name) for name in _foreign_names(file)]
     file.seek(0)
-    with torch.serialization.safe_globals(stand_ins):  # names that torch allows come first, before these
+    # names that torch allows come first, before these
+    with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # torch's of quantised weights, which are refused
         return torch.load(file, map_location='cpu', weights_only=True)
 
 
