@@ -8,6 +8,7 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -213,9 +214,11 @@ class OwnFolder(DataSet):
 
         def turned(pair):
             photo, (masks, _) = pair
-            sizes = [upright_size(photo), *(stored_size(mask) for mask in masks if mask.is_file())]
-            return [(photo, sizes[0], mask, size) for mask, size in zip(masks, sizes[1:], strict=False)
-                    if (size[0] - size[1]) * (sizes[0][0] - sizes[0][1]) < 0]
+            with suppress(UserError):  # what does not open is refused when it is needed
+                width, height = upright_size(photo)
+                return [(photo, (width, height), mask, size) for mask in masks
+                        if (size := stored_size(mask)) and (size[0] - size[1]) * (width - height) < 0]
+            return []
         pairs = list(zip((self.image_folders[split] / name.decode() for name in image_ids), paths, strict=True))
         wrong = sum(in_threads(turned, pairs, 'mask sizes', delay=3), [])
         if wrong:
