@@ -112,6 +112,14 @@ class BoxCounts(Counts):
                 for name in self.names}
 
 
+def _shown(image):
+    """(H,W) uint8, above 0 where a mask shows something: any colour but black, unless it is transparent."""
+    if image.mode in ('1', 'L') or image.mode.startswith('I'):
+        return np.asarray(image.convert('L'))
+    pixels = np.asarray(image.convert('RGBA'))
+    return pixels[..., :3].max(2) * (pixels[..., 3] > 0)
+
+
 class MaskCounts(Counts):
     """The histograms of PxAP on masks; ignored pixels are not counted.
 
@@ -133,7 +141,7 @@ class MaskCounts(Counts):
 
     def _mask(self, path):
         try:
-            image = open_image(path, lambda image: np.asarray(image.convert('L')), 'replace it')
+            image = open_image(path, _shown, 'replace it')
         except UserError as error:
             raise UserError(f'{error}. The file is a mask: --mask_root names the folder above OpenImages/') from error
         return cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_NEAREST) > 0

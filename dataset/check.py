@@ -50,14 +50,16 @@ def check_dataset(data):
         path = data.list_folders[split] / 'localization.txt'
         if path.is_file() and path.stat().st_size:
             if data.has_masks:
-                masks |= check_masks(path, ids, data.mask_folder, problems['images without box or mask'])
+                kind, noted, read = 'broken masks', problems['images without box or mask'], data.mask_paths
+                masks |= check_masks(path, ids, data.mask_folder, noted)
             else:
+                kind, noted, read = 'bad boxes', problems['bad boxes'], data.boxes
                 _check_boxes(path, ids, problems)
-                present = [name.encode() for name in ids if (data.image_folders[split] / name).is_file()]
-                try:
-                    data.boxes(split, np.array(present))  # raises if a photo has another size than listed
-                except UserError as error:
-                    problems['bad boxes'] += [] if problems['bad boxes'] else [str(error)]
+            present = [name.encode() for name in ids if (data.image_folders[split] / name).is_file()]
+            try:
+                read(split, np.array(present))  # raises if a photo has another size or shape than listed
+            except UserError as error:
+                problems[kind] += [] if noted else [str(error)]
     for folder, (ids, missing, surplus) in compare(data, listed).items():
         problems['missing images'] += [str(folder / name) for name in missing]
         problems['surplus images'] += [str(folder / name) for name in surplus]

@@ -15,7 +15,7 @@ from wsol.errors import UserError
 
 KEYS = ('class_names', 'classes', 'names', 'class_to_idx', 'idx_to_class', 'id2label', 'label2id', 'labels',
         'categories', 'hyper_parameters', 'config', 'args', 'meta')  # where JSON, YAML and checkpoints have names
-NUMBER_FIRST = re.compile(r'''[{\s]*["']?(\d{1,9})["']?\s*[:,;=\t ]\s*(\S.*)''', re.ASCII)  # 0 tench  0: 'tench',
+NUMBER_FIRST = re.compile(r'''[{\s]*["']?(\d{1,9})["').]?\s*[:,;=\t ]\s*(\S.*)''', re.ASCII)  # 0 tench  0. tench
 NUMBER_LAST = re.compile(r'''[{\s]*(\S.*?)\s*[:,;=\t]\s*(\d{1,9})[\s,}]*''', re.ASCII)      # 'tench': 0,
 SYNSET = re.compile(r'n\d{8}[\s,;:]+(\S.*)', re.ASCII)                                      # n01440764 tench
 HEADER = re.compile(r'(.*[,;\t])?"?(name|class|class_?name|label|category)s?"?([,;\t].*)?', re.IGNORECASE)
@@ -49,12 +49,15 @@ def read_class_names(path, num_classes):
 def names_in(value, depth=2):
     """The names in a value of JSON or of a checkpoint, in the order of the classes; [] if none are in its first levels.
 
-    ['tench', ...], {'0': 'tench'}, {'0': ['n01440764', 'tench']}, {'tench': 0}, or a dict with one of these in KEYS.
+    ['tench', ...], {'0': 'tench'}, {'0': ['n01440764', 'tench']}, {'tench': 0}, [{'id': 0, 'name': 'tench'}], or a dict
+    with one of these in KEYS.
     """
     if isinstance(value, dict):
         return (_by_number(value.items()) or _by_number((number, name) for name, number in value.items())
                 or next((names for key in KEYS if depth and (names := names_in(value.get(key), depth - 1))), []))
     names = [_last(name) for name in value] if isinstance(value, (list, tuple)) else []
+    if names and all(isinstance(name, dict) for name in names):
+        names = _by_number((name.get('id'), name.get('name')) for name in names) or [name.get('name') for name in names]
     return names if all(isinstance(name, str) for name in names) else []
 
 

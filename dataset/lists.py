@@ -22,7 +22,8 @@ LISTS = ('class_labels.txt', 'image_sizes.txt', 'localization.txt', 'image_ids.t
 BOXES, MASKS = 'path,x0,y0,x1,y1', 'path,mask.png,ignore.png'  # the two forms of localization.txt
 LARGEST = 1 << 31  # pixels along a side
 # an id has at most 1,000 bytes: numpy keeps all ids as wide as the longest
-PATHS = {'path': rb'([^\0]{1,1000}?)', 'mask.png': rb'([^,\0]+\.png)', 'ignore.png': rb'((?:[^,\0]+\.png)?)'}
+PATHS = {'path': rb'([^\0]{1,1000}?)', 'mask.png': rb'([^,\0]+\.(?i:png))',
+         'ignore.png': rb'((?:[^,\0]+\.(?i:png))?)'}
 CORNERS = dict.fromkeys(('x0', 'y0', 'x1', 'y1'), rb'(-?[0-9]{1,18})(?:\.[0-9]*)?')
 INTEGER, COMMA = rb'(-?[0-9]{1,18})(?:\.0*)?', rb'\s*,\s*'
 FRACTION = re.compile(rb',[^,]*\.0*[1-9]')  # a fraction in a corner

@@ -8,6 +8,7 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -207,6 +208,25 @@ class OwnFolder(DataSet):
     """
     open_photo, size_of_photo = staticmethod(open_upright), staticmethod(upright_size)
     turned, may_be_resized = ' turned as its EXIF says', False
+
+    def mask_paths(self, split, image_ids):
+        """As in DataSet. Raises UserError where a photo stands and its mask lies, or the reverse."""
+        paths = super().mask_paths(split, image_ids)
+
+        def turned(pair):
+            photo, (masks, _) = pair
+            with suppress(UserError):  # what does not open is refused when it is needed
+                width, height = upright_size(photo)
+                return [(photo, (width, height), mask, size) for mask in masks
+                        if (size := stored_size(mask)) and (size[0] - size[1]) * (width - height) < 0]
+            return []
+        pairs = list(zip((self.image_folders[split] / name.decode() for name in image_ids), paths, strict=True))
+        wrong = sum(in_threads(turned, pairs, 'mask sizes', delay=3), [])
+        if wrong:
+            photo, (width, height), mask, size = wrong[0]
+            raise UserError(f'{mask} is {size[0]} x {size[1]} pixels, and {photo} {width} x {height} ({len(wrong)} '
+                            f'such masks): masks are those of the photo{self.turned}')
+        return paths
 
     def list_images(self, split, proxy=False):
         root, names, normal = self.image_folders[split], self.class_names, partial(unicodedata.normalize, 'NFC')

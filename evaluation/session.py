@@ -217,7 +217,8 @@ def open_data(network, mask_root=None):
     has another number of classes."""
     data = _named_data(open_dataset, network.args, network.checkpoint, mask_root)
     if network.model is not None and (classes := network.model.conv_last.out_channels) != data.num_classes:
-        raise UserError(f'{network.checkpoint.path} has {classes} classes, the data set {data.num_classes}')
+        raise UserError(f'{network.checkpoint.path} has {classes} classes, the data set {data.num_classes}; '
+                        '--dataset names the data that it was trained on')
     return data
 
 

@@ -248,10 +248,11 @@ def load_weights(model, checkpoint, but_classifier=False):
     if is_unrecorded_calm:
         warn(f'{checkpoint.path} has an attention layer, as the published networks have, and CAM does not use it; if '
              'it was trained with CALM, say --attribution_method=CALM_EM or CALM_ML')
+    hint = '; for another label set add --is_different_checkpoint' * (not but_classifier) if (
+        'conv_last.weight' in weights) else ('; a classifier that this project has not trained starts a training by '
+                                             '--pretrained=FILE')
     weights = {name: value for name, value in weights.items() if not name.startswith(left_out)}
     weights |= {name: value for name, value in expected.items() if name.startswith(left_out)}
-    hint = ('; for another label set add --is_different_checkpoint' if 'conv_last.weight' in weights else
-            '; a classifier that this project has not trained starts a training by --pretrained=FILE')
     state_dicts.check_fit(checkpoint.path, weights | outside if checkpoint.network else weights, expected,
                           f'. Check --architecture, --attribution_method, --dataset and --use_bn{hint}')
     state_dicts.say_left_out(checkpoint.path, outside, 'since the network does not have them')

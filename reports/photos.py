@@ -61,6 +61,12 @@ def find_images(inputs, output):
     return dict(zip(names, (path for path, *_ in photos.values()), strict=True))
 
 
+def _cut(text, length):
+    """The beginning of a file's name, of so many bytes."""
+    name = os.fsencode(text)
+    return text if len(name) <= length else name[:length].decode(sys.getfilesystemencoding(), 'ignore')
+
+
 def unique_names(files):
     """Names for files [(name of the folder, path inside it)], unique even on file systems that take Photo and
     photo, or the two spellings of é in Unicode, for one.
@@ -72,9 +78,8 @@ def unique_names(files):
 
     def name_of(position):
         (folder, path), level = files[position], levels[position]
-        name, suffix = os.fsencode(path.stem), path.suffix[1:]
-        short = name[:LONGEST].decode(sys.getfilesystemencoding(), 'ignore') or 'photo'
-        stem = str(path.with_name(short) if len(name) > LONGEST else path.with_suffix(''))
+        folder, suffix = _cut(folder, 40), _cut(path.suffix[1:], 10)
+        stem = str(path.with_name(_cut(path.stem, LONGEST) or 'photo'))
         forms = (stem, f'{stem}-{suffix}', f'{folder}-{stem}', f'{folder}-{stem}-{suffix}')
         return forms[level] if level < 4 else f'{forms[3]}-{position + 1}' + '-' * (level - 4)
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from wsol.backbones import timm_networks, torchvision_networks
+from wsol.backbones.weight_files import LOG
 from wsol.contexts import evaluating, unwrapped
 from wsol.errors import UserError, words_of
 from wsol.heads import CAM
@@ -74,7 +75,7 @@ class LayerOutput(nn.Module):
         with self.module.get_submodule(self.layer).register_forward_hook(keep), suppress(Reached):
             run_module(self.module, images)
         if not kept:
-            raise UserError(f'the module does not use its layer {self.layer}')
+            raise UserError(f'the module does not use its layer {self.layer}: name another')
         self.runs.setdefault(self.training, len(kept))
         return kept[-1]
 
@@ -126,9 +127,11 @@ def from_module(module, layer, attribution_method='CALM_EM', num_classes=None, p
     Returns an nn.Module as build_model does. Raises UserError.
     """
     module = unwrapped(module)
-    if isinstance(module, torch.jit.ScriptModule):
-        raise UserError('TorchScript does not let its layers be read: give the module that it was made of')
     layer = _find_layer(module, layer)
+    part = dict(module.named_modules(remove_duplicate=False))[layer]
+    if isinstance(part, torch.jit.ScriptModule) or type(part) is nn.Module:  # the second holds weights, and never runs
+        raise UserError('programs of TorchScript, torch.export and torch.fx do not let their layers be read: give the '
+                        'module that this one was made of')
     head = find_head(attribution_method, prior)
     if num_classes is None and attribution_method != 'CAM':
         raise UserError(f'{attribution_method} has to be trained: say num_classes=')
@@ -197,15 +200,19 @@ def _channels(module, image_size):
 
 
 def _try(network, images, name):
-    """The network's output. Raises UserError where it does not take these images."""
+    """The network's output. Raises UserError where it does not take these images, or gives NaN."""
     try:
-        return run_module(network, images)
+        output = run_module(network, images)
     except UserError:
         raise
     except Exception as error:  # a foreign module may raise anything
         raise UserError(f'{name} does not take an image of {images.shape[2]} x {images.shape[3]} pixels and '
                         f'{images.shape[1]} channels ({type(error).__name__}: {words_of(error)}); from_module tries '
                         'another size by image_size=') from error
+    if not all(tensor.isfinite().all() for tensor in tensors_in(output) if tensor.is_floating_point()):
+        raise UserError(f'{name} gives scores that are not finite, NaN or infinite, for an image of noise: its weights '
+                        'are damaged, or its training has diverged')
+    return output
 
 
 def from_classifier(architecture, source=True, scores=None):
@@ -236,9 +243,6 @@ def cam_of_classifier(network, backbone, name, images, scores=None):
             if isinstance(layer, (nn.Linear, nn.Conv2d)):
                 hooks.enter_context(layer.register_forward_hook(lambda layer, given, _: fed.update({layer: given[0]})))
         expected = [output.flatten() for output in tensors_in(_try(network.eval(), images, name))]
-    if not all(output.isfinite().all() for output in expected if output.is_floating_point()):
-        raise UserError(f'{name} gives scores that are not finite, NaN or infinite, for an image of noise: its weights '
-                        'are damaged, or its training has diverged')
     features = _try(backbone.eval(), images, name)
     shape = features.shape[1:2]  # (D,)
     norms = [layer for layer in network.modules() if getattr(layer, 'normalized_shape', ()) == shape
@@ -246,22 +250,32 @@ def cam_of_classifier(network, backbone, name, images, scores=None):
     for norm in (None, *reversed(norms)):
         stages = OrderedDict(backbone=backbone) | ({} if norm is None else {'pooled_norm': PooledNorm(norm)})
         pooled = nn.Sequential(stages)[1:](features).mean((2, 3), keepdim=True)
-        for layer, given in reversed(fed.items()):
-            given = given.flatten(2).mean(2) if given.ndim == 4 else given
-            if layer.weight[0].shape.numel() != shape[0] or not _equal(pooled.flatten(), given.flatten()):
-                continue
-            model = _linear_cam(nn.Sequential(stages), layer)
-            logits = model.class_scores(model.head(pooled))[:, -len(layer.weight):]
-            ends = [end for end, activate in ENDS if any(_equal(activate(logits)[0], output) for output in expected)]
-            if not ends:
-                continue
-            if scores and ends[0] not in (None, scores):
-                raise UserError(f'{name} ends in a {ends[0]}, so scores={scores} does not suit it')
-            if scores or ends[0]:
-                model.use_scores(scores or ends[0])
-            return model
+        heads = [head for layer, given in fed.items() if (head := _head(stages, pooled, layer, given, expected))]
+        if not heads:
+            continue
+        model, end = heads[-1]
+        if len(heads) > 1:
+            LOG.warning(f'{name} has {len(heads)} classifiers: the last to run, of {model.conv_last.out_channels} '
+                        'classes, is explained; for another one, let the module return its scores alone')
+        if scores and end not in (None, scores):
+            raise UserError(f'{name} ends in a {end}, so scores={scores} does not suit it')
+        if scores or end:
+            model.use_scores(scores or end)
+        return model
     raise UserError(f'{name} does not end in average pooling and one linear layer, so its linear layer gives no map; '
                     'train a CAM or CALM head on it, or use gradient methods on a network that does')
+
+
+def _head(stages, pooled, layer, given, expected):
+    """(CAM with a linear layer, what the scores end in, of ENDS); None unless the layer is given the pooled map, and a
+    classifier's outputs, `expected`, are its scores."""
+    given = given.flatten(2).mean(2) if given.ndim == 4 else given
+    if layer.weight[0].shape.numel() != pooled.shape[1] or not _equal(pooled.flatten(), given.flatten()):
+        return None
+    model = _linear_cam(nn.Sequential(stages), layer)
+    logits = model.class_scores(model.head(pooled))[:, -len(layer.weight):]
+    ends = [end for end, activate in ENDS if any(_equal(activate(logits)[0], output) for output in expected)]
+    return (model, ends[0]) if ends else None
 
 
 def _linear_cam(stages, layer):

@@ -29,6 +29,9 @@ LINES = {
     'YAML': 'nc: 7\nnames:\n' + ''.join(f'  {index}: {json.dumps(name)}\n' for index, name in NUMBERED),
     'JSON list': json.dumps(NAMES), 'JSON': json.dumps(dict(NUMBERED)), 'JSON, indented': json.dumps(dict(NUMBERED), indent=1),
     'JSON of torchvision': json.dumps({index: [SYNSETS[index], name] for index, name in NUMBERED}),
+    'numbered list': ''.join(f'{index + 1}. {name}\n' for index, name in NUMBERED),
+    'JSON of COCO': json.dumps({'categories': [{'id': index + 1, 'name': name} for index, name in NUMBERED[::-1]]}),
+    'JSON of COCO with gaps': json.dumps({'categories': [{'id': 3 * index, 'name': name} for index, name in NUMBERED]}),
     'JSON of Hugging Face': json.dumps({'model_type': 'vit', 'id2label': dict(NUMBERED)})}
 
 

@@ -132,8 +132,8 @@ def test_lists_are_read_alike_however_a_program_writes_them(tmp_path, how):
     boxes = read_boxes(tmp_path, ids)
     assert ids.tolist() == [b'c/b.png', b'a1.jpg'] and labels.tolist() == [4, 0]
     assert boxes.corners.tolist() == [[5, 6, 7, 8], [1, 2, 3, 4]] and boxes.sizes.tolist() == [[30, 40], [20, 10]]
-    (tmp_path / 'localization.txt').write_bytes(WRITTEN[how]('c/b.png,m 1.png,i.png\na1.jpg,n.png\nc/b.png,m2.png,\n').encode())
-    assert read_mask_paths(tmp_path, ids) == [(['m 1.png', 'm2.png'], 'i.png'), (['n.png'], '')]
+    (tmp_path / 'localization.txt').write_bytes(WRITTEN[how]('c/b.png,m 1.png,i.png\na1.jpg,n.PNG\nc/b.png,m2.png,\n').encode())
+    assert read_mask_paths(tmp_path, ids) == [(['m 1.png', 'm2.png'], 'i.png'), (['n.PNG'], '')]
 
 
 def test_corners_between_pixels_are_cut_off_with_a_warning_and_labels_are_not(tmp_path, capsys):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SIZE, accepted, open_birds, read_result, refused, roots_of, shared
+from PIL import Image
 
 import eval_wsol
 from dataset.registry import find_dataset
@@ -35,6 +36,20 @@ def test_masks_lie_below_the_data_root_unless_another_is_stated(script, monkeypa
         raise UserError(f'masks below {mask_root}, recorded as {network.args.mask_root}')
     monkeypatch.setattr(eval_wsol.session, 'open_data', tell)
     refused(script('eval_wsol', '--dataset=OpenImages', '--scoremap_root=maps', *flags), f'masks below {root}, recorded as {root}')
+
+
+THING = np.eye(4, 5, dtype=np.uint8)
+CLEAR = np.full((4, 5, 4), 255, np.uint8)
+CLEAR[..., 3] *= THING
+MASKS = {'bits': Image.fromarray(THING > 0), 'ones': Image.fromarray(THING), '16 bits': Image.fromarray(THING.astype(np.uint16)), 'alpha': Image.fromarray(CLEAR),
+         'dark blue': Image.fromarray(np.stack([0 * THING, 0 * THING, THING], 2)), 'palette': Image.fromarray(THING).convert('P', palette=Image.Palette.WEB)}
+
+
+@pytest.mark.parametrize('kind', MASKS)
+def test_masks_of_every_kind_show_the_same(kind, tmp_path):
+    MASKS[kind].save(tmp_path / 'mask.png')
+    counts = eval_wsol.MaskCounts([([tmp_path / 'mask.png'], None)], 20, 'clipping', 0.01)
+    assert np.array_equal(counts.truth(0)[0], cv2.resize(THING, (20, 20), interpolation=cv2.INTER_NEAREST) > 0)
 
 
 @pytest.mark.parametrize('image_id', REAL)

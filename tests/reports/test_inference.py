@@ -84,6 +84,8 @@ def test_two_files_of_one_name_do_not_overwrite_each_other(tmp_path):
     assert list(photos.find_images([str(tmp_path / 'a/x.png')], 'maps')) == ['x']
     assert photos.unique_names([('a', Path(f'b/{"x" * 240}{end}.png')) for end in (1, 2)]) == [
         f'a-b/{"x" * 100}-png-1', f'a-b/{"x" * 100}-png-2']  # a name with its method's must not be too long for a file
+    assert photos.unique_names([(f'{"f" * 250}{end}', Path(f'x.{"s" * 200}')) for end in (1, 2)]) == [
+        f'{"f" * 40}-x-{"s" * 10}-{end}' for end in (1, 2)]
     with pytest.raises(UserError, match=r'all images of .*b lie in .*: choose another --output'):
         photos.find_images([str(tmp_path / 'b')], tmp_path)
 

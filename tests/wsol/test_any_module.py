@@ -170,10 +170,36 @@ def test_maps_of_a_wrapped_model_are_those_of_the_model():
 
 
 @pytest.mark.filterwarnings('ignore:.torch.jit')
-def test_torchscript_is_refused_by_name():
-    for scripted in (torch.jit.script(nn.Conv2d(3, 8, 3)), torch.jit.trace(Classifier().eval(), IMAGES)):
-        with pytest.raises(UserError, match='TorchScript does not let its layers be read'):
-            from_module(scripted, 'encoder', 'CAM')
+def test_programs_whose_layers_do_not_run_are_refused_by_name():
+    plain = Classifier().eval()
+    programs = [(torch.jit.script(nn.Conv2d(3, 8, 3)), ''), (torch.jit.trace(plain, IMAGES), 'encoder'), (torch.fx.symbolic_trace(plain), 'encoder'),
+                (Wrapper(torch.jit.trace(plain, IMAGES)), 'model.encoder'), (torch.export.export(plain, (IMAGES,)).module(), 'encoder')]
+    for program, layer in programs:
+        with pytest.raises(UserError, match='do not let their layers be read'):
+            from_module(program, layer, 'CAM')
+
+
+def test_a_second_classifier_of_the_map_is_named(caplog):
+    class Two(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.other = nn.Linear(8, 3)
+
+        def forward(self, images):
+            features = self.encoder(images).mean((2, 3))
+            return self.other(features), self.head(features)
+    agrees(Classifier(), 'encoder')
+    assert not caplog.records
+    two = Two().eval()
+    torch.testing.assert_close(from_module(two, 'encoder', 'CAM')(IMAGES), two(IMAGES)[1])
+    assert 'has 2 classifiers: the last to run, of 5 classes, is explained' in caplog.text
+
+
+def test_features_that_are_not_finite_are_refused():
+    broken = Classifier()
+    next(broken.encoder.parameters()).data[0] = torch.nan
+    with pytest.raises(UserError, match='not finite'):
+        from_module(broken, 'encoder', num_classes=3)
 
 
 def test_a_module_keeps_its_mode_its_frozen_parameters_and_its_weights():

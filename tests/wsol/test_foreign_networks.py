@@ -53,7 +53,7 @@ def test_a_trained_classifier_is_explained_as_it_is(name, tmp_path):
     torch.testing.assert_close(maps.mean((2, 3)), scores, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['vit_b_16', 'alexnet', 'squeezenet1_1', 'mobilenet_v3_small', 'timm/test_vit', 'timm/test_vit3'])
+@pytest.mark.parametrize('name', ['vit_b_16', 'alexnet', 'squeezenet1_1', 'mobilenet_v3_small', 'timm/test_vit', 'timm/test_vit3', 'timm/levit_128s'])
 def test_what_does_not_end_in_pooling_and_a_linear_layer_is_refused_by_name(name, tmp_path):
     torch.save(random_classifier(name).state_dict(), tmp_path / 'trained.pth')
     with pytest.raises(UserError, match=f'{name} does not end in average pooling and one linear layer'):

@@ -14,6 +14,7 @@ from conftest import GOLDEN, ROOT, flags_of
 from experiment.weights import Checkpoint, load_weights
 from wsol import ARCHITECTURES, HEADS, architecture_names, build_model, parameter_groups
 from wsol.attribution.maps import attribution_maps
+from wsol.backbones.torchvision_networks import LastMap
 from wsol.errors import UserError
 from wsol.networks import check_image_size
 
@@ -319,3 +320,21 @@ def test_registry_keys_are_the_command_lines_choices():
     for flag, keys in (('architecture', architecture_names()), ('attribution_method', HEADS)):
         for key in keys:
             assert flags_of('main', [f'--{flag}={key}'])[flag] == key
+
+
+def test_a_size_that_a_traced_network_does_not_take_prints_nothing(capfd):
+    class Windows(torch.nn.Module):
+        def forward(self, images):
+            return images.reshape(1, 3, 4, 4).relu()
+    traced = LastMap(Windows(), 'relu')
+    assert traced(torch.ones(1, 3, 4, 4)).shape == (1, 3, 4, 4)
+    with pytest.raises(RuntimeError, match='invalid for input of size'):
+        traced(torch.ones(1, 3, 5, 5))
+    assert capfd.readouterr().err == ''
+
+
+@pytest.mark.parametrize('but_classifier', [False, True])
+def test_a_classifier_from_elsewhere_is_refused_with_the_flag_that_takes_it(but_classifier):
+    elsewhere = Checkpoint(Path('file.pth'), torchvision.models.shufflenet_v2_x0_5().state_dict())
+    with pytest.raises(UserError, match='does not fit the network: .* starts a training by --pretrained=FILE'):
+        load_weights(build_model('resnet18', 'CAM', 3), elsewhere, but_classifier)

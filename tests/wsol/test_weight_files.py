@@ -98,7 +98,9 @@ STORED = {
         'state_dict', 'model', 'model_state_dict', 'net', 'network', 'weights', 'module', 'params', 'state_dict_ema', 'model_ema', 'ema', 'mine')},
     'key below a key': {'checkpoint': {'network': {'state_dict': STATE}}}, 'average in a module': {'ema': {'module': STATE, 'decay': 0.99}},
     'tuple': (STATE, 3), 'list': [3, {'model': STATE}], 'average of weights': prefixed('module.') | {'n_averaged': torch.tensor(3)},
-    'without batch counts': {name: value for name, value in STATE.items() if 'num_batches' not in name}, 'numbers beside': {**STATE, **COUNTED, 'epoch': 3, 'classes': ['a']},
+    'without batch counts': {name: value for name, value in STATE.items() if 'num_batches' not in name},
+    'counts as real numbers': {name: value.half() if 'num_batches' in name else value for name, value in STATE.items()},
+    'counts in a row': {name: value[None] if 'num_batches' in name else value for name, value in STATE.items()}, 'numbers beside': {**STATE, **COUNTED, 'epoch': 3, 'classes': ['a']},
     'doubles': {name: value.double() if value.is_floating_point() else value for name, value in STATE.items()},
     'parameters': {name: nn.Parameter(value) if value.is_floating_point() else value for name, value in STATE.items()},
     'safetensors': safetensors.torch.save(prefixed('module.')), 'safetensors with a record': safetensors.torch.save(STATE, {'format': 'pt'})}
@@ -125,7 +127,12 @@ def test_several_networks_are_a_question(tmp_path, caplog):
     assert 'choose one: weights_key=encoder_k or weights_key=encoder_q' in refusal(both, tmp_path)
     assert_scores(loaded(both, tmp_path, key='encoder_q'), tiny())
     assert_scores(loaded(prefixed('ema_model.', ZEROS) | prefixed('model.'), tmp_path), tiny())
-    assert 'ema_model.conv1.weight' in said(caplog)
+    assert 'under model are taken, not those of weights_key=ema_model' in said(caplog)
+    beside = prefixed('module.', STATE | prefixed('model_ema.', {name: value for name, value in ZEROS.items() if 'running' not in name}))
+    assert_scores(loaded(beside, tmp_path), tiny())
+    assert 'under the outermost names are taken, not those of weights_key=model_ema' in said(caplog) and 'left out' not in said(caplog)
+    assert_scores(loaded(prefixed('module.', both), tmp_path, key='encoder_q'), tiny())
+    assert_scores(loaded(prefixed('module.', both), tmp_path, key='module.encoder_q'), tiny())
 
 
 def test_names_beside_the_network_are_named(tmp_path, caplog):
@@ -209,7 +216,21 @@ class Cosine(nn.Linear):
     (nn.utils.parametrizations.weight_norm(nn.Linear(16, 3)), 'fc.parametrizations.weight.original0')], ids=str)
 def test_every_other_head_is_refused_by_name(head, words, tmp_path):
     message = refusal(tiny(head).state_dict(), tmp_path)
-    assert 'not one linear layer' in message and words in message and 'wsol.from_module' in message
+    assert 'not one linear layer' in message and words in message and ('wsol.from_module' in message or 'remove_parametrizations' in message)
+
+
+@pytest.mark.parametrize('names, words', [
+    (('stage2.0.weight_g', 'stage2.0.weight_v'), 'call remove_weight_norm'), (('stage2.0.weight_orig', 'stage2.0.weight_mask'), 'prune.remove'),
+    (('fc.scale', 'fc.zero_point'), 'it is quantised'), (('fc.lora_A.default.weight', 'fc.lora_B.default.weight'), 'merge it')])
+def test_weights_in_another_form_are_refused_with_the_remedy(names, words, tmp_path):
+    kept = {name: value for name, value in STATE.items() if words in ('merge it',) or not name.startswith(names[0].rpartition('.')[0])}
+    assert words in refusal(kept | dict.fromkeys(names, torch.ones(3, 16)), tmp_path)
+
+
+def test_a_part_of_several_files_is_refused_with_the_remedy(tmp_path):
+    part = stored(dict([*STATE.items()][3:]), tmp_path / 'model-00002-of-00002.bin')
+    with pytest.raises(UserError, match='put the weights of all into one file'):
+        load_classifier(Tiny(), read_weights(part), 'fc', 'fc')
 
 
 @pytest.mark.parametrize('change, words', [
@@ -219,12 +240,12 @@ def test_every_other_head_is_refused_by_name(head, words, tmp_path):
     ({'model.stage2.4.weight': torch.ones(16)}, 'stage2.4.weight is not a part of the network'),
     ({'model.mean': torch.full((1, 3, 1, 1), 0.5), 'model.std': torch.ones(1)}, 'normalises its images itself, by mean = [0.5, 0.5, 0.5], which is not how photos go in'),
     ({'model.conv1.weight': torch.ones(8, 1, 3, 3)}, 'its images have 1 channel, and photos have 3: load the weights into your network'),
-    ({'model.bn1.weight': None}, 'bn1.weight is missing'), ({'model.fc.weight': None, 'model.fc.bias': None}, 'holds no classifier: no weight fc.weight'),
+    ({'model.bn1.weight': None}, 'bn1.weight is missing; check that the architecture is the same'), ({'model.fc.weight': None, 'model.fc.bias': None}, 'another name; train one on it, from pretrained=FILE'), ({'model.fc.weight': torch.ones(0, 16), 'model.fc.bias': torch.ones(0)}, 'holds no classifier: no weight fc.weight'),
     ({'normalize.std': torch.ones(3), 'normalize.mean': torch.tensor(IMAGENET[0])}, 'by normalize.std = [1.0, 1.0, 1.0]'), ({'arc.W': torch.ones(3, 16)}, 'it may have fc.weight, fc.bias, arc.W'),
     ({'model.conv1.weight': torch.ones(4, 3, 7, 7)}, 'conv1.weight is (4, 3, 7, 7), the network has (8, 3, 3, 3)'),
     ({'model.bn1.weight': torch.full((8,), torch.inf)}, 'bn1.weight is not finite'), ({'model.fc.bias': torch.full((5,), torch.nan)}, 'fc.bias is not finite'),
-    ({'model.stage2.0.weight': torch.ones(16, 8, 3, 3, dtype=torch.int8)}, 'stage2.0.weight is (16, 8, 3, 3) of integers'),
-    ({'model.fc.weight': torch.ones(5, 16).to_sparse()}, 'model.fc.weight is no weight'),
+    ({'model.stage2.0.weight': torch.ones(16, 8, 3, 3, dtype=torch.int8)}, 'stage2.0.weight is (16, 8, 3, 3) of integers, the network has (16, 8, 3, 3); it is quantised'),
+    ({'model.fc.weight': torch.ones(5, 16).to_sparse()}, 'model.fc.weight is no weight but a torch.sparse_coo torch.float32 tensor of shape (5, 16); save dense tensors'),
     ({'model.fc.weight': nn.parameter.UninitializedParameter()}, 'model.fc.weight is no weight but a torch.nn.parameter.UninitializedParameter')])
 def test_no_weight_is_left_out_or_wrong_without_a_word(change, words, tmp_path):
     assert words in refusal({name: value for name, value in (prefixed('model.') | change).items() if value is not None}, tmp_path)

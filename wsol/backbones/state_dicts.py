@@ -5,15 +5,21 @@ from collections import Counter
 import torch
 from torch import nn
 
-from wsol.backbones.weight_files import AVERAGED, LOG
+from wsol.backbones.weight_files import AVERAGED, LOG, WRAPPERS
 from wsol.errors import UserError
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of each colour, in 0..1
-WRAPPERS = ('_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module', '_forward_module')  # of torch, Lightning
 OLD_DENSENET = re.compile(r'(\.denselayer\d+\.(?:norm|conv))\.(\d\.)')  # torchvision's files have names of before 2018
 COUNTER = 'num_batches_tracked', 'n_averaged', 'total_ops', 'total_params'  # no network computes with these
 STATISTICS = re.compile(r'((?:.*[._])?)(mean|std)')  # of colours, in networks that normalise their images themselves
 AUXILIARY = ('aux1', 'aux2', 'AuxLogits')  # heads of GoogLeNet and Inception, which are used in training only
+OTHER_FORMS = (  # (the name of a weight or of the file, what it shows and the remedy)
+    (r'-\d{5}-of-(?!00001)\d{5}', 'it is one of several files of a network: put the weights of all into one file'),
+    (r'zero_point$|\.SCB$|activation_post_process|fake_quant|of integers, the network has \([\d, ]*\)$',
+     'it is quantised: take the weights from before'),
+    (r'weight_(g|v|orig)$|\.parametrizations\.', 'a weight is stored in parts: call remove_weight_norm, '
+     'remove_parametrizations or prune.remove before you save'),
+    (r'\blora_', 'it has an adapter: merge it before you save (merge_and_unload)'))
 REMEDY = 'load the weights into your network in Python, and explain it by wsol.from_module'
 SHOWN = 4  # names in a message
 
@@ -29,10 +35,11 @@ def under_names(path, state, expected):
 
     state: {name: tensor} of the file at `path`. Wrappers such as DataParallel, torch.compile and Lightning's modules
     put a prefix before the network's names. The prefix taken is the one with the most expected names, if it has half of
-    them or more. Batch counts that older files lack are those of a new network.
+    them or more. A line names averages of the network, which are left out. Batch counts that older files lack, or that
+    are stored as other numbers, are those of a new network.
     """
     usual = any('.module.' in name for name in expected)  # otherwise '.module.' comes from DataParallel around a part
-    wrappers = WRAPPERS if usual else (*WRAPPERS, 'module')
+    wrappers = {*WRAPPERS} - ({'module'} if usual else set())
     state = {'.'.join(part for part in OLD_DENSENET.sub(r'\1\2', name).split('.') if part not in wrappers): value
              for name, value in state.items()}
     state = {name: value for name, value in state.items() if name in expected or not name.endswith(COUNTER[1:])}
@@ -45,13 +52,20 @@ def under_names(path, state, expected):
         keys = ' or weights_key='.join(prefix[:-1] for prefix in plain)
         raise UserError(f'{path} holds several networks; choose one: weights_key={keys}')
     prefix = '' if '' in plain else plain[0]
+    copies = tuple(other for other, count in counts.items()
+                   if AVERAGED.search(other) and other != prefix and count > len(expected) // 2)
+    if copies:
+        LOG.warning(f'{path}: the weights under {prefix[:-1] or "the outermost names"} are taken, not those of '
+                    + ', '.join(f'weights_key={copy[:-1]}' for copy in copies))
+        state = {name: value for name, value in state.items() if not name.startswith(copies)}
     outside = {name: value for name, value in state.items() if not name.startswith(prefix)}
     inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    untracked = (name for name in expected if name.endswith(COUNTER) and name not in inside)
+    untracked = (name for name, value in expected.items() if name.endswith(COUNTER)
+                 and (name not in inside or _form(inside[name]) != _form(value)))
     return inside | {name: expected[name] for name in untracked}, outside
 
 
-def check_fit(path, state, expected, remedy=''):
+def check_fit(path, state, expected, remedy='; check that the architecture is the same'):
     """Raise UserError unless a state dict has the names and shapes that are expected, and finite values."""
     problems = [[f'{name} is missing' for name in expected if name not in state],
                 [f'{name} is not a part of the network' for name in state if name not in expected],
@@ -63,12 +77,19 @@ def check_fit(path, state, expected, remedy=''):
         channels = next((state[name].shape[1] for name, value in expected.items() if name in state and value.ndim == 4
                          and state[name].ndim == 4 and value.shape[1] == 3 != state[name].shape[1]), None)
         raise UserError(f'{path} does not fit the network: {"; ".join(shown)}' + f'; and {more} more' * (more > 0)
-                        + (remedy if channels is None else f'; its images have {channels} channel'
-                           + 's' * (channels > 1) + f', and photos have 3: {REMEDY}'))
+                        + (_other_form(path, [*shown, *state.keys() - expected], remedy) if channels is None else
+                           f'; its images have {channels} channel' + 's' * (channels > 1)
+                           + f', and photos have 3: {REMEDY}'))
     broken = [name for name, value in state.items() if not value.to(expected[name].dtype).isfinite().all()]
     if broken:
         raise UserError(f'{path} holds a network that has diverged: {broken[0]} is not finite, NaN or infinite '
                         f'({len(broken)} such weights); take an earlier checkpoint')
+
+
+def _other_form(path, names, remedy):
+    """The remedy for weights that are stored in another form; another remedy if nothing shows such a form."""
+    text = '\n'.join([str(path), *names])
+    return next((f'; {why}' for pattern, why in OTHER_FORMS if re.search(pattern, text, re.M)), remedy)
 
 
 def _form(value):
@@ -147,7 +168,8 @@ def _is_in(name, module):
 
 def _is_matrix(value):
     """Whether a weight is that of a linear layer or of a 1x1 convolution."""
-    return value.is_floating_point() and (value.ndim == 2 or value.ndim == 4 and value.shape[2:] == (1, 1))
+    is_matrix = value.ndim == 2 or value.ndim == 4 and value.shape[2:] == (1, 1)
+    return is_matrix and value.is_floating_point() and value.numel() > 0
 
 
 def _without_statistics(path, rest, normalisation):
@@ -175,7 +197,8 @@ def _linear_layer(path, rest, outside, slot):
     matrices = [name for name in rest if _is_matrix(rest[name])]
     near = [name for name in matrices if name not in outside] or matrices
     if not near:
-        raise UserError(f'{path} holds no classifier: no weight {slot}.weight, and no linear layer of another name')
+        raise UserError(f'{path} holds no classifier: no weight {slot}.weight, and no linear layer of another name'
+                        + _other_form(path, rest, '; train one on it, from pretrained=FILE'))
     layer = near[0].removesuffix('.weight')
     own = f'{layer}.weight', f'{layer}.bias'
     classes, features = rest[near[0]].shape[:2]
@@ -189,8 +212,9 @@ def _linear_layer(path, rest, outside, slot):
               if name not in own and not AVERAGED.search(_top(name)) and may_belong(name, value)]
     if others:
         raise UserError(f'{path}: the classifier is not one linear layer, it may have '
-                        f'{named(name for name in rest if name in {*own, *others} and not name.endswith(COUNTER))}; '
-                        f'{REMEDY}, or choose the names of the classifier by weights_key=PREFIX')
+                        f'{named(name for name in rest if name in {*own, *others} and not name.endswith(COUNTER))}'
+                        + _other_form(path, others, f'; {REMEDY}, or choose the names of the classifier by '
+                                      'weights_key=PREFIX'))
     return layer
 
 

@@ -106,11 +106,14 @@ def _create(short, pretrained, **classes):
 
 def classifier(name, source):
     """The whole classifier timm/NAME and its backbone, a LastMap. source: True, or a file with its state dict."""
-    last = find_settings(name).get('classifier')
+    last = find_settings(name).get('classifier') or 'head'
+    if not isinstance(last, str) and len(last) > 1:  # for distillation
+        raise UserError(f'{name} does not end in average pooling and one linear layer, but in {" and ".join(last)}; '
+                        'train a CAM or CALM head on it')
     with initial_weights(drawn=source is True):
         network = _create(name.removeprefix(PREFIX), source is True)
     if source is not True:
-        slot = last if isinstance(last, str) else (last or ('head',))[0]
+        slot = last if isinstance(last, str) else last[0]
         settings = network.pretrained_cfg
         load_classifier(network, read_weights(source), slot, slot, (settings['mean'], settings['std']))
     return network, LastMap(network, _layout(network, name)[0])

@@ -36,7 +36,7 @@ class LastMap(nn.Module):
         self.body = create_feature_extractor(network, [node] if grid is None else [node, grid])
 
     def forward(self, images):
-        outputs = self.body(images)
+        outputs = self.body.forward(images)  # a call would print a traceback where the size does not suit
         if self.grid is None:
             return outputs[self.node]
         height, width = outputs[self.grid].shape[2:]
@@ -85,7 +85,8 @@ def classifier(name, source):
     if source is not True:
         layers = [layer for layer, module in network.named_modules() if isinstance(module, nn.Linear)]
         if not layers:  # SqueezeNet
-            raise UserError(f'{name} does not end in average pooling and one linear layer')
+            raise UserError(f'{name} does not end in average pooling and one linear layer; train a CAM or '
+                            'CALM head on it')
         load_classifier(network, read_weights(source), layers[-1], layers[-1].partition('.')[0])
     return network, LastMap(network.eval(), *nodes)
 

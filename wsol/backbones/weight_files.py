@@ -11,6 +11,7 @@ import itertools
 import logging
 import pickletools
 import re
+import warnings
 import zipfile
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ NOT_WEIGHTS = (  # (how a file begins, what it is and the remedy)
     (rb'\x08[\x01-\x14][\x12\x1a"2:B]', f'it is a network in ONNX; {ONLY_TORCH}'),
     (rb'GGUF|.{4}TFL3', f'it is a network of another framework; {ONLY_TORCH}'),
     (rb'\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|\x28\xb5\x2f\xfd|Rar!|.{257}ustar', 'it is an archive: unpack it first'),
-    (rb'\s*[{\[]', 'it is text (JSON), as the index of a model in several files: name the file of the weights'),
+    (rb'\s*[{\[]', 'it is text (JSON), as the index of a model in several files: put all weights into one file'),
     (rb'\x80[\2-\5](?!\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19)', 'it is a plain pickle, which torch.save has not written: '
      'open it in Python if you trust it, and write the state dict by torch.save'))
 NOT_WEIGHTS_ZIPS = (  # (the name of a member, what the zip is)
@@ -139,7 +140,9 @@ def _load(file):
     check_whole(file)
     stand_ins = [(HARMLESS.get(name) or _Kind(name, (Foreign,), {}), name) for name in _foreign_names(file)]
     file.seek(0)
-    with torch.serialization.safe_globals(stand_ins):  # names that torch allows come first, before these
+    # names that torch allows come first, before these
+    with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # torch's of quantised weights, which are refused
         return torch.load(file, map_location='cpu', weights_only=True)
 
 
@@ -172,6 +175,7 @@ def load(path):
 
 PLAIN = ('state_dict', 'model_state_dict', 'model', 'net', 'network', 'weights', 'model_state', 'params', 'module', '')
 AVERAGED = re.compile(r'ema|teacher|averag|momentum|swa|shadow|target', re.I)  # copies that follow the network
+WRAPPERS = ('_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module', '_forward_module', 'module')  # in names
 DEPTH = 4  # how deep state dicts are looked for in nested dicts
 
 
@@ -207,7 +211,9 @@ def _is_plain(value):
 def short(value):
     """A value as an error message shows it."""
     if isinstance(value, torch.Tensor):
-        return f'a {value.dtype} tensor of shape {tuple(value.shape)}'
+        form = f'{value.device.type} ' * (value.device.type != 'cpu') + f'{value.layout} ' * (
+            value.layout != torch.strided)
+        return f'a {form}{value.dtype} tensor of shape {tuple(value.shape)}'
     text = repr(value)
     return f'a {type(value).__name__}, {text if len(text) < 60 else text[:57] + "..."}'
 
@@ -220,7 +226,7 @@ def problem_of_weights(state):
         if not isinstance(name, str):
             return f'{name!r} is no name of a weight'
         if not _is_plain(value):
-            return f'{name} is no weight but {short(value)}'
+            return f'{name} is no weight but {short(value)}; save dense tensors of real numbers, not quantised'
     return None
 
 
@@ -236,7 +242,8 @@ def pick_state_dict(path, content, key=None):
     asked = [place for place in states if key in (place, place.rpartition('.')[2])]
     state = states[asked[0] if asked else _preferred(path, states)]
     if key is not None and not asked:
-        state = {name.removeprefix(f'{key}.'): value for name, value in state.items() if name.startswith(f'{key}.')}
+        below = re.compile(rf'(?:(?:{"|".join(WRAPPERS)})\.)*{re.escape(key)}\.(.+)')
+        state = {match[1]: value for name, value in state.items() if (match := below.fullmatch(name))}
         if not state:
             raise UserError(f'{path} has no weights under weights_key={key}; it has {", ".join(map(repr, states))}')
     state = {name: value for name, value in state.items()  # without numbers and texts among the weights
@@ -274,7 +281,7 @@ def _without_weights(content):
         return f'holds a whole object of the class {classes[0]}, whose reading would run code: {STATE_DICT}'
     if empty:
         return 'holds an empty state dict: it was written before the network had weights'
-    return 'holds no state dict, that is, names and tensors'
+    return f'holds no state dict, that is, names and tensors: {STATE_DICT}'
 
 
 def read_weights(source, key=None):
