@@ -8,6 +8,7 @@ import math
 import os
 import re
 import sys
+from pathlib import Path
 
 from runtime import screen
 from wsol.errors import UserError
@@ -131,6 +132,8 @@ class Parser(argparse.ArgumentParser):
             flag = unknown.split()[0].split('=')[0]
             if not flag.startswith('-'):
                 raise UserError(f'unexpected "{flag}": write --flag=value; image files come first')
+            if Path(unknown.split()[0]).exists():
+                raise UserError(f'{unknown.split()[0]} looks like a flag; if the file is meant, write ./{flag}')
             near = difflib.get_close_matches(flag, self._option_string_actions, 1)
             message = f'unknown flag {flag}' + (f'; did you mean {near[0]}?' if near else '') + ' (--help lists all)'
         raise UserError(message)

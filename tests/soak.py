@@ -163,6 +163,19 @@ class Bench:
                 print(codes, self.said(name))
         return lost
 
+    def broken_photos(self, count, random):
+        """Cut off a training photo's end: one line should name it, and no loader process should keep the run alive."""
+        lost = 0
+        for number in range(count):
+            folder = shutil.copytree(self.folder / 'pets', self.folder / f'pets{number}')
+            path = random.choice(sorted((folder / 'train').rglob('*.*')))
+            path.write_bytes(path.read_bytes()[:random.randint(1, 150)])
+            code = several.code_of(self.start(f'broken{number}', f'--dataset={folder}', '--workers=2'))
+            if code != 2 or str(path) not in self.said(f'broken{number}'):
+                lost += 1
+                print(code, self.said(f'broken{number}'))
+        return lost
+
     def memory(self, epochs, _):
         """Train so many epochs; memory after the first 20 and before the last, which draws the curves, should differ by
         a hundredth at most."""
@@ -227,6 +240,7 @@ def main():
             'training stopped by SIGTERM or SIGUSR1': (40, bench.stops),
             'disk full from some step on': (20, bench.full_disks),
             'two trainings of one experiment at once': (10, bench.races),
+            'training photo broken, with loader processes': (20, bench.broken_photos),
             'epochs in a row, for memory that grows': (200, bench.memory),
             **DataFaults(bench).rows(),
             'checkpoint file damaged': (500, files(CHECKPOINTS)),

@@ -45,6 +45,11 @@ def test_flags(script, name, flag, words):
     refused(script(name, flag), *words)
 
 
+def test_a_photo_named_like_a_flag(script, tmp_path):
+    (tmp_path / '-a.png').touch()
+    refused(script('inference', '-a.png'), 'write ./-a.png')
+
+
 def test_missing_and_unreadable_checkpoints(script, tiny_birds, tmp_path):
     refused(script('eval_pixel_perturb', *tiny_birds), 'no checkpoint', 'save/result', 'main.py')
     refused(script('eval_pixel_perturb', *tiny_birds, '--load_checkpoint=nowhere'), 'nowhere', '--load_checkpoint')
