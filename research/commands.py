@@ -49,6 +49,7 @@ def run(folder, script, *flags):
         importlib.import_module(script).main()
     finally:
         sys.argv = before
+        processes.end_loaders()
 
 
 def refuse_chosen(args, names, study):
