@@ -210,7 +210,7 @@ class OwnFolder(DataSet):
     turned, may_be_resized = ' turned as its EXIF says', False
 
     def mask_paths(self, split, image_ids):
-        """As in DataSet. Raises UserError where a photo stands and its mask lies, or the reverse."""
+        """As in DataSet. Raises UserError where a photo is upright and its mask lies on its side, or the reverse."""
         paths = super().mask_paths(split, image_ids)
 
         def turned(pair):
@@ -225,7 +225,7 @@ class OwnFolder(DataSet):
         if wrong:
             photo, (width, height), mask, size = wrong[0]
             raise UserError(f'{mask} is {size[0]} x {size[1]} pixels, and {photo} {width} x {height} ({len(wrong)} '
-                            f'such masks): masks are those of the photo{self.turned}')
+                            f'such masks): a mask belongs to the photo{self.turned}')
         return paths
 
     def list_images(self, split, proxy=False):

@@ -97,7 +97,7 @@ def test_boxes_or_masks_enable_wsol(script, folder, tmp_path):
     assert masks.has_masks and masks.mask_paths('val', np.array([b'cat/0.jpg'])) == [([folder / 'val_mask.png'], None)]
     assert not any(found_in(folder).values())
     Image.new('L', (40, 30)).save(folder / 'val_mask.png')  # the photo stands
-    with pytest.raises(UserError, match=r'val_mask.png is 40 x 30 pixels, and .*0.jpg 30 x 40 .12 such masks.: masks are those of the photo turned'):
+    with pytest.raises(UserError, match=r'val_mask.png is 40 x 30 pixels, and .*0.jpg 30 x 40 .12 such masks.: a mask belongs to the photo turned'):
         masks.mask_paths('val', masks.list_images('val')[0])
     assert found_in(folder)['broken masks'][0].startswith(f'{folder}/val_mask.png is 40 x 30 pixels')
 
