@@ -150,12 +150,13 @@ def script(request, monkeypatch, tmp_path, capsys):
 
 
 @pytest.fixture
-def at_home(script, tiny_birds, tmp_path, monkeypatch):
-    """A working folder with a tiny ToyBirds where the scripts look for it. Returns the commands that studies run, as
-    they run."""
+def at_home(request, script, tiny_birds, tmp_path, monkeypatch):
+    """A working folder where the scripts find tiny_birds, or few_birds if the test asks for these. Returns the commands
+    that studies run, as they run."""
     from research import commands
     ran, run = [], commands.run
-    for root, name in zip(roots_of(tiny_birds), ('dataset', 'metadata'), strict=True):
+    birds = request.getfixturevalue('few_birds') if 'few_birds' in request.fixturenames else tiny_birds
+    for root, name in zip(roots_of(birds), ('dataset', 'metadata'), strict=True):
         (tmp_path / name).symlink_to(root)
 
     def run_and_keep(folder, *command):
@@ -219,14 +220,24 @@ def forwards(monkeypatch):
 
 # --- painted birds, and networks that know them -------------------------------------------------------
 
+def paint_birds(root, counts, seed):
+    """Paint a ToyBirds with so many images of each class. Returns its flags."""
+    from dataset import toybirds
+    toybirds.paint_dataset(root / 'data', root / 'meta', counts, seed=seed)
+    return ['--dataset=ToyBirds', f'--data_root={root / "data"}', f'--metadata_root={root / "meta"}',
+            f'--crop_size={SIZE}', '--resize_size=64', '--workers=0', '--device=cpu', '--precision=float32', '--seed=3']
+
+
 @pytest.fixture(scope='session')
 def tiny_birds(tmp_path_factory):
     """The flags of a ToyBirds with few images, painted once."""
-    from dataset import toybirds
-    root = tmp_path_factory.mktemp('birds')
-    toybirds.paint_dataset(root / 'data', root / 'meta', {'train': 3, 'val': 1, 'test': 2}, seed=5)
-    return ['--dataset=ToyBirds', f'--data_root={root / "data"}', f'--metadata_root={root / "meta"}',
-            f'--crop_size={SIZE}', '--resize_size=64', '--workers=0', '--device=cpu', '--precision=float32', '--seed=3']
+    return paint_birds(tmp_path_factory.mktemp('birds'), {'train': 3, 'val': 1, 'test': 2}, seed=5)
+
+
+@pytest.fixture(scope='session')
+def few_birds(tmp_path_factory):
+    """The flags of an even smaller ToyBirds, for studies that run many scripts."""
+    return paint_birds(tmp_path_factory.mktemp('few'), {'train': 2, 'val': 1, 'test': 1}, seed=6)
 
 
 def roots_of(flags):

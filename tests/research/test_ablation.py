@@ -12,7 +12,7 @@ COUNT = 'per pair, all pixels'
 
 
 @pytest.fixture
-def tiny(at_home, monkeypatch):
+def tiny(few_birds, at_home, monkeypatch):
     """Trainings of one epoch, and three rows up to layer1. Returns the commands that are run."""
     monkeypatch.setattr(commands, 'SIZES', [*TINY, '--workers=0'])
     monkeypatch.setattr(ablation, 'FROM_RANDOM', ['--epochs=1'])

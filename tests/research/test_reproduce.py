@@ -60,7 +60,7 @@ def test_the_plan_names_what_is_missing_and_how_to_get_it(script, tmp_path, monk
     assert 'weights CALM' not in out and re.search(r'^train CALM_EM +2 ', out, re.M)
 
 
-def test_toybirds_from_nothing_to_the_papers_tables(script, drawn, at_home, tmp_path, monkeypatch):
+def test_toybirds_from_nothing_to_the_papers_tables(script, drawn, few_birds, at_home, tmp_path, monkeypatch):
     monkeypatch.setattr(paper, 'METHODS', FEW)
     out = accepted(script('research.reproduce', '--dataset=ToyBirds', '--seeds=2', *TINY))
     root = tmp_path / 'save/reproduce/ToyBirds'

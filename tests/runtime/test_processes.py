@@ -7,7 +7,6 @@ import several
 import torch
 from conftest import files_below, roots_of, same, without
 
-from dataset import toybirds
 from experiment import weights
 from wsol import networks
 
@@ -19,24 +18,15 @@ def training_flags(birds):
 
 
 @pytest.fixture(scope='module')
-def birds(tiny_birds, tmp_path_factory):
-    """The flags of an even smaller ToyBirds."""
-    root = tmp_path_factory.mktemp('few')
-    toybirds.paint_dataset(root / 'data', root / 'meta', {'train': 2, 'val': 1, 'test': 1}, seed=6)
-    return [*without(tiny_birds, 'data_root', 'metadata_root'), f'--data_root={root / "data"}',
-            f'--metadata_root={root / "meta"}']
-
-
-@pytest.fixture(scope='module')
 def forks():
     with several.Forks() as started:
         yield started
 
 
 @pytest.fixture(scope='module')
-def by_number(birds, trained, forks, tmp_path_factory):
+def by_number(few_birds, trained, forks, tmp_path_factory):
     """{number of processes: the folder in which a training and all evaluations ran}. Two by torchrun, with less to do."""
-    root = tmp_path_factory.mktemp('several')
+    root, birds = tmp_path_factory.mktemp('several'), few_birds
     flags = [*birds, '--batch_size=5', '--experiment_name=CALM_EM']
     photos = sorted((roots_of(birds)[0] / 'ToyBirds/images').rglob('*_test_*.jpg'))[:5]
     shown = without(birds, 'dataset', 'data_root', 'metadata_root', 'resize_size', 'crop_size')
@@ -97,14 +87,14 @@ def test_rank_0_alone_writes_a_training(by_number):
     assert files_below(by_number[3] / 'save/plain').keys() == files_below(by_number[1] / 'save/plain').keys()
 
 
-def test_a_signal_to_one_process_stops_both_at_one_step_and_both_go_on_from_it(birds, by_number, forks, tmp_path):
+def test_a_signal_to_one_process_stops_both_at_one_step_and_both_go_on_from_it(few_birds, by_number, forks, tmp_path):
     """As two processes from the start to the end: to the bit, on a CPU."""
-    forks.start(tmp_path, [training_flags(birds)], 2, fault='1,9,stop')
+    forks.start(tmp_path, [training_flags(few_birds)], 2, fault='1,9,stop')
     first, second = forks.ended()
     assert first[0] == second[0] == 143 and second[1:] == ('', '')
     assert 'stopped by SIGTERM after 1 epochs and 3 steps, which are saved in save/plain' in first[2]
     assert len((tmp_path / 'save/plain/log.jsonl').read_text().splitlines()) == 1
-    forks.start(tmp_path, [training_flags(birds)], 2)
+    forks.start(tmp_path, [training_flags(few_birds)], 2)
     assert [code for code, *_ in forks.ended()] == [0, 0]
     straight, resumed = (torch.load(folder / 'save/plain' / weights.FILE, weights_only=True)
                          for folder in (by_number[2], tmp_path))
@@ -115,8 +105,8 @@ def test_a_signal_to_one_process_stops_both_at_one_step_and_both_go_on_from_it(b
 
 
 @pytest.mark.parametrize('kind, code', [('error', 2), ('kill', -9)])
-def test_a_process_that_fails_ends_the_others_and_one_line_says_why(birds, forks, tmp_path, kind, code):
-    forks.start(tmp_path, [training_flags(birds)], 2, fault=f'1,8,{kind}')
+def test_a_process_that_fails_ends_the_others_and_one_line_says_why(few_birds, forks, tmp_path, kind, code):
+    forks.start(tmp_path, [training_flags(few_birds)], 2, fault=f'1,8,{kind}')
     first, second = forks.ended()
     errors = [line for line in (first[2] + second[2]).splitlines() if line.startswith('error: ')]
     assert second[0] == code and first[0] in (1, 2)
