@@ -73,10 +73,10 @@ def computes_in_bfloat16(device):
     if device.type == 'cuda':
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == 'cpu' and torch.backends.mkldnn.is_available():
-        # oneDNN also says yes for processors with AVX-512 alone, on which it emulates bfloat16
-        emulates = platform.machine() in ('x86_64', 'AMD64') and not (
-            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported() and not emulates
+        # oneDNN also says yes for processors with AVX-512 alone, on which it emulates bfloat16. With AVX512_BF16 it
+        # does not, but without AMX it still takes longer than float32 (docs/performance.md)
+        is_slow = platform.machine() in ('x86_64', 'AMD64') and not torch.cpu._is_amx_tile_supported()
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported() and not is_slow
     return False
 
 
