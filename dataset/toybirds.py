@@ -19,11 +19,11 @@ import cv2
 import numpy as np
 
 from dataset.archives import staged
+from dataset.image_folders import in_threads
 from dataset.lists import write_split
 from dataset.official_lists import corners_of
 from dataset.painter import PALETTE, paint
 from dataset.registry import SPLITS
-from runtime.screen import progress
 from runtime.whole_files import read_json, write_lines
 from wsol.annotations.cub import POINT_NAMES, UNION_PARTS
 from wsol.errors import UserError
@@ -165,19 +165,20 @@ class Bird(NamedTuple):
 
 def _paint_images(root, images_per_class, seed):
     """Paint and write the pictures. Returns their Birds."""
-    classes, birds = class_colours(), []
-    for index, task in enumerate(progress(_tasks(images_per_class), 'painting ToyBirds', 'image')):
-        label, split, _ = task
-        image, mask, points, _ = paint(classes[label][1], np.random.default_rng([seed, index]))
-        image_id, silhouette = _image_id(*task), np.where(mask > 0, 255, 0).astype(np.uint8)
+    colours = [colours for _, colours in class_colours()]
+
+    def paint_one(numbered):
+        index, (label, split, number) = numbered
+        image, mask, points, _ = paint(colours[label], np.random.default_rng([seed, index]))
+        image_id, silhouette = _image_id(label, split, number), np.where(mask > 0, 255, 0).astype(np.uint8)
         for folder, suffix, picture, options in (
                 ('images', '.jpg', image[..., ::-1], JPEG), ('part_masks', '.png', mask, []),
                 ('segmentations', '.png', silhouette, [])):
             path = (root / folder / image_id).with_suffix(suffix)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(cv2.imencode(suffix, picture, options)[1].tobytes())
-        birds.append(Bird(image_id, label, split, image.shape[1::-1], cv2.boundingRect(silhouette), points))
-    return birds
+        return Bird(image_id, label, split, image.shape[1::-1], cv2.boundingRect(silhouette), points)
+    return list(in_threads(paint_one, list(enumerate(_tasks(images_per_class))), 'painting ToyBirds'))
 
 
 def _write_annotations(root, birds):
