@@ -32,6 +32,7 @@ RECIPES = {  # experiments' folder -> flags of all trainings, of the start, and 
     'demo': (['--crop_size=112', '--resize_size=128', '--batch_size=16'], ['--epochs=16', '--lr=0.02'],
                   ['--is_different_checkpoint', '--epochs=12', '--lr=0.01']),
     'demo_full': (SIZES, FROM_RANDOM, FINE_TUNE)}
+EVALUATE = ('--cache', '--workers=1', '--batch_size=32')  # larger batches leave the processor's cache
 METHODS = {  # experiment -> {attribution method: its row of the table}
     'CAM': {'vanilla': 'CAM', 'object_mask': "control: the bird's mask", 'random': 'control: random maps'},
     'CALM_EM': {'jointll': 'CALM_EM', 'saliency': 'control: prior of CALM_EM'}}
@@ -59,8 +60,8 @@ def table(folder):
     """The table of all methods as text. Methods that have no results yet are measured now."""
     rows, seen = [], []
     for experiment, methods in METHODS.items():
-        cues, erased = (commands.evaluate(folder, experiment, metric, methods, PRECISION, '--cache', '--workers=1',
-                                          seen=seen) for metric in ('cue_location', 'pixel_perturb'))
+        cues, erased = (commands.evaluate(folder, experiment, metric, methods, PRECISION, *EVALUATE, seen=seen)
+                        for metric in ('cue_location', 'pixel_perturb'))
         for name, cue, erasure in zip(methods.values(), cues, erased, strict=True):
             pxap = [[cue['pxap'][truth][count][key] for key in '123'] for truth, count in COUNTS]
             rows.append([name, None if name.startswith('control') else erasure['accuracy'], *pxap[0],
