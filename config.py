@@ -101,7 +101,7 @@ FLAGS = {
         _recorded('device', 'auto', device_name, 'auto: CUDA, else MPS, else the CPU; cuda:1 is the second GPU',
                   main=True),
         _recorded('precision', 'auto', choice(('auto', 'float32', 'tf32', 'bfloat16')), 'precision of the backbone. '
-                  'auto: bfloat16 for a training where the hardware computes in it (on a GPU not for small steps), '
+                  'auto: bfloat16 for a training where the hardware is faster in it (on a GPU not for small steps), '
                   'float32 for evaluations. tf32: faster convolutions on NVIDIA GPUs, whose inputs are rounded. Heads, '
                   'losses and maps are always float32', kept=True),
         _recorded('batch_size', 64, COUNT, 'images in a step, summed over all processes', main=True, kept=True),

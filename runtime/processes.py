@@ -161,7 +161,7 @@ def end_loaders():
     for loader in multiprocessing.active_children():
         loader.kill()
         loader.join()
-    signal.signal(signal.SIGCHLD, before)
+    signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)  # None: not set by Python
 
 
 def leave(code):

@@ -289,6 +289,16 @@ def test_fine_tuning_crosses_from_cam_to_calm_and_back():
     assert torch.equal(calm.conv1.weight, cam.conv1.weight)
 
 
+def test_a_network_that_is_loaded_whole_draws_nothing_and_a_new_classifier_is_drawn():
+    network, state = {'architecture': 'resnet18', 'attribution_method': 'CAM', 'last_stage': 'layer1'}, torch.get_rng_state()
+    saved = checkpoint({'state_dict': {name: value + 1 for name, value in build_model(**network, num_classes=7).state_dict().items()}})
+    before = torch.get_rng_state()
+    whole = saved.build(network, 7, torch.device('cpu')).state_dict()
+    assert torch.equal(before, torch.get_rng_state()) and not torch.equal(before, state)
+    assert all(torch.equal(value, whole[name]) for name, value in saved.weights.items())
+    assert saved.build(network, 3, torch.device('cpu'), but_classifier=True).conv_last.weight.std() > 0
+
+
 def test_published_cam_weights_load_though_they_carry_an_attention(capsys):
     source = build_model('resnet18', 'CALM_EM', 7, last_stage='layer1')
     target = build_model('resnet18', 'CAM', 7, last_stage='layer1')

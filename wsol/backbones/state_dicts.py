@@ -16,7 +16,7 @@ AUXILIARY = ('aux1', 'aux2', 'AuxLogits')  # heads of GoogLeNet and Inception, w
 OTHER_FORMS = (  # (the name of a weight or of the file, what it shows and the remedy)
     (r'-\d{5}-of-(?!00001)\d{5}', 'it is one of several files of a network: put the weights of all into one file'),
     (r'zero_point$|\.SCB$|activation_post_process|fake_quant|of integers, the network has \([\d, ]*\)$',
-     'it is quantised: take the weights from before'),
+     'it is quantised: take the weights that it was made from'),
     (r'weight_(g|v|orig)$|\.parametrizations\.', 'a weight is stored in parts: call remove_weight_norm, '
      'remove_parametrizations or prune.remove before you save'),
     (r'\blora_', 'it has an adapter: merge it before you save (merge_and_unload)'))
