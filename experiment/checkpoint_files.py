@@ -1,7 +1,7 @@
 """Checkpoint files: written whole, verified, and checked when they are read.
 
 An experiment has the LAST checkpoint, the PREVIOUS one, and the BEST by accuracy on val. Each ends in the SHA-256 of
-its content (wsol.backbones.weight_files), so that a single changed bit is noticed. torch.load reads it like any other
+its content (wsol.weights.files), so that a single changed bit is noticed. torch.load reads it like any other
 checkpoint.
 """
 import hashlib
@@ -19,9 +19,9 @@ from dataset.class_names import names_in
 from experiment import training_images
 from experiment.settings import problem_of
 from runtime import whole_files
-from wsol.backbones import weight_files
-from wsol.backbones.weight_files import short
 from wsol.errors import UserError
+from wsol.weights import files, state_dicts
+from wsol.weights.state_dicts import short
 
 LAST, PREVIOUS, BEST = (f'{name}_checkpoint.pth.tar' for name in ('last', 'previous', 'best'))
 
@@ -38,10 +38,10 @@ def write(path, content, before_rename=lambda partial: None):
         torch.save(content, buffer)
         with open(partial, 'w+b') as file:
             file.write(buffer.getbuffer())
-            file.write(weight_files.SEAL + hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
+            file.write(files.SEAL + hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
             file.flush()
             try:
-                weight_files.check_whole(file)
+                files.check_whole(file)
             except ValueError as error:
                 raise UserError(f'{path} could not be verified after writing; the disk may be failing. The previous '
                                 'file is kept') from error
@@ -90,7 +90,7 @@ def latest(folder):
 def read(path, key=None):
     """The content of a checkpoint file, tensors on the CPU. Raises UserError, which offers PREVIOUS.
 
-    The weights of a file from elsewhere get the key `state_dict`. key: as in weight_files.pick_state_dict.
+    The weights of a file from elsewhere get the key `state_dict`. key: as in state_dicts.pick_state_dict.
     """
     path = Path(path)
     try:
@@ -109,16 +109,16 @@ def read(path, key=None):
 
 
 def _read(path, key=None):
-    content = weight_files.load(path)
+    content = files.load(path)
     keys = content if isinstance(content, dict) else {}
     model = keys.get('model')
     if model is None or not (isinstance(model, dict) and 'architecture' in model or 'command' in keys):
         record = {name: keys[name] for name, fits in RECORD.items() if name in keys and fits(keys[name])}  # not ours
         record['class_names'] = names_in(keys) or None
-        return record | {'state_dict': weight_files.pick_state_dict(path, content, key)}
+        return record | {'state_dict': state_dicts.pick_state_dict(path, content, key)}
     if key is not None:
         raise UserError(f'{path} is a checkpoint of main.py, which holds one state dict: leave --weights_key out')
-    problem = weight_files.problem_of_weights(content.get('state_dict', content)) or _problem_of_record(content)
+    problem = state_dicts.problem_of_weights(content.get('state_dict', content)) or _problem_of_record(content)
     if problem:
         raise UserError(f'{path} is no checkpoint of this version: {problem}')
     return content

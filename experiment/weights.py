@@ -22,11 +22,11 @@ from dataset.registry import ALIASES, DATASETS, find_dataset
 from experiment import checkpoint_files
 from runtime.screen import say, warn, warn_once
 from wsol import build_model, from_classifier, preprocessing
-from wsol.backbones import state_dicts
-from wsol.backbones.weight_files import Weights, read_weights
 from wsol.contexts import initial_weights
 from wsol.errors import UserError
 from wsol.networks import normalisation
+from wsol.weights import fitting
+from wsol.weights.state_dicts import Weights, read_weights
 
 FILE = checkpoint_files.LAST
 PLACEHOLDER = 'checkpoint_name'  # in the published commands; it stands for the checkpoint of --experiment_name
@@ -217,7 +217,7 @@ def find_checkpoint(name, save_root, folder):
 def read_checkpoint(path, key=None, architecture=None):
     """The Checkpoint in a file, tensors on the CPU. Nothing in the file is executed. Raises UserError.
 
-    key: which of several state dicts of a file from elsewhere, as in weight_files.pick_state_dict. architecture: the
+    key: which of several state dicts of a file from elsewhere, as in state_dicts.pick_state_dict. architecture: the
     file may also hold a trained classifier of torchvision or timm by this name.
     """
     path = Path(path)
@@ -238,7 +238,7 @@ def load_weights(model, checkpoint, but_classifier=False):
     two networks has one.
     """
     expected, left_out = model.state_dict(), ()
-    weights, outside = state_dicts.under_names(checkpoint.path, checkpoint.weights, expected)
+    weights, outside = fitting.under_names(checkpoint.path, checkpoint.weights, expected)
     kinds = tuple(any('.attention.' in f'.{name}' for name in names) for names in (weights, expected))  # CALM's has it
     is_unrecorded_calm = not checkpoint.network and kinds == (True, False)
     if but_classifier:
@@ -253,9 +253,9 @@ def load_weights(model, checkpoint, but_classifier=False):
                                              '--pretrained=FILE')
     weights = {name: value for name, value in weights.items() if not name.startswith(left_out)}
     weights |= {name: value for name, value in expected.items() if name.startswith(left_out)}
-    state_dicts.check_fit(checkpoint.path, weights | outside if checkpoint.network else weights, expected,
+    fitting.check_fit(checkpoint.path, weights | outside if checkpoint.network else weights, expected,
                           f'. Check --architecture, --attribution_method, --dataset and --use_bn{hint}')
-    state_dicts.say_left_out(checkpoint.path, outside, 'since the network does not have them')
+    fitting.say_left_out(checkpoint.path, outside, 'since the network does not have them')
     model.load_state_dict(weights)
 
 

@@ -21,8 +21,8 @@ from evaluation.map_sources import open_map
 from experiment import checkpoint_files
 from runtime import whole_files
 from wsol.annotations import cub, superclasses
-from wsol.backbones.weight_files import read_weights
 from wsol.errors import UserError
+from wsol.weights.state_dicts import read_weights
 
 PARSERS = {}
 # what breaks parsers: numbers beyond 64 bits, what is no number, paths that lead out, bytes that are no text, nesting

@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from wsol.backbones import timm_networks, torchvision_networks
-from wsol.backbones.weight_files import LOG
 from wsol.contexts import evaluating, unwrapped
 from wsol.errors import UserError, words_of
 from wsol.heads import CAM
 from wsol.networks import find_head
+from wsol.weights.state_dicts import LOG
 
 TOLERANCE = 1e-4  # relative: by how much the scores of CAM may differ from the classifier's
 IMAGE_SIZE = 224  # the size of the image on which a network is tried, if the caller gives none
@@ -132,6 +132,8 @@ def from_module(module, layer, attribution_method='CALM_EM', num_classes=None, p
     if isinstance(part, torch.jit.ScriptModule) or type(part) is nn.Module:  # the second holds weights, and never runs
         raise UserError('programs of TorchScript, torch.export and torch.fx do not let their layers be read: give the '
                         'module that this one was made of')
+    if any(weight.is_meta for weight in module.parameters()):
+        raise UserError('the module is on the device "meta", which holds no weights: load them first')
     head = find_head(attribution_method, prior)
     if num_classes is None and attribution_method != 'CAM':
         raise UserError(f'{attribution_method} has to be trained: say num_classes=')

@@ -3,6 +3,7 @@
     model = build_model('resnet50', 'CALM_EM', num_classes=200, large_feature_map=True)
 """
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +13,10 @@ from torch import nn
 
 from wsol.backbones import inception, timm_networks, torchvision_networks, vgg
 from wsol.backbones.resnet import resnet
-from wsol.backbones.state_dicts import IMAGENET
 from wsol.contexts import shapes_of
 from wsol.errors import UserError, words_of
 from wsol.heads import CALM, CALM_EM, CALM_ML, CAM, PRIORS
+from wsol.weights.fitting import IMAGENET
 
 HEADS = {'CAM': CAM, 'CALM_EM': CALM_EM, 'CALM_ML': CALM_ML}
 
@@ -130,7 +131,8 @@ def check_image_size(model, size):
         grid = shapes_of(model, lambda twin, images: twin.eval().extract_features(images), 1, 3, size, size).shape[2:]
     except (RuntimeError, ValueError, AssertionError) as error:
         trained = {timm_networks.trained_size(part) for part in model.modules() if hasattr(part, 'pretrained_cfg')}
-        raise UserError(f'crop_size={size} does not suit this network ({words_of(error)})' + ''.join(
+        words = re.sub(r'Proxy\(\w+\)', str(size), words_of(error))  # torch.fx has this in place of a number
+        raise UserError(f'crop_size={size} does not suit this network ({words})' + ''.join(
             f'; timm trained it at {each}' for each in trained - {size})) from error
     if grid.numel() < 2:
         raise UserError(f'crop_size={size} is too small for this network: its map has one cell')

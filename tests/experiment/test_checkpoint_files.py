@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from experiment import checkpoint_files, training, weights
 from experiment.checkpoint_files import BEST, LAST, PREVIOUS
-from wsol.backbones import weight_files
 from wsol.errors import UserError
+from wsol.weights import files
 
 
 @pytest.fixture
@@ -90,13 +90,13 @@ def test_what_is_beside_the_weights_of_a_file_from_elsewhere_is_no_record(tmp_pa
 
 
 def test_a_disk_that_gives_back_something_else_leaves_the_old_file(whole, monkeypatch):
-    before, check = whole.read_bytes(), weight_files.check_whole
+    before, check = whole.read_bytes(), files.check_whole
 
     def fail(file):
         if 'partial' in file.name:
             raise ValueError('it is damaged')
         check(file)
-    monkeypatch.setattr(weight_files, 'check_whole', fail)
+    monkeypatch.setattr(files, 'check_whole', fail)
     with pytest.raises(UserError, match='could not be verified after writing; the disk may be failing'):
         checkpoint_files.write(whole, {'epoch': 3})
     assert whole.read_bytes() == before and list(whole.parent.iterdir()) == [whole]

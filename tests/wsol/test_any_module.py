@@ -200,6 +200,10 @@ def test_features_that_are_not_finite_are_refused():
     next(broken.encoder.parameters()).data[0] = torch.nan
     with pytest.raises(UserError, match='not finite'):
         from_module(broken, 'encoder', num_classes=3)
+    with torch.device('meta'):
+        empty = Classifier()
+    with pytest.raises(UserError, match='on the device "meta", which holds no weights'):
+        from_module(empty, 'encoder', 'CAM')
 
 
 def test_a_module_keeps_its_mode_its_frozen_parameters_and_its_weights():

@@ -164,17 +164,18 @@ def test_random_initialisation_is_xavier_with_zero_biases():
 
 
 @pytest.mark.parametrize('architecture, sizes', [('resnet18', (33, 16, 8, 1)), ('vgg16', (64, 31, 8)),
-                                                 ('inception_v3', (35, 20, 8)), ('swin_t', (64, 33, 2)), ('alexnet', (96, 32))])
+                                                 ('inception_v3', (35, 20, 8)), ('swin_t', (64, 33, 2)), ('alexnet', (96, 32)),
+                                                 ('vit_b_32', (224, 64))])
 def test_an_image_size_is_refused_where_the_network_fails_or_leaves_one_cell(architecture, sizes, caplog, monkeypatch):
     """And only there: a real forward is the judge. It takes one line: torch, which would print tracebacks, logs nothing."""
     monkeypatch.setattr(logging.getLogger('torch._subclasses.fake_tensor'), 'handlers', [caplog.handler])
     model, judged = build_model(architecture, 'CALM_EM', 3).eval(), set()
     for size in sizes:
         cells = 0
-        with suppress(RuntimeError), torch.no_grad():
+        with suppress(RuntimeError, AssertionError), torch.no_grad():
             cells = model.extract_features(torch.zeros(1, 3, size, size))[0, 0].numel()
         judged.add(cells > 1)
-        with nullcontext() if cells > 1 else pytest.raises(UserError, match=f'^crop_size={size} [^\n]*$'):
+        with nullcontext() if cells > 1 else pytest.raises(UserError, match=f'^crop_size={size} (?!.*Proxy)[^\n]*$'):
             check_image_size(model, size)
     assert judged == {True, False} and not caplog.records
 

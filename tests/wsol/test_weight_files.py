@@ -18,8 +18,9 @@ from conftest import shared
 from torch import nn
 
 from wsol import UserError, from_classifier
-from wsol.backbones.state_dicts import IMAGENET, load_backbone, load_classifier
-from wsol.backbones.weight_files import load, read_weights
+from wsol.weights.files import load
+from wsol.weights.fitting import IMAGENET, load_backbone, load_classifier
+from wsol.weights.state_dicts import read_weights
 
 
 class Tiny(nn.Module):
@@ -131,6 +132,8 @@ def test_several_networks_are_a_question(tmp_path, caplog):
     beside = prefixed('module.', STATE | prefixed('model_ema.', {name: value for name, value in ZEROS.items() if 'running' not in name}))
     assert_scores(loaded(beside, tmp_path), tiny())
     assert 'under the outermost names are taken, not those of weights_key=model_ema' in said(caplog) and 'left out' not in said(caplog)
+    assert_scores(loaded(STATE | prefixed('student.', ZEROS), tmp_path), tiny())
+    assert 'under the outermost names are taken, not those of weights_key=student' in said(caplog)
     assert_scores(loaded(prefixed('module.', both), tmp_path, key='encoder_q'), tiny())
     assert_scores(loaded(prefixed('module.', both), tmp_path, key='module.encoder_q'), tiny())
 

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wsol.backbones.state_dicts import load_backbone, load_classifier
 from wsol.backbones.torchvision_networks import not_loaded
-from wsol.backbones.weight_files import read_weights
 from wsol.contexts import initial_weights, shapes_of
 from wsol.errors import UserError
+from wsol.weights.fitting import load_backbone, load_classifier
+from wsol.weights.state_dicts import read_weights
 
 PREFIX = 'timm/'
 SIZE = 224        # the image size for which strides are chosen

@@ -10,10 +10,10 @@ from pickle import UnpicklingError
 import torch
 from torch import nn
 
-from wsol.backbones.state_dicts import AUXILIARY, load_backbone, load_classifier
-from wsol.backbones.weight_files import read_weights
 from wsol.contexts import initial_weights
 from wsol.errors import UserError, words_of
+from wsol.weights.fitting import AUXILIARY, load_backbone, load_classifier
+from wsol.weights.state_dicts import read_weights
 
 CLASSIFIERS = ('classifier', 'fc', 'head', 'heads', *AUXILIARY)  # modules that depend on the number of classes
 AFTER_BACKBONE = (*CLASSIFIERS, 'avgpool')

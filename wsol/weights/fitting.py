@@ -5,8 +5,8 @@ from collections import Counter
 import torch
 from torch import nn
 
-from wsol.backbones.weight_files import AVERAGED, LOG, WRAPPERS
 from wsol.errors import UserError
+from wsol.weights.state_dicts import AVERAGED, LOG, WRAPPERS
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of each colour, in 0..1
 OLD_DENSENET = re.compile(r'(\.denselayer\d+\.(?:norm|conv))\.(\d\.)')  # torchvision's files have names of before 2018
@@ -35,8 +35,8 @@ def under_names(path, state, expected):
 
     state: {name: tensor} of the file at `path`. Wrappers such as DataParallel, torch.compile and Lightning's modules
     put a prefix before the network's names. The prefix taken is the one with the most expected names, if it has half of
-    them or more. A line names averages of the network, which are left out. Batch counts that older files lack, or that
-    are stored as other numbers, are those of a new network.
+    them or more. A line names other copies of the network, which are left out. Batch counts that older files lack, or
+    that are stored as other numbers, are those of a new network.
     """
     usual = any('.module.' in name for name in expected)  # otherwise '.module.' comes from DataParallel around a part
     wrappers = {*WRAPPERS} - ({'module'} if usual else set())
@@ -52,8 +52,7 @@ def under_names(path, state, expected):
         keys = ' or weights_key='.join(prefix[:-1] for prefix in plain)
         raise UserError(f'{path} holds several networks; choose one: weights_key={keys}')
     prefix = '' if '' in plain else plain[0]
-    copies = tuple(other for other, count in counts.items()
-                   if AVERAGED.search(other) and other != prefix and count > len(expected) // 2)
+    copies = tuple(other for other, count in counts.items() if other not in ('', prefix) and count > len(expected) // 2)
     if copies:
         LOG.warning(f'{path}: the weights under {prefix[:-1] or "the outermost names"} are taken, not those of '
                     + ', '.join(f'weights_key={copy[:-1]}' for copy in copies))
