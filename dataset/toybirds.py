@@ -68,7 +68,7 @@ class Repainter:
         if stamp is None:
             raise UserError(f'{root} holds no ToyBirds of version {VERSION}: its images cannot be painted again')
         self.seed, self.colours = stamp['seed'], dict(class_colours())
-        self.index = {_image_id(*task): index for index, task in enumerate(_tasks(stamp['images_per_class']))}
+        self.index = {image_id: index for index, (image_id, *_) in enumerate(_tasks(stamp['images_per_class']))}
 
     def picture(self, image_id, colours=None, background=None, without=()):
         """The Picture of an image, before it is written.
@@ -143,14 +143,10 @@ def paint_dataset(data_root, metadata_root, images_per_class=None, seed=0):
 
 
 def _tasks(images_per_class):
-    """[(label, split, number)] of all images, in the order in which they are painted."""
-    return [(label, split, number) for label in range(len(class_colours())) for split in images_per_class
-            for number in range(images_per_class[split])]
-
-
-def _image_id(label, split, number):
-    name = class_colours()[label][0]
-    return f'{name}/{name.split(".")[1]}_{split}_{number:04d}.jpg'
+    """[(image id, label, split)] of all images, in the order in which they are painted."""
+    return [(f'{name}/{name.split(".")[1]}_{split}_{number:04d}.jpg', label, split)
+            for label, (name, _) in enumerate(class_colours()) for split, count in images_per_class.items()
+            for number in range(count)]
 
 
 class Bird(NamedTuple):
@@ -168,9 +164,9 @@ def _paint_images(root, images_per_class, seed):
     colours = [colours for _, colours in class_colours()]
 
     def paint_one(numbered):
-        index, (label, split, number) = numbered
+        index, (image_id, label, split) = numbered
         image, mask, points, _ = paint(colours[label], np.random.default_rng([seed, index]))
-        image_id, silhouette = _image_id(label, split, number), np.where(mask > 0, 255, 0).astype(np.uint8)
+        silhouette = np.where(mask > 0, 255, 0).astype(np.uint8)
         for folder, suffix, picture, options in (
                 ('images', '.jpg', image[..., ::-1], JPEG), ('part_masks', '.png', mask, []),
                 ('segmentations', '.png', silhouette, [])):
