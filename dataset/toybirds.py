@@ -89,20 +89,6 @@ class Repainter:
 
 # --- the data set on disk -------------------------------------------------------------------------
 
-def ensure(data_root, metadata_root):
-    """Paint the data set unless it is there, whole. Raises UserError if something else is in its place."""
-    folders = Path(data_root) / 'ToyBirds', Path(metadata_root) / 'ToyBirds'
-    if _is_whole(folders):
-        return
-    for folder in folders:
-        # a process that is killed between the two, or has not finished, leaves one half alone
-        if folder.exists() and read_json(folder / STAMP) != _stamp(IMAGES_PER_CLASS, 0):
-            raise UserError(f'{folder} and {folders[1 - folders.index(folder)]} are not the two halves of one painting '
-                            f'of version {VERSION}: name a --data_root and a --metadata_root that belong together, or '
-                            'move both away and ToyBirds is painted anew')
-    paint_dataset(data_root, metadata_root)
-
-
 def _stamp(images_per_class, seed):
     """The content of a painting's stamp."""
     return {'version': VERSION, 'seed': seed, 'images_per_class': images_per_class}
@@ -124,12 +110,20 @@ def _is_whole(folders):
 
 
 def paint_dataset(data_root, metadata_root, images_per_class=None, seed=0):
-    """Paint all images and write CUB's files and the metadata: whole or not at all; what is there stays.
+    """Paint all images and write CUB's files and the metadata, whole or not at all, unless a painting is there.
 
-    images_per_class: {'train': n, 'val': n, 'test': n}.
+    images_per_class: {'train': n, 'val': n, 'test': n}. Raises UserError if something else is in its place.
     """
     images_per_class = images_per_class or IMAGES_PER_CLASS
-    targets = Path(data_root) / 'ToyBirds', Path(metadata_root) / 'ToyBirds'
+    targets, stamp = [Path(root) / 'ToyBirds' for root in (data_root, metadata_root)], _stamp(images_per_class, seed)
+    if _is_whole(targets):
+        return
+    for target, other in (targets, targets[::-1]):
+        # a process that is killed between the two, or has not finished, leaves one half alone
+        if target.exists() and read_json(target / STAMP) != stamp:
+            raise UserError(f'{target} and {other} are not the two halves of one painting of version {VERSION}: name a '
+                            '--data_root and a --metadata_root that belong together, or move both away and ToyBirds is '
+                            'painted anew')
     with staged(targets[0]) as folder, staged(targets[1]) as lists:
         if _is_whole(targets):  # another process has painted it meanwhile
             return
@@ -139,7 +133,7 @@ def paint_dataset(data_root, metadata_root, images_per_class=None, seed=0):
             write_split(lists / split, [(bird.image_id, bird.label, bird.size, [corners_of(bird.box, bird.size)])
                                         for bird in birds if bird.split == split])
         for half in (folder, lists):
-            (half / STAMP).write_text(json.dumps(_stamp(images_per_class, seed)))
+            (half / STAMP).write_text(json.dumps(stamp))
 
 
 def _tasks(images_per_class):
