@@ -17,7 +17,6 @@ from dataset.image_files import refuse_unreadable
 from dataset.image_folders import in_threads
 from runtime import processes
 from runtime.screen import progress, warn
-from wsol.errors import UserError
 
 FILE = 'fingerprints.sqlite'
 SETTLED = 2 * 10**9  # ns: a file that was changed later may change again within one tick of the file system's clock
@@ -74,24 +73,19 @@ class Contents:
     def of(self, paths):
         """[SHA-256 of each file; '' if it cannot be read]. Shows a progress bar if this takes long.
 
-        Several processes of a run share the files: each calls this with the same paths. Raises UserError if they differ
-        in number.
+        Several processes of a run share the files, as in processes.share.
         """
-        mine, result = [Path(path).absolute() for path in paths[processes.rank()::processes.size()]], [''] * len(paths)
-        known = self._with_store(lambda store: _look_up(store, dict.fromkeys(mine))) or {}
-        unknown = [path for path in dict.fromkeys(mine) if path not in known]
+        return processes.share([Path(path).absolute() for path in paths], self._of_share)
+
+    def _of_share(self, paths):
+        known = self._with_store(lambda store: _look_up(store, dict.fromkeys(paths))) or {}
+        unknown = [path for path in dict.fromkeys(paths) if path not in known]
         read = zip(unknown, in_threads(_read, unknown, 'fingerprints', delay=3), strict=True)
         while chunk := list(islice(read, CHUNK)):
             known |= {path: sha256 for path, (sha256, _) in chunk}
             fresh = [(os.fsencode(path), state, sha256) for path, (sha256, state) in chunk if state is not None]
             self._with_store(lambda store, rows=fresh: store.executemany('REPLACE INTO files VALUES (?, ?, ?)', rows))
-        shares = processes.gather([known[path] for path in mine])
-        if sum(map(len, shares)) != len(paths):
-            raise UserError('the processes of this run see different numbers of files: the folders of the data should '
-                            'be the same for all of them')
-        for rank, share in enumerate(shares):
-            result[rank::len(shares)] = share
-        return result
+        return [known[path] for path in paths]
 
     def _with_store(self, use):
         """The result of use(connection to the store); None if there is no store, or if it cannot be used."""
