@@ -23,6 +23,7 @@ SETTLED = 2 * 10**9  # ns: a file that was changed later may change again within
 PATIENCE = 2         # s: how long a command waits for another that writes to the store
 CHUNK = 4096         # files in one write to the store: an interrupted command loses the SHA-256 of at most so many
 TABLE = 'CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, state TEXT, sha256 TEXT) WITHOUT ROWID'
+FIND, KEEP = 'SELECT state, sha256 FROM files WHERE path = ?', 'REPLACE INTO files VALUES (?, ?, ?)'
 
 
 def combined(*parts):
@@ -78,19 +79,19 @@ class Contents:
         return processes.share([Path(path).absolute() for path in paths], self._of_share)
 
     def _of_share(self, paths):
-        known = self._with_store(lambda store: _look_up(store, dict.fromkeys(paths))) or {}
+        known = (self.store and self.store.is_file()
+                 and self._with_store(lambda store: _look_up(store, dict.fromkeys(paths)))) or {}
         unknown = [path for path in dict.fromkeys(paths) if path not in known]
         read = zip(unknown, in_threads(_read, unknown, 'fingerprints', delay=3), strict=True)
         while chunk := list(islice(read, CHUNK)):
             known |= {path: sha256 for path, (sha256, _) in chunk}
             fresh = [(os.fsencode(path), state, sha256) for path, (sha256, state) in chunk if state is not None]
-            self._with_store(lambda store, rows=fresh: store.executemany('REPLACE INTO files VALUES (?, ?, ?)', rows))
+            if self.store and fresh:
+                self._with_store(lambda store, rows=fresh: store.executemany(KEEP, rows))
         return [known[path] for path in paths]
 
     def _with_store(self, use):
-        """The result of use(connection to the store); None if there is no store, or if it cannot be used."""
-        if self.store is None:
-            return None
+        """The result of use(connection to the store); None if the store cannot be used."""
         try:
             self.store.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self.store, timeout=PATIENCE)) as store, store:
@@ -105,6 +106,6 @@ class Contents:
 
 def _look_up(store, paths):
     """{path: SHA-256} of the files that are in the store, and that have not changed since."""
-    rows = ((path, store.execute('SELECT state, sha256 FROM files WHERE path = ?', (os.fsencode(path),)).fetchone())
+    rows = ((path, store.execute(FIND, (os.fsencode(path),)).fetchone())
             for path in progress(paths, 'fingerprints', 'file', delay=3))
     return {path: row[1] for path, row in rows if row and row[0] == _state(path)}
