@@ -46,7 +46,6 @@ class Archive:
     by_hand: str | None = None  # the address for a browser, if it is another one
     size: int | None = None     # bytes
     md5: str | None = None      # None if nobody publishes it: the SHA-256 is then recorded at first use
-    below: str = ''             # a folder in the folder that holds the files
 
 
 def _drive(file, folder, wanted, file_id):
@@ -115,8 +114,8 @@ RECIPES = {
                 '1d675b47d978889d74fa0da5fadfb00e'),
     ), write_lists=write_missing_imagenet_lists),
     'imagenetv2': Recipe('ILSVRC', (
-        Archive('imagenetv2-threshold0.7.tar.gz', 'ImageNetV2', r'(?:.+/)?(\d+/[^/]+)',
-                f'{HUGGING_FACE}/vaishaal/ImageNetV2/resolve/main/imagenetv2-threshold0.7.tar.gz', below='val2'),
+        Archive('imagenetv2-threshold0.7.tar.gz', 'ImageNetV2/val2', r'(?:.+/)?(\d+/[^/]+)',
+                f'{HUGGING_FACE}/vaishaal/ImageNetV2/resolve/main/imagenetv2-threshold0.7.tar.gz'),
     ), {'val': (*LISTS, 'mapping.txt')}, finish=official_lists.rename),
     'openimages': Recipe('OpenImages', (
         _drive('OpenImages_images.zip', 'OpenImages', FROM_SPLIT, '1oOb4WQ-lb8SYppHEg3lWnpHk1X8WVO4e'),
@@ -180,7 +179,7 @@ def fill(folder, recipe, data, workspace):
         if target.exists():  # another process has made it meanwhile
             return
         for archive, path in paths.items():
-            unpack(path, unfinished / archive.below, archive.wanted, workspace.unpack_limit)
+            unpack(path, unfinished, archive.wanted, workspace.unpack_limit)
         if recipe.finish is not None:
             recipe.finish(data, unfinished)
     for archive, path in paths.items():

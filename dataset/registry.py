@@ -218,15 +218,14 @@ class OwnFolder(DataSet):
             photo, (masks, _) = pair
             with suppress(UserError):  # what does not open is refused when it is needed
                 width, height = upright_size(photo)
-                return [(photo, (width, height), mask, size) for mask in masks
-                        if (size := stored_size(mask)) and (size[0] - size[1]) * (width - height) < 0]
+                return [f'{mask} is {across} x {down} pixels, and {photo} {width} x {height}'
+                        for mask, (across, down) in zip(masks, map(stored_size, masks), strict=True)
+                        if (across - down) * (width - height) < 0]
             return []
         pairs = list(zip((self.image_folders[split] / name.decode() for name in image_ids), paths, strict=True))
         wrong = sum(in_threads(turned, pairs, 'mask sizes', delay=3), [])
         if wrong:
-            photo, (width, height), mask, size = wrong[0]
-            raise UserError(f'{mask} is {size[0]} x {size[1]} pixels, and {photo} {width} x {height} ({len(wrong)} '
-                            f'such masks): a mask belongs to the photo{self.turned}')
+            raise UserError(f'{wrong[0]} ({len(wrong)} such masks): a mask belongs to the photo{self.turned}')
         return paths
 
     def list_images(self, split, proxy=False):
