@@ -15,7 +15,7 @@ from pathlib import PureWindowsPath
 
 from runtime import locks
 from runtime.screen import progress
-from runtime.whole_files import temporary
+from runtime.whole_files import remove_unfinished, temporary
 from wsol.errors import UserError, words_of
 
 CHUNK = 1 << 20          # bytes
@@ -30,8 +30,7 @@ def staged(target):
     One process at a time fills a folder for a target: another waits, finds the target made, and uses it.
     """
     with locks.hold(target, f'{target} is being made', wait=True):
-        for left in target.parent.glob(f'.{target.name}.*.partial'):  # of a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        remove_unfinished(target)
         unfinished = temporary(target)
         try:
             unfinished.mkdir()

@@ -25,15 +25,12 @@ READER = 1  # raise it whenever files become pixels in another way, so that no c
 
 
 class Images(Dataset):
-    """Base class: a subclass says how an image is read, in bytes. Item -> (image (3,S,S) float32, label, index, ...).
+    """Base class: a subclass has read(key), an item whose image is in bytes, (3,S,S) uint8. Item -> (image (3,S,S)
+    float32, label, index, ...).
 
     transform: the Transform that normalises the images. data_loaders.Loader asks for the bytes of `read`, and gives the
     same numbers: bytes take a quarter of the memory between processes.
     """
-
-    def read(self, key):
-        """An item whose image is in bytes, (3,S,S) uint8."""
-        raise NotImplementedError
 
     def __getitem__(self, key):
         image, *more = self.read(key)

@@ -122,7 +122,6 @@ def extract(model, images, split, args, device):
     """Yields the features (B,M,D,h,w) float16 of every batch, in order, with a bar. Raises UserError."""
     loader = make_loader(images, args.batch_size, args.workers, device)
     for batch, *_ in screen.progress(loader, f'features of {split}', 'batch'):
-        batch = util.to_device(batch, device)
         views = [batch, batch.flip(3)] if split == 'train' else [batch]
         with util.autocast(args.precision, device):
             features = torch.stack([model.extract_features(view).float() for view in views], dim=1)  # (B,M,D,h,w)
