@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I lea
 import config
 import util
 from dataset.image_files import open_upright, upright_size
-from dataset.image_folders import broken_images, opening_images
+from dataset.image_folders import opening_images, problems_of
 from evaluation import session
 from evaluation.erasing import check_maps, compare_with_noise
 from experiment import result_files, weights
@@ -276,7 +276,7 @@ def refuse_broken(paths, entries):
     """Raise UserError, when all else is done, for images that do not open."""
     broken = [path for index, path in enumerate(paths) if index not in entries]
     if broken:
-        reason = next(iter(broken_images(broken[:1], open_upright).values()), f'{broken[0]} did not open')
+        reason = problems_of(broken[:1], open_upright)[0] or f'{broken[0]} did not open'
         raise UserError(f'{reason} ({len(broken)} of {len(paths)} images do not open; the others are explained)')
 
 

@@ -27,7 +27,7 @@ from dataset.transforms import Transform, eval_transform
 from evaluation import session
 from experiment import checkpoint_files, frozen, result_files, training_images, weights
 from experiment.settings import changed_settings, network_settings
-from experiment.training import Keeper, Training, classify, lr_factor, shared_loss
+from experiment.training import Training, classify, lr_factor, shared_loss
 from reports import figures
 from runtime import locks, processes, screen, whole_files
 from wsol import HEADS, build_model, metrics, parameter_groups, prior_training
@@ -174,7 +174,7 @@ def make_training(args, model, images, device, folder, stop):
     # timm's networks have layers after the last map, which the loss does not use
     loss = shared_loss(model, device, some_unused=args.architecture.startswith('timm/'))
     return Training(model, loss, optimiser, factor_at, args.epochs, args.seed, device, args.precision, args.accumulate,
-                    Keeper(folder, args.checkpoint_minutes, record, draw), stop,
+                    stop, folder, args.checkpoint_minutes, record, draw,
                     least=1 if args.freeze else fewest_images(model, args.crop_size))  # --freeze trains no BatchNorm
 
 

@@ -10,5 +10,5 @@ def open_dataset(name, data_root='dataset/', metadata_root='metadata/', mask_roo
     """
     data = registry.find_dataset(name, data_root, metadata_root, mask_root, class_names)
     if data.name == 'ToyBirds':
-        toybirds.ensure(data_root, metadata_root)
+        toybirds.paint_dataset(data_root, metadata_root)
     return data

@@ -10,18 +10,15 @@ import shutil
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import PureWindowsPath
-from typing import NamedTuple
 
 from runtime import locks
 from runtime.screen import progress
-from runtime.whole_files import temporary
+from runtime.whole_files import remove_unfinished, temporary
 from wsol.errors import UserError, words_of
 
-CHUNK = 1 << 20          # bytes
-LARGEST_READ = 64 << 20  # bytes: no header of a tar is larger
+CHUNK = 1 << 20              # bytes
 GROWTH, SMALL = 10, 1 << 30  # an archive of photos unpacks to little more than its size, one of text to a GB at most
 
 
@@ -32,8 +29,7 @@ def staged(target):
     One process at a time fills a folder for a target: another waits, finds the target made, and uses it.
     """
     with locks.hold(target, f'{target} is being made', wait=True):
-        for left in target.parent.glob(f'.{target.name}.*.partial'):  # of a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        remove_unfinished(target)
         unfinished = temporary(target)
         try:
             unfinished.mkdir()
@@ -44,14 +40,6 @@ def staged(target):
             raise UserError(f'{target} could not be written: {error}') from error
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-
-
-class Member(NamedTuple):
-    """What an archive holds: a file, a folder (with nothing to open), or something that is refused."""
-    path: PureWindowsPath   # in the archive; this kind of path knows both slashes, and C:
-    is_plain: bool          # a file or a folder: no link, no device
-    open: Callable | None   # () -> a stream of the file's bytes
-    size: int               # in bytes, as declared: the stream gives no more
 
 
 def unpack(archive, folder, wanted, limit=None):
@@ -68,16 +56,16 @@ def unpack(archive, folder, wanted, limit=None):
     try:
         with open(archive, 'rb') as file, progress(None, f'unpacking {archive.name}', 'B', total=size,
                                                    unit_scale=True) as bar:
-            for member in _members(file):
-                match = re.fullmatch(wanted, _harmless(member, archive).as_posix())
-                if match and member.open:
-                    taken += member.size
+            for member, is_plain, size_of_file, open_file in _members(file):
+                match = re.fullmatch(wanted, _harmless(member, is_plain, archive).as_posix())
+                if match and open_file:
+                    taken += size_of_file
                     if taken > limit:
                         raise UserError(f'{archive}, of {size:,} bytes, unpacks to more than {limit:,}; if that is '
                                         'right, say --unpack_limit')
                     path = folder / match[1]
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    with member.open() as content, open(path, 'wb') as target:
+                    with open_file() as content, open(path, 'wb') as target:
                         shutil.copyfileobj(content, target, CHUNK)
                     count += 1
                 bar.update(file.tell() - bar.n)
@@ -94,23 +82,24 @@ def unpack(archive, folder, wanted, limit=None):
     return count
 
 
-def _harmless(member, archive):
+def _harmless(member, is_plain, archive):
     """The path of a member. Raises UserError for one that leads outside, has no name, or is a link or a device."""
-    path = member.path
-    if path.anchor or '..' in path.parts or '\0' in str(path) or not path.name or not member.is_plain:
+    path = PureWindowsPath(member)  # it knows both slashes, and C:
+    if path.anchor or '..' in path.parts or '\0' in str(path) or not path.name or not is_plain:
         raise UserError(f'{archive} holds {path}, a link, a device or a path that leads outside or nowhere; it is not '
                         'the archive it should be')
     return path
 
 
 def _members(file):
-    """The Members of an open archive, of either kind, in order."""
+    """(path, whether it is a file or a folder, declared size, function that opens a file) of each member of an open
+    archive, of either kind, in order. A file gives no more bytes than it declares; a folder has no function."""
     if zipfile.is_zipfile(file):
         return _zip_members(file)
     file.seek(0)
     is_gzip = file.peek(2)[:2] == b'\x1f\x8b'
     # GzipFile checks the sum of the whole file when it is read to the end
-    return _tar_members(_Bounded(gzip.GzipFile(fileobj=file) if is_gzip else file))
+    return _tar_members(gzip.GzipFile(fileobj=file) if is_gzip else file)
 
 
 def _zip_members(file):
@@ -118,23 +107,7 @@ def _zip_members(file):
         for info in archive.infolist():
             # the type is 0 where the archive was not made on Unix
             is_plain = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
-            open_file = None if info.is_dir() else partial(archive.open, info)
-            yield Member(PureWindowsPath(info.filename), is_plain, open_file, info.file_size)
-
-
-class _Bounded:
-    """A stream that refuses a huge read: tarfile reads as many bytes as a header says that it is long."""
-
-    def __init__(self, stream):
-        self.stream = stream
-
-    def read(self, size):
-        if size > LARGEST_READ:
-            raise tarfile.ReadError(f'a header of {size:,} bytes')
-        return self.stream.read(size)
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
+            yield info.filename, is_plain, info.file_size, None if info.is_dir() else partial(archive.open, info)
 
 
 def _tar_members(stream, above=''):
@@ -142,10 +115,10 @@ def _tar_members(stream, above=''):
         for info in archive:
             if info.isfile() and info.name.endswith('.tar'):
                 inner = PureWindowsPath(above, info.name.removesuffix('.tar'))
-                yield from _tar_members(_Bounded(archive.extractfile(info)), inner)
+                yield from _tar_members(archive.extractfile(info), inner)
             else:
                 open_file = partial(archive.extractfile, info) if info.isfile() else None
-                yield Member(PureWindowsPath(above, info.name), info.isfile() or info.isdir(), open_file, info.size)
+                yield PureWindowsPath(above, info.name), info.isfile() or info.isdir(), info.size, open_file
         # tarfile takes any damage for the end; the true end is a block of zeros, and only zeros follow it
         stream.seek(archive.offset)
         is_whole = stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)

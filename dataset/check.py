@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.image_folders import broken_images, images_below
+from dataset.image_folders import images_below, problems_of
 from dataset.lists import BOXES, MASKS, read_columns, read_rows
 from dataset.registry import SPLITS, OwnFolder
 from wsol.errors import UserError
@@ -64,11 +64,11 @@ def check_dataset(data):
         problems['missing images'] += [str(folder / name) for name in missing]
         problems['surplus images'] += [str(folder / name) for name in surplus]
         paths = [folder / name for name in sorted({*ids} - {*missing})]
-        problems['broken images'] += broken_images(paths, data.open_photo).values()
+        problems['broken images'] += filter(None, problems_of(paths, data.open_photo))
         if data.cub_root is not None and folder == data.cub_root / 'images':
             masks |= {data.cub_root / 'segmentations' / Path(name).with_suffix('.png') for name in ids}
     problems['missing masks'] = [str(path) for path in sorted(masks) if not path.is_file()]
-    problems['broken masks'] += broken_images([path for path in sorted(masks) if path.is_file()]).values()
+    problems['broken masks'] += filter(None, problems_of([path for path in sorted(masks) if path.is_file()]))
     return problems
 
 

@@ -19,9 +19,9 @@ DRIVE = 'https://drive.usercontent.google.com/download'
 TRIES, TIMEOUT, PAUSE, CHUNK = 5, 30, 1.0, 1 << 20  # tries, seconds, seconds, bytes
 
 
-def drive_url(file_id):
-    """The address of a public file on Google Drive."""
-    return f'{DRIVE}?id={file_id}&export=download&confirm=t'
+def drive_urls(file_id):
+    """The addresses of a public file on Google Drive, for fetch and for a browser."""
+    return f'{DRIVE}?id={file_id}&export=download&confirm=t', f'https://drive.google.com/file/d/{file_id}/view'
 
 
 def digest(path, algorithm):

@@ -9,21 +9,21 @@ import os
 import sqlite3
 import stat
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 from dataset.image_files import refuse_unreadable
+from dataset.image_folders import in_threads
 from runtime import processes
 from runtime.screen import progress, warn
-from util import usable_cores
-from wsol.errors import UserError
 
 FILE = 'fingerprints.sqlite'
 SETTLED = 2 * 10**9  # ns: a file that was changed later may change again within one tick of the file system's clock
 PATIENCE = 2         # s: how long a command waits for another that writes to the store
 CHUNK = 4096         # files in one write to the store: an interrupted command loses the SHA-256 of at most so many
 TABLE = 'CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, state TEXT, sha256 TEXT) WITHOUT ROWID'
+FIND, KEEP = 'SELECT state, sha256 FROM files WHERE path = ?', 'REPLACE INTO files VALUES (?, ?, ?)'
 
 
 def combined(*parts):
@@ -38,15 +38,15 @@ def combined(*parts):
 
 
 def _state(path):
-    """A file's state, which changes whenever the file does: (its size, inode and times in one text, ctime in ns). None
-    if the path is not a regular file."""
+    """A file's size, inode and times in one text, ctime last: it changes whenever the file does. None if the path is
+    not a regular file."""
     try:
         status = path.stat()
     except OSError:
         return None
     if not stat.S_ISREG(status.st_mode):  # to read a pipe would wait for ever
         return None
-    return f'{status.st_size} {status.st_ino} {status.st_mtime_ns} {status.st_ctime_ns}', status.st_ctime_ns
+    return f'{status.st_size} {status.st_ino} {status.st_mtime_ns} {status.st_ctime_ns}'
 
 
 def _read(path):
@@ -61,8 +61,8 @@ def _read(path):
     except OSError as error:  # an error says what is wrong with the file when it is needed
         refuse_unreadable(path, error)
         return '', None
-    is_settled = before[1] < time.time_ns() - SETTLED and _state(path) == before
-    return digest.hexdigest(), before[0] if is_settled else None
+    is_settled = int(before.split()[-1]) < time.time_ns() - SETTLED and _state(path) == before
+    return digest.hexdigest(), before if is_settled else None
 
 
 class Contents:
@@ -74,57 +74,38 @@ class Contents:
     def of(self, paths):
         """[SHA-256 of each file; '' if it cannot be read]. Shows a progress bar if this takes long.
 
-        Several processes of a run share the files: each calls this with the same paths. Raises UserError if they differ
-        in number.
+        Several processes of a run share the files, as in processes.share.
         """
-        mine, share, result = paths[processes.rank()::processes.size()], [], [''] * len(paths)
-        with (ThreadPoolExecutor(usable_cores()) as pool,
-              progress(None, 'fingerprints', 'file', total=len(mine), delay=3) as bar):
-            for start in range(0, len(mine), CHUNK):
-                chunk = [Path(path).absolute() for path in mine[start:start + CHUNK]]
-                known, fresh = self._look_up(dict.fromkeys(chunk)), {}
-                unknown = [path for path in dict.fromkeys(chunk) if path not in known]
-                bar.update(len(chunk) - len(unknown))
-                for path, (sha256, state) in zip(unknown, pool.map(_read, unknown), strict=True):
-                    known[path] = sha256
-                    if state is not None:
-                        fresh[path] = state, sha256
-                    bar.update()
-                self._keep(fresh)
-                share += [known[path] for path in chunk]
-        shares = processes.gather(share)
-        if sum(map(len, shares)) != len(paths):
-            raise UserError('the processes of this run see different numbers of files: the folders of the data should '
-                            'be the same for all of them')
-        for rank, share in enumerate(shares):
-            result[rank::len(shares)] = share
-        return result
+        return processes.share([Path(path).absolute() for path in paths], self._of_share)
 
-    def _look_up(self, paths):
-        """{path: SHA-256} of the files that are in the store, and that have not changed since."""
-        def look_up(store):
-            query = 'SELECT state, sha256 FROM files WHERE path = ?'
-            rows = ((path, store.execute(query, (os.fsencode(path),)).fetchone()) for path in paths)
-            return {path: row[1] for path, row in rows if row and row[0] == (_state(path) or ' ')[0]}
-        return (self.store and self.store.is_file() and self._with_store(look_up)) or {}
-
-    def _keep(self, files):
-        """Write {path: (state, SHA-256)} to the store, if it can be written."""
-        def keep(store):
-            store.execute(TABLE)
-            store.executemany('REPLACE INTO files VALUES (?, ?, ?)',
-                              [(os.fsencode(path), *row) for path, row in files.items()])
-        if self.store and files:
-            self._with_store(keep)
+    def _of_share(self, paths):
+        known = (self.store and self.store.is_file()
+                 and self._with_store(lambda store: _look_up(store, dict.fromkeys(paths)))) or {}
+        unknown = [path for path in dict.fromkeys(paths) if path not in known]
+        read = zip(unknown, in_threads(_read, unknown, 'fingerprints', delay=3), strict=True)
+        while chunk := list(islice(read, CHUNK)):
+            known |= {path: sha256 for path, (sha256, _) in chunk}
+            fresh = [(os.fsencode(path), state, sha256) for path, (sha256, state) in chunk if state is not None]
+            if self.store and fresh:
+                self._with_store(lambda store, rows=fresh: store.executemany(KEEP, rows))
+        return [known[path] for path in paths]
 
     def _with_store(self, use):
         """The result of use(connection to the store); None if the store cannot be used."""
         try:
             self.store.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self.store, timeout=PATIENCE)) as store, store:
+                store.execute(TABLE)
                 return use(store)
-        except (OSError, sqlite3.OperationalError):  # the folder is read-only or full, or the store is new
+        except (OSError, sqlite3.OperationalError):  # the folder is read-only or full
             return None
         except sqlite3.DatabaseError as error:
             warn(f'{self.store} is damaged ({error}): remove it, so that it is made anew')
             return None
+
+
+def _look_up(store, paths):
+    """{path: SHA-256} of the files that are in the store, and that have not changed since."""
+    rows = ((path, store.execute(FIND, (os.fsencode(path),)).fetchone())
+            for path in progress(paths, 'fingerprints', 'file', delay=3))
+    return {path: row[1] for path, row in rows if row and row[0] == _state(path)}

@@ -73,8 +73,8 @@ def in_threads(function, items, description, **options):
         yield from progress(results, description, 'image', total=len(items), **options)
 
 
-def broken_images(paths, read=open_image, remedy=REMEDY):
-    """Decode every image of a list. Returns {index: problem} of those that do not open.
+def problems_of(paths, read=open_image, remedy=REMEDY):
+    """[why the image does not open, None if it does] of each image of a list, by decoding it.
 
     read: open_image or open_upright. remedy: passed on to it.
     """
@@ -86,21 +86,18 @@ def broken_images(paths, read=open_image, remedy=REMEDY):
                 raise
             return str(error)
         return None
-    return {index: text for index, text in enumerate(in_threads(problem, paths, 'opening images')) if text}
+    return list(in_threads(problem, paths, 'opening images'))
 
 
 def opening_images(paths, name, read=open_upright):
     """The indices of the image files that open; warns of the others. Raises UserError if none opens.
 
-    name: what the warning calls the images. read: as in broken_images. Several processes share the work.
+    name: what the warning calls the images. read: as in problems_of. Several processes share the work.
     """
-    indices = range(len(paths))[processes.rank()::processes.size()]  # of this process
-    problems = broken_images([paths[index] for index in indices], read, 'replace it')
-    shares = processes.gather({indices[place]: problem for place, problem in problems.items()})
-    broken = dict(sorted(chain.from_iterable(share.items() for share in shares)))
+    problems = processes.share(paths, lambda part: problems_of(part, read, 'replace it'))
+    broken = list(filter(None, problems))
     if broken and len(broken) == len(paths):
         raise UserError(f'none of the {len(paths)} images of {name} opens; the first: {broken[0]}')
     if broken:
-        warn(f'{len(broken)} of {len(paths)} images of {name} do not open and are left out; the first: '
-             f'{next(iter(broken.values()))}')
-    return np.setdiff1d(np.arange(len(paths)), list(broken))
+        warn(f'{len(broken)} of {len(paths)} images of {name} do not open and are left out; the first: {broken[0]}')
+    return np.flatnonzero([problem is None for problem in problems])

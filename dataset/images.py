@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from dataset.fingerprints import Contents, combined
 from dataset.image_files import open_image
-from dataset.image_folders import in_threads, opening_images
+from dataset.image_folders import in_threads
 from runtime import processes
 from runtime.screen import say, warn
 from runtime.whole_files import make_folder, remove_superseded, write_atomically
@@ -25,15 +25,12 @@ READER = 1  # raise it whenever files become pixels in another way, so that no c
 
 
 class Images(Dataset):
-    """Base class: a subclass says how an image is read, in bytes. Item -> (image (3,S,S) float32, label, index, ...).
+    """Base class: a subclass has read(key), an item whose image is in bytes, (3,S,S) uint8. Item -> (image (3,S,S)
+    float32, label, index, ...).
 
     transform: the Transform that normalises the images. data_loaders.Loader asks for the bytes of `read`, and gives the
     same numbers: bytes take a quarter of the memory between processes.
     """
-
-    def read(self, key):
-        """An item whose image is in bytes, (3,S,S) uint8."""
-        raise NotImplementedError
 
     def __getitem__(self, key):
         image, *more = self.read(key)
@@ -129,22 +126,12 @@ class ImageDataset(Images):
         """The paths of all images."""
         return [self.path(index) for index in range(len(self))]
 
-    def drop_broken(self, name):
-        """Keep the images that open; warn of the others. name: what the warning calls the images."""
-        kept = opening_images(self.paths(), name, self.open_photo)
-        self.image_ids, self.labels = self.image_ids[kept], self.labels[kept]
-
-
-def shared_photos(first, second):
-    """The photos that stand in two ImageDatasets, by content: [(index in first, index in second)]."""
-    places = {sha256: index for index, sha256 in enumerate(first.sha256) if sha256}  # '' for a file that cannot be read
-    return [(places[sha256], index) for index, sha256 in enumerate(second.sha256) if sha256 in places]
-
 
 def warn_of_shared(images):
     """Warn of photos that stand in two splits, by content, whatever their names. images: {split: ImageDataset}."""
     for (split, first), (later, second) in itertools.combinations(images.items(), 2):
-        pairs = shared_photos(first, second)
+        places = {sha256: index for index, sha256 in enumerate(first.sha256) if sha256}  # '' if it cannot be read
+        pairs = [(places[sha256], index) for index, sha256 in enumerate(second.sha256) if sha256 in places]
         if pairs:
             warn(f'{len(pairs)} images of {later} are images of {split}, too; the first: {second.path(pairs[0][1])} is '
                  f'{first.path(pairs[0][0])}')

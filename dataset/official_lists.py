@@ -78,7 +78,7 @@ def write_train_lists(data):
 def rename(data, folder):
     """Give ImageNetV2's files the names that its lists use, by the published mapping.txt beside the lists.
 
-    folder: where val2/<class>/<hash>.jpeg become val2/<class>/<n>.jpeg. Raises UserError unless all are there then.
+    folder: of val2/, where <class>/<hash>.jpeg become <class>/<n>.jpeg. Raises UserError unless all are there then.
     """
     lists = data.list_folders['val']
     mapping = lists / 'mapping.txt'
@@ -86,10 +86,10 @@ def rename(data, folder):
         names = [name.strip() for name in line.split(',')]
         if len(names) != 2 or any(leads_out(name.encode()) for name in names):
             raise UserError(f'{mapping}, line {number}: expected "old name, new name", found "{line}"')
-        old, new = (folder / 'val2' / name for name in names)
+        old, new = (folder / name for name in names)
         if new.is_file():
             new.rename(old)
-    image_ids = [image_id.decode() for image_id in read_columns(lists / 'image_ids.txt')[0]]
+    image_ids = [image_id.decode().removeprefix('val2/') for image_id in read_columns(lists / 'image_ids.txt')[0]]
     lost = [image_id for image_id in image_ids if not (folder / image_id).is_file()]
     if lost:
         raise UserError(f'ImageNetV2\'s archive is not the archive it should be: by {mapping}, {len(lost):,} of the '

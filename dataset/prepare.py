@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a run as 
 
 from dataset import check, official_lists, open_dataset
 from dataset.archives import GROWTH, staged, unpack
-from dataset.download import Lock, drive_url, fetch
+from dataset.download import Lock, drive_urls, fetch
 from dataset.lists import LISTS
 from dataset.registry import SPLITS, find_dataset
 from runtime.command_line import number, plain_parser
@@ -32,7 +32,6 @@ LISTS_COMMIT = 'b5c1e8a99868d5b2e869aa7f3f5ad8c310b16ca3'    # ids, labels, size
 MAPPING_COMMIT = 'e9972606b18064ea886f098f2b5b29b9ade75f09'  # mapping.txt: ImageNetV2's old names, new names
 CALTECH = 'https://data.caltech.edu/records'
 IMAGENET = 'https://image-net.org/download-images'
-HUGGING_FACE = 'https://huggingface.co/datasets'
 FROM_SPLIT = r'(?:.+?/)??((?:train|val|test)/.+)'  # whatever folders stand before
 
 
@@ -46,11 +45,6 @@ class Archive:
     by_hand: str | None = None  # the address for a browser, if it is another one
     size: int | None = None     # bytes
     md5: str | None = None      # None if nobody publishes it: the SHA-256 is then recorded at first use
-    below: str = ''             # a folder in the folder that holds the files
-
-
-def _drive(file, folder, wanted, file_id):
-    return Archive(file, folder, wanted, drive_url(file_id), f'https://drive.google.com/file/d/{file_id}/view')
 
 
 @dataclass(frozen=True)
@@ -106,7 +100,8 @@ RECIPES = {
                 size=39_272_883, md5='4d47ba1228eae64f2fa547c47bc65255'),
     ), write_lists=write_missing_cub_lists),
     'cubv2': Recipe('CUB', (
-        _drive('CUBV2.tar', 'CUBV2', r'(?:.+/)?(\d{3}\.[^/]+/[^/]+)', '1U6cwKHS65wayT9FFvoLIA8cn1k0Ot2M1'),
+        Archive('CUBV2.tar', 'CUBV2', r'(?:.+/)?(\d{3}\.[^/]+/[^/]+)',
+                *drive_urls('1U6cwKHS65wayT9FFvoLIA8cn1k0Ot2M1')),
     ), {'val': LISTS}),
     'imagenet': Recipe('ILSVRC', (
         Archive('ILSVRC2012_img_val.tar', 'ILSVRC/val', r'(?:.+/)?([^/]+)', None, IMAGENET, 6_744_924_160,
@@ -115,12 +110,13 @@ RECIPES = {
                 '1d675b47d978889d74fa0da5fadfb00e'),
     ), write_lists=write_missing_imagenet_lists),
     'imagenetv2': Recipe('ILSVRC', (
-        Archive('imagenetv2-threshold0.7.tar.gz', 'ImageNetV2', r'(?:.+/)?(\d+/[^/]+)',
-                f'{HUGGING_FACE}/vaishaal/ImageNetV2/resolve/main/imagenetv2-threshold0.7.tar.gz', below='val2'),
+        Archive('imagenetv2-threshold0.7.tar.gz', 'ImageNetV2/val2', r'(?:.+/)?(\d+/[^/]+)',
+                'https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/imagenetv2-threshold0.7.tar.gz'),
     ), {'val': (*LISTS, 'mapping.txt')}, finish=official_lists.rename),
     'openimages': Recipe('OpenImages', (
-        _drive('OpenImages_images.zip', 'OpenImages', FROM_SPLIT, '1oOb4WQ-lb8SYppHEg3lWnpHk1X8WVO4e'),
-        _drive('OpenImages_annotations.zip', 'OpenImages', FROM_SPLIT, '1eu1YvcZlsEalhXTS_5Ni5tkImCliIPie'),
+        Archive('OpenImages_images.zip', 'OpenImages', FROM_SPLIT, *drive_urls('1oOb4WQ-lb8SYppHEg3lWnpHk1X8WVO4e')),
+        Archive('OpenImages_annotations.zip', 'OpenImages', FROM_SPLIT,
+                *drive_urls('1eu1YvcZlsEalhXTS_5Ni5tkImCliIPie')),
     ), {'train': ('class_labels.txt', 'image_ids.txt'),
         **dict.fromkeys(('val', 'test'), ('class_labels.txt', 'localization.txt', 'image_ids.txt'))}),
 }
@@ -180,7 +176,7 @@ def fill(folder, recipe, data, workspace):
         if target.exists():  # another process has made it meanwhile
             return
         for archive, path in paths.items():
-            unpack(path, unfinished / archive.below, archive.wanted, workspace.unpack_limit)
+            unpack(path, unfinished, archive.wanted, workspace.unpack_limit)
         if recipe.finish is not None:
             recipe.finish(data, unfinished)
     for archive, path in paths.items():

@@ -19,7 +19,7 @@ import torch
 from dataset import lists
 from dataset.fingerprints import Contents, combined
 from dataset.image_files import open_image, open_upright, stored_size, upright_size
-from dataset.image_folders import images_below, in_threads, is_hidden
+from dataset.image_folders import images_below, in_threads, is_hidden, opening_images
 from dataset.images import ImageDataset
 from dataset.superclass_file import read_superclass_file
 from runtime import processes
@@ -115,7 +115,8 @@ class DataSet:
         processes.check_same(f'{len(labels)} images, fingerprint {combined(image_ids.tolist(), labels, names)[:8]}',
                              f'list different images of {self.name} {split}: all machines should see the same files')
         if skip_broken:
-            images.drop_broken(split)
+            kept = opening_images(images.paths(), split, self.open_photo)
+            images.image_ids, images.labels = images.image_ids[kept], images.labels[kept]
         # sets that can be used side by side have caches of different names
         which = self.image_folders[split].resolve(), self.list_folders[split].resolve(), proxy, skip_broken
         images.name = f'{self.label}_{split}_{zlib.crc32(repr(which).encode()):08x}'
@@ -217,15 +218,14 @@ class OwnFolder(DataSet):
             photo, (masks, _) = pair
             with suppress(UserError):  # what does not open is refused when it is needed
                 width, height = upright_size(photo)
-                return [(photo, (width, height), mask, size) for mask in masks
-                        if (size := stored_size(mask)) and (size[0] - size[1]) * (width - height) < 0]
+                return [f'{mask} is {across} x {down} pixels, and {photo} {width} x {height}'
+                        for mask, (across, down) in zip(masks, map(stored_size, masks), strict=True)
+                        if (across - down) * (width - height) < 0]
             return []
         pairs = list(zip((self.image_folders[split] / name.decode() for name in image_ids), paths, strict=True))
         wrong = sum(in_threads(turned, pairs, 'mask sizes', delay=3), [])
         if wrong:
-            photo, (width, height), mask, size = wrong[0]
-            raise UserError(f'{mask} is {size[0]} x {size[1]} pixels, and {photo} {width} x {height} ({len(wrong)} '
-                            f'such masks): a mask belongs to the photo{self.turned}')
+            raise UserError(f'{wrong[0]} ({len(wrong)} such masks): a mask belongs to the photo{self.turned}')
         return paths
 
     def list_images(self, split, proxy=False):

@@ -15,8 +15,6 @@ def read_superclass_file(path, num_classes):
     refused. So is a label that is stated twice, since YAML would take the last.
     """
     try:
-        if Path(path).exists() and not Path(path).is_file():
-            raise OSError('no regular file')
         content = yaml.compose(Path(path).read_text('utf-8-sig'), yaml.SafeLoader)
     except Exception as error:  # tags and nesting make PyYAML raise errors of many kinds
         raise UserError(f'{path} cannot be read as YAML: {type(error).__name__} {words_of(error)}') from error

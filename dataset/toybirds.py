@@ -68,7 +68,7 @@ class Repainter:
         if stamp is None:
             raise UserError(f'{root} holds no ToyBirds of version {VERSION}: its images cannot be painted again')
         self.seed, self.colours = stamp['seed'], dict(class_colours())
-        self.index = {_image_id(*task): index for index, task in enumerate(_tasks(stamp['images_per_class']))}
+        self.index = {image_id: index for index, (image_id, *_) in enumerate(_tasks(stamp['images_per_class']))}
 
     def picture(self, image_id, colours=None, background=None, without=()):
         """The Picture of an image, before it is written.
@@ -88,20 +88,6 @@ class Repainter:
 
 
 # --- the data set on disk -------------------------------------------------------------------------
-
-def ensure(data_root, metadata_root):
-    """Paint the data set unless it is there, whole. Raises UserError if something else is in its place."""
-    folders = Path(data_root) / 'ToyBirds', Path(metadata_root) / 'ToyBirds'
-    if _is_whole(folders):
-        return
-    for folder in folders:
-        # a process that is killed between the two, or has not finished, leaves one half alone
-        if folder.exists() and read_json(folder / STAMP) != _stamp(IMAGES_PER_CLASS, 0):
-            raise UserError(f'{folder} and {folders[1 - folders.index(folder)]} are not the two halves of one painting '
-                            f'of version {VERSION}: name a --data_root and a --metadata_root that belong together, or '
-                            'move both away and ToyBirds is painted anew')
-    paint_dataset(data_root, metadata_root)
-
 
 def _stamp(images_per_class, seed):
     """The content of a painting's stamp."""
@@ -124,12 +110,20 @@ def _is_whole(folders):
 
 
 def paint_dataset(data_root, metadata_root, images_per_class=None, seed=0):
-    """Paint all images and write CUB's files and the metadata: whole or not at all; what is there stays.
+    """Paint all images and write CUB's files and the metadata, whole or not at all, unless a painting is there.
 
-    images_per_class: {'train': n, 'val': n, 'test': n}.
+    images_per_class: {'train': n, 'val': n, 'test': n}. Raises UserError if something else is in its place.
     """
     images_per_class = images_per_class or IMAGES_PER_CLASS
-    targets = Path(data_root) / 'ToyBirds', Path(metadata_root) / 'ToyBirds'
+    targets, stamp = [Path(root) / 'ToyBirds' for root in (data_root, metadata_root)], _stamp(images_per_class, seed)
+    if _is_whole(targets):
+        return
+    for target, other in (targets, targets[::-1]):
+        # a process that is killed between the two, or has not finished, leaves one half alone
+        if target.exists() and read_json(target / STAMP) != stamp:
+            raise UserError(f'{target} and {other} are not the two halves of one painting of version {VERSION}: name a '
+                            '--data_root and a --metadata_root that belong together, or move both away and ToyBirds is '
+                            'painted anew')
     with staged(targets[0]) as folder, staged(targets[1]) as lists:
         if _is_whole(targets):  # another process has painted it meanwhile
             return
@@ -139,18 +133,14 @@ def paint_dataset(data_root, metadata_root, images_per_class=None, seed=0):
             write_split(lists / split, [(bird.image_id, bird.label, bird.size, [corners_of(bird.box, bird.size)])
                                         for bird in birds if bird.split == split])
         for half in (folder, lists):
-            (half / STAMP).write_text(json.dumps(_stamp(images_per_class, seed)))
+            (half / STAMP).write_text(json.dumps(stamp))
 
 
 def _tasks(images_per_class):
-    """[(label, split, number)] of all images, in the order in which they are painted."""
-    return [(label, split, number) for label in range(len(class_colours())) for split in images_per_class
-            for number in range(images_per_class[split])]
-
-
-def _image_id(label, split, number):
-    name = class_colours()[label][0]
-    return f'{name}/{name.split(".")[1]}_{split}_{number:04d}.jpg'
+    """[(image id, label, split)] of all images, in the order in which they are painted."""
+    return [(f'{name}/{name.split(".")[1]}_{split}_{number:04d}.jpg', label, split)
+            for label, (name, _) in enumerate(class_colours()) for split, count in images_per_class.items()
+            for number in range(count)]
 
 
 class Bird(NamedTuple):
@@ -168,9 +158,9 @@ def _paint_images(root, images_per_class, seed):
     colours = [colours for _, colours in class_colours()]
 
     def paint_one(numbered):
-        index, (label, split, number) = numbered
+        index, (image_id, label, split) = numbered
         image, mask, points, _ = paint(colours[label], np.random.default_rng([seed, index]))
-        image_id, silhouette = _image_id(label, split, number), np.where(mask > 0, 255, 0).astype(np.uint8)
+        silhouette = np.where(mask > 0, 255, 0).astype(np.uint8)
         for folder, suffix, picture, options in (
                 ('images', '.jpg', image[..., ::-1], JPEG), ('part_masks', '.png', mask, []),
                 ('segmentations', '.png', silhouette, [])):

@@ -5,7 +5,6 @@ training ends; with --cache it is kept for the next training. Mirroring is the o
 statistics.
 """
 import copy
-import hashlib
 import math
 import tempfile
 from pathlib import Path
@@ -16,6 +15,8 @@ from torch.utils.data import Dataset
 
 import util
 from data_loaders import make_loader
+from dataset.fingerprints import combined
+from experiment.weights import weights_sha256
 from runtime import processes, screen, whole_files
 from wsol.errors import UserError
 from wsol.networks import find_architecture
@@ -111,12 +112,9 @@ def _features(model, images, split, folder, args, device):
 
 def _backbone_fingerprint(model, images, args):
     """SHA-256 of what the features depend on, beside the photos."""
-    digest = hashlib.sha256(f'{images.transform},{args.precision}'.encode())
-    for name, value in model.state_dict().items():
-        if not name.startswith(HEAD):
-            digest.update(f'{name},{tuple(value.shape)}'.encode() + value.cpu().numpy().tobytes())
-    digest.update(repr([model.get_submodule(stage) for stage in model.stages]).encode())  # strides, too
-    return digest.hexdigest()
+    backbone = {name: value for name, value in model.state_dict().items() if not name.startswith(HEAD)}
+    stages = repr([model.get_submodule(stage) for stage in model.stages])  # strides, too
+    return combined(str(images.transform), args.precision, weights_sha256(backbone), stages)
 
 
 @torch.inference_mode()
@@ -124,7 +122,6 @@ def extract(model, images, split, args, device):
     """Yields the features (B,M,D,h,w) float16 of every batch, in order, with a bar. Raises UserError."""
     loader = make_loader(images, args.batch_size, args.workers, device)
     for batch, *_ in screen.progress(loader, f'features of {split}', 'batch'):
-        batch = util.to_device(batch, device)
         views = [batch, batch.flip(3)] if split == 'train' else [batch]
         with util.autocast(args.precision, device):
             features = torch.stack([model.extract_features(view).float() for view in views], dim=1)  # (B,M,D,h,w)

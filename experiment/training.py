@@ -73,48 +73,9 @@ def shared_loss(model, device, some_unused=False):
 
 
 @dataclass
-class Keeper:
-    """Saves a training in its experiment's folder, where only the first process writes."""
-    folder: Path
-    minutes: float         # between two saves within an epoch
-    record: dict           # what a checkpoint holds beside the state of the training
-    draw: Callable         # (lines of the log) draws the curves into a file
-    resumes: bool = False  # resume the training in the folder; else the first save replaces it
-    saved: tuple = (0, 0)  # (epochs, steps) at the last save
-    saved_at: float = field(default_factory=time.monotonic)
-    drawn_at: float = field(default_factory=time.monotonic)
-
-    def is_due(self):
-        """Whether it is time to save, by the clock of the first process."""
-        return processes.is_first() and time.monotonic() - self.saved_at >= 60 * self.minutes
-
-    def save(self, state, is_best=False):
-        """Write a checkpoint with the Training's state and, at the end of an epoch, the log."""
-        if processes.is_first():
-            checkpoint_files.save(self.folder, state | self.record, is_best, is_first=not self.resumes)
-            if not state['step']:
-                self.write_log(state['log'])
-        self.resumes, self.saved, self.saved_at = True, (state['epoch'], state['step']), time.monotonic()
-
-    def write_log(self, lines):
-        """Write the whole log again, in case its file was changed."""
-        if processes.is_first():
-            whole_files.write_lines(self.folder / 'log.jsonl', map(json.dumps, lines), durable=True)
-
-    def show(self, log, epochs):
-        """Print the last line of the log. The curves are drawn at most every DRAW_EVERY seconds, and at the end."""
-        line = log[-1]
-        screen.say(f'epoch {line["epoch"]}/{epochs}: loss {line["train_loss"]:.3f}, accuracy '
-                   f'{line["train_accuracy"]:.1f} % on train, {line["val_accuracy"]:.1f} % on val, rate '
-                   f'{line["lr"]:.2g}, {line["train_images_per_second"]:.0f} images/s')
-        if line['epoch'] == epochs or time.monotonic() - self.drawn_at >= DRAW_EVERY:
-            self.draw(log)
-            self.drawn_at = time.monotonic()
-
-
-@dataclass
 class Training:
-    """A network in training, and everything that is needed to resume it."""
+    """A network in training, everything that is needed to resume it, and its folder, where only the first process
+    writes."""
     model: nn.Module
     loss: nn.Module         # shared_loss of the model
     optimiser: torch.optim.Optimizer
@@ -124,14 +85,21 @@ class Training:
     device: torch.device
     precision: str
     accumulate: int         # the number of parts in which a step takes its images
-    keeper: Keeper
     stop: processes.Stop
+    folder: Path            # of the experiment
+    minutes: float          # between two saves within an epoch
+    record: dict            # what a checkpoint holds beside the state of the training
+    draw: Callable          # (lines of the log) draws the curves into a file
     least: int = 1          # the fewest images of a part
     done: int = 0           # finished epochs
     step: int = 0           # finished steps of the next epoch
     sums: tuple = NO_SUMS   # of this process over these steps
     unread: list = field(default_factory=list)  # results of take_step that are still on the device
     log: list = field(default_factory=list)     # a line for each finished epoch
+    resumes: bool = False   # resume the training in the folder; else the first save replaces it
+    saved: tuple = (0, 0)   # (epochs, steps) at the last save
+    saved_at: float = field(default_factory=time.monotonic)
+    drawn_at: float = field(default_factory=time.monotonic)
 
     def run(self, loaders):
         """Train to the last epoch. Each epoch leaves a checkpoint and a line in the log. loaders: {'train', 'val'}.
@@ -147,11 +115,11 @@ class Training:
                 with self.stop.deferred():
                     self.finish_epoch(epoch, all_sums, 100 * int(correct.sum()) / len(correct))
         except processes.Stopped as stop:
-            if self.keeper.saved != (self.done, self.step):  # the signal came while the accuracy was computed
-                self.keeper.save(self.state(all_sums))
-            if self.keeper.resumes:
+            if self.saved != (self.done, self.step):  # the signal came while the accuracy was computed
+                self.save(all_sums)
+            if self.resumes:
                 stop.message = (f'stopped by {stop.name} after {self.done} epochs and {self.step} steps, which are '
-                                f'saved in {self.keeper.folder}; the same command goes on from there')
+                                f'saved in {self.folder}; the same command goes on from there')
             raise
 
     def train_epoch(self, loader, epoch):
@@ -226,10 +194,11 @@ class Training:
 
     def save_or_stop(self):
         """Between two steps: save if it is time, stop if a signal has come; all processes do the same."""
-        self.stop.number, is_due = processes.agree([self.stop.number, int(self.keeper.is_due())])
+        is_due = processes.is_first() and time.monotonic() - self.saved_at >= 60 * self.minutes
+        self.stop.number, is_due = processes.agree([self.stop.number, int(is_due)])
         if self.stop.number or is_due:
             self.add_unread()
-            self.keeper.save(self.state(processes.gather(self.sums)))
+            self.save(processes.gather(self.sums))
         if self.stop.number:
             processes.wait_for_all()  # if one ended before the first has saved, torchrun would kill the first
             raise processes.Stopped(self.stop.number)
@@ -243,53 +212,57 @@ class Training:
             'train_loss': loss / seen, 'train_accuracy': 100 * correct / seen,
             'train_images_per_second': round(seen * processes.size() / seconds, 1), 'val_accuracy': accuracy})
         self.done, self.step, self.sums = epoch + 1, 0, NO_SUMS
-        self.keeper.save(self.state([NO_SUMS] * processes.size()), is_best=accuracy > best)
+        self.save([NO_SUMS] * processes.size(), is_best=accuracy > best)
         if processes.is_first():
-            self.keeper.show(self.log, self.epochs)
+            self.show()
 
-    def state(self, all_sums):
-        """What a checkpoint holds of the training. all_sums: of every process."""
-        return {'epoch': self.done, 'step': self.step, 'sums': all_sums, 'log': self.log,
-                'state_dict': self.model.state_dict(), 'optimizer': self.optimiser.state_dict()}
+    def save(self, all_sums, is_best=False):
+        """Write a checkpoint and, at the end of an epoch, the log. all_sums: of every process."""
+        if processes.is_first():
+            state = {'epoch': self.done, 'step': self.step, 'sums': all_sums, 'log': self.log,
+                     'state_dict': self.model.state_dict(), 'optimizer': self.optimiser.state_dict()}
+            checkpoint_files.save(self.folder, state | self.record, is_best, is_first=not self.resumes)
+            if not self.step:
+                self.write_log()
+        self.resumes, self.saved, self.saved_at = True, (self.done, self.step), time.monotonic()
+
+    def write_log(self):
+        """Write the whole log again, in case its file was changed."""
+        if processes.is_first():
+            whole_files.write_lines(self.folder / 'log.jsonl', map(json.dumps, self.log), durable=True)
+
+    def show(self):
+        """Print the last line of the log. The curves are drawn at most every DRAW_EVERY seconds, and at the end."""
+        line = self.log[-1]
+        screen.say(f'epoch {line["epoch"]}/{self.epochs}: loss {line["train_loss"]:.3f}, accuracy '
+                   f'{line["train_accuracy"]:.1f} % on train, {line["val_accuracy"]:.1f} % on val, rate '
+                   f'{line["lr"]:.2g}, {line["train_images_per_second"]:.0f} images/s')
+        if line['epoch'] == self.epochs or time.monotonic() - self.drawn_at >= DRAW_EVERY:
+            self.draw(self.log)
+            self.drawn_at = time.monotonic()
 
     def begin(self, checkpoint):
         """Go on from this experiment's Checkpoint, whose weights the model already has, or begin a new training if it
-        is None. Raises UserError."""
+        is None."""
         if checkpoint is None:
-            if checkpoint_files.latest(self.keeper.folder) is None:  # otherwise the first save removes the old results
-                (self.keeper.folder / 'results.json').unlink(missing_ok=True)
-                self.keeper.write_log([])  # the folder now shows that a training has begun
+            if checkpoint_files.latest(self.folder) is None:  # otherwise the first save removes the old results
+                (self.folder / 'results.json').unlink(missing_ok=True)
+                self.write_log()  # the folder now shows that a training has begun
             return
-        parameters = [parameter for group in self.optimiser.param_groups for parameter in group['params']]
-        self.optimiser.load_state_dict(self.optimiser.state_dict() | {'state': momenta(checkpoint, parameters)})
-        self.done, self.step = self.keeper.saved = checkpoint.epoch, checkpoint.step
-        self.keeper.resumes = True
+        momenta = {'state': checkpoint.content['optimizer']['state']}
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | momenta)
+        self.done, self.step = self.saved = checkpoint.epoch, checkpoint.step
+        self.resumes = True
         self.log, rows = checkpoint.content['log'], checkpoint.content['sums']
         if len(rows) != processes.size():  # the number of processes has changed: only the total stays the same
             rows = [tuple(map(sum, zip(*rows, strict=True))), *[NO_SUMS] * (processes.size() - 1)]
         self.sums = tuple(rows[processes.rank()])
-        self.keeper.write_log(self.log)
+        self.write_log()
 
     def bytes_of_checkpoint(self):
         """The approximate size of a checkpoint: weights, momentum, and the record of the training images."""
         return ((1 << 20) + 2 * sum(value.nbytes for value in self.model.state_dict().values())
-                + self.keeper.record['training_images'].nbytes)
-
-
-def momenta(checkpoint, parameters):
-    """The state of SGD in a Checkpoint, for these parameters. Raises UserError if it is not theirs."""
-    state = checkpoint.content['optimizer'].get('state')
-
-    def fits(number, entry):
-        momentum = entry.get('momentum_buffer') if isinstance(entry, dict) else entry
-        return type(number) is int and 0 <= number < len(parameters) and (momentum is None or (
-            isinstance(momentum, torch.Tensor) and momentum.shape == parameters[number].shape
-            and momentum.dtype == parameters[number].dtype and bool(momentum.isfinite().all())))
-
-    if not isinstance(state, dict) or not all(fits(number, entry) for number, entry in state.items()):
-        raise UserError(f'{checkpoint.path} holds the optimiser of another network, or one that has diverged; start '
-                        'another experiment from its weights by --load_checkpoint')
-    return {number: {'momentum_buffer': (entry or {}).get('momentum_buffer')} for number, entry in state.items()}
+                + self.record['training_images'].nbytes)
 
 
 def read_from_device(tensor):

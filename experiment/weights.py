@@ -287,8 +287,8 @@ def published_file(name):
 def fetch_published(name):
     """The path of published weights, which are downloaded and verified. Raises UserError."""
     path, lock = published_file(name), download.Lock(FOLDER / 'published.lock.json')
-    by_hand = f'https://drive.google.com/file/d/{PUBLISHED[name]}/view'
-    download.fetch(download.drive_url(PUBLISHED[name]), path, by_hand=by_hand, **lock.expected(name))
+    url, by_hand = download.drive_urls(PUBLISHED[name])
+    download.fetch(url, path, by_hand, **lock.expected(name))
     if name not in lock.entries():
         read_checkpoint(path)  # record only a valid checkpoint
         lock.record(name, path)

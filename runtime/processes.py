@@ -85,6 +85,18 @@ def gather(value):
     return values
 
 
+def share(items, compute):
+    """[a result for each item], of which each process computes its share. All processes of a run call it with the same
+    items. compute: a sequence of items -> their results. Raises UserError if the processes have different numbers."""
+    parts, results = gather(list(compute(items[rank()::size()]))), [None] * len(items)
+    if sum(map(len, parts)) != len(items):
+        raise UserError('the processes of this run see different numbers of files: the folders of the data should be '
+                        'the same for all of them')
+    for number, part in enumerate(parts):
+        results[number::len(parts)] = part
+    return results
+
+
 def check_same(text, problem):
     """Raise UserError in all processes of the run unless they have the same text. problem: what differs, the remedy."""
     texts = dict.fromkeys(gather(text))

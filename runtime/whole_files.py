@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import uuid
 from contextlib import contextmanager, suppress
@@ -60,12 +61,12 @@ def temporary(path, token=None):
 
 
 def remove_unfinished(path, before=math.inf):
-    """Remove the temporary files of `path` that killed writers left, if they were last changed before this time."""
+    """Remove the temporary files and folders of `path` that killed writers left, if last changed before this time."""
     form = re.compile(re.escape(temporary(path, '\0').name).replace('\0', '[0-9a-f]{12}'))
     for left in path.parent.iterdir():
-        with suppress(OSError):  # it is a folder, or another process has removed it
+        with suppress(OSError):  # another process has removed it
             if form.fullmatch(left.name) and left.stat().st_mtime < before:
-                left.unlink()
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def remove_superseded(path):

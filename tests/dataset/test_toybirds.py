@@ -105,11 +105,11 @@ def test_an_interrupted_painting_leaves_nothing_and_is_painted_again(tmp_path, m
     monkeypatch.setattr(toybirds, 'paint', stops)
     monkeypatch.setattr(toybirds, 'IMAGES_PER_CLASS', COUNTS)
     with pytest.raises(KeyboardInterrupt):
-        toybirds.ensure(tmp_path / 'data', tmp_path / 'meta')
+        toybirds.paint_dataset(tmp_path / 'data', tmp_path / 'meta')
     assert not list(tmp_path.rglob('*.jpg'))
-    toybirds.ensure(tmp_path / 'data', tmp_path / 'meta')
+    toybirds.paint_dataset(tmp_path / 'data', tmp_path / 'meta')
     before = len(painted)
-    toybirds.ensure(tmp_path / 'data', tmp_path / 'meta')
+    toybirds.paint_dataset(tmp_path / 'data', tmp_path / 'meta')
     assert len(painted) == before
 
 
@@ -118,5 +118,5 @@ def test_a_foreign_folder_is_not_touched(tmp_path):
     mine.parent.mkdir(parents=True)
     mine.write_text('x')
     with pytest.raises(UserError, match='move both away'):
-        toybirds.ensure(tmp_path / 'data', tmp_path / 'meta')
+        toybirds.paint_dataset(tmp_path / 'data', tmp_path / 'meta')
     assert mine.read_text() == 'x'

@@ -217,9 +217,8 @@ def test_a_training_step_never_waits_for_the_device(far_away, monkeypatch, head,
     monkeypatch.setattr(training, 'read_from_device', lambda unread: looks.append(len(unread)) or [[2.0, 1.0]] * len(unread))
     model = small_network(head, prior)
     optimiser = torch.optim.SGD([{'params': model.parameters(), 'initial_lr': 0.1}], lr=0.1, momentum=0.9, nesterov=True)
-    keeper = SimpleNamespace(is_due=lambda: False)
     trained = training.Training(model, training.Loss(model), optimiser, lambda _: 1.0, 1, 0, FAR, 'bfloat16', accumulate,
-                                keeper, SimpleNamespace(number=0))
+                                SimpleNamespace(number=0), None, float('inf'), {}, None)
     batch = torch.zeros(2, 3, 8, 8, device=FAR), torch.zeros(2, dtype=torch.int64, device=FAR), torch.arange(2)
 
     class Loader(list):

@@ -1,6 +1,7 @@
 """A training is seen: the screen and training.png show what log.jsonl holds."""
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 from conftest import SMALL, accepted
@@ -37,10 +38,11 @@ def test_the_figures_words_are_within_it(rate):
     assert all(axes.yaxis.label.get_window_extent().x0 >= 0 for axes in figure.axes)
 
 
-def test_the_figure_is_drawn_now_and_then_and_at_the_end(tmp_path, monkeypatch, capsys):
+def test_the_figure_is_drawn_now_and_then_and_at_the_end(monkeypatch):
     drawn, now = [], [0]
     monkeypatch.setattr(training.time, 'monotonic', lambda: now[0])
-    keeper = training.Keeper(tmp_path, 10, {}, lambda log: drawn.append(now[0]), saved_at=0, drawn_at=0)
+    seen = SimpleNamespace(epochs=3, draw=lambda _: drawn.append(now[0]), drawn_at=0)
     for now[0], count in ((10, 1), (35, 2), (40, 3)):
-        keeper.show(LOG[:count], 3)
+        seen.log = LOG[:count]
+        training.Training.show(seen)
     assert drawn == [35, 40]
