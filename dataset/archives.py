@@ -18,7 +18,8 @@ from runtime.screen import progress
 from runtime.whole_files import remove_unfinished, temporary
 from wsol.errors import UserError, words_of
 
-CHUNK = 1 << 20              # bytes
+CHUNK = 1 << 20          # bytes
+LARGEST_READ = 64 << 20  # bytes: no header of a tar is larger
 GROWTH, SMALL = 10, 1 << 30  # an archive of photos unpacks to little more than its size, one of text to a GB at most
 
 
@@ -99,7 +100,7 @@ def _members(file):
     file.seek(0)
     is_gzip = file.peek(2)[:2] == b'\x1f\x8b'
     # GzipFile checks the sum of the whole file when it is read to the end
-    return _tar_members(gzip.GzipFile(fileobj=file) if is_gzip else file)
+    return _tar_members(_Bounded(gzip.GzipFile(fileobj=file) if is_gzip else file))
 
 
 def _zip_members(file):
@@ -110,12 +111,27 @@ def _zip_members(file):
             yield info.filename, is_plain, info.file_size, None if info.is_dir() else partial(archive.open, info)
 
 
+class _Bounded:
+    """A stream that refuses a huge read: tarfile reads as many bytes as a header says that it is long."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def read(self, size):
+        if size > LARGEST_READ:
+            raise tarfile.ReadError(f'a header of {size:,} bytes')
+        return self.stream.read(size)
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
 def _tar_members(stream, above=''):
     with tarfile.open(fileobj=stream, mode='r:') as archive:
         for info in archive:
             if info.isfile() and info.name.endswith('.tar'):
                 inner = PureWindowsPath(above, info.name.removesuffix('.tar'))
-                yield from _tar_members(archive.extractfile(info), inner)
+                yield from _tar_members(_Bounded(archive.extractfile(info)), inner)
             else:
                 open_file = partial(archive.extractfile, info) if info.isfile() else None
                 yield PureWindowsPath(above, info.name), info.isfile() or info.isdir(), info.size, open_file
