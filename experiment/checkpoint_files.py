@@ -148,7 +148,7 @@ RECORD = {  # what main.py records beside the weights -> whether a value is vali
     'class_names': lambda value: value is None or _are(str, value), 'command': lambda value: _are(str, value),
     'normalisation': lambda value: (_are(tuple, value, 2) and all(_are(REAL, row, 3) for row in value)
                                     and min(value[1]) > 0),
-    'optimizer': lambda value: isinstance(value, dict) and isinstance(value.get('state'), dict), 'log': _is_log,
+    'optimizer': lambda value: isinstance(value, dict), 'log': _is_log,
     'training_images': training_images.is_record, 'torch': lambda value: isinstance(value, str),
     'sums': lambda rows: _are(tuple, rows) and all(_are(REAL, row, 4) for row in rows) and bool(rows)}
 

@@ -243,14 +243,14 @@ class Training:
 
     def begin(self, checkpoint):
         """Go on from this experiment's Checkpoint, whose weights the model already has, or begin a new training if it
-        is None."""
+        is None. Raises UserError."""
         if checkpoint is None:
             if checkpoint_files.latest(self.folder) is None:  # otherwise the first save removes the old results
                 (self.folder / 'results.json').unlink(missing_ok=True)
                 self.write_log()  # the folder now shows that a training has begun
             return
-        momenta = {'state': checkpoint.content['optimizer']['state']}
-        self.optimiser.load_state_dict(self.optimiser.state_dict() | momenta)
+        parameters = [parameter for group in self.optimiser.param_groups for parameter in group['params']]
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | {'state': momenta(checkpoint, parameters)})
         self.done, self.step = self.saved = checkpoint.epoch, checkpoint.step
         self.resumes = True
         self.log, rows = checkpoint.content['log'], checkpoint.content['sums']
@@ -263,6 +263,22 @@ class Training:
         """The approximate size of a checkpoint: weights, momentum, and the record of the training images."""
         return ((1 << 20) + 2 * sum(value.nbytes for value in self.model.state_dict().values())
                 + self.record['training_images'].nbytes)
+
+
+def momenta(checkpoint, parameters):
+    """The state of SGD in a Checkpoint, for these parameters. Raises UserError if it is not theirs."""
+    state = checkpoint.content['optimizer'].get('state')
+
+    def fits(number, entry):
+        momentum = entry.get('momentum_buffer') if isinstance(entry, dict) else entry
+        return type(number) is int and 0 <= number < len(parameters) and (momentum is None or (
+            isinstance(momentum, torch.Tensor) and momentum.shape == parameters[number].shape
+            and momentum.dtype == parameters[number].dtype and bool(momentum.isfinite().all())))
+
+    if not isinstance(state, dict) or not all(fits(number, entry) for number, entry in state.items()):
+        raise UserError(f'{checkpoint.path} holds the optimiser of another network, or one that has diverged; start '
+                        'another experiment from its weights by --load_checkpoint')
+    return {number: {'momentum_buffer': (entry or {}).get('momentum_buffer')} for number, entry in state.items()}
 
 
 def read_from_device(tensor):
