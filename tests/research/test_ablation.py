@@ -1,7 +1,4 @@
-"""ablation.py: its tables hold means, deviations and paired differences of the results' figures."""
-import json
-
-import numpy as np
+"""ablation.py: its table holds means and deviations of the results' figures."""
 import pytest
 from conftest import accepted, refused
 from test_demo import TINY, results_of, rows_of
@@ -21,12 +18,9 @@ def tiny(few_birds, at_home, monkeypatch):
     return at_home
 
 
-def test_both_tables(script, tiny, tmp_path, monkeypatch):
+def test_the_table(script, tiny, tmp_path, monkeypatch):
     folder = tmp_path / 'save/ablation'
-    results = check_the_table_of_parts(script, folder)
-    before = len(tiny)
-    check_the_table_of_contrasts(script, folder)
-    assert {command[0] for command in tiny[before:]} == {'eval_cue_location'}  # what is trained is not trained again
+    results = check_the_table(script, folder)
     before = len(tiny)
     assert script('research.ablation', '1', '--rows', 'CAM', '--epochs=1')[0] == 0
     table = rows_of((folder / 'table.txt').read_text())
@@ -44,7 +38,7 @@ def test_both_tables(script, tiny, tmp_path, monkeypatch):
     assert tiny[before:] == []
 
 
-def check_the_table_of_parts(script, folder):
+def check_the_table(script, folder):
     out = accepted(script('research.ablation', '2', '--epochs=1'))
     text = (folder / 'table.txt').read_text()
     rows, matching = rows_of(text), {}
@@ -61,36 +55,6 @@ def check_the_table_of_parts(script, folder):
             assert settings['seed'] == seed and settings['attribution_method'] == head and settings['epochs'] == 1
             assert settings['prior'] == ('softplus' if 'softplus' in name else 'relu')
     return matching
-
-
-def exact(folder, contrast):
-    """The mean PxAP in the one result of a contrast; of the prior if contrast is None."""
-    matching = [result for path in folder.glob('cue_location_*.json') if (result := json.loads(path.read_text()))['settings'][
-        'norm_type'] == 'rank' and result['settings']['contrast_method'] == contrast]
-    assert len(matching) == 1
-    return matching[0]['pxap']['exact'][COUNT]['mean']
-
-
-def check_the_table_of_contrasts(script, folder):
-    accepted(script('research.ablation', '2', '--columns=contrasts', '--epochs=1'))
-    tables = [rows_of(block) for block in (folder / 'table.txt').read_text().split('\n\n') if '---' in block]
-    cam, *calm = ([exact(folder / f'seed{seed}' / name, contrast) for seed in (0, 1)]
-                  for name, contrast in (('CAM', 'log-odds'), *(('CALM_EM_softplus', one) for one in (*ablation.CONTRASTS, None))))
-    assert tables[0]['CAM'][1:] == ['-', '-', f'{np.mean(cam):.1f} ± {np.std(cam, ddof=1):.1f}', '-']
-    assert tables[0]['CALM_EM, softplus'][1:] == [f'{np.mean(by_row):.1f} ± {np.std(by_row, ddof=1):.1f}' for by_row in calm]
-    expected = []
-    for by_row in calm:
-        gain = np.subtract(by_row, cam)
-        half = 12.706 * abs(gain[0] - gain[1]) / 2  # Student's t of two values
-        expected.append(f'{gain.mean():+.1f} [{gain.mean() - half:+.1f}, {gain.mean() + half:+.1f}]')
-    assert list(tables[1]) == ['CALM_EM, softplus'] and tables[1]['CALM_EM, softplus'][1:] == expected
-
-
-def test_the_interval_covers_the_mean_of_normal_values_in_95_of_100_draws():
-    draws = np.random.default_rng(0).normal(2, 3, (4000, 3))
-    covered = np.mean([low < 2 < high for _, low, high, *_ in map(ablation.mean_and_interval, draws)])
-    assert abs(covered - 0.95) < 0.015
-    assert ablation.mean_and_interval([3.0]).low is None
 
 
 def test_from_random_weights_there_is_no_start(monkeypatch, tmp_path):
