@@ -22,36 +22,18 @@ from reports.columns import COMPARED
 from research import commands
 from research.commands import FINE_TUNE, FROM_RANDOM, PRECISION
 from runtime import command_line, screen, whole_files
-from wsol import HEADS
 
-SOFTPLUS = '--prior=softplus'
-FROZEN = ('--freeze', '--lr=0.01')  # a head alone may learn faster
-ROWS = {  # name -> head, last stage, does it start from a CAM classifier?, further flags
-    'CAM': ('CAM', 'layer2', True),
-    'CALM_EM, softplus': ('CALM_EM', 'layer2', True, SOFTPLUS),
-    'CALM_ML, softplus': ('CALM_ML', 'layer2', True, SOFTPLUS),
-    'CALM_EM, relu': ('CALM_EM', 'layer2', True),
-    'CALM_ML, relu': ('CALM_ML', 'layer2', True),
-    'CAM from random weights': ('CAM', 'layer2', False),
-    'CALM_EM, softplus, from random weights': ('CALM_EM', 'layer2', False, SOFTPLUS),
-    'CALM_EM, relu, from random weights': ('CALM_EM', 'layer2', False),
-    'CALM_ML, relu, from random weights': ('CALM_ML', 'layer2', False),
-    'CAM, 45 epochs': ('CAM', 'layer2', True, '--epochs=45'),
-    'CALM_EM, softplus, 45 epochs': ('CALM_EM', 'layer2', True, SOFTPLUS, '--epochs=45'),
-    'CAM, layer1': ('CAM', 'layer1', True),
-    'CALM_EM, softplus, layer1': ('CALM_EM', 'layer1', True, SOFTPLUS),
-    'CAM, layer4': ('CAM', 'layer4', True),
-    'CALM_EM, softplus, layer4': ('CALM_EM', 'layer4', True, SOFTPLUS),
-    **{f'CALM_EM, softplus, entropy {weight}': ('CALM_EM', 'layer2', True, SOFTPLUS,
-                                                f'--prior_training=entropy:{weight}') for weight in (0.1, -0.1, -1)},
-    'CALM_EM, softplus, frozen': ('CALM_EM', 'layer2', True, SOFTPLUS, '--freeze'),
-    'CAM, frozen, lr 0.01': ('CAM', 'layer2', True, *FROZEN),
-    'CALM_EM, softplus, frozen, lr 0.01': ('CALM_EM', 'layer2', True, SOFTPLUS, *FROZEN),
-    **{f'CALM_EM, softplus, frozen, lr 0.01, entropy {weight}': (
-        'CALM_EM', 'layer2', True, SOFTPLUS, *FROZEN, f'--prior_training=entropy:{weight}') for weight in (-1, -10)},
-    'CALM_EM, softplus, layer1, frozen, lr 0.01, entropy -1': ('CALM_EM', 'layer1', True, SOFTPLUS, *FROZEN,
-                                                               '--prior_training=entropy:-1'),
-}
+ROWS = ('CAM', 'CALM_EM, softplus', 'CALM_ML, softplus', 'CALM_EM, relu', 'CALM_ML, relu',
+        'CAM from random weights', 'CALM_EM, softplus, from random weights', 'CALM_EM, relu, from random weights',
+        'CALM_ML, relu, from random weights', 'CAM, 45 epochs', 'CALM_EM, softplus, 45 epochs',
+        'CAM, layer1', 'CALM_EM, softplus, layer1', 'CAM, layer4', 'CALM_EM, softplus, layer4',
+        'CALM_EM, softplus, entropy 0.1', 'CALM_EM, softplus, entropy -0.1', 'CALM_EM, softplus, entropy -1',
+        'CALM_EM, softplus, frozen', 'CAM, frozen, lr 0.01', 'CALM_EM, softplus, frozen, lr 0.01',
+        'CALM_EM, softplus, frozen, lr 0.01, entropy -1', 'CALM_EM, softplus, frozen, lr 0.01, entropy -10',
+        'CALM_EM, softplus, layer1, frozen, lr 0.01, entropy -1')
+FLAGS = {'softplus': '--prior=softplus', '45 epochs': '--epochs=45', 'frozen': '--freeze',
+         'lr 0.01': '--lr=0.01',  # a head alone may learn faster
+         **{f'entropy {weight}': f'--prior_training=entropy:{weight}' for weight in (0.1, -0.1, -1, -10)}}
 HEADER = ('', 'accuracy', 'maps: PxAP 1', '2', '3', 'prior: PxAP 1', '2', '3')
 CHOSEN = ('experiment_name', 'save_root', 'seed', 'attribution_method', 'load_checkpoint', 'last_stage', 'prior',
           'dataset')
@@ -60,24 +42,26 @@ CHOSEN = ('experiment_name', 'save_root', 'seed', 'attribution_method', 'load_ch
 def train(folder, row, seed, *flags):
     """Train the network of a row below folder: fine-tuned from a CAM classifier of the same seed and last stage, or
     from random weights for as many epochs as both together. Returns the experiment's name."""
-    head, last_stage, from_cam, *more = ROWS[row]
+    head, *words = row.split(', ')
+    last_stage = next((word for word in words if word.startswith('layer')), 'layer2')
+    more = [FLAGS[word] for word in words if word in FLAGS]
     name, start = row.replace(', ', '_').replace(' ', '_'), f'start_{last_stage}'
     common = [*commands.TRAIN, *commands.SIZES, f'--last_stage={last_stage}', f'--seed={seed}']
-    if from_cam:
+    if 'from random weights' not in row:
         commands.train(folder, start, *common, '--attribution_method=CAM', *FROM_RANDOM)
         learn = [*FINE_TUNE, f'--load_checkpoint={start}', *more, *flags]
     else:
         learn = [*FROM_RANDOM, '--epochs=40', *more]
-    commands.train(folder, name, *common, f'--attribution_method={head}', *learn)
+    commands.train(folder, name, *common, f'--attribution_method={head.split()[0]}', *learn)
     return name
 
 
 def evaluate(root, seed, row, flags, seen):
     """Train and evaluate one row with one seed. Returns its columns, NaN for the prior that CAM does not have. seen: as
     in commands.evaluate."""
-    folder, head = root / f'seed{seed}', ROWS[row][0]
+    folder = root / f'seed{seed}'
     name = train(folder, row, seed, *flags)
-    methods = [HEADS[head].default_method, *['saliency'] * (head != 'CAM')]
+    methods = ['vanilla'] if row.startswith('CAM') else ['jointll', 'saliency']
     results = commands.evaluate(folder, name, 'cue_location', methods, PRECISION, seen=seen)
     pxaps = [result['pxap']['exact'][COMPARED][key] for result in results for key in '123']
     accuracy = result_files.read_result(folder / name / 'results.json')['test_accuracy']
@@ -88,7 +72,7 @@ def make_parser():
     parser = command_line.plain_parser(__doc__)
     parser.add_argument('seeds', nargs='?', type=command_line.COUNT, default=3, metavar='SEEDS',
                         help='number of seeds (default: 3)')
-    parser.add_argument('--rows', nargs='+', type=command_line.choice(tuple(ROWS)), default=tuple(ROWS), metavar='ROW',
+    parser.add_argument('--rows', nargs='+', type=command_line.choice(ROWS), default=ROWS, metavar='ROW',
                         help=f'only these rows: {"; ".join(ROWS)}')
     parser.add_argument('--save_root', default='save/ablation', metavar='FOLDER', help='default: save/ablation')
     return parser
