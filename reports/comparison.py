@@ -23,12 +23,6 @@ def estimates_of(rows, column):
     return None if missing or len({one.truth for one in estimates}) > 1 else estimates
 
 
-def value_cell(rows, column):
-    """The figure of the first network, without its interval."""
-    estimate = rows[0].estimates.get(column)
-    return estimate and columns.cell(column, estimate.value)
-
-
 def mean_cell(rows, column):
     """'92.0 ± 1.4': mean and deviation over networks; the value of a single one."""
     estimates = estimates_of(rows, column)
@@ -77,7 +71,8 @@ def make_tables(rows, published=()):
     everything = [column for names in columns.TABLES.values() for column in names
                   if any(column in row.estimates for row in rows)]
     single = [(row.name, [row]) for row in (*rows, *published)]
-    lines = [[name, *(value_cell(networks, column) for column in everything)] for name, networks in single]
+    lines = [[row.name, *((one := row.estimates.get(column)) and columns.cell(column, one.value)
+                          for column in everything)] for _, (row,) in single]
     groups = networks_of_one_name(rows)
     several = [group for group in groups if len(group[1]) > 1]
     reference = groups[0] if groups[0] in several else None
