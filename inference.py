@@ -158,28 +158,27 @@ def choose_contrast(args, network):
                                      score_map_method='activation_map')
 
 
-def explain(batch, indices, sources, choose):
-    """For each photo of a batch (probabilities, classes, {key: maps (K,h,w)}), from one forward of the network.
+def explain(network, batch, indices, sources, choose, checked):
+    """For each photo of a batch (probabilities, classes, {key: maps (K,h,w)}, what check_maps returns of it), from one
+    forward of the network.
 
-    sources: {key: (MapSource, the number of classes that it is asked)}. choose: of class_chooser.
+    sources: {key: (MapSource, the number of classes that it is asked)}. choose: of class_chooser. checked: the keys of
+    the maps that are checked by erasing; without any the check is None.
     """
     any_source, _ = next(iter(sources.values()))
     activations = any_source.forward(batch)
     probs = any_source.probabilities(activations)
     classes = choose(probs)
-    maps = {key: source(batch, indices, classes[:, :count], activations).maps.cpu().numpy()
+    maps = {key: source(batch, indices, classes[:, :count], activations).maps
             for key, (source, count) in sources.items()}
-    return [(probs[row].tolist(), classes[row].tolist(), {key: maps[key][row] for key in maps})
+    args, checks = network.args, [None] * len(batch)
+    if checked:
+        checks = check_maps(network.model, batch, classes[:, 0], {key: maps[key][:, :1] for key in checked},
+                            util.image_seeds(args.seed, indices).tolist(), precision=args.precision,
+                            at_a_time=args.batch_size)
+    maps = {key: of_key.cpu().numpy() for key, of_key in maps.items()}
+    return [(probs[row].tolist(), classes[row].tolist(), {key: maps[key][row] for key in maps}, checks[row])
             for row in range(len(batch))]
-
-
-def check(network, batch, indices, explained, methods):
-    """Check the maps of a batch by erasing. Returns what check_maps returns. explained: from explain."""
-    args, classes = network.args, torch.tensor([classes[0] for _, classes, _ in explained], device=network.device)
-    maps = {name: torch.from_numpy(np.stack([of_photo[name][:1] for *_, of_photo in explained])).to(network.device)
-            for name in methods}
-    return check_maps(network.model, batch, classes, maps, util.image_seeds(args.seed, indices).tolist(),
-                      precision=args.precision, at_a_time=args.batch_size)
 
 
 # --- the results --------------------------------------------------------------------------------------
@@ -192,16 +191,14 @@ def draw_all(network, images, names, album, sources, choose):
     with screen.progress(None, ', '.join(album.methods), 'image', total=len(images)) as bar:
         for batch, opens, indices in network.loader(images, album.folder):
             batch = util.to_device(batch, network.device)
-            explained = explain(batch, indices, sources, choose)
-            asked = network.args.check
-            checks = check(network, batch, indices, explained, album.methods) if asked else [None] * len(batch)
+            explained = explain(network, batch, indices, sources, choose, album.methods if network.args.check else ())
             if processes.is_first() and any(opens):  # it lists the files to come, in case this run is interrupted
                 album.write_manifest(entries.values())
-            for index, is_open, result, checked in zip(indices.tolist(), opens, explained, checks, strict=True):
+            for index, is_open, result in zip(indices.tolist(), opens, explained, strict=True):
                 if is_open:
                     path = images.paths[index]
                     box = images.transform.box(upright_size(path))
-                    entries[index] = album.add(Explanation(names[index], path, *result, box, checked))
+                    entries[index] = album.add(Explanation(names[index], path, box, *result))
                 bar.update()
     album.share(list(entries))
     return dict(sorted(item for part in processes.gather(entries) for item in part.items()))
@@ -219,8 +216,7 @@ def say_if_same_for_blanks(network, source, entries, album):
     if len(labels) == 1 and max(probs) - min(probs) <= NEARLY:
         p = ' to '.join(dict.fromkeys(f'{value:.3f}' for value in (min(probs), max(probs))))
         album.note(f'the network says {album.class_name(*labels)}, p = {p}, of all photos here, and of plain grey and '
-                   'of noise too: no map can say what in a photo led to it')
-        screen.warn(album.notes[-1])
+                   'of noise too: no map can say what in a photo led to it', screen.warn)
 
 
 def say_check(network, entries, album):
@@ -230,9 +226,7 @@ def say_check(network, entries, album):
         for fill, counts in album.about['check'][method].items():
             album.note(f'{method}, fill {fill}: erasing what the map marks lowers p more than coarse noise does on '
                        f'{counts["lower"]} of {counts["photos"]} photos')
-            screen.say(album.notes[-1])
     album.note(CAVEAT)
-    screen.say(CAVEAT)
 
 
 def describe_run(network, methods):
@@ -253,8 +247,7 @@ def report(entries, album, contrast):
         screen.say(screen.shown(text))
     flat = [f'{name} of {entry["image"]}' for entry in entries for name in entry['constant_maps']]
     if flat:
-        album.note(f'maps with one value everywhere show no place: {len(flat)} here, as {flat[0]}')
-        screen.warn(album.notes[-1])
+        album.note(f'maps with one value everywhere show no place: {len(flat)} here, as {flat[0]}', screen.warn)
     if album.reduced:
         screen.say(f'{len(album.reduced)} of {len(entries)} photos are drawn smaller than they are, as '
                    f'{album.reduced[0]}')
@@ -264,7 +257,7 @@ def report(entries, album, contrast):
         screen.warn(f'{len(predicted)} photos are predicted to be {album.class_name(contrast)} itself, as '
                     f'{predicted[0]["image"]}: their contrast is the runner-up')
     if 'html' in album.formats:
-        size = album.page.write(album.folder / PAGE)
+        size = album.write_page()
         screen.say(f'{album.folder / PAGE}: open it in a browser ({size / 1e6:.1f} MB)')
         if size > LARGE_PAGE:
             screen.warn(f'browsers are slow with a page of {size / 1e6:.0f} MB: choose a smaller --top_k, or fewer '

@@ -21,7 +21,7 @@ from evaluation.erasing import CHECKED, CONTROLS
 from reports import figures, gallery, pictures
 from reports.photos import open_picture
 from reports.pictures import Panel
-from runtime import processes, whole_files
+from runtime import processes, screen, whole_files
 from wsol.attribution.contrast import CONTRASTS, label_of
 from wsol.attribution.registry import METHODS
 from wsol.errors import UserError
@@ -40,11 +40,11 @@ class Explanation(NamedTuple):
     """What was computed for a photo."""
     name: str         # the beginning of its files' names
     path: Path
+    box: tuple        # (x0,y0,x1,y1): the part of the photo that maps cover, in shares of its width and height
     probs: list       # p(y | x) of every class
     classes: list     # the explained ones: A, with a contrast B, perhaps more
     maps: dict        # attribution method -> (K,h,w), of the first K of the classes; contrast_key -> (1,h,w)
-    box: tuple = WHOLE  # (x0,y0,x1,y1): the part of the photo that maps cover, in shares of its width and height
-    check: dict | None = None  # from evaluation.erasing.check_maps
+    check: dict | None  # from evaluation.erasing.check_maps
 
 
 class View(NamedTuple):
@@ -96,16 +96,15 @@ class Album:
         self.folder, self.class_names, self.methods = Path(folder), class_names, methods
         self.overlay, self.picture_size, self.formats = overlay, picture_size, formats
         self.views, self.contrasts = views_of(methods, contrast_method, scores)
+        self.all_views = [*self.views, *self.contrasts]
         shown = '+'.join(methods)
         if len(shown) > 80:
             shown = f'{methods[0]}+{len(methods) - 1}'
         against = 'contrast' if contrast_method == DIFFERENCE else contrast_method
         self.picture_end = f'{shown}_{against}.png' if self.contrasts else f'{shown}.png'
-        self.page = gallery.Gallery(title, [view.title for view in [*self.views, *self.contrasts]], overlay)
-        self.about, self.scores = about or {}, scores
-        self.notes = []      # lines about the run, for the manifest and the page
-        if scores != 'softmax':
-            self.note(SCORES[scores])
+        self.title, self.about, self.scores = title, about or {}, scores
+        self.notes = [SCORES[scores]] * (scores != 'softmax')  # lines about the run, for the manifest and the page
+        self.photos = []     # what the page shows of each photo
         self.reduced = []    # photos that are drawn smaller than they are, and how
         self.files = set()   # names of all files that this run or an earlier one writes here
 
@@ -113,16 +112,16 @@ class Album:
         """A class's name, or its number where the checkpoint knows no names."""
         return self.class_names[label] if self.class_names and self.class_names[label] else f'class {label}'
 
-    def note(self, text):
-        """Add a line about the run to the manifest and the page."""
+    def note(self, text, show=screen.say):
+        """Show a line about the run, and add it to the manifest and the page."""
+        show(text)
         self.notes.append(text)
-        self.page.title += f'. {text}'
 
     # --- files ---
 
     def claim(self, names):
         """Raise UserError if this run would replace a file that no earlier run has written. names: of the photos."""
-        ends = [f'{view.file}.npy' for view in [*self.views, *self.contrasts]]
+        ends = [f'{view.file}.npy' for view in self.all_views]
         ends += [self.picture_end] if 'png' in self.formats else []
         planned = {f'{name}_{end}' for name in names for end in ends} | {MANIFEST}
         planned |= {PAGE} if 'html' in self.formats else set()
@@ -141,13 +140,20 @@ class Album:
             'written_by': WRITER, **self.about, 'notes': self.notes, 'methods': methods, 'images': list(entries),
             'files': files})
 
+    def write_page(self):
+        """Write the page. Returns its size in bytes."""
+        page = gallery.page('. '.join([self.title, *self.notes]), [view.title for view in self.all_views], self.overlay,
+                            self.photos)
+        content = page.encode('utf-8', 'replace')  # file names may hold bytes that are no text
+        whole_files.write_bytes(self.folder / PAGE, content)
+        return len(content)
+
     def add(self, photo):
         """Write the files of an Explanation, and put it on the page. Returns its entry in the manifest."""
         classes = [{'class': label, 'class_name': self.class_name(label), 'probability': photo.probs[label]}
                    for label in photo.classes]
         size = upright_size(photo.path)
-        flat = [view.title for view in [*self.views, *self.contrasts]
-                if is_constant(torch.from_numpy(view.maps(photo)[0]))]
+        flat = [view.title for view in self.all_views if is_constant(torch.from_numpy(view.maps(photo)[0]))]
         entry = {'image': str(photo.path), 'predicted': int(np.argmax(photo.probs)),
                  'predicted_probability': max(photo.probs), **classes[0],
                  'box': [round(share * side, 2) for share, side in zip(photo.box, 2 * size, strict=True)],
@@ -161,16 +167,16 @@ class Album:
         if 'png' in self.formats:
             entry['picture'] = self._draw(photo, classes)
         if 'html' in self.formats:
-            self._show(photo, classes)
+            self.photos.append(self._shown(photo, classes))
         return entry
 
     def share(self, indices):
         """Add what other processes have put on the page, in the order of the photos. indices: the numbers of the
         photos that this process has added."""
-        parts = processes.gather((indices, self.page.photos, self.reduced))
+        parts = processes.gather((indices, self.photos, self.reduced))
         photos = {index: photo for numbers, shown, _ in parts
                   for index, photo in zip(numbers, shown, strict=bool(shown))}
-        self.page.photos = [photos[index] for index in sorted(photos)]
+        self.photos = [photos[index] for index in sorted(photos)]
         self.reduced = [text for *_, reduced in parts for text in reduced]
 
     def _save_maps(self, photo, views):
@@ -218,17 +224,17 @@ class Album:
             self.reduced.append(f'{path} ({width} x {height}) at {picture.shape[1]} x {picture.shape[0]}: {why}')
         return picture
 
-    def _show(self, photo, classes):
-        """Put a photo on the page."""
+    def _shown(self, photo, classes):
+        """What the page shows of a photo."""
         longest = min(self.picture_size, gallery.SIZE)
-        picture = open_picture(photo.path, longest, longest)
-        panels = [[view.panel(picture, values, f'{view.title}. {caption(shown, box=photo.box)}', photo.box)
-                   for shown, values in zip(classes, view.maps(photo), strict=False)] for view in self.views]
-        pair = caption(*classes[:2], box=photo.box)
-        panels += [[view.panel(picture, view.maps(photo)[0], f'{view.title}. {pair}', photo.box)]
-                   for view in self.contrasts]
+        picture, panels = open_picture(photo.path, longest, longest), []
+        for view in self.all_views:
+            whose = [classes[:2]] if view in self.contrasts else [[one] for one in classes]
+            panels.append([view.panel(picture, values, f'{view.title}. {caption(*shown, box=photo.box)}', photo.box)
+                           for shown, values in zip(whose, view.maps(photo), strict=False)])
         charts = [self._curves(photo, view) for view in self.views] if photo.check else []
-        self.page.add(photo.name, picture, [(one['class_name'], one['probability']) for one in classes], panels, charts)
+        names = [(one['class_name'], one['probability']) for one in classes]
+        return gallery.shown(photo.name, picture, names, panels, charts, self.overlay)
 
 
 def caption(*classes, box=WHOLE):

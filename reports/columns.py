@@ -40,11 +40,6 @@ TABLES = {  # title -> {column: its name within the table}
     'Grid pointing game, %': {GRID: 'mass on its photo'},
     'Interventions': {name: name for name in (*INTERVENTIONS, 'turns', 'shapes that distract', 'questions')},
 }
-OF_METRIC = {  # column -> the metric whose results have it, if the metric compares maps with a truth
-    **{f'{count}: {key}': 'cue_location' for count in PXAP for key in KEYS}, **dict.fromkeys(WSOL, 'wsol'),
-    **{f'{words}: {key}': 'cue_location' for words in CUE_MASSES.values() for key in KEYS},
-    **dict.fromkeys(('dropped true', 'dropped false'), 'cue_location'),
-    **dict.fromkeys(TABLES['Interventions'], 'interventions')}
 DECIMALS = dict.fromkeys([*(name for names in ERASURES.values() for name in names), 'rank corr.', 'slope', 'error',
                           'deletion corr.', 'on distractors'], 2) | {'questions': 0}  # other columns have 1
 
@@ -68,13 +63,14 @@ def read_estimates(result):
     """{column: Estimate} of a result of an evaluation; {} for another metric."""
     readers = {'cue_location': _cue_location, 'pixel_perturb': _pixel_perturb, 'wsol': _wsol, 'grid': _grid,
                'accuracy': _accuracy}
-    return readers.get(result.get('metric'), lambda _: {})(result)
+    estimates = readers.get(result.get('metric'), lambda _: {})(result)
+    return {column: one._replace(truth=result.get('truth_sha256')) for column, one in estimates.items()}
 
 
 def read_interventions(result):
     """{contrast method: {column: Estimate}} of a result of interventions."""
     def stated(value, low=None, high=None):
-        return Estimate(value, bounds=(low, high))
+        return Estimate(value, bounds=(low, high), truth=result.get('truth_sha256'))
     network = {'turns': stated(*result['network']['turns']),  # the same for every contrast
                'shapes that distract': stated(result['network']['shapes_that_distract'])}
     if result.get('format', 1) != FORMATS['interventions']:

@@ -20,13 +20,7 @@ def estimates_of(rows, column):
     """The Estimates of rows in a column; None if a row has no value, or if the rows used different truths."""
     estimates = [row.estimates.get(column) for row in rows]
     missing = any(one is None or one.value is None for one in estimates)
-    return None if missing or not same_truth(rows, column) else estimates
-
-
-def value_cell(rows, column):
-    """The figure of the first network, without its interval."""
-    estimate = rows[0].estimates.get(column)
-    return estimate and columns.cell(column, estimate.value)
+    return None if missing or len({one.truth for one in estimates}) > 1 else estimates
 
 
 def mean_cell(rows, column):
@@ -45,14 +39,9 @@ def figure_cell(rows, column):
 
 def _comparable(rows, reference, column):
     """The Estimates of both sides in a column, if all have a value and the same images and truth; else None."""
-    sides = estimates_of(rows, column), estimates_of(reference, column)
+    estimates = estimates_of([*rows, *reference], column)
     same_images = result_files.are_alike([rows[0].about, reference[0].about], 'images')
-    return sides if all(sides) and same_images and same_truth([*rows, *reference], column) else None
-
-
-def same_truth(rows, column):
-    metric = columns.OF_METRIC.get(column)
-    return result_files.are_alike([row.results[metric] for row in rows if metric in row.results], 'truth')
+    return (estimates[:len(rows)], estimates[len(rows):]) if estimates and same_images else None
 
 
 def difference_cell(rows, reference, column):
@@ -82,7 +71,8 @@ def make_tables(rows, published=()):
     everything = [column for names in columns.TABLES.values() for column in names
                   if any(column in row.estimates for row in rows)]
     single = [(row.name, [row]) for row in (*rows, *published)]
-    lines = [[name, *(value_cell(networks, column) for column in everything)] for name, networks in single]
+    lines = [[row.name, *((one := row.estimates.get(column)) and columns.cell(column, one.value)
+                          for column in everything)] for _, (row,) in single]
     groups = networks_of_one_name(rows)
     several = [group for group in groups if len(group[1]) > 1]
     reference = groups[0] if groups[0] in several else None

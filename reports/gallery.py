@@ -17,7 +17,6 @@ from PIL import Image
 
 from reports import figures
 from reports.pictures import Scale, colour_bar, shade
-from runtime import whole_files
 from wsol.metrics import CAVEAT
 
 PARTS = Path(__file__).with_name('page')
@@ -25,57 +24,42 @@ QUALITY = 85  # of the JPEGs
 SIZE = 480    # pixels: the longer side of the page's pictures
 
 
-class Gallery:
-    """A page in the making.
+def shown(name, photo, classes, panels, charts, overlay):
+    """A photo and its maps, drawn for the page, as `page` takes it.
 
-    title: what is explained. views: the names of the methods and contrasts, in order. overlay: how maps are shown, a
-    key of config.OVERLAYS.
+    photo: (H,W,3) uint8. classes: [(name, probability)], class A first. panels: for each view its Panels, one a class,
+    or one alone where classes cannot be chosen; their titles are the captions. charts: (shares, curves) of
+    figures.erasure_chart, for each of the first views; shown with class A. overlay: a key of config.OVERLAYS.
     """
-
-    def __init__(self, title, views, overlay='blend'):
-        self.title, self.views, self.overlay, self.photos = title, views, overlay, []
-
-    def add(self, name, photo, classes, panels, charts=()):
-        """Draw the maps of a photo. photo: (H,W,3) uint8. classes: [(name, probability)], class A first. panels: for
-        each view its Panels, one a class, or one alone where classes cannot be chosen; their titles are the captions.
-        charts: (shares, curves) of figures.erasure_chart, for each of the first views; shown with class A.
-        """
-        maps = [[self._map(panel) for panel in view] for view in panels]
-        for of_view, chart in zip(maps, charts, strict=False):
-            of_view[0] |= _chart(*chart)
-        self.photos.append({
-            'name': name, 'photo': _image(photo, 'JPEG', quality=QUALITY),
+    maps = [[_map(panel, overlay) for panel in view] for view in panels]
+    for of_view, chart in zip(maps, charts, strict=False):
+        of_view[0] |= _chart(*chart)
+    return {'name': name, 'photo': _image(photo, 'JPEG', quality=QUALITY),
             'width': photo.shape[1], 'height': photo.shape[0],
-            'classes': [{'name': text, 'p': p, 'text': f'{p:.3f}'} for text, p in classes],
-            'maps': maps})
+            'classes': [{'name': text, 'p': p, 'text': f'{p:.3f}'} for text, p in classes], 'maps': maps}
 
-    def _map(self, panel):
-        """The picture of a map and what stands beside its colour bar: texts, and where each tick is (0 to 1)."""
-        scale = Scale.of(panel.values, panel.signed)
-        shaded = shade(panel.picture, panel.values, scale, self.overlay, panel.box)
-        picture = _image(shaded, 'JPEG', quality=QUALITY)
-        ticks = [[scale.share(value), text] for value, text in zip(*scale.ticks(), strict=True)]
-        return {'picture': picture, 'text': f'{panel.title}. Colours: {scale.label(panel.label)}',
-                'signed': panel.signed, 'ticks': ticks}
 
-    def page(self):
-        """The HTML."""
-        bars = [_image(colour_bar(Scale(-1 if signed else 0, 1, signed), self.overlay)[::-1], 'PNG')
-                for signed in (False, True)]
-        data = {'title': self.title, 'views': self.views, 'bars': bars, 'photos': self.photos}
-        # inside a script element only "<" could end it or begin another
-        text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace('<', '\\u003c')
-        html, css, js = ((PARTS / f'gallery.{kind}').read_text(encoding='utf-8') for kind in ('html', 'css', 'js'))
-        policy = (f"default-src 'none'; img-src data:; style-src '{_digest(css)}'; script-src '{_digest(js)}'; "
-                  "base-uri 'none'; form-action 'none'")
-        html = html.replace('{{policy}}', policy).replace('{{gallery.css}}', css).replace('{{gallery.js}}', js)
-        return html.replace('{{data}}', text)  # last: nothing in it is replaced
+def _map(panel, overlay):
+    """The picture of a map and what stands beside its colour bar: texts, and where each tick is (0 to 1)."""
+    scale = Scale.of(panel.values, panel.signed)
+    picture = _image(shade(panel.picture, panel.values, scale, overlay, panel.box), 'JPEG', quality=QUALITY)
+    ticks = [[scale.share(value), text] for value, text in zip(*scale.ticks(), strict=True)]
+    return {'picture': picture, 'text': f'{panel.title}. Colours: {scale.label(panel.label)}',
+            'signed': panel.signed, 'ticks': ticks}
 
-    def write(self, path):
-        """Write the page as a whole or not at all. Returns its size in bytes."""
-        content = self.page().encode('utf-8', 'replace')  # file names may hold bytes that are no text
-        whole_files.write_atomically(path, lambda file: file.write_bytes(content))
-        return len(content)
+
+def page(title, views, overlay, photos):
+    """The HTML. title: what is explained. views: the names of the methods and contrasts, in order. photos: of `shown`,
+    with the same overlay."""
+    bars = [_image(colour_bar(Scale(-1 if signed else 0, 1, signed), overlay)[::-1], 'PNG') for signed in (False, True)]
+    data = {'title': title, 'views': views, 'bars': bars, 'photos': photos}
+    # inside a script element only "<" could end it or begin another
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace('<', '\\u003c')
+    html, css, js = ((PARTS / f'gallery.{kind}').read_text(encoding='utf-8') for kind in ('html', 'css', 'js'))
+    policy = (f"default-src 'none'; img-src data:; style-src '{_digest(css)}'; script-src '{_digest(js)}'; "
+              "base-uri 'none'; form-action 'none'")
+    html = html.replace('{{policy}}', policy).replace('{{gallery.css}}', css).replace('{{gallery.js}}', js)
+    return html.replace('{{data}}', text)  # last: nothing in it is replaced
 
 
 def _chart(shares, curves):

@@ -20,6 +20,7 @@ class Estimate(NamedTuple):
         without a value.
     draws: (D,), in place of terms: the figure over units drawn again, `number` of which have a part in it.
     bounds: (low, high) as the result states it.
+    truth: SHA-256 of what the maps were compared with, if the metric compares them with something.
     """
     value: float | None
     units: tuple | None = None
@@ -27,6 +28,7 @@ class Estimate(NamedTuple):
     draws: np.ndarray | None = None
     number: int = 0
     bounds: tuple = (None, None)
+    truth: str | None = None
 
     def interval(self):
         """(low, high); None, None if there is none."""

@@ -1,5 +1,6 @@
 """A user's photos: how they are found, how their results are named, and how they are opened for the network and to be
 drawn."""
+import itertools
 import os
 import sys
 import unicodedata
@@ -74,24 +75,20 @@ def unique_names(files):
     photo.jpg -> photo; beside a photo.png -> photo-jpg; beside a photo.jpg of another folder -> folder-photo; beside
     both, folder-photo-jpg; if even those are equal, with a number. All files of one name are renamed alike.
     """
-    levels = [0] * len(files)  # how much is added to each name
-
-    def name_of(position):
-        (folder, path), level = files[position], levels[position]
+    def forms(number, folder, path):  # of a name, the shortest first
         folder, suffix = _cut(folder, 40), _cut(path.suffix[1:], 10)
         stem = str(path.with_name(_cut(path.stem, LONGEST) or 'photo'))
-        forms = (stem, f'{stem}-{suffix}', f'{folder}-{stem}', f'{folder}-{stem}-{suffix}')
-        return forms[level] if level < 4 else f'{forms[3]}-{position + 1}' + '-' * (level - 4)
-
-    while True:
-        names = [name_of(position) for position in range(len(files))]
+        yield from (stem, f'{stem}-{suffix}', f'{folder}-{stem}', longest := f'{folder}-{stem}-{suffix}')
+        yield from (f'{longest}-{number}{"-" * count}' for count in itertools.count())
+    longer = [forms(number, *file) for number, file in enumerate(files, 1)]
+    names, equal = [''] * len(files), range(len(files))
+    while equal:
+        for place in equal:
+            names[place] = next(longer[place])
         keys = [unicodedata.normalize('NFC', name.casefold()) for name in names]
         counts = Counter(keys)
-        equal = [position for position, key in enumerate(keys) if counts[key] > 1]
-        if not equal:
-            return names
-        for position in equal:
-            levels[position] += 1
+        equal = [place for place, key in enumerate(keys) if counts[key] > 1]
+    return names
 
 
 def open_picture(path, longest, smallest=0):

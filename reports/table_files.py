@@ -2,6 +2,7 @@
 import csv
 import html
 import io
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -60,9 +61,7 @@ def as_markdown(tables):
                           [[*map(escaped, row)] for row in table.rows]) for table in tables], '## {}', 'pipe')
 
 
-def as_latex(tables):
-    """A tabular for each table, for the package booktabs."""
-    return as_text(tables, '% {}', 'latex_booktabs')
+as_latex = partial(as_text, title='% {}', style='latex_booktabs')  # a tabular for each table, for booktabs
 
 
 def as_csv(tables):

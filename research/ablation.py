@@ -3,19 +3,15 @@
 The rows change: the prior (ReLU with its sum detached, as released, or softplus with its gradient), EM or marginal
 likelihood, the start (random weights or a CAM classifier), the length of the training, the stage at which ResNet-18
 ends (receptive field 43, 99 or, at layer4, 339 of 112 pixels), a frozen backbone, and the entropy of the prior.
-The columns are PxAP in percent against the exact part masks, counted `per pair, all pixels`:
---columns=parts: for the head's default method and for CALM's prior, for pairs with 1, 2 and 3 differing parts;
---columns=contrasts: for several contrasts of two classes, the mean over all pairs, with each pixel scored by its rank
-in its map, so that the scale of a method does not matter; a second table compares every row with CAM, seed by seed.
+The columns are the accuracy and, for the head's own method and for CALM's prior, PxAP in percent against the exact part
+masks, counted `per pair, all pixels`, for pairs with 1, 2 and 3 differing parts.
 Flags of main.py may follow, such as --epochs=8: the fine-tuned networks get them.
 Result: <save_root>/table.txt. With all rows a seed takes one to two hours on 2 cores. What is finished is not run
 again; a network that was trained with other settings is refused.
 
     python -m research.ablation 3
     python -m research.ablation 1 --rows CAM "CALM_EM, relu"
-    python -m research.ablation 3 --columns=contrasts --epochs=8 --save_root=save/contrasts
 """
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -23,44 +19,22 @@ import numpy as np
 from experiment import result_files
 from reports import table_files
 from reports.columns import COMPARED
-from reports.table_files import Cell
 from research import commands
 from research.commands import FINE_TUNE, FROM_RANDOM, PRECISION
 from runtime import command_line, screen, whole_files
-from wsol import HEADS, metrics
 
-SOFTPLUS = '--prior=softplus'
-FROZEN = ('--freeze', '--lr=0.01')  # a head alone may learn faster
-ROWS = {  # name -> head, last stage, does it start from a CAM classifier?, further flags
-    'CAM': ('CAM', 'layer2', True),
-    'CALM_EM, softplus': ('CALM_EM', 'layer2', True, SOFTPLUS),
-    'CALM_ML, softplus': ('CALM_ML', 'layer2', True, SOFTPLUS),
-    'CALM_EM, relu': ('CALM_EM', 'layer2', True),
-    'CALM_ML, relu': ('CALM_ML', 'layer2', True),
-    'CAM from random weights': ('CAM', 'layer2', False),
-    'CALM_EM, softplus, from random weights': ('CALM_EM', 'layer2', False, SOFTPLUS),
-    'CALM_EM, relu, from random weights': ('CALM_EM', 'layer2', False),
-    'CALM_ML, relu, from random weights': ('CALM_ML', 'layer2', False),
-    'CAM, 45 epochs': ('CAM', 'layer2', True, '--epochs=45'),
-    'CALM_EM, softplus, 45 epochs': ('CALM_EM', 'layer2', True, SOFTPLUS, '--epochs=45'),
-    'CAM, layer1': ('CAM', 'layer1', True),
-    'CALM_EM, softplus, layer1': ('CALM_EM', 'layer1', True, SOFTPLUS),
-    'CAM, layer4': ('CAM', 'layer4', True),
-    'CALM_EM, softplus, layer4': ('CALM_EM', 'layer4', True, SOFTPLUS),
-    **{f'CALM_EM, softplus, entropy {weight}': ('CALM_EM', 'layer2', True, SOFTPLUS,
-                                                f'--prior_training=entropy:{weight}') for weight in (0.1, -0.1, -1)},
-    'CALM_EM, softplus, frozen': ('CALM_EM', 'layer2', True, SOFTPLUS, '--freeze'),
-    'CAM, frozen, lr 0.01': ('CAM', 'layer2', True, *FROZEN),
-    'CALM_EM, softplus, frozen, lr 0.01': ('CALM_EM', 'layer2', True, SOFTPLUS, *FROZEN),
-    **{f'CALM_EM, softplus, frozen, lr 0.01, entropy {weight}': (
-        'CALM_EM', 'layer2', True, SOFTPLUS, *FROZEN, f'--prior_training=entropy:{weight}') for weight in (-1, -10)},
-    'CALM_EM, softplus, layer1, frozen, lr 0.01, entropy -1': ('CALM_EM', 'layer1', True, SOFTPLUS, *FROZEN,
-                                                               '--prior_training=entropy:-1'),
-}
-CONTRASTS = ('joint-difference', 'prior-log-odds', 'log-odds')
-COLUMNS = {'parts': ('accuracy', 'maps: PxAP 1', '2', '3', 'prior: PxAP 1', '2', '3'),
-           'contrasts': ('accuracy', *CONTRASTS, 'prior')}
-OF_CAM = COLUMNS['contrasts'].index('log-odds')  # CAM's log-odds are the difference of its maps
+ROWS = ('CAM', 'CALM_EM, softplus', 'CALM_ML, softplus', 'CALM_EM, relu', 'CALM_ML, relu',
+        'CAM from random weights', 'CALM_EM, softplus, from random weights', 'CALM_EM, relu, from random weights',
+        'CALM_ML, relu, from random weights', 'CAM, 45 epochs', 'CALM_EM, softplus, 45 epochs',
+        'CAM, layer1', 'CALM_EM, softplus, layer1', 'CAM, layer4', 'CALM_EM, softplus, layer4',
+        'CALM_EM, softplus, entropy 0.1', 'CALM_EM, softplus, entropy -0.1', 'CALM_EM, softplus, entropy -1',
+        'CALM_EM, softplus, frozen', 'CAM, frozen, lr 0.01', 'CALM_EM, softplus, frozen, lr 0.01',
+        'CALM_EM, softplus, frozen, lr 0.01, entropy -1', 'CALM_EM, softplus, frozen, lr 0.01, entropy -10',
+        'CALM_EM, softplus, layer1, frozen, lr 0.01, entropy -1')
+FLAGS = {'softplus': '--prior=softplus', '45 epochs': '--epochs=45', 'frozen': '--freeze',
+         'lr 0.01': '--lr=0.01',  # a head alone may learn faster
+         **{f'entropy {weight}': f'--prior_training=entropy:{weight}' for weight in (0.1, -0.1, -1, -10)}}
+HEADER = ('', 'accuracy', 'maps: PxAP 1', '2', '3', 'prior: PxAP 1', '2', '3')
 CHOSEN = ('experiment_name', 'save_root', 'seed', 'attribution_method', 'load_checkpoint', 'last_stage', 'prior',
           'dataset')
 
@@ -68,63 +42,38 @@ CHOSEN = ('experiment_name', 'save_root', 'seed', 'attribution_method', 'load_ch
 def train(folder, row, seed, *flags):
     """Train the network of a row below folder: fine-tuned from a CAM classifier of the same seed and last stage, or
     from random weights for as many epochs as both together. Returns the experiment's name."""
-    head, last_stage, from_cam, *more = ROWS[row]
+    head, *words = row.split(', ')
+    last_stage = next((word for word in words if word.startswith('layer')), 'layer2')
+    more = [FLAGS[word] for word in words if word in FLAGS]
     name, start = row.replace(', ', '_').replace(' ', '_'), f'start_{last_stage}'
     common = [*commands.TRAIN, *commands.SIZES, f'--last_stage={last_stage}', f'--seed={seed}']
-    if from_cam:
+    if 'from random weights' not in row:
         commands.train(folder, start, *common, '--attribution_method=CAM', *FROM_RANDOM)
         learn = [*FINE_TUNE, f'--load_checkpoint={start}', *more, *flags]
     else:
         learn = [*FROM_RANDOM, '--epochs=40', *more]
-    commands.train(folder, name, *common, f'--attribution_method={head}', *learn)
+    commands.train(folder, name, *common, f'--attribution_method={head.split()[0]}', *learn)
     return name
 
 
-def evaluate(root, seed, row, columns, flags, seen):
-    """Train and evaluate one row with one seed. Returns its COLUMNS, NaN for maps that the head does not have. seen: as
+def evaluate(root, seed, row, flags, seen):
+    """Train and evaluate one row with one seed. Returns its columns, NaN for the prior that CAM does not have. seen: as
     in commands.evaluate."""
-    folder, head = root / f'seed{seed}', ROWS[row][0]
+    folder = root / f'seed{seed}'
     name = train(folder, row, seed, *flags)
-    if columns == 'parts':
-        methods, keys, scale = (HEADS[head].default_method, 'saliency'), '123', ()
-    else:  # pixels are scored by their ranks
-        methods, keys, scale = (*CONTRASTS, 'saliency'), ('mean',), ('--norm_type=rank', '--threshold_type=even')
-    defined = [method for method in methods if head != 'CAM' or method in ('vanilla', 'log-odds')]
-    results = commands.evaluate(folder, name, 'cue_location', defined, PRECISION, *scale, seen=seen)
-    pxaps = {method: [result['pxap']['exact'][COMPARED][key] for key in keys]
-             for method, result in zip(defined, results, strict=True)}
+    methods = ['vanilla'] if row.startswith('CAM') else ['jointll', 'saliency']
+    results = commands.evaluate(folder, name, 'cue_location', methods, PRECISION, seen=seen)
+    pxaps = [result['pxap']['exact'][COMPARED][key] for result in results for key in '123']
     accuracy = result_files.read_result(folder / name / 'results.json')['test_accuracy']
-    return [accuracy, *itertools.chain.from_iterable(pxaps.get(method, [np.nan] * len(keys)) for method in methods)]
-
-
-def mean_and_interval(values):
-    """A Cell: the mean of (S,) values with its 95 % interval by Student's t; one value has no interval."""
-    mean = float(np.mean(values))
-    half = metrics.half_width([(np.var(values, ddof=1) / len(values), len(values) - 1)]) if len(values) > 1 else None
-    return Cell(mean, *(() if half is None else (mean - half, mean + half)), sign='+')
-
-
-def report(values, columns):
-    """The table as text; for contrasts also that of the differences from CAM. values: {row: (S,K)}."""
-    header = ['', *COLUMNS[columns]]
-    rows = [[row, *map(table_files.mean_and_deviation, array.T)] for row, array in values.items()]
-    parts = [screen.table(header, rows)]
-    compared = [row for row in values if row != 'CAM' and 'CAM' in values and columns == 'contrasts']
-    if compared:
-        reference = values['CAM'][:, [0, *[OF_CAM] * (len(header) - 2)]]  # (S,K)
-        rows = [[row, *map(str, map(mean_and_interval, (values[row] - reference).T))] for row in compared]
-        parts += ["Minus CAM's accuracy, and minus the PxAP of CAM's log-odds, with 95 % intervals over the seeds",
-                  screen.table(header, rows)]
-    return '\n\n'.join(parts)
+    return [accuracy, *pxaps, *[np.nan] * (6 - len(pxaps))]
 
 
 def make_parser():
     parser = command_line.plain_parser(__doc__)
     parser.add_argument('seeds', nargs='?', type=command_line.COUNT, default=3, metavar='SEEDS',
                         help='number of seeds (default: 3)')
-    parser.add_argument('--rows', nargs='+', type=command_line.choice(tuple(ROWS)), default=tuple(ROWS), metavar='ROW',
+    parser.add_argument('--rows', nargs='+', type=command_line.choice(ROWS), default=ROWS, metavar='ROW',
                         help=f'only these rows: {"; ".join(ROWS)}')
-    parser.add_argument('--columns', choices=COLUMNS, default='parts', help='default: parts')
     parser.add_argument('--save_root', default='save/ablation', metavar='FOLDER', help='default: save/ablation')
     return parser
 
@@ -132,11 +81,11 @@ def make_parser():
 def main():
     args, flags = make_parser().parse_known_args()
     commands.refuse_chosen(commands.parse('main', flags), CHOSEN, 'ablation')
-    root, values, seen = Path(args.save_root), {}, []
+    root, rows, seen = Path(args.save_root), [], []
     for row in args.rows:
-        values[row] = np.array([evaluate(root, seed, row, args.columns, flags, seen) for seed in range(args.seeds)],
-                               float)
-        text = report(values, args.columns)
+        values = np.array([evaluate(root, seed, row, flags, seen) for seed in range(args.seeds)], float)
+        rows.append([row, *map(table_files.mean_and_deviation, values.T)])
+        text = screen.table(HEADER, rows)
         whole_files.write_lines(root / 'table.txt', [text])
     seeds = f'{args.seeds} seeds: mean ± standard deviation' if args.seeds > 1 else 'one seed'
     screen.say(f'\nToyBirds, ResNet-18, {seeds}. PxAP in % against the exact part\nmasks, {COMPARED}.'

@@ -1,5 +1,6 @@
 """The items of research/bench.py: several ways to compute the same, ours, the plain one, and a floor."""
 import tempfile
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -38,17 +39,13 @@ class Item(NamedTuple):
 # --- training ------------------------------------------------------------------------------------------------
 
 
-def _head_loss(model, images, labels):
-    return model.loss(images, labels)[0]
-
-
 def _cheapest_loss(model, images, labels):
     """The floor: no head but a linear layer on the pooled features."""
     pooled = model.extract_features(images).mean((2, 3)).float()
     return F.cross_entropy(F.linear(pooled, model.conv_last.weight[:, :, 0, 0], model.conv_last.bias), labels)
 
 
-def _step(bench, way, count, num_classes, loss=_head_loss):
+def _step(bench, way, count, num_classes, loss=lambda model, *batch: model.loss(*batch)[0]):
     model = bench.network(num_classes, plain=way == 'plain')
     if way == 'auto' and bench.device.type == 'cpu':
         keep_depthwise_in_float32(model)
@@ -95,10 +92,6 @@ def maps(bench):
             yield Item(f'accuracy, batch of {count}, {num_classes} classes', ways, count)
 
 
-def _eleven_times(model, images):
-    return [model(images) for _ in range(11)]
-
-
 def remove_and_classify(bench):
     known = SimpleNamespace(image_id=str)
     for count, num_classes in bench.sizes((1, 200), more=((8, 10), (8, 1000))):
@@ -110,7 +103,8 @@ def remove_and_classify(bench):
             source = NetworkMaps(known, model, 'jointll', precision)
             ways[way] = partial(eval_pixel_perturb.classify_erased, model, batch, source, bench.device, 0, precision,
                                 count, names=('top', 'random'))
-        ways['floor'] = partial(_without_graph, bench, bench.best, _eleven_times, model, images)
+        ways['floor'] = partial(_without_graph, bench, bench.best, lambda ours, batch: [ours(batch) for _ in range(11)],
+                                model, images)
         yield Item(f'remove-and-classify, batch of {count}, {num_classes} classes', ways, count)
 
 
@@ -193,30 +187,25 @@ def cue_localization(bench):
 # --- loading -------------------------------------------------------------------------------------------------
 
 
-def _epoch(loader):
-    return [len(labels) for _, labels, _ in loader]
-
-
 def loading(bench):
     """One worker, an epoch at a time: photos of 500x375 pixels."""
-    count = PHOTOS
     with tempfile.TemporaryDirectory() as folder:
         rng = np.random.default_rng(0)
-        for index in range(count):
+        for index in range(PHOTOS):
             small = Image.fromarray(rng.integers(0, 256, (38, 50, 3), dtype=np.uint8))  # as smooth as a photo
             small.resize(PHOTO).save(Path(folder) / f'{index}.jpg', quality=92)
-        ids = np.array([f'{index}.jpg'.encode() for index in range(count)])
-        kinds = [ImageDataset(ids, np.zeros(count, int), folder, transforms.Transform(256, 224)) for _ in 'ab']
+        ids = np.array([f'{index}.jpg'.encode() for index in range(PHOTOS)])
+        kinds = [ImageDataset(ids, np.zeros(PHOTOS, int), folder, transforms.Transform(256, 224)) for _ in 'ab']
         kinds[1].cached(folder)
         loaders = {'plain': DataLoader(plain_ways.TrainingImages(kinds[0]), num_workers=1, persistent_workers=True,
-                                       batch_sampler=SeededBatches(count, 64, 0))}
+                                       batch_sampler=SeededBatches(PHOTOS, 64, 0))}
         for name, images in zip(('float32', 'cache'), kinds, strict=True):
-            loaders[name] = make_loader(images, 64, 1, bench.device, SeededBatches(count, 64, 0))
-        ways = {name: partial(_epoch, loader) for name, loader in loaders.items()}
+            loaders[name] = make_loader(images, 64, 1, bench.device, SeededBatches(PHOTOS, 64, 0))
+        ways = {name: partial(deque, loader, 0) for name, loader in loaders.items()}  # an epoch, not kept
         for call in ways.values():
             call()  # starts the loader's process, which lives on, before anything is profiled
-        yield Item('loading, one worker', {way: ways[way] for way in ('plain', 'float32')}, count)
-        yield Item('loading, one worker, --cache', {'plain': ways['plain'], 'float32': ways['cache']}, count)
+        yield Item('loading, one worker', {way: ways[way] for way in ('plain', 'float32')}, PHOTOS)
+        yield Item('loading, one worker, --cache', {'plain': ways['plain'], 'float32': ways['cache']}, PHOTOS)
 
 
 ITEMS = {part.__name__: part for part in (training, maps, remove_and_classify, cue_localization, loading)}

@@ -27,7 +27,7 @@ from reports.columns import INTERVENTIONS
 from research.repainting import BACKGROUND, REGIONS, SHAPES, ask, masses, true_effects
 from runtime import processes, screen, whole_files
 from wsol import metrics
-from wsol.attribution.contrast import CONTRASTS
+from wsol.attribution.contrast import CONTRASTS, find_contrast
 from wsol.errors import UserError
 from wsol.heads import CALM
 from wsol.maps import normalise, resize
@@ -69,14 +69,11 @@ def map_sources(run, images, questions, annotations):
             raise UserError('--scoremap_root reads maps from files, and --contrast_method computes them; leave one of '
                             'them out')
         return {folder_name(args.scoremap_root): folder_source(args.scoremap_root, images, questions)} | controls
-    defined = [name for name, entry in CONTRASTS.items() if issubclass(head, entry.head)]
-    requested = args.contrast_method or defined
-    unknown = [name for name in requested if name not in defined]
-    if unknown:
-        raise UserError(f'--contrast_method={unknown[0]} is not available for {head.__name__}; choose some of '
-                        f'{", ".join(defined)}, or leave the flag out for all of them')
-    names = sorted(requested, key=is_slow)  # the slow ones last
-    return {name: ContrastMaps(images, run.model, name, **options) for name in names} | controls
+    for name in args.contrast_method or ():
+        find_contrast(name, head)
+    names = args.contrast_method or [name for name, entry in CONTRASTS.items() if issubclass(head, entry.head)]
+    return {name: ContrastMaps(images, run.model, name, **options)
+            for name in sorted(names, key=is_slow)} | controls  # the slow ones last
 
 
 def folder_source(root, images, questions):
@@ -107,49 +104,42 @@ def is_slow(name):
 # --- figures ------------------------------------------------------------------------------------------
 
 
-def rank_correlation(first, second):
-    """Spearman's rank correlation, row by row: (Q,R), (Q,R), NaN where a row has no value -> (Q,)."""
-    finite = np.isfinite(first) & np.isfinite(second)
-    ranks = [stats.rankdata(np.where(finite, values, np.nan), axis=1, nan_policy='omit') for values in (first, second)]
-    mean = (finite.sum(1, keepdims=True) + 1) / 2
-    first, second = (np.where(finite, rank - mean, 0) for rank in ranks)
+def rank_correlation(first, second, known=True):
+    """Spearman's rank correlation, row by row, of the R columns of the second (Q,R) and the same of the first (Q,S), S
+    at least R -> (Q,). Values that are NaN, or not known (Q,S), have no rank."""
+    first = np.where(known, first, np.nan)[:, :second.shape[1]]
+    known = np.isfinite(first) & np.isfinite(second)
+    ranks = [stats.rankdata(np.where(known, values, np.nan), axis=1, nan_policy='omit') for values in (first, second)]
+    mean = (known.sum(1, keepdims=True) + 1) / 2
+    first, second = (np.where(known, rank - mean, 0) for rank in ranks)
     return metrics.ratio((first * second).sum(1), np.sqrt(np.square(first).sum(1) * np.square(second).sum(1)))
 
 
-def effect_figures(signed, absolute, questions, effects, unit, present):
+def figures_of(signed, absolute, on_shapes, asked, effects, unit):
     """How masses agree with true effects: {figure: (numerators, denominators)} by question; a figure is the ratio of
     their sums.
 
-    signed, absolute: (Q,8) masses. effects: (Q,8), in the unit of the map. present: (Q,8) bool, visible regions.
+    signed, absolute: (Q,8) masses in the regions. on_shapes: (Q,18) absolute masses on the background's shapes. asked:
+    an Asked. effects: its Effects. unit: of the map. The last two figures are those of FunnyBirds.
     """
-    differs = np.zeros_like(present)
-    for row, question in enumerate(questions):
+    present, areas, differs = asked.present, asked.shapes, np.zeros_like(signed, bool)
+    for row, question in enumerate(asked.questions):
         differs[row, list(question.parts)] = True
-    rank = rank_correlation(np.where(present, signed, np.nan), np.where(present, effects, np.nan))
-    agrees = (np.sign(signed) == np.sign(effects)) & differs & (effects != 0)
-    figures = {'rank corr.': (np.nan_to_num(rank), np.isfinite(rank)),
-               'mass on cue': (100 * (absolute * differs).sum(1) / np.maximum(absolute.sum(1), 1e-300),
-                               absolute.sum(1) > 0),
-               'sign': (100 * agrees.sum(1), (differs & (effects != 0)).sum(1))}
+    caused = effects.probability if unit == 'probability' else effects.log_odds
+    differing, distracts = differs & (caused != 0), (areas > 0) & (np.abs(effects.shapes) < NEGLIGIBLE)
+    has_mass, total = absolute.any(1), np.maximum(absolute.sum(1), 1e-300)
+
+    def by_rank(true):
+        rank = rank_correlation(signed, true, present)
+        return np.nan_to_num(rank), np.isfinite(rank)
+    figures = {'rank corr.': by_rank(caused), 'mass on cue': (100 * (absolute * differs).sum(1) / total, has_mass),
+               'sign': (100 * ((np.sign(signed) == np.sign(caused)) & differing).sum(1), differing.sum(1))}
     if unit in ('nats', 'probability'):
-        figures['slope'] = (signed * effects).sum(1), np.square(effects).sum(1)
-        figures['error'] = np.abs(signed - effects).sum(1), np.abs(effects).sum(1)
+        figures['slope'] = (signed * caused).sum(1), np.square(caused).sum(1)
+        figures['error'] = np.abs(signed - caused).sum(1), np.abs(caused).sum(1)
+    figures |= {'deletion corr.': by_rank(effects.deletion),
+                'on distractors': ((on_shapes * distracts).sum(1) / total, (areas * distracts).sum(1) * has_mass)}
     return {name: tuple(np.asarray(part, float) for part in parts) for name, parts in figures.items()}
-
-
-def deletion_figures(signed, absolute, on_shapes, effects, present, areas):
-    """Two figures of FunnyBirds, as effect_figures gives them: rank correlation with the effects of deletion, and mass
-    on distractors divided by their share of the area.
-
-    on_shapes: (Q,18) absolute masses. effects: the Effects. areas: (Q,18) shares of the picture.
-    """
-    parts = present[:, :BACKGROUND]
-    rank = rank_correlation(np.where(parts, signed[:, :BACKGROUND], np.nan), np.where(parts, effects.deletion, np.nan))
-    distracts = (areas > 0) & (np.abs(effects.shapes) < NEGLIGIBLE)
-    total = absolute.sum(1)
-    share = (on_shapes * distracts).sum(1) / np.maximum(total, 1e-300)
-    return {'deletion corr.': (np.nan_to_num(rank), np.isfinite(rank).astype(float)),
-            'on distractors': (share, (areas * distracts).sum(1) * (total > 0))}
 
 
 @torch.no_grad()
@@ -198,7 +188,7 @@ def network_facts(effects, asked, seed):
     right, turns = (np.bincount(images, part.astype(float))
                     for part in (effects.is_right, effects.is_right & effects.turns))
     share = turns.sum() / right.sum() if right.any() else None
-    visible = asked.areas(asked.clutter, SHAPES + 1)[:, 1:] > 0
+    visible = asked.shapes > 0
     return {'accuracy': 100 * float(effects.is_right.mean()), 'turns': [
         None if value is None else 100 * float(value)
         for value in (share, *metrics.bootstrap_ratio(turns, right, seed))],
@@ -231,12 +221,9 @@ def measure_all(run, images, asked, sources, effects):
     for name, source in sources.items():
         rows = np.sort(few[:run.args.slow_questions]) if is_slow(name) else np.arange(len(asked.questions))
         part, caused = asked.chosen(rows), type(effects)(*(values[rows] for values in effects))
-        signed, absolute, on_shapes, counts = measure(run, images, part, source, name)
+        *masses_of_map, counts = measure(run, images, part, source, name)
         unit = CONTRASTS[name].unit if name in CONTRASTS else ''
-        in_unit = caused.probability if unit == 'probability' else caused.log_odds
-        present, shapes = part.areas(part.regions, len(REGIONS)) > 0, part.areas(part.clutter, SHAPES + 1)[:, 1:]
-        figures = effect_figures(signed, absolute, part.questions, in_unit, unit, present)
-        figures |= deletion_figures(signed, absolute, on_shapes, caused, present, shapes)
+        figures = figures_of(*masses_of_map, part, caused, unit)
         pxap = metrics.pixel_average_precision(counts)
         content['methods'][name] = {'questions': len(rows), 'unit': unit,
                                     **summarise(figures, part.questions, pxap, seed)}

@@ -41,11 +41,19 @@ class Asked(NamedTuple):
         """The Asked with only the questions of these rows."""
         return self._replace(questions=[self.questions[row] for row in rows])
 
-    def areas(self, labels, count):
-        """(Q,count): the share of the image that each label covers. labels: regions or clutter."""
-        indices = {question.index for question in self.questions}
-        areas = {index: np.bincount(labels[index].ravel(), minlength=count) / labels[index].size for index in indices}
-        return np.stack([areas[question.index] for question in self.questions])
+    @property
+    def present(self):
+        """(Q,8) bool: the regions in sight."""
+        return self._areas(self.regions, len(REGIONS)) > 0
+
+    @property
+    def shapes(self):
+        """(Q,18): the share of the image that each shape of the background covers."""
+        return self._areas(self.clutter, SHAPES + 1)[:, 1:]
+
+    def _areas(self, labels, count):
+        areas = np.stack([np.bincount(of_image.ravel(), minlength=count) / of_image.size for of_image in labels])
+        return areas[[question.index for question in self.questions]]
 
 
 class Effects(NamedTuple):
@@ -81,19 +89,19 @@ def ask(images, annotations, repainter, size):
 
 
 def pictures_of(asked, index, numbers):
-    """The pictures that the questions about an image need: {(field of Effects, index in it, question or None for all):
+    """The pictures that the questions about an image need: {(field of Effects, column in it, question or None for all):
     arguments of Repainter.paint}. numbers: the numbers of these questions."""
     colours = [colours for _, colours in class_colours()]
-    pictures = {('log_odds', (BACKGROUND,), None): {'background': 1}}
+    pictures = {('log_odds', BACKGROUND, None): {'background': 1}}
     for number in numbers:
         _, _, _, second, parts = asked.questions[number]
         swaps = {part: {UNION_PARTS[part]: colours[second][UNION_PARTS[part]]} for part in parts}
-        pictures |= {('log_odds', (part,), number): {'colours': swap} for part, swap in swaps.items()}
+        pictures |= {('log_odds', part, number): {'colours': swap} for part, swap in swaps.items()}
         everything = {name: colour for swap in swaps.values() for name, colour in swap.items()}
-        pictures['all_parts', (), number] = {'colours': everything}
+        pictures['all_parts', 0, number] = {'colours': everything}
     parts, shapes = (np.unique(labels[index]).tolist() for labels in (asked.regions, asked.clutter))
-    pictures |= {('deletion', (part,), None): {'without': (UNION_PARTS[part],)} for part in parts if part != BACKGROUND}
-    return pictures | {('shapes', (shape - 1,), None): {'without': (shape,)} for shape in shapes if shape}
+    pictures |= {('deletion', part, None): {'without': (UNION_PARTS[part],)} for part in parts if part != BACKGROUND}
+    return pictures | {('shapes', shape - 1, None): {'without': (shape,)} for shape in shapes if shape}
 
 
 @torch.no_grad()
@@ -102,11 +110,10 @@ def true_effects(model, images, asked, repainter, device):
     questions, by_image = asked.questions, {}
     for number, question in enumerate(questions):
         by_image.setdefault(question.index, []).append(number)
-    widths = {'log_odds': len(REGIONS), 'probability': len(REGIONS), 'deletion': len(UNION_PARTS), 'shapes': SHAPES,
-              'of_class': len(UNION_PARTS)}
-    effects = {name: np.zeros((len(questions), width)) for name, width in widths.items()}
-    effects |= {'all_parts': np.zeros(len(questions)),
-              **{name: np.zeros(len(questions), bool) for name in ('is_right', 'turns')}}
+    widths = {'log_odds': len(REGIONS), 'all_parts': 1, 'deletion': len(UNION_PARTS), 'shapes': SHAPES}
+    # what log p(A|x) / p(B|x), p(A|x) - p(B|x) and log p(A|x) lose
+    lost = {field: np.zeros((len(questions), width, 3)) for field, width in widths.items()}
+    predicted = np.zeros((len(questions), 2), int)  # of the image, and with all differing parts in B's colours
     share = list(by_image.items())[processes.rank()::processes.size()]
     for index, numbers in screen.progress(share, 'repainting', 'image'):
         image_id, pictures = images.image_id(index), pictures_of(asked, index, numbers)
@@ -115,23 +122,18 @@ def true_effects(model, images, asked, repainter, device):
         with util.autocast('float32', device):
             scores = model.log_probabilities(model(util.to_device(batch, device))).cpu().double().numpy()  # (V,C)
         for number in numbers:
-            _, _, first, second, _ = questions[number]
-            odds = scores[:, first] - scores[:, second]
-            gap = np.exp(scores[:, first]) - np.exp(scores[:, second])
-            effects['is_right'][number] = scores[0].argmax() == first
-            for row, (field, place, whose) in enumerate(pictures, 1):
-                if whose not in (None, number):
-                    continue
-                effects[field][(number, *place)] = odds[0] - odds[row]
-                if field == 'log_odds':
-                    effects['probability'][(number, *place)] = gap[0] - gap[row]
-                elif field == 'deletion':
-                    effects['of_class'][(number, *place)] = scores[0, first] - scores[row, first]
-                elif field == 'all_parts':
-                    effects['turns'][number] = scores[row].argmax() == second
-    of_each = processes.gather(effects)  # zero for the images of other processes
-    return Effects(**{name: sum(part[name] for part in of_each).astype(values.dtype)
-                      for name, values in effects.items()})
+            first, second = (scores[:, label] for label in questions[number][2:4])
+            values = np.stack([first - second, np.exp(first) - np.exp(second), first], 1)  # (V,3)
+            for row, (field, column, whose) in enumerate(pictures, 1):
+                if whose in (None, number):
+                    lost[field][number, column] = values[0] - values[row]
+                if whose == number and field == 'all_parts':
+                    predicted[number] = scores[[0, row]].argmax(1)
+    of_each = processes.gather((lost, predicted))  # zero for the images of other processes
+    swap, every, deletion, shapes = (sum(part[field] for part, _ in of_each) for field in widths)
+    is_right, turns = (sum(part for _, part in of_each) == np.array(questions, object)[:, 2:4]).T
+    return Effects(swap[..., 0], swap[..., 1], every[:, 0, 0], is_right, turns, deletion[..., 0], shapes[..., 0],
+                   deletion[..., 2])
 
 
 def masses(maps, labels, count):

@@ -13,6 +13,7 @@ Result: <save_root>/reproduce/<data set>/tables.md, tables.csv, tables.tex, rati
     python -m research.reproduce --plan
     python -m research.reproduce --dataset=ToyBirds --seeds=3
 """
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -57,18 +58,6 @@ class PlannedNetwork:
             return _sha256(path) if path.is_file() else None
         return result_files.read_result(self.folder / self.name / 'results.json').get('weights_sha256')
 
-    def result(self, metric, method):
-        """The result of an evaluation; None if there is none."""
-        folder, sha256 = self.folder / self.name, self.weights_sha256()
-        if not sha256:
-            return None
-        try:
-            size = config.ALL_FLAGS['crop_size'].default
-            trained = {'weights_sha256': sha256, 'settings': {'crop_size': size}} if self.published else None
-            return commands.result(folder, metric, method, *self.flags, trained=trained)
-        except UserError:
-            return None
-
 
 @cache
 def _sha256(path):
@@ -86,9 +75,15 @@ class Step(NamedTuple):
         return f'{NAMES[self.metric]}: {name}' if self.metric else f'train {self.network.name}'
 
     def is_done(self):
-        if self.metric:
-            return self.network.result(self.metric, self.method) is not None
-        return (self.network.folder / self.network.name / 'results.json').is_file()
+        network, trained = self.network, None
+        folder, sha256 = network.folder / network.name, network.weights_sha256()
+        if not self.metric:
+            return (folder / 'results.json').is_file()
+        if network.published:
+            trained = {'weights_sha256': sha256, 'settings': {'crop_size': config.ALL_FLAGS['crop_size'].default}}
+        with suppress(UserError):
+            return bool(sha256 and commands.result(folder, self.metric, self.method, *network.flags, trained=trained))
+        return False
 
     def run(self):
         network = self.network
@@ -143,29 +138,28 @@ def steps_of(networks):
 
 def lacks(step, flags):
     """[(what a step needs and does not have, the command that gets it)]. flags: of main.py, parsed."""
-    network, missing = step.network, []
-    data = find_dataset(network.dataset, flags.data_root, flags.metadata_root)
-    if network.dataset != 'ToyBirds':  # which is painted when it is opened
-        for split in {None: ('train', 'val', 'test'), 'wsol': ('val', 'test')}.get(step.metric, ('test',)):
-            if not ((data.list_folders[split] / 'image_ids.txt').is_file() and data.image_folders[split].is_dir()):
-                missing.append((f'{network.dataset} {split}', data.prepare[split]))
-        folders = [data.cub_root / name for name in ('attributes', 'parts', 'segmentations')] if data.cub_root else []
-        if step.metric == 'cue_location' and not all(folder.is_dir() for folder in folders):
-            missing.append((f'{network.dataset} parts, attributes and segmentations', data.prepare['test']))
-        if step.metric == 'wsol' and data.has_masks and not all(
-                any((data.mask_folder / split).rglob('*.png')) for split in ('val', 'test')):
-            missing.append((f'masks of {network.dataset}', data.prepare['test']))
-        helper = data.list_folders['train'].parent / 'helper'
-        if network.dataset == 'ILSVRC' and step.method == 'jointll-superclass' and not helper.is_dir():
-            missing.append(('superclasses of ILSVRC', f'put what metadata/README.md names into {helper}'))
+    network, metric, method = step
+    if network.dataset == 'ToyBirds':  # painted when it is opened
+        return []
+    name, data = network.dataset, find_dataset(network.dataset, flags.data_root, flags.metadata_root)
+    splits = {None: ('train', 'val', 'test'), 'wsol': ('val', 'test')}.get(metric, ('test',))
+    missing = [(f'{name} {split}', data.prepare[split]) for split in splits
+               if not ((data.list_folders[split] / 'image_ids.txt').is_file() and data.image_folders[split].is_dir())]
+    if metric == 'cue_location' and not all(
+            (data.cub_root / folder).is_dir() for folder in ('attributes', 'parts', 'segmentations')):
+        missing.append((f'{name} parts, attributes and segmentations', data.prepare['test']))
+    if metric == 'wsol' and data.has_masks and not all(
+            any((data.mask_folder / split).rglob('*.png')) for split in splits):
+        missing.append((f'masks of {name}', data.prepare['test']))
+    helper = data.list_folders['train'].parent / 'helper'
+    if name == 'ILSVRC' and method == 'jointll-superclass' and not helper.is_dir():
+        missing.append(('superclasses of ILSVRC', f'put what metadata/README.md names into {helper}'))
     if network.published and not weights.published_file(network.published).is_file():
         missing.append((f'weights {network.published}',
                         f'python main.py --is_train=False --load_checkpoint={network.published}'))
-    if flags.pretrained is True and 'architecture' not in flags.given and network.dataset != 'ToyBirds' \
-            and not step.metric:
+    if flags.pretrained is True and 'architecture' not in flags.given and not metric:
         from torchvision.models import ResNet50_Weights
-        url = ResNet50_Weights.IMAGENET1K_V1.url
-        folder = Path(torch.hub.get_dir()) / 'checkpoints'
+        url, folder = ResNet50_Weights.IMAGENET1K_V1.url, Path(torch.hub.get_dir()) / 'checkpoints'
         if not (folder / Path(url).name).is_file():
             missing.append(("ImageNet's weights of ResNet-50", f'download {url} to {folder}'))
     return missing

@@ -24,7 +24,7 @@ from evaluation import session
 from evaluation.map_sources import MapBatch, MapSource
 from evaluation.pxap import summarise
 from research import commands, grid, interventions
-from research.repainting import REGIONS, ask, true_effects
+from research.repainting import ask, true_effects
 from runtime import command_line, processes, screen, whole_files
 from wsol import metrics
 from wsol.attribution.contrast import default_scale
@@ -131,17 +131,14 @@ class Bench:
 
     def interventions(self, source, unit):
         """Mean rank correlations of a map's masses in the parts with the effects on them. unit: of the map."""
-        figures, effects, of_class = {}, self.effects, copy.copy(source)
+        effects, of_class = self.effects, copy.copy(source)
         of_class.per_class = False  # its map is that of the first class, and not a difference
-        seen = self.asked.areas(self.asked.regions, len(REGIONS)) > 0
+        of_pair, of_one = (interventions.measure(self.network, self.images, self.asked, maps, 'interventions')[0]
+                           for maps in (source, of_class))
         by_repainting = effects.probability if unit == 'probability' else effects.log_odds
-        for maps, truths in ((source, (by_repainting, effects.deletion)), (of_class, (effects.of_class,))):
-            masses, *_ = interventions.measure(self.network, self.images, self.asked, maps, 'interventions')
-            for true in truths:
-                columns = slice(true.shape[1])
-                figures[TRUTHS[1 + len(figures)]] = np.nanmean(interventions.rank_correlation(*(
-                    np.where(seen[:, columns], values[:, columns], np.nan) for values in (masses, true))))
-        return figures
+        pairs = ((of_pair, by_repainting), (of_pair, effects.deletion), (of_one, effects.of_class))
+        return {name: np.nanmean(interventions.rank_correlation(masses, true, self.asked.present))
+                for name, (masses, true) in zip(TRUTHS[1:], pairs, strict=True)}
 
     def measure(self, name):
         """Yield (blurred, {figure: value}) of a map: as it is, and blurred."""

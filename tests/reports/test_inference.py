@@ -326,9 +326,8 @@ def test_every_class_that_the_page_offers_has_a_map(explain, folder, tmp_path, f
 
 
 def test_names_from_outside_cannot_become_markup():
-    page = gallery.Gallery('</script><b>', ['jointll'])
-    page.add('<img src=x onerror=alert(1)>', np.zeros((4, 4, 3), np.uint8), [('</script>', 0.5)], [])
-    text = page.page()
+    photo = gallery.shown('<img src=x onerror=alert(1)>', np.zeros((4, 4, 3), np.uint8), [('</script>', 0.5)], [], [], 'blend')
+    text = gallery.page('</script><b>', ['jointll'], 'blend', [photo])
     assert text.count('</script>') == 2 and '<b>' not in text and '<img src=x' not in text
 
 

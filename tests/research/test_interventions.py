@@ -181,15 +181,16 @@ def test_the_figures_of_deletion_and_distractors(asked):
     distractors as they have area, one on the bird alone has none."""
     some = asked.chosen(range(12))
     rng = np.random.default_rng(0)
-    regions, areas = some.areas(some.regions, 8), some.areas(some.clutter, 19)[:, 1:]
-    present, zeros = regions > 0, np.zeros(12)
-    deletion = rng.normal(size=(12, 7)) * present[:, :7]
+    regions = np.stack([np.bincount(some.regions[question.index].ravel(), minlength=8) for question in some.questions]) / SIZE ** 2
+    areas, zeros = some.shapes, np.zeros(12)
+    np.testing.assert_array_equal(some.present, regions > 0)
+    deletion = rng.normal(size=(12, 7)) * some.present[:, :7]
     shapes = np.where(rng.random((12, 18)) < 0.5, 0.01, -2.0) * (areas > 0)
     effects = repainting.Effects(np.zeros((12, 8)), np.zeros((12, 8)), zeros, zeros > 0, zeros > 0, deletion, shapes, deletion)
 
     def figures(signed, on_shapes):
-        by_figure = interventions.deletion_figures(signed, np.abs(signed), on_shapes, effects, present, areas)
-        return {name: numerators.sum() / denominators.sum() for name, (numerators, denominators) in by_figure.items()}
+        by_figure = interventions.figures_of(signed, np.abs(signed), on_shapes, some, effects, '')
+        return {name: by_figure[name][0].sum() / by_figure[name][1].sum() for name in ('deletion corr.', 'on distractors')}
     masses = np.concatenate([deletion, np.full((12, 1), 9.0)], 1)  # the background's has no part in the ranks
     assert figures(masses, 0 * areas) == {'deletion corr.': pytest.approx(1), 'on distractors': 0}
     assert figures(-masses, 0 * areas)['deletion corr.'] == pytest.approx(-1)
@@ -212,9 +213,12 @@ def test_masses_add_up_to_the_map(asked):
 
 
 def figures_of(signed, effects, questions, unit='nats'):
-    present = np.ones_like(signed, bool)
-    by_figure = interventions.effect_figures(signed, np.abs(signed), questions, effects, unit, present)
-    return {name: numerators.sum() / denominators.sum() for name, (numerators, denominators) in by_figure.items()}
+    wide = np.ones((len(signed), 18))
+    asked = Munch(questions=questions, present=np.ones_like(signed, bool), shapes=wide)
+    caused = Munch(log_odds=effects, probability=None, deletion=effects[:, :7], shapes=0 * wide)
+    by_figure = interventions.figures_of(signed, np.abs(signed), wide, asked, caused, unit)
+    assert list(by_figure)[-2:] == ['deletion corr.', 'on distractors']
+    return {name: by_figure[name][0].sum() / by_figure[name][1].sum() for name in list(by_figure)[:-2]}
 
 
 @pytest.fixture
@@ -285,7 +289,7 @@ def test_interventions_need_the_painter(script, tiny_birds, save, tmp_path):
         Repainter(tmp_path)
     refused(script('research.interventions', *tiny_birds, '--experiment_name=CAM', '--contrast_method=evidences'), 'did you mean evidence?')
     code, _, err = script('research.interventions', *tiny_birds, '--experiment_name=CAM', '--contrast_method=joint-difference')
-    assert code == 2 and 'joint-difference is not available for CAM; choose some of log-odds' in err
+    assert code == 2 and 'CAM does not define joint-difference' in err and 'it defines log-odds' in err
 
 
 def test_every_network_has_a_control_with_random_weights_of_its_own():
