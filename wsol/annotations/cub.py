@@ -188,12 +188,16 @@ class CueAnnotations:
         return _read_picture(self.segmentation(image_id),
                              lambda image: np.asarray(image.convert('L').resize((size, size)))) > 0
 
+    def has_part_masks(self):
+        """Whether the data set has exact part masks; ToyBirds has them."""
+        return (self.root / 'part_masks').is_dir()
+
     def true_parts(self, image_id, size):
         """(size,size) uint8: the part that each pixel shows, an index into UNION_PARTS, or NO_PART off the bird.
 
-        None for a data set without exact part masks; ToyBirds has them, in the folder `part_masks/`.
+        None for a data set without exact part masks.
         """
-        if not (self.root / 'part_masks').is_dir():
+        if not self.has_part_masks():
             return None
         mask = _read_picture(self.part_mask(image_id),
                              lambda image: np.asarray(image.resize((size, size), Image.Resampling.NEAREST)))
