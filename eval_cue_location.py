@@ -91,12 +91,12 @@ def open_cues(data, images):
     if last >= annotations.num_classes:
         raise UserError(f'{annotations.root} has the attributes of {annotations.num_classes} classes, but a test image '
                         f'has label {last}')
-    total = len(annotations.pairs)
-    dropped = annotations.drop_pairs_without(images.labels.tolist())
-    if dropped == total:
+    total, labels = len(annotations.pairs), {*images.labels.tolist()}
+    annotations.pairs = [pair for pair in annotations.pairs if {*pair[:2]} <= labels]
+    if not annotations.pairs:
         raise UserError(f'no class pair to evaluate: none of the {total} pairs that differ in 1 to 3 parts has '
                         'test images of both classes; check --metadata_root and --data_root')
-    if dropped:
+    if dropped := total - len(annotations.pairs):
         screen.warn(f'{dropped} of {total} class pairs have a class without test images and are left out')
     cues = CueImages(images, annotations)
     if not cues.rows:
