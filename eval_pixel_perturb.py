@@ -11,7 +11,6 @@ Result: save/<experiment_name>/pixel_perturb_<data set>_<head>_<method>.<8 digit
 
     python eval_pixel_perturb.py --experiment_name=calm_em
 """
-import itertools
 import sys
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def classify_erased(model, loader, source, device, seed, precision, at_a_time, f
     classified in batches of this size, whatever their share.
     """
     more = 'low' in names  # the areas alone need a blank image
-    columns = 1 + len(metrics.ERASE_RATIOS) * len(names) + more
+    columns, options = 1 + len(metrics.ERASE_RATIOS) * len(names) + more, (fill, precision, at_a_time)
     results = [np.empty((0, columns, 2), np.float32)]  # for no batch
     for images, labels, indices in screen.progress(loader, 'remove-and-classify', 'batch'):
         images, labels = util.to_device(images, device), util.to_device(labels, device)
@@ -54,12 +53,10 @@ def classify_erased(model, loader, source, device, seed, precision, at_a_time, f
         (top,), random, coarse = pixel_orders([maps], size, seeds, device)
         low = top.shape[1] - 1 - top
         orders = dict(zip(ORDERS, (top, random, coarse, low), strict=True))
-        copies = list(itertools.product([orders[name] for name in names], metrics.ERASE_RATIOS, range(len(images))))
-        scores = [erased_scores(model, images, part, seeds, fill, precision, at_a_time)
-                  for part in (copies, [(top, 1.0, 0)] * more) if part]
-        if more:
-            scores[1] = scores[1].expand(len(images), -1)  # all blank images are the same
-        scores = torch.cat(scores)
+        scores = erased_scores(model, images, [orders[name] for name in names], metrics.ERASE_RATIOS, seeds, *options)
+        if more:  # all blank images are the same
+            blank = erased_scores(model, images[:1], [top], [1], seeds, *options)
+            scores = torch.cat([scores, blank.expand(len(images), -1)])
         right = torch.cat([probs.argmax(1), scores.argmax(1)]).view(columns, -1) == labels  # (columns,B)
         p = torch.cat([probs, model.probabilities(scores)]).view(columns, len(images), -1)
         p = p.gather(2, labels.expand(columns, -1)[..., None])[..., 0]

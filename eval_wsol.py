@@ -38,9 +38,8 @@ SPLITS = ('val', 'test')
 
 def prepared(score_map, size, norm_type):
     """A raw map (h,w) -> (S,S) in 0..1: resized bicubically, as in the WSOL evaluation, then normalised."""
-    if score_map.shape != (size, size):
-        score_map = cv2.resize(score_map, (size, size), interpolation=cv2.INTER_CUBIC)
-    return normalise(torch.from_numpy(np.ascontiguousarray(score_map)), norm_type).numpy()
+    resized = cv2.resize(score_map, (size, size), interpolation=cv2.INTER_CUBIC)
+    return normalise(torch.from_numpy(resized), norm_type).numpy()
 
 
 class Counts:

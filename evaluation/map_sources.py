@@ -178,8 +178,6 @@ class FolderMaps(MapSource):
     def __init__(self, root, split, images, classes_of=None, rows=None, model=None, precision='float32'):
         super().__init__(images, model, precision)
         self.root, self.split, self.by_class = Path(root), split, classes_of is not None
-        if not self.root.is_dir():
-            raise UserError(f'--scoremap_root={root}: no such folder')
         rows, self.shapes, self.paths = range(len(images)) if rows is None else rows, set(), []
         for index in screen.progress(rows, 'checking the score maps', 'image', leave=False):
             paths = [self.find(index, label) for label in (classes_of(index) if self.by_class else [None])]

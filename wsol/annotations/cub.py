@@ -43,22 +43,21 @@ def attribute_parts(name):
             if any(word in subject for word in (HEAD_WORDS if part == 'head' else (part,)))}
 
 
-def class_pairs(attribute_names, class_attributes, counts=(1, 2, 3)):
-    """The pairs of classes that differ in 1, 2 or 3 union parts. counts: these numbers.
+def class_pairs(attribute_names, class_attributes):
+    """The pairs of classes that differ in 1, 2 or 3 union parts.
 
     attribute_names: A strings. class_attributes: (C,A) percentages; an attribute is present from 50 % on.
     Returns [ClassPair], sorted by number of parts, then by classes: the order of the published running metric.
     """
     present = np.asarray(class_attributes) >= 50  # (C,A)
-    of_part = np.zeros((len(attribute_names), len(UNION_PARTS)), np.int64)
-    for index, name in enumerate(attribute_names):
-        of_part[index, list(attribute_parts(name))] = 1
+    mentions = np.array([[part in mentioned for part in range(len(UNION_PARTS))]
+                         for mentioned in map(attribute_parts, attribute_names)])  # (A,7) bool
     pairs = []
     for first in range(len(present)):
-        differing = (present[first] != present[first + 1:]) @ of_part > 0  # (C-first-1, 7)
+        differing = (present[first] != present[first + 1:]) @ mentions  # (C-first-1,7)
         pairs += [ClassPair(first, first + 1 + offset, tuple(np.flatnonzero(parts).tolist()))
                   for offset, parts in enumerate(differing)]
-    return sorted((pair for pair in pairs if len(pair.parts) in counts),
+    return sorted((pair for pair in pairs if len(pair.parts) in (1, 2, 3)),
                   key=lambda pair: (len(pair.parts), pair.first, pair.second))
 
 
