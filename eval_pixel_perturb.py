@@ -91,13 +91,6 @@ def areas(p, seed):
             {name: result_files.as_text(values, AREA_DECIMALS) for name, values in by_image.items()})
 
 
-def outcomes_by_image(correct):
-    """Which images are classified correctly, as digits: what a comparison with another network needs."""
-    percents = [str(round(100 * ratio)) for ratio in metrics.ERASE_RATIOS]
-    return {'intact': result_files.digits(correct['intact']), **{
-        name: dict(zip(percents, map(result_files.digits, correct[name].T), strict=True)) for name in ORDERS[:3]}}
-
-
 def report(title, top, coarse, summary):
     """Print the tables. top, coarse: from ratios. summary: from areas."""
     def cells(record):
@@ -138,8 +131,11 @@ def main():
     summary, by_image = areas(p, args.seed)
     report(f'{maps.name}, on {len(images)} test images of {data.name}; accuracy {accuracy:.1f} %; fill {args.fill}',
            top, coarse, summary)
-    result.write({'accuracy': accuracy, 'ratios': top, 'coarse': coarse, 'areas': summary,
-                  'outcomes': outcomes_by_image(correct), 'areas_by_image': by_image})
+    outcomes = {'intact': result_files.digits(correct['intact'])} | {  # of each image, for comparisons
+        name: {str(one['erased_percent']): result_files.digits(right)
+               for one, right in zip(top, correct[name].T, strict=True)} for name in ORDERS[:3]}
+    result.write({'accuracy': accuracy, 'ratios': top, 'coarse': coarse, 'areas': summary, 'outcomes': outcomes,
+                  'areas_by_image': by_image})
     figures.save(figures.ratio_curve(maps.title(), {maps.name: top, 'coarse noise': coarse}), result.figure())
 
 

@@ -226,13 +226,6 @@ def mass_result(by_split, seed):
     return means | {'oracle': None, 'threshold': None, 'low': low, 'high': high}
 
 
-def curves_figure(title, counts):
-    """The curve of the test split."""
-    if isinstance(counts, MaskCounts):
-        return figures.precision_curves(title, {'test': metrics.precision_recall(counts.counts)})
-    return figures.accuracy_curves(title, counts.thresholds, counts.curves())
-
-
 def make_parser():
     """The parser of this script's flags."""
     return config.make_parser(__doc__, *config.EVALUATION, 'mask_root', 'norm_type', 'iou_thresholds',
@@ -266,10 +259,15 @@ def main():
     sizes = {split: len(part) for split, part in images.items()}
     screen.say(f'\n{maps.name}, {data.name}: {sizes["val"]} val and {sizes["test"]} test images')
     screen.say(screen.table(['%', 'val', 'test', 'test, oracle', 'threshold'], rows))
-    outcomes = {} if data.has_masks else {'outcomes': by_split['test'].outcomes(results)}
+    test = by_split['test']
+    outcomes = {} if data.has_masks else {'outcomes': test.outcomes(results)}
     result.write({'images_by_split': sizes, 'results': results, **outcomes,
-                  'mass_by_image': result_files.as_text(100 * by_split['test'].mass, 2)})
-    figures.save(curves_figure(maps.title(), by_split['test']), result.figure())
+                  'mass_by_image': result_files.as_text(100 * test.mass, 2)})
+    if data.has_masks:
+        curve = figures.precision_curves(maps.title(), {'test': metrics.precision_recall(test.counts)})
+    else:
+        curve = figures.accuracy_curves(maps.title(), test.thresholds, test.curves())
+    figures.save(curve, result.figure())
 
 
 if __name__ == '__main__':
