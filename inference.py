@@ -156,7 +156,7 @@ def choose_contrast(args, network):
 
 
 def explain(batch, indices, sources, choose):
-    """For each photo of a batch (probabilities, classes, {key: maps (K,h,w)}), from one forward of the network.
+    """The probabilities (B,C), the classes (B,K) and {key: maps (B,K,h,w)} of a batch of photos, from one forward.
 
     sources: {key: (MapSource, the number of classes that it is asked)}. choose: of class_chooser.
     """
@@ -164,19 +164,8 @@ def explain(batch, indices, sources, choose):
     activations = any_source.forward(batch)
     probs = any_source.probabilities(activations)
     classes = choose(probs)
-    maps = {key: source(batch, indices, classes[:, :count], activations).maps.cpu().numpy()
-            for key, (source, count) in sources.items()}
-    return [(probs[row].tolist(), classes[row].tolist(), {key: maps[key][row] for key in maps})
-            for row in range(len(batch))]
-
-
-def check(network, batch, indices, explained, methods):
-    """Check the maps of a batch by erasing. Returns what check_maps returns. explained: from explain."""
-    args, classes = network.args, torch.tensor([classes[0] for _, classes, _ in explained], device=network.device)
-    maps = {name: torch.from_numpy(np.stack([of_photo[name][:1] for *_, of_photo in explained])).to(network.device)
-            for name in methods}
-    return check_maps(network.model, batch, classes, maps, util.image_seeds(args.seed, indices).tolist(),
-                      precision=args.precision, at_a_time=args.batch_size)
+    return probs, classes, {key: source(batch, indices, classes[:, :count], activations).maps
+                            for key, (source, count) in sources.items()}
 
 
 # --- the results --------------------------------------------------------------------------------------
@@ -185,20 +174,26 @@ def check(network, batch, indices, explained, methods):
 def draw_all(network, images, names, album, sources, choose):
     """Explain every photo and fill the album, batch by batch. Returns {index: entry in the manifest} of the photos that
     open, of all processes. sources, choose: of explain."""
-    entries = {}
+    entries, args = {}, network.args
     with screen.progress(None, ', '.join(album.methods), 'image', total=len(images)) as bar:
         for batch, opens, indices in network.loader(images, album.folder):
             batch = util.to_device(batch, network.device)
-            explained = explain(batch, indices, sources, choose)
-            asked = network.args.check
-            checks = check(network, batch, indices, explained, album.methods) if asked else [None] * len(batch)
+            probs, classes, maps = explain(batch, indices, sources, choose)
+            checks = [None] * len(batch)
+            if args.check:
+                of_target = {name: maps[name][:, :1] for name in album.methods}
+                seeds = util.image_seeds(args.seed, indices).tolist()
+                checks = check_maps(network.model, batch, classes[:, 0], of_target, seeds, precision=args.precision,
+                                    at_a_time=args.batch_size)
+            probs, classes, maps = probs.tolist(), classes.tolist(), {key: maps[key].cpu().numpy() for key in maps}
             if processes.is_first() and any(opens):  # it lists the files to come, in case this run is interrupted
                 album.write_manifest(entries.values())
-            for index, is_open, result, checked in zip(indices.tolist(), opens, explained, checks, strict=True):
-                if is_open:
-                    path = images.paths[index]
+            for row, index in enumerate(indices.tolist()):
+                if opens[row]:
+                    path, of_photo = images.paths[index], {key: maps[key][row] for key in maps}
                     box = images.transform.box(upright_size(path))
-                    entries[index] = album.add(Explanation(names[index], path, *result, box, checked))
+                    entries[index] = album.add(Explanation(names[index], path, probs[row], classes[row], of_photo, box,
+                                                           checks[row]))
                 bar.update()
     album.share(list(entries))
     return dict(sorted(item for part in processes.gather(entries) for item in part.items()))
