@@ -47,7 +47,6 @@ OVERLAYS = {'blend': "the map's colours over the photo in grey", 'mask': 'the ph
             'map': 'the map alone'}  # how pictures show a map
 OBJECT_MASK = 'object_mask'  # the object's segmentation as a map: a control that no model computes
 HEAD_ALIASES = {'CALM-EM': 'CALM_EM', 'CALM-ML': 'CALM_ML'}
-IGNORED = ('logger_type', 'smoothing_ksize')  # published flags that change nothing in the published code either
 
 
 # --- values that need the data sets or the library ----------------------------------------------------
@@ -231,6 +230,8 @@ FLAGS = {
              'beside random pixels and coarse noise', main=True, shared=False),
         Flag('top_k', 5, COUNT, 'html: show maps of this many of the likeliest classes', shared=False),
     ),
+    'without effect': tuple(Flag(name, None, NAME, 'changes nothing, as in the published code')
+                            for name in ('logger_type', 'smoothing_ksize')),
 }
 ALL_FLAGS = {flag.name: flag for flags in FLAGS.values() for flag in flags}
 NETWORK = tuple(flag.name for flag in FLAGS['network'] if flag.network)
@@ -253,41 +254,34 @@ def make_parser(description, *names, listed=()):
     parser, reads = plain_parser(description), {*EVERYWHERE, *names}
     parser.usage, parser.reads, parser.listed = '%(prog)s [--flag=value ...]', reads, listed
     parser.defaults = {name: ALL_FLAGS[name].default for name in ALL_FLAGS if name in reads}
-    groups = {'main flags': [flag for flag in ALL_FLAGS.values() if flag.main and flag.name in reads]} | {
-        title: [flag for flag in flags if flag.name in reads and not flag.main] for title, flags in FLAGS.items()}
-    for title, flags in groups.items():
-        group = parser.add_argument_group(title) if flags else None
+    groups, accepted = {title: parser.add_argument_group(title) for title in ('main flags', *FLAGS)}, []
+    for title, flags in FLAGS.items():
         for flag in flags:
-            _add(group, flag, flag.name in listed, _help(flag, flag.name in listed))
-    accepted = [flag for flag in ALL_FLAGS.values() if flag.shared and flag.name not in reads]
-    for flag in accepted:
-        _add(parser, flag, False, argparse.SUPPRESS)
-    for name in IGNORED:
-        parser.add_argument(f'--{name}', dest='ignored', default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    names = [f'--{name}' for name in (*(flag.name for flag in accepted), *IGNORED)]
-    parser.epilog = ('Accepted and ignored here, so that one command line serves all scripts:\n'
-                     + '\n'.join('  ' + ', '.join(names[start:start + 4]) for start in range(0, len(names), 4)))
+            if flag.name in reads:
+                _add(groups['main flags' if flag.main else title], flag, flag.name in listed)
+            elif flag.shared:
+                _add(parser, flag, hidden=True)
+                accepted.append(f'--{flag.name}')
+    parser.epilog = ('Accepted and ignored here, so that one command line serves all scripts:\n' + '\n'.join(
+        '  ' + ', '.join(accepted[start:start + 4]) for start in range(0, len(accepted), 4)))
     return parser
 
 
-def _help(flag, listed):
-    """The help text of a flag, with its default."""
-    default = ','.join(map(str, flag.default)) if isinstance(flag.default, tuple) else flag.default
-    default = '' if default is None else f' (default: {default})'
-    return f'{flag.help}{"; several, separated by commas" * listed}{default}'.replace('%', '%%')
-
-
-def _add(group, flag, listed, text):
+def _add(group, flag, listed=False, hidden=False):
+    """Add a flag to a group. listed: it takes several values. hidden: --help does not show it."""
     parse = several(flag.parse) if listed else flag.parse
     names = ['--' + flag.name] + ['--dataset_name'] * (flag.name == 'dataset')
-    options = {'type': parse, 'metavar': parse.metavar}
+    default = ','.join(map(str, flag.default)) if isinstance(flag.default, tuple) else flag.default
+    default = '' if default is None else f' (default: {default})'
+    text = f'{flag.help}{"; several, separated by commas" * listed}{default}'.replace('%', '%%')
+    options = {'type': parse, 'metavar': parse.metavar, 'help': argparse.SUPPRESS if hidden else text}
     if parse in (boolean, boolean_or_file):
         options |= {'nargs': '?', 'const': True}  # --use_bn alone is True
     elif flag.name == 'iou_thresholds':
         options |= {'nargs': '+'}  # 30 50 70 as well as 30,50,70
     elif flag.name == 'contrast':
         options |= {'nargs': '?', 'const': 'runner-up'}
-    group.add_argument(*names, dest=flag.name, default=argparse.SUPPRESS, help=text, **options)
+    group.add_argument(*names, dest=flag.name, default=argparse.SUPPRESS, **options)
 
 
 def sampling_settings(args):
@@ -297,7 +291,7 @@ def sampling_settings(args):
 
 def parse(parser, argv=None):
     """The flags that the parser's script reads, as a Munch; `args.given` names all that the command line states."""
-    given = {name: value for name, value in vars(parser.parse_args(argv)).items() if name != 'ignored'}
+    given = vars(parser.parse_args(argv))
     if 'iou_thresholds' in given:
         given['iou_thresholds'] = sum(given['iou_thresholds'], ())
     if given.get('use_load_checkpoint') is False and 'use_load_checkpoint' not in parser.reads:

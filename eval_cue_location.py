@@ -11,15 +11,11 @@ and .png.
     python eval_cue_location.py --experiment_name=calm_em
 """
 import itertools
-import sys
 from collections import defaultdict
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave it out
 
 import config
 import util
@@ -37,7 +33,6 @@ from wsol.errors import UserError
 from wsol.maps import normalise, ranks, resize
 
 TRUTHS = {'parts': '', 'exact': 'exact part masks, '}
-MASS = 'mass: '  # begins the names of counts that are masses
 LISTED = ('score_map_process', 'contrast_method', 'drop_lowest')  # the flags that take several values
 CHUNKS = defaultdict(lambda: 8, cuda=64)  # (image, pair) evaluations scored at a time, by the device's memory
 TOGETHER = 64  # pairs of an image that draw from one generator
@@ -56,6 +51,7 @@ class CueImages(Images):
         self.images, self.annotations, self.transform = images, annotations, images.transform
         self.pairs = [annotations.evaluated(images.image_id(index), label) for index, label in enumerate(images.labels)]
         self.rows = [index for index, pairs in enumerate(self.pairs) if pairs]
+        self.truths = tuple(TRUTHS)[:1 + annotations.has_part_masks()]
 
     def __len__(self):
         return len(self.rows)
@@ -91,12 +87,12 @@ def open_cues(data, images):
     if last >= annotations.num_classes:
         raise UserError(f'{annotations.root} has the attributes of {annotations.num_classes} classes, but a test image '
                         f'has label {last}')
-    total = len(annotations.pairs)
-    dropped = annotations.drop_pairs_without(images.labels.tolist())
-    if dropped == total:
+    total, labels = len(annotations.pairs), {*images.labels.tolist()}
+    annotations.pairs = [pair for pair in annotations.pairs if {*pair[:2]} <= labels]
+    if not annotations.pairs:
         raise UserError(f'no class pair to evaluate: none of the {total} pairs that differ in 1 to 3 parts has '
                         'test images of both classes; check --metadata_root and --data_root')
-    if dropped:
+    if dropped := total - len(annotations.pairs):
         screen.warn(f'{dropped} of {total} class pairs have a class without test images and are left out')
     cues = CueImages(images, annotations)
     if not cues.rows:
@@ -185,32 +181,36 @@ class Scoring(NamedTuple):
     def count(self, totals, signed, size, truths, numbers, generators):
         """Add the signed maps (E,h,w) of the pairs `numbers` (E,) to totals, for each of truths {name: (E,S*S)}.
 
-        totals: {name: histograms (P,2,bins), MASS + name: (P,2)}, on the device. A mass is the share of |A - B| inside
-        the truth, in millionths, and 1 (0 for a map of zeros). Integers add up to the same in any batches or processes.
+        totals: {name: (histograms (P,2,bins), masses (P,2))}, on the device. A mass is the share of |A - B| inside the
+        truth, in millionths, and 1 (0 for a map of zeros). Integers add up to the same in any batches or processes.
         """
         absolute = resize(signed, size).abs()
         scores = cue_scores(absolute, size, self.norm_type, self.drop_lowest, generators)
         bins = metrics.bin_scores(scores, self.edges).flatten(1)
         for name, truth in truths.items():
-            metrics.add_scores(totals[name], bins, truth, numbers)
+            histograms, masses = totals[name]
+            metrics.add_scores(histograms, bins, truth, numbers)
             share = metrics.mass_inside(absolute.flatten(1), truth)
             mass = torch.stack([(1e6 * share).nan_to_num(0).round(), share.isfinite()], 1).long()
-            totals[MASS + name].index_add_(0, numbers, mass)
+            masses.index_add_(0, numbers, mass)
 
 
 @torch.inference_mode()
 def fill_histograms(loader, scorings, device):
     """The histograms of all class pairs for each of the Scorings, from one forward of every image.
 
-    Returns, for each Scoring, {truth: (P,2,bins), MASS + truth: (P,2)} as Scoring.count gives them, int64, for the
-    truths 'parts' (the published one: nearest part point within the bird) and, where known, 'exact'; and (P,) images
-    per pair. All are sums over the processes of a run. Counts stay on the device until the last batch: to read them,
-    the host waits.
+    Returns, for each Scoring, {truth: (P,2,bins), (P,2)} as Scoring.count gives them, int64, for the truths 'parts'
+    (the published one: nearest part point within the bird) and, where known, 'exact'; and (P,) images per pair. All are
+    sums over the processes of a run. Counts stay on the device until the last batch: to read them, the host waits.
     """
-    cues, sources = loader.images, list({id(scoring.source): scoring.source for scoring in scorings}.values())
+    def zeros(*shape):
+        return torch.zeros(len(pairs), 2, *shape, dtype=torch.int64, device=device)
+
+    cues, sources = loader.images, list(dict.fromkeys(scoring.source for scoring in scorings))
     pairs = cues.annotations.pairs
     differing = torch.tensor([[part in pair.parts for part in range(256)] for pair in pairs], device=device)  # (P,256)
-    counts, evaluations = [{} for _ in scorings], np.zeros(len(pairs), np.int64)
+    counts = [{name: (zeros(len(scoring.edges) + 1), zeros()) for name in cues.truths} for scoring in scorings]
+    evaluations = np.zeros(len(pairs), np.int64)
     for images, _, indices, partition, object_mask, exact in screen.progress(loader, 'cue localization', 'batch'):
         images, size = util.to_device(images, device), images.shape[2:]
         asked = [(row, index, place, number) for row, index in enumerate(indices.tolist())
@@ -219,24 +219,19 @@ def fill_histograms(loader, scorings, device):
         rows, numbers = util.send([[row, number] for row, _, _, number in asked], device).T
         masks = [util.to_device(mask.flatten(1), device) for mask in (partition, object_mask, exact)]
         activations = sources[0].forward(images)
-        signed = {id(source): signed_maps(source, images, indices, cues, activations) for source in sources}
+        signed = {source: signed_maps(source, images, indices, cues, activations) for source in sources}
         generators = [list(scoring.generators(asked)) for scoring in scorings]
         for start in range(0, len(asked), CHUNKS[device.type]):
             part = slice(start, start + CHUNKS[device.type])
             differs, (shown, on_object, exact) = differing[numbers[part]], (mask[rows[part]] for mask in masks)
             truths = {'parts': differs.gather(1, shown.long()) & on_object}  # (E,S*S)
-            if exact.numel():
+            if 'exact' in cues.truths:
                 truths['exact'] = differs.gather(1, exact.long())
             for scoring, totals, drawn in zip(scorings, counts, generators, strict=True):
-                for name in [name for name in truths if name not in totals]:
-                    totals[name] = numbers.new_zeros(len(pairs), 2, len(scoring.edges) + 1)
-                    totals[MASS + name] = numbers.new_zeros(len(pairs), 2)
-                scoring.count(totals, signed[id(scoring.source)][part], size, truths, numbers[part], drawn[part])
-    counts = [{name: total.cpu().numpy() for name, total in totals.items()} for totals in counts]
-    of_each = processes.gather((counts, evaluations))  # the first process has images, so it has every truth
-    together = [{name: sum(counts[number][name] for counts, _ in of_each if name in counts[number]) for name in first}
-                for number, first in enumerate(of_each[0][0])]
-    return together, sum(evaluations for _, evaluations in of_each)
+                scoring.count(totals, signed[scoring.source][part], size, truths, numbers[part], drawn[part])
+    together = [{name: tuple(sum(processes.gather(part.cpu().numpy())) for part in parts)
+                 for name, parts in totals.items()} for totals in counts]
+    return together, sum(processes.gather(evaluations))
 
 
 # --- results --------------------------------------------------------------------------------------------
@@ -260,16 +255,14 @@ def report(summaries, masses, dropped, published, is_control):
 
 
 def finish(maps, result, is_control, counts, evaluations, cues):
-    """Print and write the result of one evaluation. counts: {truth: (P,2,bins)}."""
+    """Print and write the result of one evaluation. counts, evaluations: of fill_histograms."""
     args, pairs = maps.args, cues.annotations.pairs
     number = np.array([len(pair.parts) for pair in pairs])
-    summaries, pxaps, masses, mass_by_pair = {}, {}, {}, {}
-    counts, inside = ({name: one for name, one in counts.items() if name.startswith(MASS) == is_mass}
-                      for is_mass in (False, True))
-    for truth, histogram in counts.items():
-        summaries[truth], pxaps[truth] = summarise(histogram, pairs, evaluations)
-        masses[truth], mass_by_pair[truth] = summarise_masses(inside[MASS + truth], pairs)
-    dropped = {truth: dropped_shares(histogram) for truth, histogram in counts.items()}
+    summaries, pxaps, masses, mass_by_pair, dropped = {}, {}, {}, {}, {}
+    for truth, (histograms, inside) in counts.items():
+        summaries[truth], pxaps[truth] = summarise(histograms, pairs, evaluations)
+        masses[truth], mass_by_pair[truth] = summarise_masses(inside, pairs)
+        dropped[truth] = dropped_shares(histograms)
 
     by_number = ', '.join(f'{(evaluations[number == k] > 0).sum()} with {k}' for k in (1, 2, 3))
     dropping = f', lowest {args.drop_lowest:.10g} % dropped' if args.drop_lowest else ''
@@ -278,14 +271,14 @@ def finish(maps, result, is_control, counts, evaluations, cues):
     is_published = maps.data.name == 'CUB' and maps.folder is None and not (args.drop_lowest or args.control)
     published = paper.PXAP.get((args.attribution_method, args.score_map_process)) if is_published else None
     report(summaries, masses, dropped, published, is_control)
-    histogram = counts.get('exact', counts['parts'])
-    curves = {f'{k} differing part{"s" * (k > 1)}': metrics.precision_recall(histogram[number == k].sum(0))
+    best = counts[cues.truths[-1]][0]  # the histograms of the best truth
+    curves = {f'{k} differing part{"s" * (k > 1)}': metrics.precision_recall(best[number == k].sum(0))
               for k in (1, 2, 3) if evaluations[number == k].any()}
     result.write({'evaluated_images': len(cues), 'evaluations': int(evaluations.sum()), 'is_control': is_control,
                   'pxap': summaries, 'mass': masses,
-                  'published_draws': resample_pairs(counts['parts'], pairs, evaluations),
+                  'published_draws': resample_pairs(counts['parts'][0], pairs, evaluations),
                   'dropped': dropped, 'recalls': as_text(100 * np.array(metrics.RECALLS), 0),
-                  'pairs': pair_records(pairs, evaluations, pxaps, mass_by_pair, histogram)})
+                  'pairs': pair_records(pairs, evaluations, pxaps, mass_by_pair, best)})
     figures.save(figures.precision_curves(maps.title(), curves), result.figure())
 
 

@@ -11,14 +11,9 @@ Result: save/<experiment_name>/pixel_perturb_<data set>_<head>_<method>.<8 digit
 
     python eval_pixel_perturb.py --experiment_name=calm_em
 """
-import itertools
-import sys
-from pathlib import Path
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave it out
 
 import config
 import util
@@ -37,15 +32,15 @@ AREA_DECIMALS = 3  # of an image's area
 
 @torch.inference_mode()
 def classify_erased(model, loader, source, device, seed, precision, at_a_time, fill='zeros', names=ORDERS):
-    """Classify each image of the loader: two arrays (N,columns), whether the class is right, and p(true class). The
-    columns are the intact image, its copies erased in the named ORDERS, and, if 'low' is one of them, a blank image;
-    by_order splits them.
+    """Classify each image of the loader, intact and erased: whether the class is right, and p(true class), each as
+    {'intact': (N,), order: (N,5) for each of names, 'blank': (N,), if 'low' is one of them}.
 
     source: a MapSource with the model's probabilities. seed: for what is random. at_a_time: erased images are
     classified in batches of this size, whatever their share.
     """
     more = 'low' in names  # the areas alone need a blank image
-    results = [np.empty((0, 1 + len(metrics.ERASE_RATIOS) * len(names) + more, 2), np.float32)]  # for no batch
+    columns, options = 1 + len(metrics.ERASE_RATIOS) * len(names) + more, (fill, precision, at_a_time)
+    results = [np.empty((0, columns, 2), np.float32)]  # for no batch
     for images, labels, indices in screen.progress(loader, 'remove-and-classify', 'batch'):
         images, labels = util.to_device(images, device), util.to_device(labels, device)
         probs, maps = source(images, indices, labels[:, None])
@@ -54,32 +49,24 @@ def classify_erased(model, loader, source, device, seed, precision, at_a_time, f
         (top,), random, coarse = pixel_orders([maps], size, seeds, device)
         low = top.shape[1] - 1 - top
         orders = dict(zip(ORDERS, (top, random, coarse, low), strict=True))
-        copies = list(itertools.product([orders[name] for name in names], metrics.ERASE_RATIOS, range(len(images))))
-        scores = [erased_scores(model, images, part, seeds, fill, precision, at_a_time)
-                  for part in (copies, [(top, 1.0, 0)] * more) if part]
-        if more:
-            scores[1] = scores[1].expand(len(images), -1)  # all blank images are the same
-        scores = torch.cat(scores)
-        right = torch.cat([probs.argmax(1), scores.argmax(1)]).view(-1, len(images)) == labels  # (columns,B)
-        p = torch.cat([probs, model.probabilities(scores)]).view(len(right), len(images), -1)
-        p = p.gather(2, labels.expand(len(right), -1)[..., None])[..., 0]
+        scores = erased_scores(model, images, [orders[name] for name in names], metrics.ERASE_RATIOS, seeds, *options)
+        if more:  # all blank images are the same
+            blank = erased_scores(model, images[:1], [top], [1], seeds, *options)
+            scores = torch.cat([scores, blank.expand(len(images), -1)])
+        right = torch.cat([probs.argmax(1), scores.argmax(1)]).view(columns, -1) == labels  # (columns,B)
+        p = torch.cat([probs, model.probabilities(scores)]).view(columns, len(images), -1)
+        p = p.gather(2, labels.expand(columns, -1)[..., None])[..., 0]
         results.append(torch.stack([right, p], 2).transpose(0, 1).float().cpu().numpy())  # (B,columns,2)
-    right, p = np.moveaxis(np.concatenate(results), 2, 0)
-    return right > 0, p
-
-
-def by_order(values, names=ORDERS):
-    """{'intact': (N,), order: (N,5) for each name, 'blank': (N,)} of the columns (N,...) of classify_erased.
-    The blank has no meaning without the order 'low'.
-    """
-    step = len(metrics.ERASE_RATIOS)
-    parts = {name: values[:, 1 + place * step:1 + (place + 1) * step] for place, name in enumerate(names)}
-    return {'intact': values[:, 0], **parts, 'blank': values[:, -1]}
+    parts = np.split(np.concatenate(results), range(1, columns, len(metrics.ERASE_RATIOS)), axis=1)
+    by_name = {name: part if name in names else part[:, 0]
+               for name, part in zip(['intact', *names, *['blank'] * more], parts, strict=True)}
+    return {name: part[..., 0] > 0 for name, part in by_name.items()}, {
+        name: part[..., 1] for name, part in by_name.items()}
 
 
 def ratios(correct, order, seed):
     """One record per k: an order beside random erasure. R is None if no image is right after random erasure. correct:
-    from by_order."""
+    from classify_erased."""
     records = []
     for column, ratio in enumerate(metrics.ERASE_RATIOS):
         hits, base = correct[order][:, column], correct['random'][:, column]
@@ -92,19 +79,12 @@ def ratios(correct, order, seed):
 
 def areas(p, seed):
     """({name: [mean area, low, high]}, {name: the areas of all images as text}) of AREAS. For the controls, insertion
-    equals deletion up to chance. p: from by_order."""
+    equals deletion up to chance. p: from classify_erased."""
     by_image = {name: metrics.area_over_erased(p['intact'], p[order], p['blank']).round(AREA_DECIMALS)
                 for name, order in AREAS.items()}
     return ({name: [float(values.mean()), *metrics.bootstrap_ratio(values, np.ones(len(values)), seed)]
              for name, values in by_image.items()},
             {name: result_files.as_text(values, AREA_DECIMALS) for name, values in by_image.items()})
-
-
-def outcomes_by_image(correct):
-    """Which images are classified correctly, as digits: what a comparison with another network needs."""
-    percents = [str(round(100 * ratio)) for ratio in metrics.ERASE_RATIOS]
-    return {'intact': result_files.digits(correct['intact']), **{
-        name: dict(zip(percents, map(result_files.digits, correct[name].T), strict=True)) for name in ORDERS[:3]}}
 
 
 def report(title, top, coarse, summary):
@@ -138,7 +118,7 @@ def main():
     result = maps.result_file(images, [source])
     measured = classify_erased(network.model, loader, source, network.device, args.seed, args.precision,
                                args.batch_size, args.fill)
-    correct, p = (by_order(in_order(loader.batch_sampler, part)) for part in measured)
+    correct, p = ({name: in_order(loader.batch_sampler, part) for name, part in parts.items()} for parts in measured)
     source.say_constant()
     if not processes.is_first():
         return
@@ -147,8 +127,11 @@ def main():
     summary, by_image = areas(p, args.seed)
     report(f'{maps.name}, on {len(images)} test images of {data.name}; accuracy {accuracy:.1f} %; fill {args.fill}',
            top, coarse, summary)
-    result.write({'accuracy': accuracy, 'ratios': top, 'coarse': coarse, 'areas': summary,
-                  'outcomes': outcomes_by_image(correct), 'areas_by_image': by_image})
+    outcomes = {'intact': result_files.digits(correct['intact'])} | {  # of each image, for comparisons
+        name: {str(one['erased_percent']): result_files.digits(right)
+               for one, right in zip(top, correct[name].T, strict=True)} for name in ORDERS[:3]}
+    result.write({'accuracy': accuracy, 'ratios': top, 'coarse': coarse, 'areas': summary, 'outcomes': outcomes,
+                  'areas_by_image': by_image})
     figures.save(figures.ratio_curve(maps.title(), {maps.name: top, 'coarse noise': coarse}), result.figure())
 
 

@@ -9,16 +9,12 @@ Result: save/<experiment_name>/wsol_<data set>_<head>_<method>_<norm>.<8 digits>
 
     python eval_wsol.py --experiment_name=calm_em --score_map_process=jointll-superclass --norm_type=minmax
 """
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from threading import Lock
 
 import cv2
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave it out
 
 import config
 import util
@@ -38,9 +34,8 @@ SPLITS = ('val', 'test')
 
 def prepared(score_map, size, norm_type):
     """A raw map (h,w) -> (S,S) in 0..1: resized bicubically, as in the WSOL evaluation, then normalised."""
-    if score_map.shape != (size, size):
-        score_map = cv2.resize(score_map, (size, size), interpolation=cv2.INTER_CUBIC)
-    return normalise(torch.from_numpy(np.ascontiguousarray(score_map)), norm_type).numpy()
+    resized = cv2.resize(score_map, (size, size), interpolation=cv2.INTER_CUBIC)
+    return normalise(torch.from_numpy(resized), norm_type).numpy()
 
 
 class Counts:
@@ -227,13 +222,6 @@ def mass_result(by_split, seed):
     return means | {'oracle': None, 'threshold': None, 'low': low, 'high': high}
 
 
-def curves_figure(title, counts):
-    """The curve of the test split."""
-    if isinstance(counts, MaskCounts):
-        return figures.precision_curves(title, {'test': metrics.precision_recall(counts.counts)})
-    return figures.accuracy_curves(title, counts.thresholds, counts.curves())
-
-
 def make_parser():
     """The parser of this script's flags."""
     return config.make_parser(__doc__, *config.EVALUATION, 'mask_root', 'norm_type', 'iou_thresholds',
@@ -267,10 +255,15 @@ def main():
     sizes = {split: len(part) for split, part in images.items()}
     screen.say(f'\n{maps.name}, {data.name}: {sizes["val"]} val and {sizes["test"]} test images')
     screen.say(screen.table(['%', 'val', 'test', 'test, oracle', 'threshold'], rows))
-    outcomes = {} if data.has_masks else {'outcomes': by_split['test'].outcomes(results)}
+    test = by_split['test']
+    outcomes = {} if data.has_masks else {'outcomes': test.outcomes(results)}
     result.write({'images_by_split': sizes, 'results': results, **outcomes,
-                  'mass_by_image': result_files.as_text(100 * by_split['test'].mass, 2)})
-    figures.save(curves_figure(maps.title(), by_split['test']), result.figure())
+                  'mass_by_image': result_files.as_text(100 * test.mass, 2)})
+    if data.has_masks:
+        curve = figures.precision_curves(maps.title(), {'test': metrics.precision_recall(test.counts)})
+    else:
+        curve = figures.accuracy_curves(maps.title(), test.thresholds, test.curves())
+    figures.save(curve, result.figure())
 
 
 if __name__ == '__main__':

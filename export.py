@@ -10,13 +10,10 @@ size, how photos are fitted to it (`preprocessing`) and the attribution method.
 """
 import io
 import json
-import sys
 from pathlib import Path
 
 import torch
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave it out
 
 import config
 from evaluation import session
@@ -44,19 +41,8 @@ class SelfExplaining(nn.Module):
         return probabilities, logits if prior is None else joint(log_conditional(logits), prior)
 
 
-def describe(network):
-    """The metadata of the file: {name: text}."""
-    model, checkpoint = network.model, network.checkpoint
-    numbers = [f'class {label}' for label in range(model.conv_last.out_channels)]
-    names = weights.class_names(network.args, checkpoint, model) or numbers
-    return {'classes': json.dumps(names), 'scores': model.scores, 'image_size': str(network.args.crop_size),
-            'preprocessing': json.dumps(network.preprocessing),
-            'attribution_method': network.args.attribution_method, 'maps': model.default_method,
-            'weights_sha256': checkpoint.sha256}
-
-
 def export(network, size, path, about):
-    """Write the network to path. size: of the images. about: its metadata."""
+    """Write the network to path. size: of the images. about: its metadata, {name: text}."""
     example = torch.rand(2, 3, size, size)
     batch = torch.export.Dim('batch')
     program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
@@ -86,8 +72,13 @@ def main():
         raise UserError(f'--output={path}: the file should end in {" or ".join(SUFFIXES)}')
     network = session.open_network(args, or_classifier=True)
     model, size = network.model.cpu().to(memory_format=torch.contiguous_format), network.args.crop_size
-    export(SelfExplaining(model, network.checkpoint.normalisation).eval(), size, path, describe(network))
-    screen.say(f'{path}: images (B,3,{size},{size}), RGB in 0..1 -> probabilities (B,{model.conv_last.out_channels}) '
+    count, checkpoint = model.conv_last.out_channels, network.checkpoint
+    names = weights.class_names(network.args, checkpoint, model) or [f'class {label}' for label in range(count)]
+    about = {'classes': json.dumps(names), 'scores': model.scores, 'image_size': str(size),
+             'preprocessing': json.dumps(network.preprocessing), 'attribution_method': network.args.attribution_method,
+             'maps': model.default_method, 'weights_sha256': checkpoint.sha256}
+    export(SelfExplaining(model, checkpoint.normalisation).eval(), size, path, about)
+    screen.say(f'{path}: images (B,3,{size},{size}), RGB in 0..1 -> probabilities (B,{count}) '
                f'and maps ({model.default_method})')
 
 

@@ -8,14 +8,11 @@ Result, in --output: for each photo a PNG of it beside its maps, or one HTML pag
     python inference.py folder/ --load_checkpoint=calm_em --score_map_process=jointll,grad_cam --format=html
 """
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave it out
 
 import config
 import util
@@ -187,7 +184,7 @@ def explain(network, batch, indices, sources, choose, checked):
 def draw_all(network, images, names, album, sources, choose):
     """Explain every photo and fill the album, batch by batch. Returns {index: entry in the manifest} of the photos that
     open, of all processes. sources, choose: of explain."""
-    entries = {}
+    entries, args = {}, network.args
     with screen.progress(None, ', '.join(album.methods), 'image', total=len(images)) as bar:
         for batch, opens, indices in network.loader(images, album.folder):
             batch = util.to_device(batch, network.device)

@@ -9,14 +9,12 @@ epoch), training.png (the curves), results.json (the accuracies and the calibrat
     python main.py --experiment_name=calm_em --architecture=resnet50 --attribution_method=CALM_EM \\
         --dataset=CUB --use_bn=True --large_feature_map=True
 """
-import sys
+import secrets
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave it out
 
 import config
 import util
@@ -107,7 +105,7 @@ def check_same_images(checkpoint, images):
 
 def open_settings(args, checkpoint, device):
     """{'seed', 'precision'}: as the flags say, else as in the checkpoint, else chosen by the first process."""
-    earlier = checkpoint.content.get('args', {}) if checkpoint else {'seed': util.draw_seed()}
+    earlier = checkpoint.content.get('args', {}) if checkpoint else {'seed': secrets.randbelow(2**31)}
     seed = args.seed if 'seed' in args.given else earlier.get('seed')
     precision = args.precision if 'precision' in args.given else earlier.get('precision', args.precision)
     precision = util.pick_precision(precision, device, -(-args.batch_size // (processes.size() * args.accumulate)))

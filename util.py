@@ -15,11 +15,6 @@ FEWEST_IN_BFLOAT16 = 16  # images of a step: on a GPU, 8 were slower than in flo
 # --- seeds ------------------------------------------------------------------------------------------
 
 
-def draw_seed():
-    """A new seed."""
-    return random.SystemRandom().randrange(2**31)
-
-
 def seed_everything(seed):
     """Seed python, numpy and torch (its generators on every device)."""
     random.seed(seed)

@@ -32,18 +32,17 @@ def _generators(seeds, device):
 
 
 @torch.inference_mode()
-def erased_scores(model, images, copies, seeds, fill='zeros', precision='float32', at_a_time=64):
-    """Class scores (N,C) of N erased copies of images (B,3,H,W).
+def erased_scores(model, images, orders, ratios, seeds, fill='zeros', precision='float32', at_a_time=64):
+    """Class scores (O*R*B,C) of images (B,3,H,W), erased in O orders, each (B,H*W), to R shares.
 
-    copies: [(order (B,H*W), share that is erased, row of the image)]. seeds: (B,), of ROAD's noise. at_a_time: copies
-    in a forward.
+    seeds: (B,), of ROAD's noise. at_a_time: erased images in a forward, whatever their order and share.
     """
-    scores = []
+    copies, scores = list(itertools.product(orders, ratios, range(len(images)))), []
     for start in range(0, len(copies), at_a_time):
-        orders, ratios, rows = zip(*copies[start:start + at_a_time], strict=True)
-        rank = torch.stack([order[row] for order, row in zip(orders, rows, strict=True)])
+        ranks_of, shares, rows = zip(*copies[start:start + at_a_time], strict=True)
+        rank = torch.stack([of_images[row] for of_images, row in zip(ranks_of, rows, strict=True)])
         noise = _generators([seeds[row] for row in rows], 'cpu')
-        erased = metrics.erase(images[list(rows)], rank, ratios, fill, noise)
+        erased = metrics.erase(images[list(rows)], rank, shares, fill, noise)
         with util.autocast(precision, images.device):
             scores.append(model(erased))
     return torch.cat(scores)
@@ -57,10 +56,9 @@ def check_maps(model, images, classes, maps, seeds, **options):
     """
     tops, *controls = pixel_orders(maps.values(), images.shape[2:], seeds, images.device)
     orders = dict(zip([*maps, *CONTROLS], [*tops, *controls], strict=True))
-    copies = list(itertools.product(orders.values(), CHECKED, range(len(images))))
     checks = [{} for _ in images]
     for fill in metrics.FILLS:
-        p = model.probabilities(erased_scores(model, images, copies, seeds, fill, **options))  # (copies,C)
+        p = model.probabilities(erased_scores(model, images, orders.values(), CHECKED, seeds, fill, **options))
         p = p.gather(1, classes.repeat(len(orders) * len(CHECKED))[:, None]).view(len(orders), len(CHECKED), -1)
         for row, of_image in enumerate(p.permute(2, 0, 1).tolist()):
             checks[row][fill] = dict(zip(orders, of_image, strict=True))

@@ -13,25 +13,12 @@ import torch
 
 import util
 from dataset.fingerprints import combined
-from experiment.settings import network_settings
 from runtime import processes, screen
 from wsol.attribution.contrast import contrast_maps
 from wsol.attribution.maps import attribution_maps
 from wsol.attribution.registry import METHODS
 from wsol.errors import UserError, words_of
 from wsol.maps import blurred, is_constant
-from wsol.networks import build_model, redrawn
-
-
-def untrained_network(args, checkpoint, model):
-    """The network with random weights, on the CPU (Adebayo et al. 2018). They depend on the seed, and on the trained
-    weights, so that no training started from them."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(util.seed_of(args.seed, int(checkpoint.sha256[:16], 16)))
-        untrained = redrawn(model) if checkpoint.is_foreign else build_model(
-            **network_settings(args), num_classes=model.conv_last.out_channels)
-    untrained.scores = model.scores
-    return untrained.eval()
 
 
 class MapBatch(NamedTuple):
@@ -131,7 +118,7 @@ class NetworkMaps(MapSource):
     def __init__(self, images, model, method, precision='float32', seed=0, classifier=None, **options):
         super().__init__(images, model, precision, classifier)
         self.method, self.seed, self.options = method, seed, options
-        self.per_class = METHODS[method].per_class
+        self.per_class = self.takes_pairs or METHODS[method].per_class
 
     def fingerprint(self):
         members = self.options.get('superclasses')
@@ -153,18 +140,14 @@ class NetworkMaps(MapSource):
                                 activations=activations, **self.options)
 
 
-class ContrastMaps(MapSource):
+class ContrastMaps(NetworkMaps):
     """A network's maps by a contrast method, a key of CONTRASTS: why the first of two classes and not the second.
     classes (B,2) -> maps (B,1,h,w)."""
     takes_pairs = True
 
-    def __init__(self, images, model, method, precision='float32', seed=0, classifier=None, settings=None):
-        super().__init__(images, model, precision, classifier)
-        self.method, self.seed, self.settings = method, seed, settings
-
     def compute(self, images, indices, classes, activations):
         return contrast_maps(self.model, images, *classes.unbind(1), self.method, util.image_seeds(self.seed, indices),
-                             self.settings, activations)[:, None]
+                             activations=activations, **self.options)[:, None]
 
 
 class ObjectMasks(MapSource):
@@ -195,8 +178,6 @@ class FolderMaps(MapSource):
     def __init__(self, root, split, images, classes_of=None, rows=None, model=None, precision='float32'):
         super().__init__(images, model, precision)
         self.root, self.split, self.by_class = Path(root), split, classes_of is not None
-        if not self.root.is_dir():
-            raise UserError(f'--scoremap_root={root}: no such folder')
         rows, self.shapes, self.paths = range(len(images)) if rows is None else rows, set(), []
         for index in screen.progress(rows, 'checking the score maps', 'image', leave=False):
             paths = [self.find(index, label) for label in (classes_of(index) if self.by_class else [None])]

@@ -21,15 +21,15 @@ from dataset import open_dataset
 from dataset.fingerprints import combined
 from dataset.registry import DataSet, find_dataset
 from dataset.transforms import eval_transform
-from evaluation.map_sources import ContrastMaps, FolderMaps, NetworkMaps, ObjectMasks, folder_name, untrained_network
+from evaluation.map_sources import ContrastMaps, FolderMaps, NetworkMaps, ObjectMasks, folder_name
 from experiment import result_files, weights
 from experiment.settings import adopt, network_settings, recorded_settings
 from runtime import processes, screen, whole_files
-from wsol.attribution.contrast import CONTRASTS, find_contrast
-from wsol.attribution.registry import METHODS, find_method
+from wsol.attribution.contrast import find_contrast
+from wsol.attribution.registry import Method, find_method
 from wsol.errors import UserError
 from wsol.heads import SCORES
-from wsol.networks import check_image_size, options_taken
+from wsol.networks import build_model, check_image_size, options_taken, redrawn
 from wsol.speed.folding import fold_batchnorm
 
 FITS = {'crop': 'the shorter side has', 'squash': 'both sides have', 'pad': 'the longer side has'}
@@ -63,8 +63,14 @@ class Network:
 
     @cached_property
     def untrained(self):
-        """The network with random weights, a control."""
-        return untrained_network(self.args, self.checkpoint, self.model).to(self.device)
+        """The network with random weights, a control (Adebayo et al. 2018). They depend on the seed, and on the trained
+        weights, so that no training started from them."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(util.seed_of(self.args.seed, int(self.checkpoint.sha256[:16], 16)))
+            untrained = redrawn(self.model) if self.checkpoint.is_foreign else build_model(
+                **network_settings(self.args), num_classes=self.model.conv_last.out_channels)
+        untrained.scores = self.model.scores
+        return untrained.eval().to(self.device)
 
     def open_split(self, data, split):
         """The ImageDataset of a split, as --skip_broken and --cache ask for it. Raises UserError if its classes are not
@@ -233,6 +239,7 @@ class ChosenMaps:
     metric: str | None
     args: Munch           # the network's, completed by the method and the scale
     contrast: str | None  # a key of CONTRASTS, instead of an attribution method
+    entry: Method | None  # the attribution method or contrast method; None for maps that no network makes
     model: nn.Module | None  # whose maps these are: the network's model, or its control
 
     @property
@@ -248,8 +255,7 @@ class ChosenMaps:
     @property
     def one_forward(self):
         """Whether one plain forward is enough: no gradient, no forward of changed images."""
-        entry = CONTRASTS[self.contrast] if self.contrast else METHODS.get(self.method)  # None: no network's maps
-        return self.folder is not None or entry is None or entry.one_forward
+        return self.entry is None or self.entry.one_forward
 
     @property
     def name(self):
@@ -281,7 +287,7 @@ class ChosenMaps:
         elif self.contrast:
             source = ContrastMaps(images, method=self.contrast, **options, **of_network)
         else:
-            superclasses = self._superclasses(images) if METHODS[self.method].needs_superclasses else None
+            superclasses = self._superclasses(images) if self.entry.needs_superclasses else None
             source = NetworkMaps(images, method=self.method, superclasses=superclasses, **options, **of_network)
         source.is_blurred = args.get('control') == 'blurred'
         return source
@@ -325,21 +331,19 @@ def choose_maps(network, data, metric=None, contrast=None, **flags):
         args.score_map_process = 'backprop'
     elif not (contrast or stated):
         args.score_map_process = network.model.default_method
-    entry = METHODS.get(args.score_map_process)
+    entry = None
+    if contrast:
+        entry = find_contrast(contrast, type(network.model))
+    elif not args.get('scoremap_root') and args.score_map_process != config.OBJECT_MASK:
+        entry = find_method(args.score_map_process, type(network.model))
     if gradients and entry and entry.one_forward:
         raise UserError(f'--score_map_method=backprop contradicts --score_map_process={args.score_map_process}, which '
                         'uses no gradient; leave one of them out')
-    if contrast:
-        find_contrast(contrast, type(network.model))
-    elif args.score_map_process == config.OBJECT_MASK:
-        data.annotations()
-    elif not args.get('scoremap_root'):
-        find_method(args.score_map_process, type(network.model))
     for flag, usual in result_files.usual_scale(metric, args.score_map_process, contrast).items():
         args[flag] = args[flag] or usual
     is_random = args.get('control') == 'random_weights'
-    if is_random and stated and (args.scoremap_root or args.score_map_process == config.OBJECT_MASK):
+    if is_random and entry is None:
         raise UserError(f'--control=random_weights draws the weights of a network anew, and --{stated}={args[stated]} '
                         'takes maps that no network makes; leave one of them out')
     # before BatchNorm is folded, so that all methods get the same random network
-    return ChosenMaps(network, data, metric, args, contrast, network.untrained if is_random else network.model)
+    return ChosenMaps(network, data, metric, args, contrast, entry, network.untrained if is_random else network.model)

@@ -213,11 +213,9 @@ SCALES = {'cue_location': ('norm_type', 'threshold_type'), 'wsol': ('norm_type',
 def usual_scale(metric, method, contrast=None):
     """{flag: value}: the default of how a metric scales and bins the maps of an attribution or contrast method.
 
-    In the WSOL evaluation the thresholds are shares of a map's range.
+    In the WSOL evaluation the thresholds are shares of a map's range, so that all maps are scaled to 0..1.
     """
     if metric not in SCALES:
         return {}
-    contrast = contrast if contrast in CONTRASTS else None
-    norm_type, threshold_type = default_scale(method, contrast, by_range=metric == 'wsol')
-    scale = {'norm_type': norm_type, 'threshold_type': threshold_type}
-    return {flag: scale[flag] for flag in SCALES[metric]}
+    scale = ('minmax',) if metric == 'wsol' else default_scale(method, contrast)
+    return dict(zip(SCALES[metric], scale, strict=True))

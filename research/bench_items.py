@@ -161,7 +161,7 @@ def differing_counts(results):
     """Words: how far our histograms differ from the plain way's."""
     plain, words = np.pad(results['plain'], ((0, 0), (0, 0), (1, 1))), []
     for way in results.keys() - {'plain', 'floor'}:
-        ours = results[way][0][0]['parts'].copy()
+        ours = results[way][0][0]['parts'][0].copy()
         ours[..., [0, -1]] = 0  # numpy counts nothing there
         moved = 100 * np.abs(ours - plain).sum() / 2 / plain.sum()
         words.append(f'{way}: {moved:.3f} % of the pixels are counted in another bin than by the plain way')

@@ -18,7 +18,7 @@ import config
 import util
 from dataset.toybirds import Repainter
 from eval_cue_location import Scoring, fill_histograms, open_cues
-from eval_pixel_perturb import by_order, classify_erased
+from eval_pixel_perturb import classify_erased
 from eval_wsol import BoxCounts, MaskCounts, localise
 from evaluation import session
 from evaluation.map_sources import MapBatch, MapSource
@@ -95,9 +95,8 @@ class Bench:
         for fill, step in self.steps.items() if self.steps['road'] else [('zeros', 1)]:
             batches = [tuple(values[::step] for values in batch) for batch in self.batches]
             names = ('top', 'low', 'random')[:2 + (fill not in self.random)]  # random erasure is the same for all maps
-            right, p = (by_order(values, names) for values in classify_erased(
-                self.network.model, batches, judged, self.network.device, args.seed, args.precision, args.batch_size,
-                fill, names))
+            right, p = classify_erased(self.network.model, batches, judged, self.network.device, args.seed,
+                                       args.precision, args.batch_size, fill, names)
             base = self.random.setdefault(fill, right.get('random', np.empty(0)).sum())
             areas = [metrics.area_over_erased(p['intact'], p[order], p['blank']).mean() for order in ('top', 'low')]
             names = FIGURES[3:6] if fill == 'road' else FIGURES[:3]
@@ -123,7 +122,7 @@ class Bench:
         scorings = [Scoring(source, norm, metrics.bin_edges(thresholds, self.args.cam_curve_interval))
                     for norm, thresholds in (default_scale(method), ('rank', 'even'))]
         counts, evaluations = fill_histograms(self.network.loader(self.cues), scorings, self.network.device)
-        return {name: summarise(counts[scoring][truth], self.cues.annotations.pairs, evaluations)[0][count]['mean']
+        return {name: summarise(counts[scoring][truth][0], self.cues.annotations.pairs, evaluations)[0][count]['mean']
                 for name, scoring, truth, count in (
                     ('PxAP published', 0, 'parts', 'published'), ('PxAP by rank', 1, 'parts', 'per pair, all pixels'),
                     ('PxAP published, all pixels', 0, 'parts', 'published, all pixels'),

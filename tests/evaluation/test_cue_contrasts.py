@@ -144,4 +144,5 @@ def test_maps_whose_sizes_differ_from_image_to_image_are_scored_as_they_would_be
     for one, other in zip(alone, together, strict=True):
         assert one.keys() == other.keys() >= {'parts', 'exact'}
         for name in one:
-            np.testing.assert_array_equal(one[name], other[name])
+            for ours, theirs in zip(one[name], other[name], strict=True):
+                np.testing.assert_array_equal(ours, theirs)

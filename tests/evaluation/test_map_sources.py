@@ -180,7 +180,7 @@ def test_maps_of_different_sizes_for_different_classes_are_refused(tiny_birds, m
     saved(np.ones((3, 9)))(path)
     with pytest.raises(UserError, match=f'{path.stem} have different sizes for different classes'):
         FolderMaps(map_files, 'test', images, lambda index: [1, 17])
-    with pytest.raises(UserError, match='--scoremap_root=nowhere: no such folder'):
+    with pytest.raises(UserError, match='no score map: looked for nowhere/test/'):
         FolderMaps('nowhere', 'test', images)
 
 

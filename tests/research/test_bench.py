@@ -38,7 +38,7 @@ def test_the_plain_erasure_counts_what_ours_counts(bench):
     plain = np.array(plain_ways.erasure(model, images, labels))
     source = NetworkMaps(bench_items.SimpleNamespace(image_id=str), model, 'jointll')
     correct, _ = eval_pixel_perturb.classify_erased(model, [(images, labels, torch.arange(6))], source, CPU, 0, 'float32', 4, names=('top', 'random'))
-    intact, top = correct[:, 0], correct[:, 1:6]
+    intact, top = correct['intact'], correct['top']
     assert plain.shape == (11, 6) and intact.sum() >= 4
     np.testing.assert_array_equal(plain[0], intact)
     assert (top != plain[1:6].T).sum() <= 2  # of 30: among pixels of one value the order is another
@@ -53,7 +53,7 @@ def test_the_plain_cue_localization_counts_what_ours_counts(bench):
     plain = plain_ways.cue_histograms(model, cues, edges, CPU)
     scoring = eval_cue_location.Scoring(NetworkMaps(cues, model, 'jointll'), 'clipping', edges)
     ours = eval_cue_location.fill_histograms(make_loader(cues, 2, 0, CPU), [scoring], CPU)
-    counts = ours[0][0]['parts'][..., 1:-1]
+    counts = ours[0][0]['parts'][0][..., 1:-1]
     assert ours[1].tolist() == [3] * 4 and plain.shape == counts.shape and plain.sum() > 1000
     assert np.abs(counts - plain).sum() <= 0.01 * plain.sum()
     np.testing.assert_allclose(counts.sum(2), plain.sum(2), rtol=1e-3)
@@ -67,7 +67,7 @@ def test_differing_counts_are_reported():
     ours[0, 1, 0] = 77  # underflow, which numpy drops
     for moved in (0, 5):
         ours[0, 1, 2:4] = moved, 50 - moved
-        said = bench_items.differing_counts({'plain': plain, 'auto': ([{'parts': ours}], None), 'floor': None})
+        said = bench_items.differing_counts({'plain': plain, 'auto': ([{'parts': [ours]}], None), 'floor': None})
         assert said.startswith(f'auto: {moved}.000 % of the pixels')
 
 

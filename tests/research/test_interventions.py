@@ -260,7 +260,7 @@ def test_the_script_ranks_a_map_of_the_cue_above_noise(script, tiny_birds, save,
     """A contrast that is 1 on the parts in which the classes differ is found to be on the cue; noise is not."""
     truth = {}
 
-    def cue(model, images, first, second, *_):
+    def cue(model, images, first, second, *_, **__):
         return torch.stack([truth[round(float(image.sum()), 3), int(a), int(b)] for image, a, b in zip(images, first, second, strict=True)])
 
     before = interventions.ask

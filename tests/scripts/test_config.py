@@ -49,7 +49,8 @@ def test_a_script_reads_the_flags_that_it_states_and_no_others(name):
 
 def test_the_table_is_sound():
     for name, flag in ALL_FLAGS.items():
-        assert flag.name == name and flag.help and flag.parse.metavar and any(name in parser.reads for parser in PARSERS.values())
+        assert flag.name == name and flag.help and flag.parse.metavar
+        assert any(name in parser.reads for parser in PARSERS.values()) != (flag in config.FLAGS['without effect'])
         assert not flag.network or (flag.kept and flag.recorded)  # what the network is made of is known afterwards
         assert flag.default is None or isinstance(flag.default, (bool, tuple)) or flag.parse(str(flag.default)) == flag.default
     assert len(ALL_FLAGS) == sum(len(flags) for flags in config.FLAGS.values())  # no name twice
@@ -80,7 +81,7 @@ def test_help_shows_the_use_the_main_flags_and_then_the_rest(name, capsys):
             assert f'(default:{shown})' in text, flag
         assert ('several,separatedbycommas' in text) == (flag in many), flag
     named = re.findall(r'--(\w+)', accepted)
-    assert named == [*(flag for flag in ALL_FLAGS if flag not in reads and ALL_FLAGS[flag].shared), *config.IGNORED]
+    assert named == [*(flag for flag in ALL_FLAGS if flag not in reads and ALL_FLAGS[flag].shared)]
 
 
 def test_all_scripts_take_one_command_line():

@@ -95,7 +95,6 @@ def test_a_sum_of_posteriors_is_no_probability():
         'joint-difference', 'posterior-difference']
     assert METHODS['gtcond-superclass'].unit == 'probability'
     assert default_scale('jointll', 'evidence') == default_scale('object_mask') == default_scale(None) == ('minmax', 'even')
-    assert default_scale('jointll', by_range=True) == ('minmax', 'log')
 
 
 def test_methods_of_many_forwards_are_slow():

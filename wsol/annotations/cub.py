@@ -4,7 +4,6 @@ Source: cue localization, Kim et al., ICCV 2021, section 5 and its published cod
 (Wah et al. 2011), or of any data set in the same layout.
 Result: the class pairs by the number of differing parts; for an image, the part that each pixel shows.
 """
-import re
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -44,22 +43,21 @@ def attribute_parts(name):
             if any(word in subject for word in (HEAD_WORDS if part == 'head' else (part,)))}
 
 
-def class_pairs(attribute_names, class_attributes, counts=(1, 2, 3)):
-    """The pairs of classes that differ in 1, 2 or 3 union parts. counts: these numbers.
+def class_pairs(attribute_names, class_attributes):
+    """The pairs of classes that differ in 1, 2 or 3 union parts.
 
     attribute_names: A strings. class_attributes: (C,A) percentages; an attribute is present from 50 % on.
     Returns [ClassPair], sorted by number of parts, then by classes: the order of the published running metric.
     """
     present = np.asarray(class_attributes) >= 50  # (C,A)
-    of_part = np.zeros((len(attribute_names), len(UNION_PARTS)), np.int64)
-    for index, name in enumerate(attribute_names):
-        of_part[index, list(attribute_parts(name))] = 1
+    mentions = np.array([[part in mentioned for part in range(len(UNION_PARTS))]
+                         for mentioned in map(attribute_parts, attribute_names)])  # (A,7) bool
     pairs = []
     for first in range(len(present)):
-        differing = (present[first] != present[first + 1:]) @ of_part > 0  # (C-first-1, 7)
+        differing = (present[first] != present[first + 1:]) @ mentions  # (C-first-1,7)
         pairs += [ClassPair(first, first + 1 + offset, tuple(np.flatnonzero(parts).tolist()))
                   for offset, parts in enumerate(differing)]
-    return sorted((pair for pair in pairs if len(pair.parts) in counts),
+    return sorted((pair for pair in pairs if len(pair.parts) in (1, 2, 3)),
                   key=lambda pair: (len(pair.parts), pair.first, pair.second))
 
 
@@ -76,7 +74,7 @@ def nearest_part(points, width, height, size):
     scaled = points[:, :2] / np.array([width, height], np.float64) * size
     parts, centres = [], []
     for part, names in CENTRES:
-        chosen = [POINT_NAMES.index(name) for name in names if visible[POINT_NAMES.index(name)]]
+        chosen = [point for point in map(POINT_NAMES.index, names) if visible[point]]
         if chosen:
             parts.append(UNION_PARTS.index(part))
             centres.append(scaled[chosen].mean(0).astype(np.int64))
@@ -131,7 +129,7 @@ class CueAnnotations:
     def _part_points(self, image_ids):
         """The part points (N,15,3) of all images, in the order of images.txt. image_ids: (N,), its ids."""
         path = self.root / 'parts' / 'part_locs.txt'
-        rows = _numbers(path, ids=2)  # image id, part id, x, y, visible; ids from 1
+        rows = _numbers(path)  # image id, part id, x, y, visible; ids from 1
         if rows.ndim != 2 or rows.shape[1] != 5:
             raise UserError(f'{path}: expected five numbers a line (image, part, x, y, visible), '
                             f'found the shape {rows.shape}')
@@ -154,12 +152,6 @@ class CueAnnotations:
         if image_id not in self._row:
             raise UserError(f'{image_id} is a test image but not in {self.root / "images.txt"}')
         return self._points[self._row[image_id]]
-
-    def drop_pairs_without(self, labels):
-        """Keep only the pairs whose classes are both among labels. Returns how many pairs were dropped."""
-        before, kept = len(self.pairs), set(labels)
-        self.pairs = [pair for pair in self.pairs if {pair.first, pair.second} <= kept]
-        return before - len(self.pairs)
 
     def evaluated(self, image_id, label):
         """Indices into `pairs` of those that an image tests: they contain its label, a differing part is visible."""
@@ -188,12 +180,16 @@ class CueAnnotations:
         return _read_picture(self.segmentation(image_id),
                              lambda image: np.asarray(image.convert('L').resize((size, size)))) > 0
 
+    def has_part_masks(self):
+        """Whether the data set has exact part masks; ToyBirds has them."""
+        return (self.root / 'part_masks').is_dir()
+
     def true_parts(self, image_id, size):
         """(size,size) uint8: the part that each pixel shows, an index into UNION_PARTS, or NO_PART off the bird.
 
-        None for a data set without exact part masks; ToyBirds has them, in the folder `part_masks/`.
+        None for a data set without exact part masks.
         """
-        if not (self.root / 'part_masks').is_dir():
+        if not self.has_part_masks():
             return None
         mask = _read_picture(self.part_mask(image_id),
                              lambda image: np.asarray(image.resize((size, size), Image.Resampling.NEAREST)))
@@ -241,17 +237,12 @@ def read_by_id(path, known=None):
     return values
 
 
-def _numbers(path, ids=0):
-    """A file of finite numbers, equally many on every line -> array. ids: how many of the first are whole numbers."""
+def _numbers(path):
+    """A file of finite numbers, equally many on every line -> array."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # numpy warns about an empty file, which is refused below
             values = np.loadtxt(path, ndmin=2, encoding='utf-8-sig')
-        with open(path, encoding='utf-8-sig') as file:  # loadtxt takes 1e3 for an id
-            wrong = next((f'{number}: {line.strip()[:200]}' for number, line in enumerate(file, 1)
-                          if line.strip() and not re.match(rf'\s*([0-9]+(\.[0-9]*)?\s+){{{ids}}}', line)), None)
-        if wrong:
-            raise ValueError(f'expected {ids} ids in plain digits in line {wrong}')
     except OSError as error:
         raise UserError(f'{path}: {error.strerror or "not found"}. {LAYOUT}') from error
     except ValueError as error:

@@ -124,13 +124,11 @@ def label_of(method, scores='softmax'):
     return re.sub(log_odds, logits, method.label_of()) if scores == 'sigmoid' else method.label_of()
 
 
-def default_scale(method, contrast=None, by_range=False):
+def default_scale(method, contrast=None):
     """The default (norm type, threshold type) for the maps of an attribution method, or of a contrast method in its
-    place. Maps of no registered method, such as masks, are scaled to 0..1 with even thresholds.
-    by_range: the thresholds are shares of each map's range, as for boxes, so that all maps are scaled to 0..1."""
-    known = CONTRASTS.get(contrast) if contrast else METHODS.get(method)
-    norm_type, threshold_type = known.scale if known else ('minmax', 'even')
-    return 'minmax' if by_range else norm_type, threshold_type
+    place. Maps of no registered method, such as masks, are scaled to 0..1 with even thresholds."""
+    known = CONTRASTS.get(contrast) or METHODS.get(method)
+    return known.scale if known else ('minmax', 'even')
 
 
 def contrast_maps(model, images, labels, contrast, method=None, seeds=None, settings=None, activations=None):

@@ -6,6 +6,8 @@ log thresholds and cue localization: Kim et al., ICCV 2021, section 5.
 import numpy as np
 import torch
 
+from wsol.metrics.statistics import ratio
+
 RECALLS = np.arange(1, 21) / 20
 THRESHOLD_TYPES = {'even': lambda step: np.arange(0, 1, step),  # 0, .001, ..., .999
                    'log': lambda step: 10.0 ** (-7 * np.arange(0, 1, step)[::-1])}  # 10^-6.993, ..., 1
@@ -62,8 +64,7 @@ def precision_recall(counts, underflow=True):
     """
     descending = np.cumsum(counts[..., ::-1] if underflow else counts[..., :0:-1], axis=-1).astype(np.float64)
     false, true = descending[..., 0, :], descending[..., 1, :]
-    with np.errstate(invalid='ignore'):
-        return true / (true + false), true / true[..., -1:]
+    return ratio(true, true + false), ratio(true, true[..., -1:])
 
 
 def pixel_average_precision(counts, underflow=True):
@@ -85,9 +86,8 @@ def running_pxaps(counts, draws):
     for draw in draws:
         false, true = np.cumsum(descending[draw], axis=0).astype(np.float64).swapaxes(0, 1)  # (K,bins) each
         growth = np.diff(true, axis=-1, prepend=0)
-        with np.errstate(invalid='ignore'):
-            gained = np.where(growth > 0, true / (true + false), 0) * growth
-            yield 100 * np.stack([gained[:, :-1].sum(-1) / true[:, -2], gained.sum(-1) / true[:, -1]])
+        gained = np.where(growth > 0, ratio(true, true + false), 0) * growth
+        yield 100 * np.stack([ratio(gained[:, :-1].sum(-1), true[:, -2]), ratio(gained.sum(-1), true[:, -1])])
 
 
 def precision_at_recall(counts, recalls=RECALLS):
