@@ -11,11 +11,15 @@ and .png.
     python eval_cue_location.py --experiment_name=calm_em
 """
 import itertools
+import sys
 from collections import defaultdict
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave it out
 
 import config
 import util

@@ -11,9 +11,13 @@ Result: save/<experiment_name>/pixel_perturb_<data set>_<head>_<method>.<8 digit
 
     python eval_pixel_perturb.py --experiment_name=calm_em
 """
+import sys
+from pathlib import Path
 
 import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave it out
 
 import config
 import util

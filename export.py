@@ -10,10 +10,13 @@ size, how photos are fitted to it (`preprocessing`) and the attribution method.
 """
 import io
 import json
+import sys
 from pathlib import Path
 
 import torch
 from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave it out
 
 import config
 from evaluation import session

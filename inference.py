@@ -8,11 +8,14 @@ Result, in --output: for each photo a PNG of it beside its maps, or one HTML pag
     python inference.py folder/ --load_checkpoint=calm_em --score_map_process=jointll,grad_cam --format=html
 """
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave it out
 
 import config
 import util

@@ -10,11 +10,14 @@ epoch), training.png (the curves), results.json (the accuracies and the calibrat
         --dataset=CUB --use_bn=True --large_feature_map=True
 """
 import secrets
+import sys
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave it out
 
 import config
 import util

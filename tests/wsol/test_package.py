@@ -12,7 +12,8 @@ import sysconfig
 
 import pytest
 from conftest import ROOT
-from house import imported_modules
+from house import SCRIPTS as COMMANDS
+from house import imported_modules, room_of
 
 SCRIPTS = sorted(path.stem for path in ROOT.glob('*.py'))
 ROOMS = sorted(path.parent.name for path in ROOT.glob('*/__init__.py') if path.parent.name != 'wsol')
@@ -135,9 +136,17 @@ def test_the_librarys_modules_import_their_dependencies_and_one_another_alone():
     assert not at_import & {'torchvision', *OPTIONAL}  # which are slow to import
 
 
+def test_the_scripts_find_the_rooms_without_pythons_help():
+    """`python -P` and `-I` leave the folder of the script out of sys.path."""
+    for path in [*(f'{name}.py' for name in COMMANDS), 'dataset/prepare.py']:
+        nodes = ast.parse((ROOT / path).read_text()).body
+        adds = next(line for line, node in enumerate(nodes) if ast.unparse(node).startswith('sys.path.insert(0, str(Path(__file__)'))
+        assert not any(room_of(module) for node in nodes[:adds] for _, module, _ in imported_modules(node, LIBRARY[0])), path
+
+
 def test_help_imports_no_network_library():
-    """Nor does the library: torch alone is slow enough."""
-    code = (f'import runpy, sys; sys.argv, sys.path[:0] = ["main.py", "--help"], [{str(ROOT)!r}]\n'
+    """Nor does the library: torch alone is slow enough. -I: see above."""
+    code = (f'import runpy, sys; sys.argv = ["main.py", "--help"]\n'
             f'try: runpy.run_path({str(ROOT / "main.py")!r}, run_name="__main__")\n'
             'except SystemExit as end: assert not end.code\n'
             'print([name for name in ("torchvision", "timm", "torch._dynamo", "matplotlib.pyplot") if name in sys.modules])')
