@@ -187,7 +187,7 @@ def explain(network, batch, indices, sources, choose, checked):
 def draw_all(network, images, names, album, sources, choose):
     """Explain every photo and fill the album, batch by batch. Returns {index: entry in the manifest} of the photos that
     open, of all processes. sources, choose: of explain."""
-    entries, args = {}, network.args
+    entries = {}
     with screen.progress(None, ', '.join(album.methods), 'image', total=len(images)) as bar:
         for batch, opens, indices in network.loader(images, album.folder):
             batch = util.to_device(batch, network.device)
