@@ -106,5 +106,5 @@ def test_old_names_are_left_as_they_are(tmp_path):
     (data.list_folders['val'] / 'mapping.txt').write_text('0/0.jpeg, 0/a.jpeg\n')
     (tmp_path / 'val2/0').mkdir(parents=True)
     (tmp_path / 'val2/0/0.jpeg').write_bytes(b'')
-    official_lists.rename(data, tmp_path)
+    official_lists.rename(data, tmp_path / 'val2')
     assert [path.name for path in (tmp_path / 'val2/0').iterdir()] == ['0.jpeg']
