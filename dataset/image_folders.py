@@ -74,7 +74,7 @@ def in_threads(function, items, description, **options):
 
 
 def problems_of(paths, read=open_image, remedy=REMEDY):
-    """[why the image does not open, None if it does] of each image of a list, by decoding it.
+    """Decode every image of a list. Returns for each of them why it does not open, or None if it does: [str or None].
 
     read: open_image or open_upright. remedy: passed on to it.
     """

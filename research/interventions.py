@@ -105,8 +105,8 @@ def is_slow(name):
 
 
 def rank_correlation(first, second, known=True):
-    """Spearman's rank correlation, row by row, of the R columns of the second (Q,R) and the same of the first (Q,S), S
-    at least R -> (Q,). Values that are NaN, or not known (Q,S), have no rank."""
+    """Spearman's rank correlation of each row: (Q,). second: (Q,R). first: (Q,S), of which the first R columns count.
+    known: (Q,S) bool, or True for all. Values that are NaN or not known are left out."""
     first = np.where(known, first, np.nan)[:, :second.shape[1]]
     known = np.isfinite(first) & np.isfinite(second)
     ranks = [stats.rankdata(np.where(known, values, np.nan), axis=1, nan_policy='omit') for values in (first, second)]
