@@ -8,21 +8,20 @@ Result: <output>/worth.csv, two rows for each map.
 """
 import copy
 import csv
-import itertools
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import config
-import util
 from dataset.toybirds import Repainter
 from eval_cue_location import Scoring, fill_histograms, open_cues
 from eval_pixel_perturb import classify_erased
 from eval_wsol import BoxCounts, MaskCounts, localise
 from evaluation import session
-from evaluation.map_sources import MapBatch, MapSource
+from evaluation.map_sources import MapSource
 from evaluation.pxap import summarise
+from experiment.training import classify
 from research import commands, grid, interventions
 from research.repainting import ask, true_effects
 from runtime import command_line, processes, screen, whole_files
@@ -42,10 +41,10 @@ CHOSEN = ('score_map_process', 'score_map_method', 'save_root', 'experiment_name
 
 
 class StoredMaps(MapSource):
-    """The maps of another source, each computed once."""
+    """The maps of another source, each computed once by a process."""
 
     def __init__(self, source):
-        super().__init__(source.images)
+        super().__init__(source.images, None, source.precision, source.classifier)
         self.source, self.per_class, self.known = source, source.per_class, {}
 
     def compute(self, images, indices, classes, _):
@@ -58,8 +57,8 @@ class StoredMaps(MapSource):
 
 
 class Bench:
-    """A network, and the images and truths that its maps are measured on. count: images of each class, the first ones.
-    road: the fill ROAD gets each road-th image; 0: none."""
+    """A network, and the images and truths that its maps are measured on; several processes share the images. count:
+    images of each class, the first ones. road: the fill ROAD gets each road-th image of a batch; 0: none."""
 
     def __init__(self, network, count, road):
         self.network, self.args, self.data = network, network.args, session.open_data(network)
@@ -67,40 +66,32 @@ class Bench:
         rows = np.array(open_cues(self.data, images).rows)
         kept = np.sort(np.concatenate([rows[images.labels[rows] == label][:count] for label in set(images.labels)]))
         images.image_ids, images.labels = images.image_ids[kept], images.labels[kept]
-        self.cues, self.asked, self.random = open_cues(self.data, images), None, {}
-        self.batches = [(util.to_device(batch, network.device), *rest) for batch, *rest in network.loader(images)]
-        self.steps, model = {'zeros': 1, 'road': road}, network.model
-        with torch.no_grad():
-            self.p = torch.cat([model.probabilities(model(batch)) for batch, *_ in self.batches])
-        confidence, predicted = (values.cpu().numpy() for values in self.p.max(1))
+        self.cues, self.asked = open_cues(self.data, images), None
+        loader, self.steps = network.loader(images), {'zeros': 1} | ({'road': road} if road else {})
+        self.batches = list(loader)
+        confidence, right = classify(network.model, loader, network.device, self.args.precision, 'test')
         try:
-            right = np.where(predicted == images.labels, confidence, 0)
-            self.grids = grid.make_grids(right, images.labels, self.args.seed)
+            self.grids = grid.make_grids(np.where(right, confidence, 0), images.labels, self.args.seed)
         except UserError as error:
             self.grids = None
             screen.warn(f'not measured: grid pointing, since {error}')
-
-    def repaint(self):
-        """Measure the true effects of parts, which only painted birds have. Several processes share the images."""
-        if self.data.name == 'ToyBirds':
+        if self.data.name == 'ToyBirds':  # only painted birds have true effects of their parts
             repainter = Repainter(self.data.cub_root)
-            self.asked = ask(self.images, self.cues.annotations, repainter, self.args.crop_size)
-            self.effects = true_effects(self.network.model, self.images, self.asked, repainter, self.network.device)
+            self.asked = ask(images, self.cues.annotations, repainter, self.args.crop_size)
+            self.effects = true_effects(network.model, images, self.asked, repainter, network.device)
 
     def erasures(self, source):
         """R_k over all k together, and the two areas, for each fill."""
-        def judged(images, indices, classes):
-            return MapBatch(self.p[indices], source(images, indices, classes).maps)
         figures, args = {}, self.args
-        for fill, step in self.steps.items() if self.steps['road'] else [('zeros', 1)]:
-            batches = [tuple(values[::step] for values in batch) for batch in self.batches]
-            names = ('top', 'low', 'random')[:2 + (fill not in self.random)]  # random erasure is the same for all maps
-            right, p = classify_erased(self.network.model, batches, judged, self.network.device, args.seed,
-                                       args.precision, args.batch_size, fill, names)
-            base = self.random.setdefault(fill, right.get('random', np.empty(0)).sum())
-            areas = [metrics.area_over_erased(p['intact'], p[order], p['blank']).mean() for order in ('top', 'low')]
+        for fill, step in self.steps.items():
+            part = [tuple(values[::step] for values in batch) for batch in self.batches]
+            right, p = classify_erased(self.network.model, part, source, self.network.device, args.seed, args.precision,
+                                       args.batch_size, fill, ('top', 'low', 'random'))
+            areas = [metrics.area_over_erased(p['intact'], p[order], p['blank']).sum() for order in ('top', 'low')]
+            top, base, *areas, count = sum(processes.gather(np.array(
+                [right['top'].sum(), right['random'].sum(), *areas, len(p['blank'])])))
             names = FIGURES[3:6] if fill == 'road' else FIGURES[:3]
-            figures |= zip(names, [metrics.ratio(right['top'].sum(), base), *areas], strict=True)
+            figures |= zip(names, [metrics.ratio(top, base), *(area / count for area in areas)], strict=True)
         return figures
 
     def localization(self, source):
@@ -221,23 +212,6 @@ def maps_of(network):
     return [*dict.fromkeys(methods), config.OBJECT_MASK, RANDOM]
 
 
-def measure_all(network, names, args):
-    """Yield rows of {column: text} of the maps with these names, in rounds. Several processes measure a map each."""
-    with processes.alone():
-        bench = Bench(network, args.images, args.road)
-    bench.repaint()
-    for start in range(0, len(names), processes.size()):
-        in_turn, found = names[start:start + processes.size()], []
-        mine = in_turn[processes.rank():][:1]
-        screen.say(f'{network.results_folder()}: {", ".join(in_turn)}')
-        with processes.alone():
-            for name in mine:
-                found += [{'map': name, 'blurred': blurred} | {key: f'{value:.4g}' for key, value in figures.items()
-                                                               if np.isfinite(value)}
-                          for blurred, figures in bench.measure(name)]
-        yield list(itertools.chain.from_iterable(processes.gather(found)))
-
-
 def main():
     args, flags = make_parser().parse_known_args()
     path = Path(args.output) / 'worth.csv'
@@ -255,8 +229,12 @@ def main():
         names = [name for name in args.methods or maps_of(network) if name not in done]
         for name in METHODS.keys() & names:
             find_method(name, type(network.model))
-        for found in measure_all(network, names, args) if names else []:
-            rows += [dict.fromkeys(COLUMNS, '') | about | row for row in found]
+        bench = Bench(network, args.images, args.road) if names else None
+        for name in names:
+            screen.say(f'{folder}: {name}')
+            rows += [dict.fromkeys(COLUMNS, '') | about | {'map': name, 'blurred': blurred} | {
+                key: f'{value:.4g}' for key, value in figures.items() if np.isfinite(value)}
+                for blurred, figures in bench.measure(name)]
             if processes.is_first():
                 cells = [COLUMNS, *(row.values() for row in rows)]
                 whole_files.write_lines(path, [','.join(f'"{cell}"' for cell in line) for line in cells])

@@ -20,33 +20,16 @@ from wsol.errors import UserError
 
 PATIENCE = timedelta(days=1)  # for a slow process; the end of a process is noticed at once, as its connection closes
 _store = None  # a key-value store that all processes of a run read and write
-_is_alone = False
-
-
-def _started():
-    """How many processes torchrun has started."""
-    return int(os.environ['WORLD_SIZE']) if {'RANK', 'WORLD_SIZE', 'MASTER_ADDR'} <= os.environ.keys() else 1
 
 
 def size():
     """The number of processes of this run."""
-    return 1 if _is_alone else _started()
+    return int(os.environ['WORLD_SIZE']) if {'RANK', 'WORLD_SIZE', 'MASTER_ADDR'} <= os.environ.keys() else 1
 
 
 def rank():
     """This process's number among all, from 0."""
     return int(os.environ['RANK']) if size() > 1 else 0
-
-
-@contextmanager
-def alone():
-    """A context in which each process works for itself: it shares no images with the others, and gathers nothing."""
-    global _is_alone
-    _is_alone = True
-    try:
-        yield
-    finally:
-        _is_alone = False
 
 
 def local_rank():
@@ -56,7 +39,7 @@ def local_rank():
 
 def is_first():
     """Whether this process is the one that prints and writes."""
-    return _started() == 1 or os.environ['RANK'] == '0'
+    return rank() == 0
 
 
 def meet():
