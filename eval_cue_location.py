@@ -309,7 +309,6 @@ def open_maps(args):
               for method, contrast, share in itertools.product(methods, contrasts, shares)]
     for line in dict.fromkeys(maps.describe() for maps in chosen):
         screen.say(line)
-    network.speed_up(min(chosen, key=lambda maps: maps.one_forward))  # a folded network has no gradients
     return network, data, chosen
 
 

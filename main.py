@@ -33,10 +33,10 @@ from reports import figures
 from runtime import locks, processes, screen, whole_files
 from wsol import HEADS, build_model, metrics, parameter_groups, prior_training
 from wsol.backbones.resnet import check_effect
+from wsol.contexts import keep_depthwise_in_float32
 from wsol.errors import UserError
 from wsol.heads import CALM
 from wsol.networks import check_image_size, fewest_images, normalisation
-from wsol.speed.depthwise import keep_depthwise_in_float32
 
 
 def starts_from_checkpoint(args):
@@ -202,7 +202,6 @@ def test_checkpoint(args):
     """--is_train=False: test the accuracy of a checkpoint."""
     network = session.open_network(args)
     data = session.open_data(network)
-    network.speed_up()
     images = {split: network.open_split(data, split) for split in ('val', 'test')}
     warn_of_shared(images)
     result = network.result_file('accuracy', data, images['test'], network.args.attribution_method)

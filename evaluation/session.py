@@ -30,7 +30,6 @@ from wsol.attribution.registry import Method, find_method
 from wsol.errors import UserError
 from wsol.heads import SCORES
 from wsol.networks import build_model, check_image_size, options_taken, redrawn
-from wsol.speed.folding import fold_batchnorm
 
 FITS = {'crop': 'the shorter side has', 'squash': 'both sides have', 'pad': 'the longer side has'}
 
@@ -75,6 +74,7 @@ class Network:
     def open_split(self, data, split):
         """The ImageDataset of a split, as --skip_broken and --cache ask for it. Raises UserError if its classes are not
         the network's."""
+        util.try_algorithms(self.device)
         images = data.open_split(split, self.transform(), False, self.args.skip_broken,
                                  Path(self.args.save_root) / 'cache', self.args.cache)
         if self.checkpoint is not None:
@@ -87,12 +87,6 @@ class Network:
         if processes.is_first():
             whole_files.check_writable(folder or self.results_folder())
         return make_loader(images, self.args.batch_size, self.args.workers, self.device)
-
-    def speed_up(self, maps=None):
-        """Make forwards on images of one size faster. maps: the ChosenMaps; None: only the classes are needed."""
-        util.try_algorithms(self.device)
-        if self.model is not None and (maps is None or maps.one_forward):
-            fold_batchnorm(self.model, self.args.crop_size)
 
     def results_folder(self):
         """The folder of --experiment_name; without this flag that of the checkpoint's experiment, or a folder named
@@ -253,11 +247,6 @@ class ChosenMaps:
         return result_files.contrast_name(self.contrast) if self.contrast else self.args.score_map_process
 
     @property
-    def one_forward(self):
-        """Whether one plain forward is enough: no gradient, no forward of changed images."""
-        return self.entry is None or self.entry.one_forward
-
-    @property
     def name(self):
         """<head>_<method>, or folder_name; and the control."""
         maps = (self.args.attribution_method, self.method) if self.folder is None else (folder_name(self.folder),)
@@ -345,5 +334,4 @@ def choose_maps(network, data, metric=None, contrast=None, **flags):
     if is_random and entry is None:
         raise UserError(f'--control=random_weights draws the weights of a network anew, and --{stated}={args[stated]} '
                         'takes maps that no network makes; leave one of them out')
-    # before BatchNorm is folded, so that all methods get the same random network
     return ChosenMaps(network, data, metric, args, contrast, entry, network.untrained if is_random else network.model)

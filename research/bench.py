@@ -24,7 +24,6 @@ from research.bench_items import ITEMS
 from runtime import command_line, screen, whole_files
 from wsol import build_model
 from wsol.errors import UserError
-from wsol.speed.folding import fold_batchnorm
 
 HEADER = ['per image', 'the plain way', 'times faster, float32', 'times faster, bfloat16', 'over the floor',
           'MiB, the plain way', 'MiB, ours']
@@ -56,8 +55,8 @@ class Bench:
         """(images, classes) of an item's rows: the usual ones, with --all some more, with --gpu the published ones."""
         return [(self.batch, 200), (self.batch, 1000)] if self.gpu else usual + more * self.all
 
-    def network(self, num_classes=200, folded=False, plain=False):
-        """In eval mode. plain: in torch's default memory layout, with its BatchNorms."""
+    def network(self, num_classes=200, plain=False):
+        """In eval mode. plain: in torch's default memory layout."""
         torch.manual_seed(0)
         large = {'large_feature_map': True} if self.architecture.startswith('resnet') else {}
         model = build_model(self.architecture, 'CALM_EM', num_classes, **large).to(self.device)
@@ -66,10 +65,7 @@ class Bench:
                 module.momentum = 1.0
         with torch.no_grad():
             model.train()(torch.randn(4, 3, self.size, self.size, device=self.device))
-        model = model.eval() if plain else model.eval().to(memory_format=util.memory_format(self.device))
-        if folded:
-            fold_batchnorm(model, self.size)
-        return model
+        return model.eval() if plain else model.eval().to(memory_format=util.memory_format(self.device))
 
     def images(self, count, plain=False):
         images = torch.randn(count, 3, self.size, self.size, generator=torch.Generator().manual_seed(1))

@@ -22,7 +22,7 @@ from evaluation.map_sources import NetworkMaps
 from research import plain_ways
 from wsol import attribution_maps, metrics
 from wsol.annotations.cub import ClassPair, CueAnnotations, read_by_id
-from wsol.speed.depthwise import keep_depthwise_in_float32
+from wsol.contexts import keep_depthwise_in_float32
 
 PHOTOS = 256   # for the loaders
 PHOTO = 500, 375  # pixels, as many as most of CUB's have
@@ -79,7 +79,7 @@ def _without_graph(bench, way, call, *args):
 
 def maps(bench):
     for count, num_classes in bench.sizes((1, 200), (bench.batch, 200), more=((8, 10), (8, 1000), (32, 200))):
-        plain, model = bench.network(num_classes, plain=True), bench.network(num_classes, folded=True)
+        plain, model = bench.network(num_classes, plain=True), bench.network(num_classes)
         same, images, labels = bench.images(count, plain=True), bench.images(count), bench.labels(count, num_classes)
         ways = {'plain': partial(plain_ways.maps, plain, same, labels)}
         ways |= {way: partial(_without_graph, bench, way, attribution_maps, model, images, labels)
@@ -95,7 +95,7 @@ def maps(bench):
 def remove_and_classify(bench):
     known = SimpleNamespace(image_id=str)
     for count, num_classes in bench.sizes((1, 200), more=((8, 10), (8, 1000))):
-        plain, model = bench.network(num_classes, plain=True), bench.network(num_classes, folded=True)
+        plain, model = bench.network(num_classes, plain=True), bench.network(num_classes)
         same, images, labels = bench.images(count, plain=True), bench.images(count), bench.labels(count, num_classes)
         batch = [(images, labels, torch.arange(count))]
         ways = {'plain': partial(plain_ways.erasure, plain, same, labels)}
@@ -169,7 +169,7 @@ def differing_counts(results):
 
 
 def cue_localization(bench):
-    plain, model, edges = bench.network(plain=True), bench.network(folded=True), metrics.bin_edges('log')
+    plain, model, edges = bench.network(plain=True), bench.network(), metrics.bin_edges('log')
     for count, pairs in ((bench.batch, 4),) if bench.gpu else ((4, 4), *((4, 1), (8, 1)) * bench.all):
         cues = some_cues(bench, count, pairs)
         count = len(cues)

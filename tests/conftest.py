@@ -188,27 +188,12 @@ def read_result(folder, metric, named=''):
 
 
 @pytest.fixture
-def unfolded(monkeypatch):
-    """Evaluations leave their network as it is: for results that are compared to the last bit."""
-    from evaluation import session
-    monkeypatch.setattr(session, 'fold_batchnorm', lambda model, size: 0)
-
-
-@pytest.fixture
 def forwards(monkeypatch):
-    """The batch sizes of all forwards of the network, as they happen (but for those that compute shapes alone, and those
-    that compare a folded network with the one before)."""
+    """The batch sizes of all forwards of the network, as they happen (but for those that compute shapes alone)."""
     from torch._subclasses import FakeTensor
 
     from wsol.heads import CAM
-    from wsol.speed import folding
-    seen, extract, compare = [], CAM.extract_features, folding._some_features
-
-    def compare_uncounted(*args):
-        before, features = len(seen), compare(*args)
-        del seen[before:]
-        return features
-    monkeypatch.setattr(folding, '_some_features', compare_uncounted)
+    seen, extract = [], CAM.extract_features
 
     def extract_and_count(model, images):
         if not isinstance(images, FakeTensor):

@@ -50,8 +50,7 @@ def last_map(map_files, name):
 
 
 @pytest.mark.parametrize('name, needs_model', [('eval_wsol', False), ('eval_cue_location', False), ('eval_pixel_perturb', True)])
-def test_maps_from_files_score_as_those_of_the_network(script, tiny_birds, save, network_files, name, needs_model, forwards,
-                                                           unfolded):
+def test_maps_from_files_score_as_those_of_the_network(script, tiny_birds, save, network_files, name, needs_model, forwards):
     base, metric = [*tiny_birds, '--batch_size=1', '--cam_curve_interval=0.02'], EVALUATIONS[name]
     assert script(name, *base, '--experiment_name=CALM_EM', '--norm_type=minmax', '--threshold_type=even')[0] == 0
     from_network = read_result(save / 'CALM_EM', metric)

@@ -134,7 +134,7 @@ def naive(tiny_birds, folder, method, thresholds):
 
 
 @pytest.mark.parametrize('head, method', [('CALM_EM', 'jointll'), ('CAM', 'vanilla')])
-def test_wsol_agrees_with_a_naive_loop(script, tiny_birds, save, forwards, head, method, unfolded):
+def test_wsol_agrees_with_a_naive_loop(script, tiny_birds, save, forwards, head, method):
     accepted(script('eval_wsol', *tiny_birds, f'--experiment_name={head}', '--norm_type=minmax', '--batch_size=1',
                     '--cam_curve_interval=0.05', '--iou_thresholds', '20', '50'))
     assert len(forwards) == sum(forwards) == 18 + 36  # probabilities and maps are of one forward

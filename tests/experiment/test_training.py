@@ -350,8 +350,7 @@ def test_auto_trains_in_bfloat16_where_the_hardware_computes_in_it(script, resne
     refused(script('main', *flags, '--epochs=2', '--precision=auto'), f'precision was {chosen}')
 
 
-def test_auto_evaluates_in_float32_and_bfloat16_evaluates_nearly_the_same(script, tiny_birds, save, tmp_path, dtypes, unfolded,
-                                                                          monkeypatch):
+def test_auto_evaluates_in_float32_and_bfloat16_evaluates_nearly_the_same(script, tiny_birds, save, tmp_path, dtypes, monkeypatch):
     monkeypatch.setattr(util, 'computes_in_bfloat16', lambda device: True)
     photo = sorted((roots_of(tiny_birds)[0] / 'ToyBirds/images').rglob('*_test_*.jpg'))[5]
     results, maps = [], []

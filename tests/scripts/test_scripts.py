@@ -46,7 +46,7 @@ def average_precision(counts):
 
 @pytest.mark.parametrize('method, process, norm, thresholds', [
     ('CAM', 'vanilla', 'minmax', 'even'), ('CALM_EM', 'jointll', 'clipping', 'log')])
-def test_cue_location_agrees_with_a_naive_loop(script, drawn, tiny_birds, save, method, process, norm, thresholds, unfolded):
+def test_cue_location_agrees_with_a_naive_loop(script, drawn, tiny_birds, save, method, process, norm, thresholds):
     out = accepted(script('eval_cue_location', *tiny_birds, f'--experiment_name={method}', '--batch_size=1'))
     assert 'exact part masks, per pair, all pixels' in out and 'the paper' not in out
     path, = result_paths(save / method, 'cue_location')
