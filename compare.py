@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I lea
 from reports import comparison, table_files
 from reports.rows import paper_rows, read_experiments
 from runtime import command_line, screen
-from wsol.errors import UserError
 
 
 def make_parser():
@@ -25,8 +24,6 @@ def make_parser():
                         'the others are compared with the first')
     parser.add_argument('--reference', metavar='METHOD', help='compare with this row of the first folder, such as '
                         'saliency or log-odds (default: its first row)')
-    parser.add_argument('--summary', action='store_true', help='print only the summary of cue localization: a line for '
-                        'each name and method, with every count, and means over networks of one name')
     parser.add_argument('--paper', action='store_true', help="add the paper's rows (CUB, ResNet-50)")
     parser.add_argument('--output', default='comparison', metavar='FOLDER',
                         help='the folder of the tables (default: comparison)')
@@ -39,12 +36,9 @@ def make_parser():
 def main():
     args = make_parser().parse_args()
     rows = read_experiments(args.folders, args.reference)
-    tables, summed = comparison.make_tables(rows, paper_rows() if args.paper else []), comparison.summary(rows)
-    if args.summary and not summed:
-        raise UserError('no experiment that is named has results of cue localization, which --summary needs; run '
-                        'eval_cue_location.py, or leave --summary out')
-    comparison.show(rows, summed if args.summary else tables[1:] + summed)
-    comparison.write(rows, tables + summed, Path(args.output) / 'table', args.format)
+    tables = comparison.make_tables(rows, paper_rows() if args.paper else [])
+    comparison.show(rows, tables[1:])
+    comparison.write(rows, tables, Path(args.output) / 'table', args.format)
 
 
 if __name__ == '__main__':

@@ -8,8 +8,6 @@ from reports.table_files import FORMATS, Table, as_text, mean_and_deviation, wri
 from runtime import screen
 
 COMPARED = f'{columns.COMPARED}: mean'
-SUMMARY = ('accuracy', 'published: mean', 'published, all pixels: mean', 'dropped true', 'dropped false',
-           'per pair: mean', *(f'{columns.COMPARED}: {key}' for key in columns.KEYS))
 MOST_CURVES = len(figures.COLOURS) * len(figures.LINES)  # of more curves some would look alike
 
 
@@ -109,21 +107,6 @@ def networks_of_one_name(rows):
     many = Counter(name for name, *_ in by_key)
     return [(name if many[name] == 1 else f'{name}, {dataset}, images {str(images):.8}', list(networks.values()))
             for (name, dataset, images), networks in by_key.items()]
-
-
-def summary(rows):
-    """[Table] of cue localization, a line for each name: every count, as the mean over its networks, and how much
-    higher its COMPARED is than that of the first name. [] where cue localization was not measured."""
-    groups = networks_of_one_name(rows)
-    first, reference = groups[0]
-    lines = []
-    for name, networks in groups:
-        if mean_cell(networks, COMPARED) is not None:
-            differences = [None if networks is reference else cell(networks, reference, COMPARED)
-                           for cell in DIFFERENCES.values()]
-            lines.append([name, len(networks), *(mean_cell(networks, column) for column in SUMMARY), *differences])
-    title = f'Summary of cue localization, PxAP in %; the last two columns are {COMPARED} − that of {first}'
-    return [Table(title, ['', 'networks', *SUMMARY, 'difference', 'other trainings too'], lines)] if lines else []
 
 
 def refusals(rows):

@@ -120,22 +120,6 @@ def test_both_fills_of_an_experiment_stand_in_one_row(script, evaluated):
     assert float(cells[ALL, 'CAM', 'coarse noise: R_30']['value']) == result['coarse'][1]['R']
 
 
-def test_the_summary_has_the_figures_of_the_other_tables(script, evaluated):
-    """Alone on the screen, and in the files beside the others: a line for each, that of the reference first."""
-    code, out, err = script('compare', 'save/CALM_EM', 'save/CAM', '--summary')
-    assert code == 0 and 'Accuracy, %' not in out, err
-    cells = cells_of()
-    title, = {table for table, *_ in cells if table.startswith('Summary')}
-    assert title in out and title.endswith('that of CALM_EM: CALM_EM')
-    assert list(dict.fromkeys(row for table, row, _ in cells if table == title)) == ['CALM_EM: CALM_EM', 'CAM: CAM']
-    for name in ('CALM_EM', 'CAM'):
-        for column in comparison.SUMMARY:
-            assert cells[title, f'{name}: {name}', column]['value'] == f'{float(cells[ALL, name, column]["value"]):.1f}'
-    summed, in_means = cells[title, 'CAM: CAM', 'difference'], cells[table_with(f'{COMPARED}: mean'), 'CAM − CALM_EM', 'mean']
-    assert [summed[key] for key in ('value', 'low', 'high')] == [in_means[key] for key in ('value', 'low', 'high')]
-    assert (title, 'CALM_EM: CALM_EM', 'difference') not in cells and (title, 'CAM: CAM', 'other trainings too') not in cells
-
-
 def variant(folder, metric, **settings):
     """Write one more result of a metric in a folder: as that of other settings would be."""
     content = read_result(folder, metric)
@@ -259,7 +243,6 @@ def test_mistakes(script, tmp_path):
     for metric, missing in (('pixel_perturb', 'outcomes'), ('interventions', 'network'), ('cue_location', 'pxap')):
         write_result('save/empty/x.json', metric=metric, methods={})
         refused(script('compare', 'save/empty'), 'save/empty/x.json is not as the evaluations', missing)
-    refused(script('compare', 'save/CAM', '--summary'), 'no experiment that is named has results of cue localization', 'eval_cue_location.py')
     refused(script('compare', 'save/CAM', '--format=word'), '"word" is not one of markdown, csv, latex')
 
 
@@ -303,30 +286,12 @@ def test_the_means_of_two_names_differ_by_a_paired_interval(kind):
         return row(experiment, **{f'{EXACT}: mean': Estimate(value, **about)})
     compared = [one(f'seed{seed}/{name}', offset + seed) for seed in (0, 1) for name, offset in (('A', 0), ('B', 10))]
     table, = means(compared)
-    assert comparison.summary(compared) == []  # of cue localization by part points alone
     assert [line[0] for line in table.rows] == ['A: x', 'B: x', 'B: x − A: x', 'B: x − A: x, other trainings too']
     width = 4.303 * 0.5**0.5  # two networks each, of variance 1/2: the mean's standard error is sqrt(1/4 + 1/4), by Welch with 2 degrees
     assert [str(line[-1]) for line in table.rows[2:]] == ['+10.0 [+10.0, +10.0]', f'+10.0 [{10 - width:+.1f}, {10 + width:+.1f}]']
     compared[3].estimates[f'{EXACT}: mean'] = Estimate(13.5)  # a result without its draws: trainings alone are left
     table, = means(compared)
     assert table.rows[2][-1].low is None and table.rows[3][-1].low is not None
-
-
-def test_the_summary_of_several_networks_is_that_of_their_means():
-    """With the intervals of the tables of means; a single network has none over trainings."""
-    values = np.array([10.0, 30.0, 20.0, 50.0])
-
-    def one(experiment, offset):
-        moved = values + offset * np.arange(4)
-        return row(experiment, **{f'{COMPARED}: mean': Estimate(moved.mean(), tuple('abcd'), mean_terms(moved))})
-    compared = [one('s0/A', 0), one('s1/A', 1), one('s0/C', 2), one('s0/B', 3), one('s1/B', 4)]
-    (table,), (summary,) = means(compared), comparison.summary(compared)
-    lines = {line[0]: dict(zip(summary.header, line, strict=True)) for line in summary.rows}
-    assert list(lines) == ['A: x', 'C: x', 'B: x'] and [line['networks'] for line in lines.values()] == [2, 1, 2]
-    assert [lines[name][f'{COMPARED}: mean'] for name in ('A: x', 'B: x')] == [line[-1] for line in table.rows[:2]]
-    assert [lines['B: x'][name] for name in summary.header[-2:]] == [line[-1] for line in table.rows[2:]]
-    assert [lines['A: x'][name] for name in summary.header[-2:]] == [None, None] and lines['C: x'][summary.header[-1]] is None
-    assert str(lines['C: x']['difference']).startswith('+2.2 [')  # 2 less the mean of 0 and 1, times the mean of 0, 1, 2, 3
 
 
 def test_a_mean_of_which_one_figure_is_missing_is_none():
