@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from wsol.annotations import each_once
 from wsol.errors import UserError
 
 KEYS = ('class_names', 'classes', 'names', 'class_to_idx', 'idx_to_class', 'id2label', 'label2id', 'labels',
@@ -84,18 +85,9 @@ def _decoded(content):
     return content.decode('latin-1')
 
 
-def _once(pairs):
-    """The dict of pairs. Raises UserError for a key that stands twice, where parsers take the last."""
-    pairs = list(pairs)
-    twice = next((key for key, count in Counter(key for key, _ in pairs).items() if count > 1), None)
-    if twice is not None:
-        raise UserError(f'"{twice}" is stated twice')
-    return dict(pairs)
-
-
 class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
-        _once((key.value, value) for key, value in node.value if isinstance(key, yaml.ScalarNode))
+        each_once((key.value, value) for key, value in node.value if isinstance(key, yaml.ScalarNode))
         return super().construct_mapping(node, deep)
 
 
@@ -103,13 +95,13 @@ def _read_python(text):
     tree = ast.parse(text.strip(), mode='eval')
     for node in ast.walk(tree):
         if isinstance(node, ast.Dict):
-            _once((ast.literal_eval(key), None) for key in node.keys if key)
+            each_once((ast.literal_eval(key), None) for key in node.keys if key)
     return ast.literal_eval(tree)
 
 
 def _names_in_text(text, num_classes):
     if text.lstrip()[:1] in ('{', '[') or re.search(r'^\s*(names|classes)\s*:', text, re.MULTILINE):
-        read_json, read_yaml = partial(json.loads, object_pairs_hook=_once), partial(yaml.load, Loader=_Loader)
+        read_json, read_yaml = partial(json.loads, object_pairs_hook=each_once), partial(yaml.load, Loader=_Loader)
         for read in (read_json, _read_python, read_yaml):  # YAML keeps the backslashes of Python's text
             try:
                 names = names_in(read(text))

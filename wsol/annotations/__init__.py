@@ -2,6 +2,8 @@
 import re
 from collections import Counter
 
+from wsol.errors import UserError
+
 
 def whole_number(text):
     """A whole number from 0 in plain digits; int() takes 2_0, signs and foreign digits too. Raises ValueError."""
@@ -11,8 +13,9 @@ def whole_number(text):
 
 
 def each_once(pairs):
-    """The dict of pairs (key, value). Raises ValueError for a key that is stated twice: parsers take the last."""
+    """The dict of pairs (key, value). Raises UserError for a key that is stated twice: parsers take the last."""
+    pairs = list(pairs)
     repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
     if repeated:
-        raise ValueError(f'"{repeated[0]}" is stated twice')
+        raise UserError(f'"{repeated[0]}" is stated twice')
     return dict(pairs)

@@ -50,7 +50,7 @@ def wordnet(folder, num_classes=1000):
     except OSError as error:
         raise UserError(f"ImageNet's superclasses need {relation} and {index} ({error.strerror}: {error.filename}); "
                         'or list them in a superclass_file') from error
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (UserError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f'{relation} or {index} does not parse: {error}') from error
     below = {}  # ancestor -> classes
     for synset, label in synsets.items():
