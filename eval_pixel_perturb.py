@@ -86,8 +86,7 @@ def areas(p, seed):
     equals deletion up to chance. p: from classify_erased."""
     by_image = {name: metrics.area_over_erased(p['intact'], p[order], p['blank']).round(AREA_DECIMALS)
                 for name, order in AREAS.items()}
-    return ({name: [float(values.mean()), *metrics.bootstrap_ratio(values, np.ones(len(values)), seed)]
-             for name, values in by_image.items()},
+    return ({name: metrics.bootstrap_mean(values, seed) for name, values in by_image.items()},
             {name: result_files.as_text(values, AREA_DECIMALS) for name, values in by_image.items()})
 
 

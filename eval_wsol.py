@@ -219,11 +219,9 @@ def mask_results(by_split):
 
 def mass_result(by_split, seed):
     """The mean share of a map inside the truth, in percent, with its interval over the test images."""
-    val, test = ((100 * by_split[split].mass).round(2) for split in SPLITS)
-    low, high = metrics.bootstrap_ratio(np.nan_to_num(test), np.isfinite(test), seed)
-    means = {split: float(np.nanmean(values)) if np.isfinite(values).any() else None
-             for split, values in (('val', val), ('test', test))}
-    return means | {'oracle': None, 'threshold': None, 'low': low, 'high': high}
+    (val, *_), (test, low, high) = (metrics.bootstrap_mean((100 * by_split[split].mass).round(2), seed)
+                                    for split in SPLITS)
+    return {'val': val, 'test': test, 'oracle': None, 'threshold': None, 'low': low, 'high': high}
 
 
 def make_parser():

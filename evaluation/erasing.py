@@ -73,7 +73,7 @@ def compare_with_noise(checks, seed=0):
         means = {name: np.array([np.mean(check[fill][name]) for check in checks]) for name in checks[0][fill]}
         for method in (name for name in means if name not in CONTROLS):
             wins = means[method] < means['coarse noise']
-            low, high = metrics.bootstrap_ratio(wins, np.ones(len(wins)), seed)
+            _, low, high = metrics.bootstrap_mean(wins.astype(float), seed)
             summary.setdefault(method, {})[fill] = {'lower': int(wins.sum()), 'photos': len(wins), 'low': low,
                                                     'high': high}
     return summary

@@ -63,16 +63,20 @@ def cell_shares(maps, size):
     return metrics.mass_inside(resize(maps, (2 * size, 2 * size)).flatten(1), cells)
 
 
-def measure(network, images, grids, sources, takes_grids):
-    """The mean share of each grid, in percent, for each of sources: [(G,)]; NaN where no map of the grid is positive
-    anywhere. Several processes share the grids. takes_grids: whether the network takes images of twice the size."""
-    size, results = network.args.crop_size, [[] for _ in sources]
-    at_a_time = max(1, network.args.batch_size // CELLS)
-    batches = batches_in_order(len(grids), at_a_time)
+def measure(network, images, grids, sources):
+    """(whether grids are resized, since the network takes no images of twice the size; for each of sources the mean
+    share of each grid in percent, (G,), NaN where no map of the grid is positive anywhere). Several processes share the
+    grids."""
+    size, results, is_resized = network.args.crop_size, [[] for _ in sources], False
+    try:
+        check_image_size(network.model, 2 * size)
+    except UserError:
+        is_resized = True
+    batches = batches_in_order(len(grids), max(1, network.args.batch_size // CELLS))
     for rows in screen.progress(batches, 'grid pointing game', 'batch'):
         chosen = grids[list(rows)]  # (B,4)
         batch = torch.stack([mosaic(torch.stack([images[index][0] for index in grid])) for grid in chosen.tolist()])
-        if not takes_grids:
+        if is_resized:
             batch = F.interpolate(batch, (size, size), mode='bilinear', antialias=True)
         batch = util.to_device(batch, network.device)
         classes = torch.from_numpy(images.labels[chosen]).to(network.device)
@@ -80,7 +84,7 @@ def measure(network, images, grids, sources, takes_grids):
         for source, result in zip(sources, results, strict=True):
             for maps in source(batch, torch.from_numpy(chosen[:, 0]), classes, activations).maps:
                 result.append(100 * float(cell_shares(maps.float(), size).nanmean()))
-    return [in_order(batches, np.array(result)).round(DECIMALS) for result in results]
+    return is_resized, [in_order(batches, np.array(result)).round(DECIMALS) for result in results]
 
 
 def make_parser():
@@ -99,30 +103,21 @@ def main():
     images = network.open_split(data, 'test')
     sources = [maps.source(images) for maps in chosen]
     results = [maps.result_file(images, [source]) for maps, source in zip(chosen, sources, strict=True)]
-    try:
-        check_image_size(network.model, 2 * args.crop_size)
-        takes_grids = True
-    except UserError:
-        takes_grids = False
-        screen.say(f'this network takes no images of {2 * args.crop_size} pixels, so grids are resized to '
-                   f'{args.crop_size}')
     confidence, correct = classify(network.model, network.loader(images), network.device, args.precision, 'test')
     p = np.where(correct, confidence, 0)
     grids = make_grids(p, images.labels, args.seed)
-    shares = measure(network, images, grids, sources, takes_grids)
+    is_resized, shares = measure(network, images, grids, sources)
     if not processes.is_first():
         return
     rows, lowest = [], float(p[grids].min())
     for maps, result, of_grids in zip(chosen, results, shares, strict=True):
-        known = np.isfinite(of_grids)
-        low, high = metrics.bootstrap_ratio(np.nan_to_num(of_grids), known, args.seed)
-        value = float(of_grids[known].mean()) if known.any() else None
-        rows.append([maps.name, value, None if low is None else f'{low:.1f} .. {high:.1f}', int(known.sum())])
-        result.write({'grids': len(grids), 'lowest_confidence': lowest, 'is_resized': not takes_grids,
-                      'grids_sha256': combined(grids), 'share': [value, low, high],
-                      'share_by_grid': as_text(of_grids, DECIMALS)})
-    screen.say(f'\n{len(grids)} grids of {CELLS} test images of {data.name}, p(true class) at least {lowest:.2f}; '
-               f'chance is {100 / CELLS:.0f} %')
+        mean, low, high = share = metrics.bootstrap_mean(of_grids, args.seed)
+        rows.append([maps.name, mean, None if low is None else f'{low:.1f} .. {high:.1f}', np.isfinite(of_grids).sum()])
+        result.write({'grids': len(grids), 'lowest_confidence': lowest, 'is_resized': is_resized, 'share': share,
+                      'grids_sha256': combined(grids), 'share_by_grid': as_text(of_grids, DECIMALS)})
+    resized = f', resized to {args.crop_size} pixels, since the network takes no larger ones' * is_resized
+    screen.say(f'\n{len(grids)} grids of {CELLS} test images of {data.name}{resized}, p(true class) at least '
+               f'{lowest:.2f}; chance is {100 / CELLS:.0f} %')
     screen.say(screen.table(['mass on its photo, %', 'mean', '95 % of the grids', 'grids'], rows))
 
 

@@ -142,7 +142,7 @@ class Bench:
             if self.asked:
                 figures |= self.interventions(stored, METHODS[name].unit if name in METHODS else '')
             if stored.per_class and self.grids is not None:
-                shares, = grid.measure(self.network, self.images, self.grids, [of_grids], True)
+                _, (shares,) = grid.measure(self.network, self.images, self.grids, [of_grids])
                 figures['grid pointing'] = np.nanmean(shares)
             yield blurred, figures
 

@@ -87,13 +87,13 @@ def test_each_process_gives_what_one_gives(tiny_birds, save, monkeypatch):
     images, data = open_birds(tiny_birds)
     source = session.choose_maps(network, data, 'grid').source(images)
     grids = np.arange(20).reshape(5, 4)
-    whole, = grid.measure(network, images, grids, [source], True)
+    _, (whole,) = grid.measure(network, images, grids, [source])
     shares = np.empty(5)
     monkeypatch.setattr('runtime.processes.size', lambda: 2)
     monkeypatch.setattr('runtime.processes.gather', lambda value: [value])
     for rank, rows in ((0, [0, 1, 4]), (1, [2, 3])):
         monkeypatch.setattr('runtime.processes.rank', lambda rank=rank: rank)
-        shares[rows], = grid.measure(network, images, grids, [source], True)
+        _, (shares[rows],) = grid.measure(network, images, grids, [source])
     np.testing.assert_array_equal(shares, whole)
 
 
@@ -105,7 +105,7 @@ def test_a_network_of_one_size_gets_a_smaller_grid(script, tiny_birds, save, con
     seen, resize = [], grid.F.interpolate
     monkeypatch.setattr(grid, 'F', SimpleNamespace(interpolate=lambda *args, **options: seen.append(resize(*args, **options)) or seen[-1]))
     code, out, err = script('research.grid', *tiny_birds, '--experiment_name=CAM')
-    assert code == 0 and f'resized to {SIZE}' in out, err
+    assert code == 0 and f'resized to {SIZE} pixels' in out, err
     assert read_result(save / 'CAM', 'grid')['is_resized'] and {tuple(one.shape[2:]) for one in seen} == {(SIZE, SIZE)}
 
 

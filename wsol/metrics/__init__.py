@@ -15,4 +15,4 @@ from .pixels import (
     precision_recall,
     running_pxaps,
 )
-from .statistics import bootstrap_ratio, bootstrap_sums, half_width, interval, ratio
+from .statistics import bootstrap_mean, bootstrap_ratio, bootstrap_sums, half_width, interval, ratio

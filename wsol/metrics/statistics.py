@@ -38,6 +38,13 @@ def bootstrap_ratio(numerator, denominator, seed, draws=2000, level=0.95):
     return interval(ratio(*bootstrap_sums(columns, seed, draws).T), level)
 
 
+def bootstrap_mean(values, seed):
+    """[mean, low, high] of the values (U,) that are not NaN, with their interval; [None, None, None] if all are."""
+    known = np.isfinite(values)
+    mean = float(values[known].mean()) if known.any() else None
+    return [mean, *bootstrap_ratio(np.nan_to_num(values), known, seed)]
+
+
 def half_width(variances):
     """Half the width of a 95 % interval of a sum of independent estimates; None if nothing varies.
 
