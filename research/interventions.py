@@ -172,8 +172,8 @@ def measure(run, images, asked, source, name):
 def summarise(figures, questions, pxap, seed):
     """{figure: [value, low, high]} with 95 % bootstrap intervals over the images; for the mean PxAP over the class
     pairs. pxap: (P,), NaN for a pair without a value."""
-    images, pxap = np.array([question.index for question in questions]), pxap[np.isfinite(pxap)]
-    summary = {'PxAP exact': [float(pxap.mean()), *metrics.bootstrap_ratio(pxap, np.ones(len(pxap)), seed)]}
+    images = np.array([question.index for question in questions])
+    summary = {'PxAP exact': metrics.bootstrap_mean(pxap[np.isfinite(pxap)], seed)}
     for name, (numerators, denominators) in figures.items():
         by_image = [np.bincount(images, values) for values in (numerators, denominators)]
         summary[name] = [float(numerators.sum() / denominators.sum()) if denominators.any() else None,
