@@ -39,7 +39,6 @@ from wsol.maps import normalise, ranks, resize
 TRUTHS = {'parts': '', 'exact': 'exact part masks, '}
 LISTED = ('score_map_process', 'contrast_method', 'drop_lowest')  # the flags that take several values
 CHUNKS = defaultdict(lambda: 8, cuda=64)  # (image, pair) evaluations scored at a time, by the device's memory
-TOGETHER = 64  # pairs of an image that draw from one generator
 
 # --- images and their pairs -----------------------------------------------------------------------------
 
@@ -154,7 +153,7 @@ def cue_scores(signed, size, norm_type, drop_lowest=0.0, generators=()):
     """Scores in 0..1 of signed maps, in the published order: resized, made absolute, normalised. (E,h,w) -> (E,*size).
 
     drop_lowest: the percentage of each map's lowest pixels that get the score 0. generators: E torch.Generators of
-    the CPU, perhaps the same one several times, which decide between equal pixels.
+    the CPU, which decide between equal pixels.
     """
     scores = normalise(resize(signed, size).abs(), norm_type)
     if drop_lowest:
@@ -176,11 +175,9 @@ class Scoring(NamedTuple):
     seed: int = 0             # seeds drop_lowest's random draws
 
     def generators(self, asked):
-        """A generator for each of fill_histograms' `asked`; up to TOGETHER pairs of an image draw from one, in turn."""
-        for _, index, place, number in asked if self.drop_lowest else ():
-            if place % TOGETHER == 0:
-                generator = torch.Generator().manual_seed(util.seed_of(self.seed, index, number))
-            yield generator
+        """A generator for each of fill_histograms' `asked`, if pixels are dropped."""
+        return [torch.Generator().manual_seed(util.seed_of(self.seed, index, number))
+                for _, index, number in asked if self.drop_lowest]
 
     def count(self, totals, signed, size, truths, numbers, generators):
         """Add the signed maps (E,h,w) of the pairs `numbers` (E,) to totals, for each of truths {name: (E,S*S)}.
@@ -217,14 +214,13 @@ def fill_histograms(loader, scorings, device):
     evaluations = np.zeros(len(pairs), np.int64)
     for images, _, indices, partition, object_mask, exact in screen.progress(loader, 'cue localization', 'batch'):
         images, size = util.to_device(images, device), images.shape[2:]
-        asked = [(row, index, place, number) for row, index in enumerate(indices.tolist())
-                 for place, number in enumerate(cues.pairs[index])]
+        asked = [(row, index, number) for row, index in enumerate(indices.tolist()) for number in cues.pairs[index]]
         np.add.at(evaluations, [number for *_, number in asked], 1)
-        rows, numbers = util.send([[row, number] for row, _, _, number in asked], device).T
+        rows, numbers = util.send([[row, number] for row, _, number in asked], device).T
         masks = [util.to_device(mask.flatten(1), device) for mask in (partition, object_mask, exact)]
         activations = sources[0].forward(images)
         signed = {source: signed_maps(source, images, indices, cues, activations) for source in sources}
-        generators = [list(scoring.generators(asked)) for scoring in scorings]
+        generators = [scoring.generators(asked) for scoring in scorings]
         for start in range(0, len(asked), CHUNKS[device.type]):
             part = slice(start, start + CHUNKS[device.type])
             differs, (shown, on_object, exact) = differing[numbers[part]], (mask[rows[part]] for mask in masks)

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from dataset import lists
+from dataset.class_names import read_superclass_file
 from dataset.fingerprints import Contents, combined
 from dataset.image_files import open_image, open_upright, stored_size, upright_size
 from dataset.image_folders import images_below, in_threads, is_hidden, opening_images
 from dataset.images import ImageDataset
-from dataset.superclass_file import read_superclass_file
 from runtime import processes
 from runtime.command_line import choice
 from runtime.screen import warn

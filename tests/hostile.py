@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from dataset import archives, image_files, lists, toybirds
+from dataset.class_names import read_superclass_file
 from dataset.download import Lock
-from dataset.superclass_file import read_superclass_file
 from evaluation.map_sources import open_map
 from experiment import checkpoint_files
 from runtime import whole_files

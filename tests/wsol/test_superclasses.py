@@ -8,7 +8,7 @@ import torchvision
 from conftest import accepted, refused, shared
 from PIL import Image
 
-from dataset.superclass_file import read_superclass_file
+from dataset.class_names import read_superclass_file
 from dataset.toybirds import class_colours
 from wsol.annotations import superclasses
 from wsol.errors import UserError
