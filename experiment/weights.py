@@ -22,6 +22,7 @@ from dataset.registry import ALIASES, DATASETS, find_dataset
 from experiment import checkpoint_files
 from runtime.screen import say, warn, warn_once
 from wsol import build_model, from_classifier, preprocessing
+from wsol.contexts import initial_weights
 from wsol.errors import UserError
 from wsol.networks import normalisation
 from wsol.weights import fitting
@@ -112,7 +113,8 @@ class Checkpoint:
                             'trains a new classifier with --is_different_checkpoint')
         model = self.model
         if model is None:
-            model = build_model(**network, num_classes=num_classes)
+            with initial_weights(drawn=but_classifier):
+                model = build_model(**network, num_classes=num_classes)
             load_weights(model, self, but_classifier)
         return model.to(device, memory_format=util.memory_format(device)).eval()
 

@@ -130,6 +130,20 @@ def accuracy_curves(title, thresholds, curves):
                    {name: (thresholds, values) for name, values in curves.items()}, xlim=(0, 1), ylim=(0, 100))
 
 
+def abstention_curves(title, curves):
+    """PxAP over the share of pixels under the lowest threshold: solid where they are left out (per pair), dashed where
+    all pixels count (per pair, all pixels). curves: {name: (share in percent, PxAP without them, PxAP of all pixels)},
+    each (Q,)."""
+    figure, axes = _axes(title, 'pixels under the lowest threshold, %', 'PxAP, %, all pairs', xlim=(0, 100))
+    for (name, (share, without, all_pixels)), (colour, marker) in zip(
+            curves.items(), styles(curves, MARKERS), strict=True):  # the line already says which count it is
+        axes.plot(share, without, linestyle='-', marker=marker, color=colour, label=name)
+        axes.plot(share, all_pixels, linestyle='--', marker=marker, fillstyle='none', color=colour)
+    figure.legend(title='solid: per pair; dashed: per pair, all pixels', title_fontsize=7, fontsize=7, ncols=2,
+                  loc='outside lower center', handlelength=4)
+    return figure
+
+
 def reliability_curve(title, calibration):
     """Accuracy over confidence, bin by bin; a point's size shows its share of the images. calibration: of
     metrics.calibration."""

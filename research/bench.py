@@ -9,7 +9,7 @@ once, beside the network and its inputs.
 
     python -m research.bench
     python -m research.bench --all --json=save/bench.json
-    python -m research.bench --gpu
+    python -m research.bench --gpu --cub=data/CUB/CUB_200_2011
 """
 import statistics
 import time
@@ -40,6 +40,7 @@ class Bench:
     all: bool = False
     batch: int = 8
     gpu: bool = False
+    cub: str | None = None
 
     def __post_init__(self):
         util.try_algorithms(self.device)
@@ -122,6 +123,7 @@ def make_parser():
     parser = command_line.plain_parser(__doc__)
     parser.add_argument('--all', action='store_true', help='more batch sizes and numbers of classes')
     parser.add_argument('--gpu', action='store_true', help='the published sizes, and a profile of each way')
+    parser.add_argument('--cub', metavar='FOLDER', help='take cue localization\'s annotations from this CUB_200_2011')
     parser.add_argument('--only', nargs='+', choices=ITEMS, default=list(ITEMS), help='only these parts')
     parser.add_argument('--architecture', default='resnet50', help='default: %(default)s, with 28x28 maps')
     parser.add_argument('--crop_size', type=command_line.COUNT, default=224, help='default: %(default)s')
@@ -138,7 +140,7 @@ def main():
     if args.gpu and args.device != 'cpu' and not torch.cuda.is_available():
         raise UserError('--gpu: torch finds no CUDA GPU here; to try it on a CPU: --device=cpu --batch_size=2')
     bench = Bench(args.architecture, args.crop_size, util.pick_device(args.device), args.rounds, args.all,
-                  args.batch_size or (64 if args.gpu else 8), args.gpu)
+                  args.batch_size or (64 if args.gpu else 8), args.gpu, args.cub)
     screen.say(f'{args.architecture}, {args.crop_size}x{args.crop_size} pixels, {bench.device.type}, '
                f'{util.usable_cores()} cores, torch {torch.__version__}\n')
     times, compared, rows, profiled = {}, {}, [], []

@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader
 import eval_cue_location
 import eval_pixel_perturb
 from data_loaders import SeededBatches, make_loader
+from dataset import transforms
 from dataset.images import ImageDataset
-from dataset.transforms import Transform, eval_transform
 from evaluation.map_sources import NetworkMaps
 from research import plain_ways
 from wsol import attribution_maps, metrics
-from wsol.annotations.cub import ClassPair, CueAnnotations
+from wsol.annotations.cub import ClassPair, CueAnnotations, read_by_id
 from wsol.contexts import keep_depthwise_in_float32
 
 PHOTOS = 256   # for the loaders
@@ -111,9 +111,19 @@ def remove_and_classify(bench):
 # --- cue localization ----------------------------------------------------------------------------------------
 
 
-class MadeUp(CueAnnotations):
-    """Annotations of photos of one size. Every bird is a disc. A tenth of the part points are invisible, and class 0
-    differs from each other class in two parts."""
+class WithoutPhotos(CueAnnotations):
+    """CUB's annotations without its photos and segmentations: all photos have one size, and every bird is a disc."""
+
+    def photo_size(self, image_id):
+        return PHOTO
+
+    def object_mask(self, image_id, size):
+        axis = (np.arange(size) / size - 0.5) ** 2
+        return axis[:, None] + axis < 0.1
+
+
+class MadeUp(WithoutPhotos):
+    """Part points at random, a tenth of them invisible, and pairs of class 0 and others that differ in two parts."""
     root = Path('nowhere')
 
     def __init__(self, count, num_pairs):
@@ -125,13 +135,6 @@ class MadeUp(CueAnnotations):
     def points(self, image_id):
         return self.made[int(image_id)]
 
-    def photo_size(self, image_id):
-        return PHOTO
-
-    def object_mask(self, image_id, size):
-        axis = (np.arange(size) / size - 0.5) ** 2
-        return axis[:, None] + axis < 0.1
-
 
 class NoiseImages(ImageDataset):
     """Noise in place of photos."""
@@ -142,9 +145,16 @@ class NoiseImages(ImageDataset):
 
 
 def some_cues(bench, count, num_pairs):
-    """CueImages of noise."""
-    images = NoiseImages(np.arange(count).astype('S'), np.zeros(count, int), 'nowhere', eval_transform(bench.size))
-    return eval_cue_location.CueImages(images, MadeUp(count, num_pairs))
+    """CueImages of noise, with annotations of some CUB images whose classes are in pairs, or with made-up ones."""
+    ids, labels, annotations = np.arange(count).astype('S'), np.zeros(count, int), MadeUp(count, num_pairs)
+    if bench.cub:
+        annotations = WithoutPhotos(bench.cub)
+        asked = {cls for pair in annotations.pairs for cls in pair[:2]}
+        names = [name for name in read_by_id(Path(bench.cub) / 'images.txt').values() if int(name[:3]) - 1 in asked]
+        ids = np.array(names[::-(-len(names) // count)]).astype('S')
+        labels = np.array([int(name[:3]) - 1 for name in ids])
+    images = NoiseImages(ids, labels, 'nowhere', transforms.eval_transform(bench.size))
+    return eval_cue_location.CueImages(images, annotations)
 
 
 def differing_counts(results):
@@ -162,6 +172,7 @@ def cue_localization(bench):
     plain, model, edges = bench.network(plain=True), bench.network(), metrics.bin_edges('log')
     for count, pairs in ((bench.batch, 4),) if bench.gpu else ((4, 4), *((4, 1), (8, 1)) * bench.all):
         cues = some_cues(bench, count, pairs)
+        count = len(cues)
         ways = {'plain': partial(plain_ways.cue_histograms, plain, cues, edges, bench.device)}
         for way, precision in bench.precisions.items():
             source = NetworkMaps(cues, model, 'jointll', precision)
@@ -169,7 +180,8 @@ def cue_localization(bench):
             ways[way] = partial(eval_cue_location.fill_histograms, loader,
                                 [eval_cue_location.Scoring(source, 'clipping', edges)], bench.device)
         ways['floor'] = partial(_without_graph, bench, bench.best, model, bench.images(count))
-        yield Item(f'cue localization, {count} images x {pairs} pairs', ways, count, differing_counts)
+        name = f'cue localization, {count} images' + (", CUB's pairs" if bench.cub else f' x {pairs} pairs')
+        yield Item(name, ways, count, differing_counts)
 
 
 # --- loading -------------------------------------------------------------------------------------------------
@@ -183,7 +195,7 @@ def loading(bench):
             small = Image.fromarray(rng.integers(0, 256, (38, 50, 3), dtype=np.uint8))  # as smooth as a photo
             small.resize(PHOTO).save(Path(folder) / f'{index}.jpg', quality=92)
         ids = np.array([f'{index}.jpg'.encode() for index in range(PHOTOS)])
-        kinds = [ImageDataset(ids, np.zeros(PHOTOS, int), folder, Transform(256, 224)) for _ in 'ab']
+        kinds = [ImageDataset(ids, np.zeros(PHOTOS, int), folder, transforms.Transform(256, 224)) for _ in 'ab']
         kinds[1].cached(folder)
         loaders = {'plain': DataLoader(plain_ways.TrainingImages(kinds[0]), num_workers=1, persistent_workers=True,
                                        batch_sampler=SeededBatches(PHOTOS, 64, 0))}

@@ -5,9 +5,9 @@ demo, ablation and reproduce share the settings for painted birds: every network
 CAM classifier, as the paper's networks start from an ImageNet classifier.
 """
 import importlib
+import itertools
 import shlex
 import sys
-from functools import partial
 
 import torch
 from munch import Munch
@@ -106,36 +106,47 @@ def flag_of(method):
     return 'contrast_method' if method in CONTRASTS and method not in METHODS else 'score_map_process'
 
 
-def result(folder, metric, method, *flags, trained=None):
+def result(folder, metric, method, *flags, trained=None, **settings):
     """The result of an evaluation, with these flags, of the network that an experiment has trained. Raises UserError if
-    there is none. trained: the result of the training (default: read from the folder)."""
+    there is none.
+
+    trained: the result of the training (default: read from the folder). settings: further settings of the evaluation;
+    if they name other data, the images may differ from those of the training.
+    """
     trained = trained or result_files.read_result(folder / 'results.json')
     known = {name: value for name, value in trained['settings'].items() if name == 'crop_size'}
-    settings = known | stated_settings(f'eval_{metric}', flags)
+    settings = known | stated_settings(f'eval_{metric}', flags) | settings
     if flag_of(method) == 'contrast_method':
         method, settings['contrast_method'] = None, method
-    like = None if 'skip_broken' in settings or 'images_sha256' not in trained else trained
+    is_other_data = {'dataset', 'data_root', 'metadata_root', 'skip_broken'} & set(settings)
+    like = None if is_other_data or 'images_sha256' not in trained else trained
     return result_files.find_result(folder, metric, method, trained.get('weights_sha256'), like, **settings)
 
 
-def evaluate(folder, experiment, metric, methods, *flags, seen):
+def evaluate(folder, experiment, metric, methods, *flags, seen, dropped=(0,), **settings):
     """[result of each method] of an evaluation of an experiment below folder. Missing results are computed now; cue
     localization takes all attribution methods in one pass, and all contrast methods in another.
 
-    seen: the results that a study has read so far, to which these are added. Raises UserError unless all results of a
-    metric were measured on the same images and truth.
+    seen: the results that a study has read so far, to which these are added. dropped: percentages of --drop_lowest; a
+    method has a result for each. settings: of `result`. Raises UserError unless all results of a metric were measured
+    on the same images and truth.
     """
-    find, passes = partial(result, folder / experiment, metric), {}  # the missing methods of each pass
-    for method in methods:
+    def find(method, percent):
+        return result(folder / experiment, metric, method, *flags, drop_lowest=percent, **settings)
+
+    passes = {}  # the missing methods and percentages of each pass
+    for method, percent in itertools.product(methods, dropped):
         try:
-            find(method, *flags)
+            find(method, percent)
         except UserError:
             flag = flag_of(method)
-            passes.setdefault(flag if metric == 'cue_location' else (flag, method), []).append(method)
-    for names in passes.values():
-        run(folder, f'eval_{metric}', f'--experiment_name={experiment}', f'--{flag_of(names[0])}=' + ','.join(names),
-            *flags)
-    results = [find(method, *flags) for method in methods]
+            names, percents = passes.setdefault(flag if metric == 'cue_location' else (flag, method), ({}, {}))
+            names[method] = percents[f'{percent:.10g}'] = None
+    for names, percents in passes.values():
+        drop = [f'--drop_lowest={",".join(percents)}'] if dropped != (0,) else []
+        run(folder, f'eval_{metric}', f'--experiment_name={experiment}', f'--{flag_of(next(iter(names)))}='
+            + ','.join(names), *drop, *flags)
+    results = list(itertools.starmap(find, itertools.product(methods, dropped)))
     seen += results
     result_files.check_alike(seen)
     return results

@@ -120,23 +120,14 @@ def forest():
 
 
 def dropping():
-    """A Figure: PxAP over the share of pixels under the lowest threshold, a point for each measurement (seed 2): solid
-    where these pixels are left out, dashed where all count."""
-    curves, figure = {}, Figure(figsize=(5, 3.6), layout='constrained')
+    """A Figure: PxAP over the share of dropped pixels, a point for each measurement (seed 2)."""
+    curves = {}
     for row in read('real_birds', run='abstention_whole12'):
         if row['seeds'] in ('2', '') and row['map'] != 'prior':
             name = CONTROLS.get(row['map'], row['network'])
             curves.setdefault(name, {}).setdefault(row['count'], []).append(float(row['value']))
-    axes = figure.subplots()
-    axes.set(title='What dropping pixels does to PxAP', xlim=(0, 100),
-             xlabel='pixels under the lowest threshold, %', ylabel='PxAP, %, all pairs')
-    for (name, by_count), (colour, marker) in zip(curves.items(), figures.styles(curves, figures.MARKERS), strict=True):
-        share, without, all_pixels = by_count.values()
-        axes.plot(share, without, linestyle='-', marker=marker, color=colour, label=name)
-        axes.plot(share, all_pixels, linestyle='--', marker=marker, fillstyle='none', color=colour)
-    figure.legend(title='solid: per pair; dashed: per pair, all pixels', title_fontsize=7, fontsize=7, ncols=2,
-                  loc='outside lower center', handlelength=4)
-    return figure
+    return figures.abstention_curves('What dropping pixels does to PxAP', {
+        name: tuple(by_count.values()) for name, by_count in curves.items()})
 
 
 def agreements():

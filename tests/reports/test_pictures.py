@@ -197,7 +197,7 @@ def test_a_curve_of_any_name_is_written(name, tmp_path):
     log = [{'epoch': 1, 'train_loss': 1.0, 'train_accuracy': 1.0, 'val_accuracy': 1.0, 'lr': 1.0}]
     record = {'erased_percent': 10, 'R': 0.5, 'R_low': 0.4, 'R_high': 0.6}
     for figure in (figures.training_curves(name, log), figures.precision_curves(name, {name: 4 * [[0, 50]]}),
-                   figures.ratio_curve(name, {name: [record]})):
+                   figures.ratio_curve(name, {name: [record]}), figures.abstention_curves(name, {name: 3 * [[0, 50]]})):
         figures.save(figure, tmp_path / 'curve.png')
 
 

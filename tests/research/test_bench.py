@@ -6,7 +6,7 @@ from itertools import count
 import numpy as np
 import pytest
 import torch
-from conftest import noise_dataset, refused
+from conftest import noise_dataset, refused, shared
 
 import eval_cue_location
 import eval_pixel_perturb
@@ -163,3 +163,9 @@ def test_cue_localization_asks_no_more_of_a_gpu_for_more_images_or_pairs(bench):
 def test_gpu_needs_one(script, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     refused(script('research.bench', '--gpu'), '--gpu', 'no CUDA GPU', '--device=cpu')
+
+
+def test_cue_localization_is_measured_on_cubs_annotations():
+    cub = benchmark.Bench('resnet18', 32, CPU, 1, cub=shared('cub'))
+    cues = bench_items.some_cues(cub, 5, 1)
+    assert 3 <= len(cues) <= 5 and len(cues.annotations.pairs) > 100 and cues.read(0)[4].any()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from wsol.backbones.torchvision_networks import not_loaded
-from wsol.contexts import shapes_of
+from wsol.contexts import initial_weights, shapes_of
 from wsol.errors import UserError
 from wsol.weights.fitting import load_backbone, load_classifier
 from wsol.weights.state_dicts import read_weights
@@ -110,7 +110,8 @@ def classifier(name, source):
     if not isinstance(last, str) and len(last) > 1:  # for distillation
         raise UserError(f'{name} does not end in average pooling and one linear layer, but in {" and ".join(last)}; '
                         'train a CAM or CALM head on it')
-    network = _create(name.removeprefix(PREFIX), source is True)
+    with initial_weights(drawn=source is True):
+        network = _create(name.removeprefix(PREFIX), source is True)
     if source is not True:
         slot = last if isinstance(last, str) else last[0]
         settings = network.pretrained_cfg

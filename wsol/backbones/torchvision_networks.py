@@ -10,6 +10,7 @@ from pickle import UnpicklingError
 import torch
 from torch import nn
 
+from wsol.contexts import initial_weights
 from wsol.errors import UserError, words_of
 from wsol.weights.fitting import AUXILIARY, load_backbone, load_classifier
 from wsol.weights.state_dicts import read_weights
@@ -79,7 +80,8 @@ def classifier(name, source):
     if name not in names():
         raise UserError(f'no classifier "{name}" in torchvision; timm/NAME names one of timm\'s')
     nodes, _ = last_map_nodes(name)
-    network = torchvision_network(name, True if source is True else None, 'DEFAULT')
+    with initial_weights(drawn=source is True):
+        network = torchvision_network(name, True if source is True else None, 'DEFAULT')
     if source is not True:
         layers = [layer for layer, module in network.named_modules() if isinstance(module, nn.Linear)]
         if not layers:  # SqueezeNet
