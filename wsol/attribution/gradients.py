@@ -9,9 +9,10 @@ from itertools import islice
 import numpy as np
 import torch
 
-from wsol.attribution.registry import image_by_image, register
+from wsol.attribution.registry import image_by_image, register, versions_at_a_time
 
-VERSIONS_AT_A_TIME = 8  # noisy copies of an image, or points on a path, per forward and backward
+VERSIONS_AT_A_TIME = 8  # noisy copies of an image, or points on a path, per forward and backward (CUDA takes more)
+NUMBERS_KEPT = 1000     # per pixel of such a version, in the graph of ResNet-50 with 28x28 maps
 
 gradient_method = partial(register, explains_score=True, cost=(1, 1))
 
@@ -51,8 +52,8 @@ def backprop(query):
 
 def _many_magnitudes(query, versions):
     """The vanilla gradient map (K,H,W) of each version (3,H,W) of one image, some of them together."""
-    versions = iter(versions)
-    while part := list(islice(versions, VERSIONS_AT_A_TIME)):
+    versions, at_a_time = iter(versions), versions_at_a_time(query, VERSIONS_AT_A_TIME, NUMBERS_KEPT)
+    while part := list(islice(versions, at_a_time)):
         yield from _magnitudes(query, torch.stack(part))
 
 
@@ -129,7 +130,8 @@ def integrated_gradients(query):
     """Integrated gradients from the zero image, summed over the colours; they sum to score(image) − score(zero image)
     (Sundararajan et al. 2017)."""
     points, weights = np.polynomial.legendre.leggauss(query.settings.integrated_grad_nr_iter)  # a quadrature
-    points, weights = (torch.from_numpy(values).to(query.images)[:, None, None, None].split(VERSIONS_AT_A_TIME)
+    at_a_time = versions_at_a_time(query, VERSIONS_AT_A_TIME, NUMBERS_KEPT)
+    points, weights = (torch.from_numpy(values).to(query.images)[:, None, None, None].split(at_a_time)
                        for values in ((1 + points) / 2, weights / 2))  # of (N,1,1,1)
     return sum((weight * _products(query, query.images * point)).sum(0)
                for point, weight in zip(points, weights, strict=True))

@@ -7,19 +7,21 @@ from itertools import islice
 import numpy as np
 import torch
 
-from wsol.attribution.registry import image_by_image, register
+from wsol.attribution.registry import image_by_image, register, versions_at_a_time
 from wsol.contexts import full_precision
 from wsol.maps import normalise, resize
 
 RISE_GRID = 7  # cells on a side of a mask
 OCCLUSION_SIDE, OCCLUSION_STRIDE = 1 / 7, 1 / 14  # of the image's side
-MASKS_AT_A_TIME = 32  # masked images per forward
+MASKS_AT_A_TIME = 32  # masked images per forward (CUDA takes more)
+NUMBERS_KEPT = 120    # per pixel of a masked image, in a forward of ResNet-50 with 28x28 maps, without gradients
 
 
 def _scores_of_masked(query, masks):
     """Class scores (M,K) of one image under each mask. query: about one image. masks: (M,1,H,W) in 0..1."""
+    at_a_time = versions_at_a_time(query, MASKS_AT_A_TIME, NUMBERS_KEPT)
     with torch.no_grad():
-        chunks = [query.model(query.images * part.to(query.images.dtype)) for part in masks.split(MASKS_AT_A_TIME)]
+        chunks = [query.model(query.images * part.to(query.images.dtype)) for part in masks.split(at_a_time)]
     return query.explained(torch.cat(chunks))
 
 
@@ -70,7 +72,8 @@ def rise(query):
     """RISE: Σ_i p(class | x ⊙ M_i) M_i / (N E[M]) over N random masks (Petsiuk et al. 2018)."""
     (seed,), size, total = query.seeds, query.images.shape[2:], 0
     masks = rise_masks(query.settings.rise_nr_masks, size, seed)
-    while part := list(islice(masks, MASKS_AT_A_TIME)):
+    at_a_time = versions_at_a_time(query, MASKS_AT_A_TIME, NUMBERS_KEPT)
+    while part := list(islice(masks, at_a_time)):
         part = torch.stack(part).to(query.images)
         with torch.no_grad():
             probs = query.model.probabilities(query.model(query.images * part))  # (N,C)

@@ -16,6 +16,7 @@ from wsol.heads import CAM, Activations
 
 METHODS = {}      # name -> Method; one method may have two names
 MANY = 10         # forwards for a map: a method that takes more is slow
+GPU_SHARE = 0.25  # largest share of free GPU memory for image copies in one forward
 
 
 @dataclass(frozen=True)
@@ -185,3 +186,20 @@ def image_by_image(function):
     def batch(query):
         return torch.stack([function(query.single(index)) for index in range(len(query.images))])
     return batch
+
+
+def versions_at_a_time(query, usual, numbers_kept):
+    """How many versions of an image (noisy copies, masked ones) share a forward. The maps do not depend on this number.
+
+    On a CPU it is `usual`, because larger batches hardly save time. On CUDA it is what fits into GPU_SHARE of the free
+    memory, from `usual` to 16 times as many, and a power of two, since cuDNN tries its algorithms anew for each size.
+    numbers_kept: how many numbers each pixel of a version takes, beside the maps of the asked classes.
+    """
+    images = query.images
+    if images.device.type != 'cuda':
+        return usual
+    unused = torch.cuda.memory_reserved(images.device) - torch.cuda.memory_allocated(images.device)  # torch's reserve
+    free = torch.cuda.mem_get_info(images.device)[0] + unused
+    pixels = images.shape[2] * images.shape[3]
+    fitting = int(GPU_SHARE * free / (pixels * (numbers_kept + query.asked.shape[1]) * images.element_size()))
+    return min(max(usual, 1 << fitting.bit_length() >> 1), 16 * usual)
