@@ -9,7 +9,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,59 +30,26 @@ from wsol.annotations.cub import CueAnnotations
 from wsol.errors import UserError
 
 SPLITS = ('train', 'val', 'test')
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What is known of a data set before its files are there: its numbers, and where its files lie below the roots."""
-    num_classes: int
-    image_folders: dict[str, str]    # split -> folder below data_root, to which its image ids are relative
-    recipes: dict[str, str]          # split -> the recipe of dataset/prepare.py that prepares it
-    cub_folder: str | None = None    # below data_root: parts, attributes and segmentations in CUB's layout
-    cue_pairs: tuple[int, ...] = ()  # how many pairs of classes differ in 1, 2, 3 parts
-    has_masks: bool = False          # localization.txt names masks, not boxes
-    groups: Callable | None = None   # (DataSet, class names) -> (C,C) bool, its superclasses
-
-
-def _same(value):
-    return dict.fromkeys(SPLITS, value)
-
-
-DATASETS = {
-    'CUB': Entry(200, _same('CUB/images') | {'val': 'CUBV2'}, _same('cub') | {'val': 'cubv2'}, 'CUB', (31, 64, 96),
-                 groups=lambda data, _: torch.ones(data.num_classes, data.num_classes, dtype=torch.bool)),
-    'ILSVRC': Entry(1000, _same('ILSVRC') | {'val': 'ImageNetV2'}, _same('imagenet') | {'val': 'imagenetv2'},
-                    groups=lambda data, _: superclasses.wordnet(data.list_folders['train'].parent / 'helper')),
-    'OpenImages': Entry(100, _same('OpenImages'), _same('openimages'), has_masks=True),
-    'ToyBirds': Entry(18, _same('ToyBirds/images'), _same('toybirds'), 'ToyBirds', (12, 10, 10),
-                      groups=lambda _, class_names: superclasses.by_prefix(class_names)),
-}
-ALIASES = {'ImageNet': 'ILSVRC'}
-
-
-def canonical_name(text):
-    """A data set's name in DATASETS, or a folder (written with a slash: ./birds) as it is. Raises UserError."""
-    if '/' in text or '\\' in text:
-        return text
-    try:
-        return choice(tuple(DATASETS), ALIASES)(text)
-    except UserError as error:
-        raise UserError(f'{error} (a folder of your own is written with a slash: ./{text})') from None
+PREPARE = 'python dataset/prepare.py'  # and a recipe's name
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set: where its files are, and what is known of it. Files are opened only when they are asked for."""
-    name: str
+    """A data set: where its files are, and what is known of it. Files are opened only when they are asked for.
+
+    In the table DATASETS, folders are relative to data_root, and find_dataset fills in the last three fields.
+    """
     num_classes: int
-    image_folders: dict[str, Path]  # split -> what its image ids are relative to
-    list_folders: dict[str, Path]   # split -> where image_ids.txt, class_labels.txt and localization.txt are
-    mask_folder: Path               # what the masks of localization.txt are relative to
-    prepare: dict[str, str]         # split -> what to do if it is missing
-    has_masks: bool = False         # localization.txt names masks, not boxes
-    cub_root: Path | None = None    # the folder in CUB's layout
-    groups: Callable | None = None  # as in Entry
+    image_folders: dict[str, str | Path]  # split -> what its image ids are relative to
+    prepare: dict[str, str]               # split -> what to do if it is missing
+    cub_root: str | Path | None = None    # the folder of parts, attributes and segmentations in CUB's layout
+    cue_pairs: tuple[int, ...] = ()       # how many pairs of classes differ in 1, 2, 3 parts
+    has_masks: bool = False               # localization.txt names masks, not boxes
+    groups: Callable | None = None        # (DataSet, class names) -> (C,C) bool, its superclasses
     class_names: tuple[str, ...] | None = None  # of the user's own folder; otherwise the images' folders tell them
+    name: str = ''
+    list_folders: dict[str, Path] | None = None  # split -> where image_ids.txt, class_labels.txt, localization.txt are
+    mask_folder: Path | None = None       # what the masks of localization.txt are relative to
 
     # as published, without EXIF: boxes and masks belong to these pixels
     open_photo, size_of_photo, turned = staticmethod(open_image), staticmethod(stored_size), ''
@@ -254,6 +221,34 @@ class OwnFolder(DataSet):
         return np.array([image_id.encode() for image_id in ids]), labels
 
 
+def _same(value):
+    return dict.fromkeys(SPLITS, value)
+
+
+DATASETS = {
+    'CUB': DataSet(200, _same('CUB/images') | {'val': 'CUBV2'}, _same(f'{PREPARE} cub') | {'val': f'{PREPARE} cubv2'},
+                   'CUB', (31, 64, 96),
+                   groups=lambda data, _: torch.ones(data.num_classes, data.num_classes, dtype=torch.bool)),
+    'ILSVRC': DataSet(1000, _same('ILSVRC') | {'val': 'ImageNetV2'},
+                      _same(f'{PREPARE} imagenet') | {'val': f'{PREPARE} imagenetv2'},
+                      groups=lambda data, _: superclasses.wordnet(data.list_folders['train'].parent / 'helper')),
+    'OpenImages': DataSet(100, _same('OpenImages'), _same(f'{PREPARE} openimages'), has_masks=True),
+    'ToyBirds': DataSet(18, _same('ToyBirds/images'), _same(f'{PREPARE} toybirds'), 'ToyBirds', (12, 10, 10),
+                        groups=lambda _, class_names: superclasses.by_prefix(class_names)),
+}
+ALIASES = {'ImageNet': 'ILSVRC'}
+
+
+def canonical_name(text):
+    """A data set's name in DATASETS, or a folder (written with a slash: ./birds) as it is. Raises UserError."""
+    if '/' in text or '\\' in text:
+        return text
+    try:
+        return choice(tuple(DATASETS), ALIASES)(text)
+    except UserError as error:
+        raise UserError(f'{error} (a folder of your own is written with a slash: ./{text})') from None
+
+
 def find_dataset(name, data_root='dataset/', metadata_root='metadata/', mask_root=None, class_names=None):
     """The DataSet of a name of DATASETS, or of the user's own folder. Raises UserError.
 
@@ -263,14 +258,11 @@ def find_dataset(name, data_root='dataset/', metadata_root='metadata/', mask_roo
     name = canonical_name(name)
     if name not in DATASETS:
         return _own_folder(Path(name), class_names)
-    entry, data, metadata = DATASETS[name], Path(data_root), Path(metadata_root) / name
-    return DataSet(
-        name, entry.num_classes,
-        image_folders={split: data / folder for split, folder in entry.image_folders.items()},
-        list_folders={split: metadata / split for split in SPLITS},
-        mask_folder=Path(mask_root or data_root) / name,
-        prepare={split: f'python dataset/prepare.py {recipe}' for split, recipe in entry.recipes.items()},
-        has_masks=entry.has_masks, cub_root=entry.cub_folder and data / entry.cub_folder, groups=entry.groups)
+    row, data, metadata = DATASETS[name], Path(data_root), Path(metadata_root) / name
+    return replace(
+        row, name=name, cub_root=row.cub_root and data / row.cub_root,
+        image_folders={split: data / folder for split, folder in row.image_folders.items()},
+        list_folders={split: metadata / split for split in SPLITS}, mask_folder=Path(mask_root or data_root) / name)
 
 
 def _own_folder(folder, class_names):
@@ -286,11 +278,10 @@ def _own_folder(folder, class_names):
     list_folders = {split: folder / 'metadata' / split for split in SPLITS}
     places = [lists_of_split / 'localization.txt' for lists_of_split in list_folders.values()]
     return OwnFolder(
-        str(folder), len(class_names),
-        image_folders={split: folder / split for split in SPLITS}, list_folders=list_folders, mask_folder=folder,
+        len(class_names), {split: folder / split for split in SPLITS},
         prepare={split: f'put images in {folder}/{split}/<class>/' for split in SPLITS},
         has_masks=any(any(lists.read_rows(path, lists.MASKS, [])) for path in places if path.is_file()),
-        class_names=tuple(class_names))
+        class_names=tuple(class_names), name=str(folder), list_folders=list_folders, mask_folder=folder)
 
 
 def are_resized(sizes, listed):
