@@ -124,7 +124,8 @@ class DataSet:
         if len(wrong):
             (width, height), listed = sizes[wrong[0]], boxes.sizes[wrong[0]]
             path = self.list_folders[split] / 'image_sizes.txt'
-            line = lists.line_of(path, image_ids[wrong[0]], 'path,width,height')
+            rows = lists.read_rows(path, 'path,width,height')
+            line = next(number for number, image_id, *_ in rows if image_id == image_ids[wrong[0]])
             problem = (f'{paths[wrong[0]]} is {width} x {height} pixels, and {listed[0]} x {listed[1]} by {path}, line '
                        f'{line} ({len(wrong)} such images)')
             if not (self.may_be_resized and are_resized(sizes, boxes.sizes)):
