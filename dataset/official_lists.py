@@ -1,9 +1,8 @@
 """CUB's lists from its annotations, ImageNet's from its folders; ImageNetV2's files renamed as its lists say."""
-import math
-
 from dataset.image_files import stored_size
 from dataset.image_folders import in_threads
 from dataset.lists import read_columns, read_rows, write_split
+from runtime.command_line import RATE
 from runtime.screen import progress
 from wsol.annotations import whole_number
 from wsol.annotations.cub import read_by_id
@@ -42,16 +41,13 @@ def _values(path, names, parse, expected):
     for key, text in values.items():
         try:
             values[key] = parse(text)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, UserError) as error:
             raise UserError(f'{path}: expected {expected} for the id {key}, found "{text}"') from error
     return values
 
 
 def _box(text):
-    x, y, width, height = map(float, text.split())
-    is_plain = text.isascii() and '_' not in text
-    if not is_plain or not all(0 <= value < math.inf for value in (x, y, width, height)):  # False for NaN
-        raise ValueError
+    x, y, width, height = map(RATE, text.split())
     return x, y, width, height
 
 
