@@ -14,8 +14,6 @@ from pathlib import Path
 from runtime import screen
 from wsol.errors import UserError
 
-NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-
 
 @contextmanager
 def folder_at_hand(path):
@@ -126,5 +124,5 @@ def read_json(path):
     """The content of a JSON file; None if there is no file or no JSON in it. Raises OSError if the disk fails."""
     try:
         return json.loads(Path(path).read_text())
-    except (*NO_FILE, ValueError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
