@@ -154,13 +154,12 @@ class DataSet:
             raise UserError(f"parts, attributes and segmentations in CUB's layout are needed; {self.name} has none")
         return CueAnnotations(self.cub_root)
 
-    def superclasses(self, class_names, path=None, num_classes=None):
+    def superclasses(self, class_names, path, num_classes):
         """(C,C) bool: row c holds the classes of c's superclass. Raises UserError.
 
-        class_names, num_classes: the classifier's (default: the data set's number). path: a YAML file of
-        `label: [labels]`; without it the data set's built-in superclasses.
+        class_names, num_classes: the classifier's. path: a YAML file of `label: [labels]`; None: the data set's
+        built-in superclasses.
         """
-        num_classes = num_classes or self.num_classes
         if path is not None:
             return read_superclass_file(path, num_classes)
         members = self.groups(self, class_names) if self.groups else ()
