@@ -37,26 +37,23 @@ class SeededBatches(Sampler):
 
     def __init__(self, length, batch_size, seed, least=1):
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.least = 1 if least == 1 else least * processes.size()  # images of a batch
         self.epoch, self.start = 0, 0  # where the next iteration begins
-        if min(length, batch_size) < self.least:
+        together = 1 if least == 1 else least * processes.size()  # the fewest images of a batch
+        if min(length, batch_size) < together:
             raise UserError('BatchNorm after pooling to one cell trains on the statistics of a batch, so this network '
-                            f'needs {self.least} images at a step ({least} in each process); --batch_size={batch_size} '
+                            f'needs {together} images at a step ({least} in each process); --batch_size={batch_size} '
                             f'and {length} training images give fewer')
+        self.bounds = [*range(0, length, batch_size), length]  # of the batches, in the order of an epoch
+        if length - self.bounds[-2] < together:
+            del self.bounds[-2]
 
     def __len__(self):
         """The steps of a whole epoch."""
-        return self.length // self.batch_size + (self.length % self.batch_size >= self.least)
-
-    def rows(self, step):
-        """The places of a step's batch in the order of the epoch."""
-        stop = self.length if step + 1 >= len(self) else (step + 1) * self.batch_size
-        return slice(step * self.batch_size, stop)
+        return len(self.bounds) - 1
 
     def counts(self, step):
         """The number of images in a step's batch: in this process's share, and in all."""
-        rows = self.rows(step)
-        total = rows.stop - rows.start
+        total = self.bounds[step + 1] - self.bounds[step]
         return len(range(processes.rank(), total, processes.size())), total
 
     def __iter__(self):
@@ -64,7 +61,7 @@ class SeededBatches(Sampler):
         order = torch.randperm(self.length, generator=generator).tolist()
         seeds = torch.randint(2**62, (self.length,), generator=generator).tolist()
         for step in range(self.start, len(self)):
-            rows = self.rows(step)
+            rows = slice(self.bounds[step], self.bounds[step + 1])
             batch = list(zip(order[rows], seeds[rows], strict=True))
             yield batch[processes.rank()::processes.size()] or batch[:1]
 

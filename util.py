@@ -45,14 +45,15 @@ def pick_device(name='auto'):
     if number and (int(number) >= torch.cuda.device_count() or processes.size() > 1):
         raise UserError(f'--device={name}: torch sees {torch.cuda.device_count()} GPUs here, numbered from cuda:0; '
                         'with --device=cuda each of several processes takes its own')
-    if processes.size() == 1:
-        return torch.device(name)
-    if name == 'mps':
+    if name == 'mps' and processes.size() > 1:
         raise UserError('MPS computes in one process: start the script without torchrun, or say --device=cpu')
-    if name == 'cuda' and processes.local_rank() >= torch.cuda.device_count():
+    if name != 'cuda' or processes.size() == 1:
+        return torch.device(name)
+    rank = torch.distributed.get_node_local_rank(0)
+    if rank >= torch.cuda.device_count():
         raise UserError(f'this machine has {torch.cuda.device_count()} GPUs, and more processes than that were started '
                         'on it: lower --nproc_per_node')
-    return torch.device(name, processes.local_rank()) if name == 'cuda' else torch.device(name)
+    return torch.device(name, rank)
 
 
 def try_algorithms(device):

@@ -9,7 +9,7 @@ import os
 import sqlite3
 import stat
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
 
@@ -40,13 +40,11 @@ def combined(*parts):
 def _state(path):
     """A file's size, inode and times in one text, ctime last: it changes whenever the file does. None if the path is
     not a regular file."""
-    try:
+    with suppress(OSError):
         status = path.stat()
-    except OSError:
-        return None
-    if not stat.S_ISREG(status.st_mode):  # to read a pipe would wait for ever
-        return None
-    return f'{status.st_size} {status.st_ino} {status.st_mtime_ns} {status.st_ctime_ns}'
+        if stat.S_ISREG(status.st_mode):  # to read a pipe would wait for ever
+            return f'{status.st_size} {status.st_ino} {status.st_mtime_ns} {status.st_ctime_ns}'
+    return None
 
 
 def _read(path):

@@ -18,7 +18,7 @@ from dataset.image_files import open_image
 from dataset.image_folders import in_threads
 from runtime import processes
 from runtime.screen import say, warn
-from runtime.whole_files import make_folder, remove_superseded, write_atomically
+from runtime.whole_files import remove_superseded, write_atomically
 from wsol.errors import UserError
 
 READER = 1  # raise it whenever files become pixels in another way, so that no cache of earlier pixels is read
@@ -89,24 +89,24 @@ class ImageDataset(Images):
         size, fit = self.transform.resize_size, (self.transform.way or {}).get('fit', '')
         path = Path(folder) / f'{self.name}_{size}{fit}.{self.pixels_fingerprint()[:16]}.pixels'
         total = len(self) * 3 * size**2
-        if processes.is_first() and (not path.is_file() or path.stat().st_size != total):
-            make_folder(path.parent)
-            remove_superseded(path)
+
+        def write(unfinished):
             free = shutil.disk_usage(path.parent).free
             say(f'{path}: {len(self)} images of {size}x{size} pixels will take {total / 1e9:.2f} GB')
             if total > free:
                 raise UserError(f'{path.parent} has {free / 1e9:.2f} GB free; leave --cache out, or name another '
                                 '--save_root')
-            write_atomically(path, self._write_resized)
+            with open(unfinished, 'wb') as file:
+                for pixels in in_threads(self.resized, range(len(self)), 'resizing images'):
+                    file.write(pixels.numpy().tobytes())
+
+        if processes.is_first() and (not path.is_file() or path.stat().st_size != total):
+            remove_superseded(path)
+            write_atomically(path, write)
         processes.gather(None)  # the others wait until it is there
         self.cache = path
         self._open_cache()
         return self
-
-    def _write_resized(self, path):
-        with open(path, 'wb') as file:
-            for pixels in in_threads(self.resized, range(len(self)), 'resizing images'):
-                file.write(pixels.numpy().tobytes())
 
     @cached_property
     def sha256(self):

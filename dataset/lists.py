@@ -23,16 +23,11 @@ BOXES, MASKS = 'path,x0,y0,x1,y1', 'path,mask.png,ignore.png'  # the two forms o
 LARGEST = 1 << 31  # pixels along a side
 # an id has at most 1,000 bytes: numpy keeps all ids as wide as the longest
 PATHS = {'path': rb'([^\0]{1,1000}?)', 'mask.png': rb'([^,\0]+\.(?i:png))',
-         'ignore.png': rb'((?:[^,\0]+\.(?i:png))?)'}
+         'ignore.png': rb'((?:[^,\0]+\.(?i:png))?)', 'old name': rb'([^,\0]+?)', 'new name': rb'([^,\0]+)'}
 CORNERS = dict.fromkeys(('x0', 'y0', 'x1', 'y1'), rb'(-?[0-9]{1,18})(?:\.[0-9]*)?')
 INTEGER, COMMA = rb'(-?[0-9]{1,18})(?:\.0*)?', rb'\s*,\s*'
 FRACTION = re.compile(rb',[^,]*\.0*[1-9]')  # a fraction in a corner
 NUMBER_AT_END = re.compile(rb',\s*-?[0-9.]+$')
-
-
-def leads_out(name):
-    """Whether a relative path, in bytes, leads out of the folder it starts from."""
-    return name.startswith(b'/') or b'..' in name.split(b'/')
 
 
 # --- lines ------------------------------------------------------------------------------------------
@@ -41,11 +36,11 @@ def leads_out(name):
 def read_rows(path, form, problems=None):
     """Yield (line number, value, ...) for each line of a list: paths as bytes, integers as int.
 
-    form: the names of the fields, as in 'path,label'; path, mask.png and ignore.png are paths, all others are integers.
+    form: the names of the fields, as in 'path,label': those in PATHS are paths, all others are integers.
     A line may end before ignore.png.
     problems: a list to which a sentence is added for each malformed line; without it such a line raises UserError.
     """
-    names = form.split(',')
+    names = re.split(', ?', form)
     paths = sum(name in PATHS for name in names)  # they come first
     pattern = COMMA.join((PATHS | CORNERS).get(name, INTEGER) for name in names if name != 'ignore.png')
     if 'ignore.png' in names:
@@ -60,7 +55,7 @@ def read_rows(path, form, problems=None):
                 too_long = match and paths < len(names) and NUMBER_AT_END.search(values[0])
                 if not match or too_long or line.decode(errors='ignore').encode() != line:
                     problem = f'expected "{form}", found'
-                elif any(map(leads_out, values[:paths])):
+                elif any(name.startswith(b'/') or b'..' in name.split(b'/') for name in values[:paths]):
                     problem = 'a path leads out of its folder in'
                 else:
                     cut += form == BOXES and FRACTION.search(line[match.end(1):]) is not None
@@ -99,11 +94,6 @@ def read_columns(path, form='path'):
     if not ids:
         raise UserError(f'{path} is empty')
     return np.array(ids), np.array(integers).reshape(len(ids), -1)
-
-
-def line_of(path, wanted, form='path'):
-    """The number of the line of an image, the last where a list has several. wanted: the image's id, bytes."""
-    return max(number for number, image_id, *_ in read_rows(path, form) if image_id == wanted)
 
 
 def find(names, wanted):
@@ -178,9 +168,8 @@ def read_boxes(folder, ids):
         raise UserError(f'{path}, line {wrong[0] + 1}: {corners[wrong[0]].tolist()} is no box x0,y0,x1,y1')
     known, values = read_columns(sizes_path, 'path,width,height')
     check_agree(sizes_path, known, values, 'size')
-    rows, size_rows = find(ids, names), find(ids, known)
-    sizes = np.zeros((len(ids), 2), np.int64)
-    sizes[size_rows[size_rows >= 0]] = values[size_rows >= 0]
+    rows, size_rows = find(ids, names), find(known, ids)
+    sizes = np.where((size_rows < 0)[:, None], 0, values[size_rows])
     counts = np.bincount(rows[rows >= 0], minlength=len(ids))
     for missing, file in ((counts == 0, path), ((sizes <= 0).any(1) | (sizes > LARGEST).any(1), sizes_path)):
         if missing.any():
@@ -192,17 +181,17 @@ def read_boxes(folder, ids):
 def read_mask_paths(folder, ids):
     """[(mask paths, ignore path or '')] of the images `ids` (N,) from a split's folder. Raises UserError."""
     path = folder / 'localization.txt'
-    by_image = {image_id: ([], []) for image_id in ids.tolist()}  # -> (masks, ignore masks)
-    for _, image_id, mask, ignore in read_rows(path, MASKS):
-        if image_id in by_image:
-            by_image[image_id][0].append(mask.decode())
-            by_image[image_id][1].extend([ignore.decode()] if ignore else [])
-    for image_id, (masks, ignores) in by_image.items():
-        if not masks or len(set(ignores)) > 1:
-            raise UserError(f'{path} names no mask of {image_id.decode()}' if not masks else
-                            f'{path}, line {line_of(path, image_id, MASKS)}: {image_id.decode()} has several ignore '
-                            f'masks, {", ".join(ignores)}')
-    return [(masks, (ignores or [''])[0]) for masks, ignores in by_image.values()]
+    masks, ignore_masks = {image_id: [] for image_id in ids.tolist()}, {}
+    for number, image_id, mask, ignore in read_rows(path, MASKS):
+        if image_id in masks:
+            masks[image_id].append(mask.decode())
+            if ignore and ignore_masks.setdefault(image_id, ignore) != ignore:
+                raise UserError(f'{path}, line {number}: {image_id.decode()} has several ignore masks, '
+                                f'{ignore_masks[image_id].decode()}, {ignore.decode()}')
+    for image_id, names in masks.items():
+        if not names:
+            raise UserError(f'{path} names no mask of {image_id.decode()}')
+    return [(names, ignore_masks.get(image_id, b'').decode()) for image_id, names in masks.items()]
 
 
 def write_split(folder, rows):

@@ -1,9 +1,8 @@
 """CUB's lists from its annotations, ImageNet's from its folders; ImageNetV2's files renamed as its lists say."""
-import math
-
 from dataset.image_files import stored_size
 from dataset.image_folders import in_threads
-from dataset.lists import leads_out, read_columns, write_split
+from dataset.lists import read_columns, read_rows, write_split
+from runtime.command_line import RATE
 from runtime.screen import progress
 from wsol.annotations import whole_number
 from wsol.annotations.cub import read_by_id
@@ -23,14 +22,12 @@ def write_cub_lists(data):
 
     data: the DataSet. Raises UserError where the annotations do not fit, naming the file, and the line or the id.
     """
-    def values(file, parse, expected):
-        return _values(data.cub_root / file, names, parse, expected)
-
-    names, classes = read_by_id(data.cub_root / 'images.txt'), range(data.num_classes)
-    labels = values('image_class_labels.txt', lambda text: classes.index(whole_number(text) - 1),
-                    f'1 to {data.num_classes}')
-    splits = values('train_test_split.txt', {'1': 'train', '0': 'test'}.__getitem__, '1 or 0')
-    boxes = values('bounding_boxes.txt', _box, 'the numbers x y width height')
+    root, classes = data.cub_root, range(data.num_classes)
+    names = read_by_id(root / 'images.txt')
+    labels = _values(root / 'image_class_labels.txt', names, lambda text: classes.index(whole_number(text) - 1),
+                     f'1 to {data.num_classes}')
+    splits = _values(root / 'train_test_split.txt', names, {'1': 'train', '0': 'test'}.__getitem__, '1 or 0')
+    boxes = _values(root / 'bounding_boxes.txt', names, _box, 'the numbers x y width height')
     for split in ('train', 'test'):
         keys = [key for key in names if splits[key] == split]
         sizes = in_threads(stored_size, [data.image_folders[split] / names[key] for key in keys], 'image sizes')
@@ -44,16 +41,13 @@ def _values(path, names, parse, expected):
     for key, text in values.items():
         try:
             values[key] = parse(text)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, UserError) as error:
             raise UserError(f'{path}: expected {expected} for the id {key}, found "{text}"') from error
     return values
 
 
 def _box(text):
-    x, y, width, height = map(float, text.split())
-    is_plain = text.isascii() and '_' not in text
-    if not is_plain or not all(0 <= value < math.inf for value in (x, y, width, height)):  # False for NaN
-        raise ValueError
+    x, y, width, height = map(RATE, text.split())
     return x, y, width, height
 
 
@@ -82,11 +76,8 @@ def rename(data, folder):
     """
     lists = data.list_folders['val']
     mapping = lists / 'mapping.txt'
-    for number, line in enumerate(mapping.read_text(errors='replace').splitlines(), 1):
-        names = [name.strip() for name in line.split(',')]
-        if len(names) != 2 or any(leads_out(name.encode()) for name in names):
-            raise UserError(f'{mapping}, line {number}: expected "old name, new name", found "{line}"')
-        old, new = (folder / name for name in names)
+    for _, *names in read_rows(mapping, 'old name, new name'):
+        old, new = (folder / name.decode() for name in names)
         if new.is_file():
             new.rename(old)
     image_ids = [image_id.decode().removeprefix('val2/') for image_id in read_columns(lists / 'image_ids.txt')[0]]

@@ -9,7 +9,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,59 +30,26 @@ from wsol.annotations.cub import CueAnnotations
 from wsol.errors import UserError
 
 SPLITS = ('train', 'val', 'test')
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What is known of a data set before its files are there: its numbers, and where its files lie below the roots."""
-    num_classes: int
-    image_folders: dict[str, str]    # split -> folder below data_root, to which its image ids are relative
-    recipes: dict[str, str]          # split -> the recipe of dataset/prepare.py that prepares it
-    cub_folder: str | None = None    # below data_root: parts, attributes and segmentations in CUB's layout
-    cue_pairs: tuple[int, ...] = ()  # how many pairs of classes differ in 1, 2, 3 parts
-    has_masks: bool = False          # localization.txt names masks, not boxes
-    groups: Callable | None = None   # (DataSet, class names) -> (C,C) bool, its superclasses
-
-
-def _same(value):
-    return dict.fromkeys(SPLITS, value)
-
-
-DATASETS = {
-    'CUB': Entry(200, _same('CUB/images') | {'val': 'CUBV2'}, _same('cub') | {'val': 'cubv2'}, 'CUB', (31, 64, 96),
-                 groups=lambda data, _: torch.ones(data.num_classes, data.num_classes, dtype=torch.bool)),
-    'ILSVRC': Entry(1000, _same('ILSVRC') | {'val': 'ImageNetV2'}, _same('imagenet') | {'val': 'imagenetv2'},
-                    groups=lambda data, _: superclasses.wordnet(data.list_folders['train'].parent / 'helper')),
-    'OpenImages': Entry(100, _same('OpenImages'), _same('openimages'), has_masks=True),
-    'ToyBirds': Entry(18, _same('ToyBirds/images'), _same('toybirds'), 'ToyBirds', (12, 10, 10),
-                      groups=lambda _, class_names: superclasses.by_prefix(class_names)),
-}
-ALIASES = {'ImageNet': 'ILSVRC'}
-
-
-def canonical_name(text):
-    """A data set's name in DATASETS, or a folder (written with a slash: ./birds) as it is. Raises UserError."""
-    if '/' in text or '\\' in text:
-        return text
-    try:
-        return choice(tuple(DATASETS), ALIASES)(text)
-    except UserError as error:
-        raise UserError(f'{error} (a folder of your own is written with a slash: ./{text})') from None
+PREPARE = 'python dataset/prepare.py'  # and a recipe's name
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set: where its files are, and what is known of it. Files are opened only when they are asked for."""
-    name: str
+    """A data set: where its files are, and what is known of it. Files are opened only when they are asked for.
+
+    In the table DATASETS, folders are relative to data_root, and find_dataset fills in the last three fields.
+    """
     num_classes: int
-    image_folders: dict[str, Path]  # split -> what its image ids are relative to
-    list_folders: dict[str, Path]   # split -> where image_ids.txt, class_labels.txt and localization.txt are
-    mask_folder: Path               # what the masks of localization.txt are relative to
-    prepare: dict[str, str]         # split -> what to do if it is missing
-    has_masks: bool = False         # localization.txt names masks, not boxes
-    cub_root: Path | None = None    # the folder in CUB's layout
-    groups: Callable | None = None  # as in Entry
+    image_folders: dict[str, str | Path]  # split -> what its image ids are relative to
+    prepare: dict[str, str]               # split -> what to do if it is missing
+    cub_root: str | Path | None = None    # the folder of parts, attributes and segmentations in CUB's layout
+    cue_pairs: tuple[int, ...] = ()       # how many pairs of classes differ in 1, 2, 3 parts
+    has_masks: bool = False               # localization.txt names masks, not boxes
+    groups: Callable | None = None        # (DataSet, class names) -> (C,C) bool, its superclasses
     class_names: tuple[str, ...] | None = None  # of the user's own folder; otherwise the images' folders tell them
+    name: str = ''
+    list_folders: dict[str, Path] | None = None  # split -> where image_ids.txt, class_labels.txt, localization.txt are
+    mask_folder: Path | None = None       # what the masks of localization.txt are relative to
 
     # as published, without EXIF: boxes and masks belong to these pixels
     open_photo, size_of_photo, turned = staticmethod(open_image), staticmethod(stored_size), ''
@@ -157,7 +124,8 @@ class DataSet:
         if len(wrong):
             (width, height), listed = sizes[wrong[0]], boxes.sizes[wrong[0]]
             path = self.list_folders[split] / 'image_sizes.txt'
-            line = lists.line_of(path, image_ids[wrong[0]], 'path,width,height')
+            rows = lists.read_rows(path, 'path,width,height')
+            line = next(number for number, image_id, *_ in rows if image_id == image_ids[wrong[0]])
             problem = (f'{paths[wrong[0]]} is {width} x {height} pixels, and {listed[0]} x {listed[1]} by {path}, line '
                        f'{line} ({len(wrong)} such images)')
             if not (self.may_be_resized and are_resized(sizes, boxes.sizes)):
@@ -186,13 +154,12 @@ class DataSet:
             raise UserError(f"parts, attributes and segmentations in CUB's layout are needed; {self.name} has none")
         return CueAnnotations(self.cub_root)
 
-    def superclasses(self, class_names, path=None, num_classes=None):
+    def superclasses(self, class_names, path, num_classes):
         """(C,C) bool: row c holds the classes of c's superclass. Raises UserError.
 
-        class_names, num_classes: the classifier's (default: the data set's number). path: a YAML file of
-        `label: [labels]`; without it the data set's built-in superclasses.
+        class_names, num_classes: the classifier's. path: a YAML file of `label: [labels]`; None: the data set's
+        built-in superclasses.
         """
-        num_classes = num_classes or self.num_classes
         if path is not None:
             return read_superclass_file(path, num_classes)
         members = self.groups(self, class_names) if self.groups else ()
@@ -254,6 +221,34 @@ class OwnFolder(DataSet):
         return np.array([image_id.encode() for image_id in ids]), labels
 
 
+def _same(value):
+    return dict.fromkeys(SPLITS, value)
+
+
+DATASETS = {
+    'CUB': DataSet(200, _same('CUB/images') | {'val': 'CUBV2'}, _same(f'{PREPARE} cub') | {'val': f'{PREPARE} cubv2'},
+                   'CUB', (31, 64, 96),
+                   groups=lambda data, _: torch.ones(data.num_classes, data.num_classes, dtype=torch.bool)),
+    'ILSVRC': DataSet(1000, _same('ILSVRC') | {'val': 'ImageNetV2'},
+                      _same(f'{PREPARE} imagenet') | {'val': f'{PREPARE} imagenetv2'},
+                      groups=lambda data, _: superclasses.wordnet(data.list_folders['train'].parent / 'helper')),
+    'OpenImages': DataSet(100, _same('OpenImages'), _same(f'{PREPARE} openimages'), has_masks=True),
+    'ToyBirds': DataSet(18, _same('ToyBirds/images'), _same(f'{PREPARE} toybirds'), 'ToyBirds', (12, 10, 10),
+                        groups=lambda _, class_names: superclasses.by_prefix(class_names)),
+}
+ALIASES = {'ImageNet': 'ILSVRC'}
+
+
+def canonical_name(text):
+    """A data set's name in DATASETS, or a folder (written with a slash: ./birds) as it is. Raises UserError."""
+    if '/' in text or '\\' in text:
+        return text
+    try:
+        return choice(tuple(DATASETS), ALIASES)(text)
+    except UserError as error:
+        raise UserError(f'{error} (a folder of your own is written with a slash: ./{text})') from None
+
+
 def find_dataset(name, data_root='dataset/', metadata_root='metadata/', mask_root=None, class_names=None):
     """The DataSet of a name of DATASETS, or of the user's own folder. Raises UserError.
 
@@ -263,14 +258,11 @@ def find_dataset(name, data_root='dataset/', metadata_root='metadata/', mask_roo
     name = canonical_name(name)
     if name not in DATASETS:
         return _own_folder(Path(name), class_names)
-    entry, data, metadata = DATASETS[name], Path(data_root), Path(metadata_root) / name
-    return DataSet(
-        name, entry.num_classes,
-        image_folders={split: data / folder for split, folder in entry.image_folders.items()},
-        list_folders={split: metadata / split for split in SPLITS},
-        mask_folder=Path(mask_root or data_root) / name,
-        prepare={split: f'python dataset/prepare.py {recipe}' for split, recipe in entry.recipes.items()},
-        has_masks=entry.has_masks, cub_root=entry.cub_folder and data / entry.cub_folder, groups=entry.groups)
+    row, data, metadata = DATASETS[name], Path(data_root), Path(metadata_root) / name
+    return replace(
+        row, name=name, cub_root=row.cub_root and data / row.cub_root,
+        image_folders={split: data / folder for split, folder in row.image_folders.items()},
+        list_folders={split: metadata / split for split in SPLITS}, mask_folder=Path(mask_root or data_root) / name)
 
 
 def _own_folder(folder, class_names):
@@ -286,11 +278,10 @@ def _own_folder(folder, class_names):
     list_folders = {split: folder / 'metadata' / split for split in SPLITS}
     places = [lists_of_split / 'localization.txt' for lists_of_split in list_folders.values()]
     return OwnFolder(
-        str(folder), len(class_names),
-        image_folders={split: folder / split for split in SPLITS}, list_folders=list_folders, mask_folder=folder,
+        len(class_names), {split: folder / split for split in SPLITS},
         prepare={split: f'put images in {folder}/{split}/<class>/' for split in SPLITS},
         has_masks=any(any(lists.read_rows(path, lists.MASKS, [])) for path in places if path.is_file()),
-        class_names=tuple(class_names))
+        class_names=tuple(class_names), name=str(folder), list_folders=list_folders, mask_folder=folder)
 
 
 def are_resized(sizes, listed):

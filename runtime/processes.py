@@ -32,11 +32,6 @@ def rank():
     return int(os.environ['RANK']) if size() > 1 else 0
 
 
-def local_rank():
-    """This process's number among those on this machine."""
-    return int(os.environ.get('LOCAL_RANK', 0)) if size() > 1 else 0
-
-
 def is_first():
     """Whether this process is the one that prints and writes."""
     return rank() == 0

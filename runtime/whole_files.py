@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,23 +14,17 @@ from pathlib import Path
 from runtime import screen
 from wsol.errors import UserError
 
-NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-
-
-def make_folder(path):
-    """Make a folder and those above it. Raises UserError."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'cannot make the folder {path}: {error.strerror}') from error
-
 
 @contextmanager
 def folder_at_hand(path):
-    """A context in which a folder exists. Folders that it made, and that are empty at its end, are removed."""
+    """A context in which a folder exists. Folders that it made, and that are empty at its end, are removed. Raises
+    UserError."""
     path = Path(path)
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    make_folder(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'cannot make the folder {path}: {error.strerror}') from error
     try:
         yield path
     finally:
@@ -41,17 +36,13 @@ def folder_at_hand(path):
 def check_writable(folder, size=1 << 20):
     """Raise UserError unless a file of `size` bytes can be written in the folder."""
     with folder_at_hand(folder) as path:
-        probe = temporary(path / 'space')
         try:
-            with open(probe, 'wb') as file:
+            with tempfile.TemporaryFile(dir=path) as file:
                 if hasattr(os, 'posix_fallocate'):  # it reserves space on the disk, if the file system can
                     os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise UserError(f'cannot write {size / 1e6:,.0f} MB in {folder}: {error.strerror}') from error
-        finally:
-            with suppress(OSError):
-                probe.unlink()
 
 
 def temporary(path, token=None):
@@ -133,5 +124,5 @@ def read_json(path):
     """The content of a JSON file; None if there is no file or no JSON in it. Raises OSError if the disk fails."""
     try:
         return json.loads(Path(path).read_text())
-    except (*NO_FILE, ValueError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None

@@ -247,7 +247,7 @@ def test_a_networks_source_gives_the_librarys_maps_and_the_probabilities_of_the_
     batch, indices = torch.stack([images[index][0] for index in (4, 9)]), torch.tensor([4, 9])
     classes = torch.tensor([[1, 2, 3], [5, 2, 0]])
     for process in ('jointll', 'gtcond', 'saliency', 'random', 'jointll-superclass'):
-        members = data.superclasses(images.class_names)
+        members = data.superclasses(images.class_names, None, data.num_classes)
         source = NetworkMaps(images, model, process, seed=2, superclasses=members)
         forwards.clear()
         answer = source(batch, indices, classes)

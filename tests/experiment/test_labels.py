@@ -1,11 +1,12 @@
 """Labels mean the classes that the network was trained on: what says otherwise is refused, on named data sets too."""
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import OWN_FLAGS, SMALL, accepted, change_checkpoint, content_of, paint_folder, refused, roots_of
 
 from dataset.images import ImageDataset
-from dataset.registry import DataSet, find_dataset, names_of_folders
+from dataset.registry import find_dataset, names_of_folders
 from experiment import weights
 from wsol.errors import UserError
 
@@ -17,8 +18,7 @@ def images_of(*pairs):
 
 
 def named(num_classes=3):
-    data = find_dataset('CUB')
-    return DataSet(data.name, num_classes, data.image_folders, data.list_folders, data.mask_folder, data.prepare)
+    return replace(find_dataset('CUB'), num_classes=num_classes)
 
 
 @pytest.mark.parametrize('pairs, names', [
