@@ -63,7 +63,7 @@ def unpack(archive, folder, wanted, limit=None):
                     taken += size_of_file
                     if taken > limit:
                         raise UserError(f'{archive}, of {size:,} bytes, unpacks to more than {limit:,}; if that is '
-                                        'right, unpack it by hand')
+                                        'right, say --unpack_limit')
                     path = folder / match[1]
                     path.parent.mkdir(parents=True, exist_ok=True)
                     with open_file() as content, open(path, 'wb') as target:

@@ -18,11 +18,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a run as a script from the repository's root
 
 from dataset import check, official_lists, open_dataset
-from dataset.archives import staged, unpack
+from dataset.archives import GROWTH, staged, unpack
 from dataset.download import Lock, drive_urls, fetch
 from dataset.lists import LISTS
 from dataset.registry import SPLITS, find_dataset
-from runtime.command_line import plain_parser
+from runtime.command_line import number, plain_parser
 from runtime.screen import run, say, warn
 from runtime.whole_files import write_json
 from wsol.errors import UserError
@@ -123,10 +123,10 @@ RECIPES = {
 
 
 class Workspace:
-    """The folders to fill, and the archives that the user has named."""
+    """The folders to fill, the archives that the user has named, and the bytes that an archive may unpack to."""
 
-    def __init__(self, data_root, metadata_root, named=()):
-        self.data_root, self.metadata_root = Path(data_root), Path(metadata_root)
+    def __init__(self, data_root, metadata_root, named=(), unpack_limit=None):
+        self.data_root, self.metadata_root, self.unpack_limit = Path(data_root), Path(metadata_root), unpack_limit
         self.named = {Path(path).name: Path(path) for path in named}
         self.lock = Lock(self.data_root / 'archives.lock.json')
         known = [archive.file for recipe in RECIPES.values() for archive in recipe.archives]
@@ -176,7 +176,7 @@ def fill(folder, recipe, data, workspace):
         if target.exists():  # another process has made it meanwhile
             return
         for archive, path in paths.items():
-            unpack(path, unfinished, archive.wanted)
+            unpack(path, unfinished, archive.wanted, workspace.unpack_limit)
         if recipe.finish is not None:
             recipe.finish(data, unfinished)
     for archive, path in paths.items():
@@ -233,8 +233,11 @@ def main():
     parser.add_argument('--archive', action='append', default=[], help='an archive that you have; repeatable')
     parser.add_argument('--data_root', default='dataset/', help='where the images go (default: dataset/)')
     parser.add_argument('--metadata_root', default='metadata/', help='where the lists go (default: metadata/)')
+    parser.add_argument('--unpack_limit', type=number(float, 0, False, 1e9), metavar='GB', help='what one archive may '
+                        f'unpack to (default: {GROWTH} times its size, and 1)')
     args = parser.parse_args()
-    workspace = Workspace(args.data_root, args.metadata_root, args.archive)
+    limit = None if args.unpack_limit is None else int(args.unpack_limit * 1e9)
+    workspace = Workspace(args.data_root, args.metadata_root, args.archive, limit)
     if args.name == 'check':
         if args.dataset is None:
             raise UserError('check which data set? For example: python dataset/prepare.py check CUB')

@@ -110,7 +110,7 @@ def zip_of(path, members):
 
 
 @pytest.mark.parametrize('members, words', [
-    ({'top/a': 10, 'top/b': 3 << 20}, 'unpacks to more than 2,097,152; if that is right, unpack it by hand'), ({'': 3}, 'no whole archive'),
+    ({'top/a': 10, 'top/b': 3 << 20}, 'unpacks to more than 2,097,152; if that is right, say --unpack_limit'), ({'': 3}, 'no whole archive'),
     ({'../a': 3}, 'leads outside'), ({'C:\\a': 3}, 'leads outside'), ({'other/a': 3}, 'holds no file of this data set')])
 def test_archives_that_grow_or_lead_out(tmp_path, members, words):
     path = zip_of(tmp_path / 'x.zip', members)
