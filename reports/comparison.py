@@ -35,29 +35,17 @@ def figure_cell(rows, column):
     return columns.cell(column, estimates[0].value, *estimates[0].interval())
 
 
-def _comparable(rows, reference, column):
-    """The Estimates of both sides in a column, if all have a value and the same images and truth; else None."""
+def difference_cell(rows, reference, column, interval=intervals.mean_interval):
+    """How much higher the mean of rows is, with an interval; None unless both sides have the figure, of the same images
+    and truth. interval: a function of intervals."""
     estimates = estimates_of([*rows, *reference], column)
-    same_images = result_files.are_alike([rows[0].about, reference[0].about], 'images')
-    return (estimates[:len(rows)], estimates[len(rows):]) if estimates and same_images else None
-
-
-def difference_cell(rows, reference, column):
-    """How much higher the mean of rows is, with its interval over images or class pairs where it is paired."""
-    sides = _comparable(rows, reference, column)
-    return sides and columns.interval_cell(column, *sides)
-
-
-def trainings_cell(rows, reference, column):
-    """The same with an interval that covers other trainings too; None unless both sides have several networks."""
-    sides = _comparable(rows, reference, column)
-    if sides is None or min(map(len, sides)) < 2:
+    if estimates is None or not result_files.are_alike([rows[0].about, reference[0].about], 'images'):
         return None
-    value, low, high = intervals.interval_over_trainings(*sides)
-    return None if low is None else columns.cell(column, value, low, high, '+')
+    return columns.cell(column, *interval(estimates[:len(rows)], estimates[len(rows):]), '+')
 
 
-DIFFERENCES = {'': difference_cell, ', other trainings too': trainings_cell}  # end of a line's name -> its cells
+# end of a line's name -> the interval of its differences
+DIFFERENCES = {'': intervals.mean_interval, ', other trainings too': intervals.interval_over_trainings}
 
 
 # --- tables: groups are [(name, rows)] -------------------------------------------------------------------
@@ -87,8 +75,8 @@ def topic_tables(groups, reference, more=''):
                  for name, rows in groups]
         for name, rows in groups:
             if reference and rows is not reference[1]:
-                for end, cell in DIFFERENCES.items():
-                    cells = [cell(rows, reference[1], column) for column in names]
+                for end, interval in DIFFERENCES.items():
+                    cells = [difference_cell(rows, reference[1], column, interval) for column in names]
                     lines.append([f'{name} − {reference[0]}{end}', None, *cells])
         table = Table(title + more, ['', 'networks', *names.values()],
                       [line for line in lines if any(cell is not None for cell in line[2:])])

@@ -25,6 +25,7 @@ import config
 from dataset.registry import DATASETS, find_dataset
 from experiment import result_files, weights
 from reports import columns, comparison, paper, table_files
+from reports.intervals import mean_interval
 from reports.rows import paper_rows, read_experiments
 from reports.table_files import Cell, Table
 from research import commands
@@ -217,12 +218,13 @@ def verdicts(dataset, rows):
         result_files.check_alike([result for row in ours.get(name, ()) for result in row.results.values()])
         accuracy, mean = (comparison.estimates_of(ours.get(name, ()), column) for column in ('accuracy', PUBLISHED))
         if accuracy and method[1] in ('vanilla', 'jointll'):
-            published, cell = paper.ACCURACY.get((method[0], dataset)), columns.interval_cell('accuracy', accuracy)
+            published = paper.ACCURACY.get((method[0], dataset))
+            cell = columns.cell('accuracy', *mean_interval(accuracy))
             inside = None not in (published, cell.low) and cell.low <= published <= cell.high
             accuracies.append([name, Cell(published), cell, 'not published' if published is None else
                                'as published, within the interval' if inside else f'{cell.value - published:+.1f}'])
         if mean:
-            published, cell = paper.PXAP[method][-1], columns.interval_cell(PUBLISHED, mean)
+            published, cell = paper.PXAP[method][-1], columns.cell(PUBLISHED, *mean_interval(mean))
             reference = ours.get(paper.METHODS[CAM]) if method != CAM else None
             difference = reference and comparison.difference_cell(ours[name], reference, comparison.COMPARED)
             away = Cell(cell.value - published, sign='+') if dataset == 'CUB' else None
