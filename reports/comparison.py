@@ -21,18 +21,12 @@ def estimates_of(rows, column):
     return None if missing or len({one.truth for one in estimates}) > 1 else estimates
 
 
-def mean_cell(rows, column):
-    """'92.0 ± 1.4': mean and deviation over networks; the value of a single one."""
-    estimates = estimates_of(rows, column)
-    return estimates and mean_and_deviation([one.value for one in estimates], columns.DECIMALS.get(column, 1))
-
-
 def figure_cell(rows, column):
-    """The figure of a single network with its interval; mean and deviation over several."""
+    """The figure of a single network with its interval; '92.0 ± 1.4', mean and deviation, over several."""
     estimates = estimates_of(rows, column)
-    if estimates is None or len(rows) > 1:
-        return mean_cell(rows, column)
-    return columns.cell(column, estimates[0].value, *estimates[0].interval())
+    if estimates and len(rows) == 1:
+        return columns.cell(column, estimates[0].value, *estimates[0].interval())
+    return estimates and mean_and_deviation([one.value for one in estimates], columns.DECIMALS.get(column, 1))
 
 
 def difference_cell(rows, reference, column, interval=intervals.mean_interval):
