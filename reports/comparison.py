@@ -110,18 +110,16 @@ def refusals(rows):
             for problem, names in problems.items()]
 
 
-# --- curves ----------------------------------------------------------------------------------------------
+# --- tables and curves on the screen and in files --------------------------------------------------------
 
 
-def show(rows, tables):
-    """Print the tables, and which rows are not compared with the first."""
-    screen.say(f'\n{as_text(tables)}\nSquare brackets hold 95 % intervals. docs/comparing.md explains every column.')
+def publish(rows, tables, path, formats=tuple(FORMATS)):
+    """Print the tables of topics, and which rows are not compared with the first; write all tables under a path without
+    its suffix, and the curves beside them; print the files' paths. tables: that of everything is the first."""
+    screen.say('\n' + as_text(tables[1:]))
+    screen.say('Square brackets hold 95 % intervals. docs/comparing.md explains every column.')
     for line in refusals(rows):
         screen.say(line)
-
-
-def write(rows, tables, path, formats=tuple(FORMATS)):
-    """Write the tables under a path without its suffix, and the curves beside them; print the files' paths."""
     screen.say('\n' + ', '.join(map(str, write_tables(path, tables, formats) + draw(rows, path.parent))))
 
 

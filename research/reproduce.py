@@ -243,8 +243,7 @@ def report(dataset, networks, root):
     if folders:
         rows = read_experiments(folders)
         tables = comparison.make_tables(rows, paper_rows()) + verdicts(dataset, rows)
-        comparison.show(rows, tables[1:])
-        comparison.write(rows, tables, root / dataset / 'tables')
+        comparison.publish(rows, tables, root / dataset / 'tables')
 
 
 # --- the command --------------------------------------------------------------------------------------
