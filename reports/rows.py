@@ -42,8 +42,7 @@ def read_experiments(folders, reference=None):
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = map(str, folders)
-    results = [read_results(folder) for folder in folders]
-    rows = [row for of_folder, name in zip(results, names, strict=True) for row in make_rows(of_folder, name)]
+    rows = [row for folder, name in zip(folders, names, strict=True) for row in make_rows(read_results(folder), name)]
     rows = put_first(rows, reference) if reference else rows
     name_rows(rows)
     return rows
