@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 
 import config
-from dataset.registry import DATASETS, find_dataset
+from dataset.registry import ALIASES, DATASETS, find_dataset
 from experiment import result_files, weights
 from reports import columns, comparison, paper, table_files
 from reports.intervals import mean_interval
@@ -264,10 +264,9 @@ def run_all(steps, args):
 
 
 def make_parser():
-    def names(text):
-        return text if text == 'all' else command_line.choice(tuple(DATASETS))(config.DATASET(text))
     parser = command_line.plain_parser(__doc__)
-    parser.add_argument('--dataset', type=names, default='all', metavar='NAME',
+    parser.add_argument('--dataset', default='all', metavar='NAME',
+                        type=command_line.choice((*DATASETS, 'all'), ALIASES),
                         help="CUB, ILSVRC, OpenImages, ToyBirds, or all: the paper's three (default: all)")
     parser.add_argument('--seeds', type=command_line.COUNT, default=None, metavar='N',
                         help='trainings of each network (default: 3 on ToyBirds, else 1)')
