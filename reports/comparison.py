@@ -4,8 +4,8 @@ from pathlib import Path
 
 from experiment import result_files
 from reports import columns, figures, intervals
-from reports.table_files import FORMATS, Table, as_text, mean_and_deviation, write_tables
-from runtime import screen
+from reports.table_files import FORMATS, Table, as_text, mean_and_deviation
+from runtime import screen, whole_files
 
 COMPARED = f'{columns.COMPARED}: mean'
 MOST_CURVES = len(figures.COLOURS) * len(figures.LINES)  # of more curves some would look alike
@@ -115,12 +115,17 @@ def refusals(rows):
 
 def publish(rows, tables, path, formats=tuple(FORMATS)):
     """Print the tables of topics, and which rows are not compared with the first; write all tables under a path without
-    its suffix, and the curves beside them; print the files' paths. tables: that of everything is the first."""
+    its suffix, and the curves beside them; print the files' paths. tables: that of everything is the first. formats:
+    keys of FORMATS."""
     screen.say('\n' + as_text(tables[1:]))
     screen.say('Square brackets hold 95 % intervals. docs/comparing.md explains every column.')
     for line in refusals(rows):
         screen.say(line)
-    screen.say('\n' + ', '.join(map(str, write_tables(path, tables, formats) + draw(rows, path.parent))))
+    files = []
+    for suffix, make in map(FORMATS.get, formats):
+        files.append(path.with_suffix(suffix))
+        whole_files.write_lines(files[-1], [make(tables).rstrip('\n')])
+    screen.say('\n' + ', '.join(map(str, files + draw(rows, path.parent))))
 
 
 def draw(rows, folder):
