@@ -1,5 +1,5 @@
 """The tables and the curves of a comparison. Rows are those of reports.rows; a group is the rows of one name."""
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from experiment import result_files
@@ -93,21 +93,19 @@ def networks_of_one_name(rows):
 
 def refusals(rows):
     """Lines that name the rows not compared with the first, why, and their files."""
-    first, problems = rows[0], {}
+    first, problems = rows[0], defaultdict(list)  # why there is no difference -> the row's name and the files
     for row in rows[1:]:
         if not result_files.are_alike([row.about, first.about], 'images'):
             files = [next((result['path'] for result in one.results.values()), one.experiment) for one in (row, first)]
-            problems.setdefault(f'measured on other images than {first.name}, so no difference is given', []).append(
-                f'{row.name} ({", ".join(files)})')
+            problems[f'measured on other images than {first.name}'].append((row.name, files))
             continue
         for metric in row.results.keys() & first.results.keys():
             results = row.results[metric], first.results[metric]
             if not result_files.are_alike(results, 'truth'):
-                problems.setdefault(f'{metric} was compared with other truth than for {first.name}, so no difference '
-                                    'is given', []).append(
-                    f'{row.name} ({", ".join(result["path"] for result in results)})')
-    return [f'{names[0]}{f" and {len(names) - 1} more" if names[1:] else ""}: {problem}'
-            for problem, names in problems.items()]
+                files = [result['path'] for result in results]
+                problems[f'{metric} was compared with other truth than for {first.name}'].append((row.name, files))
+    return [f'{name} ({", ".join(files)}){f" and {len(more)} more" * bool(more)}: {problem}, so no difference is given'
+            for problem, ((name, files), *more) in problems.items()]
 
 
 # --- tables and curves on the screen and in files --------------------------------------------------------
