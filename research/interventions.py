@@ -115,9 +115,8 @@ def figures_of(signed, absolute, on_shapes, asked, effects, unit):
     signed, absolute: (Q,8) masses in the regions. on_shapes: (Q,18) absolute masses on the background's shapes. asked:
     an Asked. effects: its Effects. unit: of the map. The last two figures are those of FunnyBirds.
     """
-    present, areas, differs = asked.present, asked.shapes, np.zeros_like(signed, bool)
-    for row, question in enumerate(asked.questions):
-        differs[row, list(question.parts)] = True
+    present, areas = asked.present, asked.shapes
+    differs = np.stack([np.isin(range(len(REGIONS)), question.parts) for question in asked.questions])  # (Q,8)
     caused = effects.probability if unit == 'probability' else effects.log_odds
     differing, distracts = differs & (caused != 0), (areas > 0) & (np.abs(effects.shapes) < NEGLIGIBLE)
     has_mass, total = absolute.any(1), np.maximum(absolute.sum(1), 1e-300)
@@ -153,10 +152,9 @@ def measure(run, images, asked, source, name):
         signed[rows], absolute[rows] = masses(maps, regions, len(REGIONS))
         on_shapes[rows] = masses(maps, asked.clutter[indices.numpy()], SHAPES + 1)[1][:, 1:]
         scores = normalise(resize(maps, regions.shape[1:]).abs(), 'minmax')
-        truth = torch.stack([torch.isin(torch.from_numpy(mask), torch.tensor(question.parts, dtype=torch.uint8))
-                             for mask, question in zip(regions, part, strict=True)])
+        truth = [torch.from_numpy(np.isin(mask, question.parts)) for mask, question in zip(regions, part, strict=True)]
         binned, pairs = metrics.bin_scores(scores, edges).flatten(1), torch.tensor([question.pair for question in part])
-        counts = counts + metrics.count_scores(binned, truth.flatten(1), len(edges) + 1, pairs, num_pairs)
+        counts = counts + metrics.count_scores(binned, torch.stack(truth).flatten(1), len(edges) + 1, pairs, num_pairs)
     return [sum(values) for values in zip(*processes.gather((signed, absolute, on_shapes, counts)), strict=True)]
 
 
