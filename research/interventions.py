@@ -237,11 +237,10 @@ def main():
     if processes.is_first():
         whole_files.check_writable(run.results_folder())
     effects = true_effects(run.model, images, asked, repainter, run.device)
-    root = run.args.scoremap_root
-    name = run.args.attribution_method if root is None else folder_name(root)
+    first, source = next(iter(sources.items()))
     truth = combined(str(asked.questions), asked.regions, asked.clutter, ObjectMasks(images, annotations).fingerprint())
-    result = run.result_file('interventions', data, images, name, truth=truth,
-                             maps=None if root is None else sources[name].fingerprint())
+    name = run.args.attribution_method if run.args.scoremap_root is None else first
+    result = run.result_file('interventions', data, images, name, truth=truth, maps=source.fingerprint())
     content = measure_all(run, images, asked, sources, effects)
     if processes.is_first():
         report(content, run.args.attribution_method)
