@@ -130,8 +130,7 @@ def evaluate(folder, experiment, metric, methods, *flags, seen, dropped=(0,), **
         try:
             find(method, percent)
         except UserError:
-            flag = flag_of(method)
-            names, percents = passes.setdefault(flag if metric == 'cue_location' else (flag, method), ({}, {}))
+            names, percents = passes.setdefault(flag_of(method) if metric == 'cue_location' else method, ({}, {}))
             names[method] = percents[f'{percent:.10g}'] = None
     for names, percents in passes.values():
         drop = [f'--drop_lowest={",".join(percents)}'] if dropped != (0,) else []
