@@ -37,8 +37,7 @@ def main():
     args = make_parser().parse_args()
     rows = read_experiments(args.folders, args.reference)
     tables = comparison.make_tables(rows, paper_rows() if args.paper else [])
-    comparison.show(rows, tables[1:])
-    comparison.write(rows, tables, Path(args.output) / 'table', args.format)
+    comparison.publish(rows, tables, Path(args.output) / 'table', args.format)
 
 
 if __name__ == '__main__':

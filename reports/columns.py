@@ -6,7 +6,7 @@ import numpy as np
 
 from evaluation.pxap import COUNTS, KEYS
 from experiment.result_files import FORMATS, from_digits, from_text
-from reports.intervals import Estimate, are_paired, mean_interval, mean_terms
+from reports.intervals import Estimate, mean_terms
 from reports.table_files import Cell
 from wsol import metrics
 
@@ -47,16 +47,6 @@ DECIMALS = dict.fromkeys([*(name for names in ERASURES.values() for name in name
 def cell(column, value, low=None, high=None, sign=''):
     """A Cell with a column's decimals; None for no value."""
     return None if value is None else Cell(value, low, high, DECIMALS.get(column, 1), sign)
-
-
-def interval_cell(column, estimates, minus=()):
-    """A Cell: the mean of Estimates of several networks, minus the mean of others, with an interval where all have the
-    same images or class pairs."""
-    sign = '+' if minus else ''
-    if are_paired([*estimates, *minus]):
-        return cell(column, *mean_interval(estimates, minus), sign)
-    mean, subtracted = (float(np.mean([one.value for one in side])) if side else 0 for side in (estimates, minus))
-    return cell(column, mean - subtracted, sign=sign)
 
 
 def read_estimates(result):

@@ -1,11 +1,11 @@
 """The tables and the curves of a comparison. Rows are those of reports.rows; a group is the rows of one name."""
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from experiment import result_files
 from reports import columns, figures, intervals
-from reports.table_files import FORMATS, Table, as_text, mean_and_deviation, write_tables
-from runtime import screen
+from reports.table_files import FORMATS, Table, as_text, mean_and_deviation
+from runtime import screen, whole_files
 
 COMPARED = f'{columns.COMPARED}: mean'
 MOST_CURVES = len(figures.COLOURS) * len(figures.LINES)  # of more curves some would look alike
@@ -21,43 +21,25 @@ def estimates_of(rows, column):
     return None if missing or len({one.truth for one in estimates}) > 1 else estimates
 
 
-def mean_cell(rows, column):
-    """'92.0 ± 1.4': mean and deviation over networks; the value of a single one."""
+def figure_cell(rows, column):
+    """The figure of a single network with its interval; '92.0 ± 1.4', mean and deviation, over several."""
     estimates = estimates_of(rows, column)
+    if estimates and len(rows) == 1:
+        return columns.cell(column, estimates[0].value, *estimates[0].interval())
     return estimates and mean_and_deviation([one.value for one in estimates], columns.DECIMALS.get(column, 1))
 
 
-def figure_cell(rows, column):
-    """The figure of a single network with its interval; mean and deviation over several."""
-    estimates = estimates_of(rows, column)
-    if estimates is None or len(rows) > 1:
-        return mean_cell(rows, column)
-    return columns.cell(column, estimates[0].value, *estimates[0].interval())
-
-
-def _comparable(rows, reference, column):
-    """The Estimates of both sides in a column, if all have a value and the same images and truth; else None."""
+def difference_cell(rows, reference, column, interval=intervals.mean_interval):
+    """How much higher the mean of rows is, with an interval; None unless both sides have the figure, of the same images
+    and truth. interval: a function of intervals."""
     estimates = estimates_of([*rows, *reference], column)
-    same_images = result_files.are_alike([rows[0].about, reference[0].about], 'images')
-    return (estimates[:len(rows)], estimates[len(rows):]) if estimates and same_images else None
-
-
-def difference_cell(rows, reference, column):
-    """How much higher the mean of rows is, with its interval over images or class pairs where it is paired."""
-    sides = _comparable(rows, reference, column)
-    return sides and columns.interval_cell(column, *sides)
-
-
-def trainings_cell(rows, reference, column):
-    """The same with an interval that covers other trainings too; None unless both sides have several networks."""
-    sides = _comparable(rows, reference, column)
-    if sides is None or min(map(len, sides)) < 2:
+    if estimates is None or not result_files.are_alike([rows[0].about, reference[0].about], 'images'):
         return None
-    value, low, high = intervals.interval_over_trainings(*sides)
-    return None if low is None else columns.cell(column, value, low, high, '+')
+    return columns.cell(column, *interval(estimates[:len(rows)], estimates[len(rows):]), '+')
 
 
-DIFFERENCES = {'': difference_cell, ', other trainings too': trainings_cell}  # end of a line's name -> its cells
+# end of a line's name -> the interval of its differences
+DIFFERENCES = {'': intervals.mean_interval, ', other trainings too': intervals.interval_over_trainings}
 
 
 # --- tables: groups are [(name, rows)] -------------------------------------------------------------------
@@ -87,8 +69,8 @@ def topic_tables(groups, reference, more=''):
                  for name, rows in groups]
         for name, rows in groups:
             if reference and rows is not reference[1]:
-                for end, cell in DIFFERENCES.items():
-                    cells = [cell(rows, reference[1], column) for column in names]
+                for end, interval in DIFFERENCES.items():
+                    cells = [difference_cell(rows, reference[1], column, interval) for column in names]
                     lines.append([f'{name} − {reference[0]}{end}', None, *cells])
         table = Table(title + more, ['', 'networks', *names.values()],
                       [line for line in lines if any(cell is not None for cell in line[2:])])
@@ -111,36 +93,37 @@ def networks_of_one_name(rows):
 
 def refusals(rows):
     """Lines that name the rows not compared with the first, why, and their files."""
-    first, problems = rows[0], {}
+    first, problems = rows[0], defaultdict(list)  # why there is no difference -> the row's name and the files
     for row in rows[1:]:
         if not result_files.are_alike([row.about, first.about], 'images'):
             files = [next((result['path'] for result in one.results.values()), one.experiment) for one in (row, first)]
-            problems.setdefault(f'measured on other images than {first.name}, so no difference is given', []).append(
-                f'{row.name} ({", ".join(files)})')
+            problems[f'measured on other images than {first.name}'].append((row.name, files))
             continue
         for metric in row.results.keys() & first.results.keys():
             results = row.results[metric], first.results[metric]
             if not result_files.are_alike(results, 'truth'):
-                problems.setdefault(f'{metric} was compared with other truth than for {first.name}, so no difference '
-                                    'is given', []).append(
-                    f'{row.name} ({", ".join(result["path"] for result in results)})')
-    return [f'{names[0]}{f" and {len(names) - 1} more" if names[1:] else ""}: {problem}'
-            for problem, names in problems.items()]
+                files = [result['path'] for result in results]
+                problems[f'{metric} was compared with other truth than for {first.name}'].append((row.name, files))
+    return [f'{name} ({", ".join(files)}){f" and {len(more)} more" * bool(more)}: {problem}, so no difference is given'
+            for problem, ((name, files), *more) in problems.items()]
 
 
-# --- curves ----------------------------------------------------------------------------------------------
+# --- tables and curves on the screen and in files --------------------------------------------------------
 
 
-def show(rows, tables):
-    """Print the tables, and which rows are not compared with the first."""
-    screen.say(f'\n{as_text(tables)}\nSquare brackets hold 95 % intervals. docs/comparing.md explains every column.')
+def publish(rows, tables, path, formats=tuple(FORMATS)):
+    """Print the tables of topics, and which rows are not compared with the first; write all tables under a path without
+    its suffix, and the curves beside them; print the files' paths. tables: that of everything is the first. formats:
+    keys of FORMATS."""
+    screen.say('\n' + as_text(tables[1:]))
+    screen.say('Square brackets hold 95 % intervals. docs/comparing.md explains every column.')
     for line in refusals(rows):
         screen.say(line)
-
-
-def write(rows, tables, path, formats=tuple(FORMATS)):
-    """Write the tables under a path without its suffix, and the curves beside them; print the files' paths."""
-    screen.say('\n' + ', '.join(map(str, write_tables(path, tables, formats) + draw(rows, path.parent))))
+    files = []
+    for suffix, make in map(FORMATS.get, formats):
+        files.append(path.with_suffix(suffix))
+        whole_files.write_lines(files[-1], [make(tables).rstrip('\n')])
+    screen.say('\n' + ', '.join(map(str, files + draw(rows, path.parent))))
 
 
 def draw(rows, folder):

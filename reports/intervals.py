@@ -40,21 +40,17 @@ def mean_terms(values):
     return np.stack([values, np.ones(len(values))], 1)
 
 
-def are_paired(estimates):
-    """Whether Estimates have equal units, so that their difference is paired."""
-    units = {one and one.units for one in estimates}  # an estimate may be missing: None
-    return len(units) == 1 and None not in units
-
-
 def _difference(estimates, minus):
-    """The mean of `estimates` minus that of `minus`, its bootstrap values (D,), and the number of units.
+    """The mean of `estimates` minus that of `minus`, its bootstrap values (D,), and the number of units; None in place
+    of the values if the units are not the same.
 
-    Every draw takes the same units for all estimates. A unit without a value in one of them is left out of all. Raises
-    ValueError for different units.
+    Every draw takes the same units for all estimates. A unit without a value in one of them is left out of all.
     """
     every = [*estimates, *minus]
-    if not are_paired(every):
-        raise ValueError('estimates of different units are not paired')
+    units = {one.units for one in every}
+    if len(units) > 1 or None in units:
+        means = [float(np.mean([one.value for one in side])) if side else 0.0 for side in (estimates, minus)]
+        return means[0] - means[1], None, 0
     weights = np.array([1 / len(estimates)] * len(estimates) + [-1 / len(minus) for _ in minus])
     if every[0].draws is not None:
         values, number = [one.value for one in every], every[0].number
@@ -68,32 +64,32 @@ def _difference(estimates, minus):
 
 
 def mean_interval(estimates, minus=()):
-    """(value, low, high) of the mean of Estimates of several networks, minus the mean of others; all of equal units.
-
-    One unit alone gives no interval. Raises ValueError for different units.
-    """
+    """(value, low, high) of the mean of Estimates of several networks, minus the mean of others. The interval is None,
+    None for different units, and for one unit alone."""
     value, draws, number = _difference(estimates, minus)
     return value, *(metrics.interval(draws) if number > 1 else (None, None))
 
 
 def interval_over_trainings(estimates, minus):
-    """(value, low, high) of the mean of Estimates of several networks minus that of others, over other trainings too.
+    """(value, low, high) of the mean of Estimates of several networks minus that of others, over other trainings too;
+    None, None, None if there is no interval.
 
     The variance is the sum of three: of the difference over units drawn again, where the estimates are paired, and of
     each mean over its networks. All networks are taken as independent. What units and networks vary together is
-    counted twice, which widens the interval. With two networks it may be too narrow. One unit alone gives none, nor do
-    figures that do not vary. estimates, minus: two or more each.
+    counted twice, which widens the interval. With two networks it may be too narrow. One network or one unit alone
+    gives none, nor do figures that do not vary.
     """
-    sides = [[one.value for one in side] for side in (estimates, minus)]
-    variances = [(np.var(values, ddof=1) / len(values), len(values) - 1) for values in sides]
-    value = float(np.mean(sides[0]) - np.mean(sides[1]))
-    if are_paired([*estimates, *minus]):
-        value, draws, number = _difference(estimates, minus)
+    if min(len(estimates), len(minus)) < 2:
+        return None, None, None
+    variances = [(np.var([one.value for one in side], ddof=1) / len(side), len(side) - 1)
+                 for side in (estimates, minus)]
+    value, draws, number = _difference(estimates, minus)
+    if draws is not None:
         if number < 2 or not np.isfinite(draws).any():
-            return value, None, None
+            return None, None, None
         variances.append((np.nanvar(draws) * number / (number - 1), number - 1))
     half = metrics.half_width(variances)
-    return (value, None, None) if half is None else (value, value - half, value + half)
+    return (None, None, None) if half is None else (value, value - half, value + half)
 
 
 def precision_band(result):

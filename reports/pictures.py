@@ -10,7 +10,6 @@ stronger with the distance from zero.
 """
 import math
 import textwrap
-from dataclasses import dataclass
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -159,8 +158,7 @@ def enlarge(values, size):
 # --- figures ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(NamedTuple):
     """A photo, and perhaps a map over it."""
     picture: np.ndarray                # (H,W,3) uint8
     title: str = ''

@@ -42,8 +42,7 @@ def read_experiments(folders, reference=None):
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = map(str, folders)
-    results = [read_results(folder) for folder in folders]
-    rows = [row for of_folder, name in zip(results, names, strict=True) for row in make_rows(of_folder, name)]
+    rows = [row for folder, name in zip(folders, names, strict=True) for row in make_rows(read_results(folder), name)]
     rows = put_first(rows, reference) if reference else rows
     name_rows(rows)
     return rows
@@ -186,8 +185,7 @@ def paper_rows():
     rows = []
     for method, name in paper.METHODS.items():
         figures = {f'published: {key}': value for key, value in zip(paper.KEYS, paper.PXAP[method], strict=True)}
-        if (method[0], 'CUB') in paper.ACCURACY:
-            figures['accuracy'] = paper.ACCURACY[method[0], 'CUB']
+        figures['accuracy'] = paper.ACCURACY.get((method[0], 'CUB'))  # None where none is published
         rows.append(Row('the paper', name, {'images_sha256': 'of the paper'}, name=f'the paper (CUB): {name}',
                         estimates={column: Estimate(value) for column, value in figures.items()}))
     return rows

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from runtime import screen, whole_files
+from runtime import screen
 
 
 def mean_and_deviation(values, decimals=1):
@@ -82,13 +82,3 @@ def as_csv(tables):
 
 
 FORMATS = {'markdown': ('.md', as_markdown), 'csv': ('.csv', as_csv), 'latex': ('.tex', as_latex)}
-
-
-def write_tables(path, tables, formats):
-    """Write tables under a path without its suffix, in several of FORMATS. Returns the files' paths."""
-    written = []
-    for name in formats:
-        suffix, make = FORMATS[name]
-        written.append(path.with_suffix(suffix))
-        whole_files.write_lines(written[-1], [make(tables).rstrip('\n')])
-    return written

@@ -28,14 +28,9 @@ FROM_RANDOM = ['--epochs=25', '--lr=0.02']
 FINE_TUNE = ['--is_different_checkpoint', '--epochs=15', '--lr=0.001']  # with --load_checkpoint
 
 
-def parser_of(script):
-    """The parser of one of the project's scripts."""
-    return importlib.import_module(script).make_parser()
-
-
 def parse(script, flags):
     """The flags that one of the project's scripts reads. Raises UserError for a mistake in them."""
-    return config.parse(parser_of(script), list(flags))
+    return config.parse(importlib.import_module(script).make_parser(), list(flags))
 
 
 def run(folder, script, *flags):
@@ -90,12 +85,8 @@ def train(folder, experiment, *flags):
 def stated_settings(script, flags):
     """{name: value} of the flags that distinguish results, as a result records them. Raises UserError for a mistake in
     the flags."""
-    args = parse(script, flags)
-    distinguishing = {'crop_size', *usual_settings()} & set(args.given) & args.keys()
-    settings = {name: args[name] for name in args.given if name in distinguishing}
-    listed = parser_of(script).listed
-    settings = {name: value[0] if name in listed and len(value) == 1 else value
-                for name, value in settings.items()}
+    args, distinguishing = parse(script, flags), {'crop_size', *usual_settings()}
+    settings = {name: args[name] for name in args.given if name in args and name in distinguishing}
     if 'precision' in settings:
         settings['precision'] = util.pick_precision(args.precision, util.pick_device(args.device))
     return settings
@@ -139,8 +130,7 @@ def evaluate(folder, experiment, metric, methods, *flags, seen, dropped=(0,), **
         try:
             find(method, percent)
         except UserError:
-            flag = flag_of(method)
-            names, percents = passes.setdefault(flag if metric == 'cue_location' else (flag, method), ({}, {}))
+            names, percents = passes.setdefault(flag_of(method) if metric == 'cue_location' else method, ({}, {}))
             names[method] = percents[f'{percent:.10g}'] = None
     for names, percents in passes.values():
         drop = [f'--drop_lowest={",".join(percents)}'] if dropped != (0,) else []

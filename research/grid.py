@@ -50,11 +50,6 @@ def make_grids(p, labels, seed):
     return np.array(grids[:MOST])
 
 
-def mosaic(photos):
-    """(4,3,S,S) -> (3,2S,2S): the first two photos above the others."""
-    return torch.cat([torch.cat([*row], 2) for row in photos.split(2)], 1)
-
-
 def cell_shares(maps, size):
     """The share of the positive part of each map that lies on its photo: maps (4,h,w) of a grid of photos of this size
     -> (4,), NaN where nothing is positive."""
@@ -67,6 +62,7 @@ def measure(network, images, grids, sources):
     """(whether grids are resized, since the network takes no images of twice the size; for each of sources the mean
     share of each grid in percent, (G,), NaN where no map of the grid is positive anywhere). Several processes share the
     grids."""
+    from torchvision.utils import make_grid  # torchvision takes seconds
     size, results, is_resized = network.args.crop_size, [[] for _ in sources], False
     try:
         check_image_size(network.model, 2 * size)
@@ -75,7 +71,8 @@ def measure(network, images, grids, sources):
     batches = batches_in_order(len(grids), max(1, network.args.batch_size // CELLS))
     for rows in screen.progress(batches, 'grid pointing game', 'batch'):
         chosen = grids[list(rows)]  # (B,4)
-        batch = torch.stack([mosaic(torch.stack([images[index][0] for index in grid])) for grid in chosen.tolist()])
+        batch = torch.stack([make_grid([images[index][0] for index in grid], nrow=2, padding=0)
+                             for grid in chosen.tolist()])  # (B,3,2S,2S)
         if is_resized:
             batch = F.interpolate(batch, (size, size), mode='bilinear', antialias=True)
         batch = util.to_device(batch, network.device)

@@ -19,15 +19,16 @@ from scipy import stats
 
 import config
 import util
+from data_loaders import batches_in_order
 from dataset.fingerprints import combined
 from dataset.toybirds import Repainter
 from evaluation import session
-from evaluation.map_sources import ContrastMaps, FolderMaps, MapSource, NetworkMaps, ObjectMasks, folder_name
+from evaluation.map_sources import MapSource, ObjectMasks, folder_name
 from reports.columns import INTERVENTIONS
 from research.repainting import BACKGROUND, REGIONS, SHAPES, ask, masses, true_effects
 from runtime import processes, screen, whole_files
 from wsol import metrics
-from wsol.attribution.contrast import CONTRASTS, find_contrast
+from wsol.attribution.contrast import CONTRASTS
 from wsol.errors import UserError
 from wsol.heads import CALM
 from wsol.maps import normalise, resize
@@ -51,47 +52,39 @@ class Noise(MapSource):
         return torch.rand(8, 8, generator=generator).expand(len(classes), -1, -1)
 
 
-def map_sources(run, images, questions, annotations):
+def map_sources(run, data, images, questions):
     """{name: MapSource} of every contrast that the flags ask for, or of --scoremap_root, and of the controls. Raises
     UserError."""
-    head, args = type(run.untrained), run.args
-    options = {'precision': args.precision, 'seed': args.seed, 'settings': config.sampling_settings(args)}
+    head, args, root, classes = type(run.model), run.args, run.args.scoremap_root, {}
+    for question in questions:
+        classes.setdefault(question.index, set()).update((question.first, question.second))
+
+    def source(contrast=None, **flags):
+        usual = {'score_map_method': 'activation_map', 'score_map_process': None, 'scoremap_root': None}
+        maps = session.choose_maps(run, data, contrast=contrast, **usual | flags)
+        return maps.source(images, classes_of=lambda index: sorted(classes[index]), rows=sorted(classes))
     controls = {'control: random': Noise(images, args.seed),
-                "control: the bird's mask": ObjectMasks(images, annotations),
+                "control: the bird's mask": source(score_map_process=config.OBJECT_MASK),
                 # only contrasts that take one forward, and the gradient
-                **{f'control: random weights, {name}': ContrastMaps(images, run.untrained, name, **options)
+                **{f'control: random weights, {name}': source(name, control='random_weights')
                    for name, contrast in CONTRASTS.items()
                    if (contrast.one_forward or name == 'backprop') and issubclass(head, contrast.head)}}
     if issubclass(head, CALM):
-        controls['control: prior'] = NetworkMaps(images, run.model, 'saliency', **options)
-    if args.scoremap_root is not None:
-        if args.contrast_method:
-            raise UserError('--scoremap_root reads maps from files, and --contrast_method computes them; leave one of '
-                            'them out')
-        return {folder_name(args.scoremap_root): folder_source(args.scoremap_root, images, questions)} | controls
-    for name in args.contrast_method or ():
-        find_contrast(name, head)
-    names = args.contrast_method or [name for name, entry in CONTRASTS.items() if issubclass(head, entry.head)]
-    return {name: ContrastMaps(images, run.model, name, **options)
-            for name in sorted(names, key=is_slow)} | controls  # the slow ones last
-
-
-def folder_source(root, images, questions):
-    """Maps made elsewhere: <root>/test/<class>/<image_id>.npy, all of one size."""
-    classes = {}
-    for question in questions:
-        classes.setdefault(question.index, set()).update((question.first, question.second))
-    folder = FolderMaps(root, 'test', images, lambda index: sorted(classes[index]), sorted(classes))
-    if len(folder.shapes) > 1:
+        controls['control: prior'] = source(score_map_process='saliency')
+    if root is None:
+        names = args.contrast_method or [name for name, entry in CONTRASTS.items() if issubclass(head, entry.head)]
+        return {name: source(name) for name in sorted(names, key=is_slow)} | controls  # the slow ones last
+    made_elsewhere = source(args.contrast_method, scoremap_root=root)  # both flags together are refused
+    if len(made_elsewhere.shapes) > 1:
         raise UserError(f'--scoremap_root={root}: the score maps of different images have different sizes; make them '
                         'of one size')
-    return folder
+    return {folder_name(root): made_elsewhere} | controls
 
 
 def signed_maps(source, images, indices, questions):
     """Why the first class of each question and not the second: (B,h,w). A control that knows no class gives its map."""
     classes = torch.tensor([[question.first, question.second] for question in questions], device=images.device)  # (B,2)
-    maps = source(images, indices, classes).maps
+    maps = source(images, indices, classes, source.forward(images)).maps
     maps = maps if isinstance(maps, torch.Tensor) else torch.stack(maps)  # (B,1 or 2,h,w)
     return maps[:, 0] if source.takes_pairs or not source.per_class else maps[:, 0] - maps[:, 1]
 
@@ -122,9 +115,8 @@ def figures_of(signed, absolute, on_shapes, asked, effects, unit):
     signed, absolute: (Q,8) masses in the regions. on_shapes: (Q,18) absolute masses on the background's shapes. asked:
     an Asked. effects: its Effects. unit: of the map. The last two figures are those of FunnyBirds.
     """
-    present, areas, differs = asked.present, asked.shapes, np.zeros_like(signed, bool)
-    for row, question in enumerate(asked.questions):
-        differs[row, list(question.parts)] = True
+    present, areas = asked.present, asked.shapes
+    differs = np.stack([np.isin(range(len(REGIONS)), question.parts) for question in asked.questions])  # (Q,8)
     caused = effects.probability if unit == 'probability' else effects.log_odds
     differing, distracts = differs & (caused != 0), (areas > 0) & (np.abs(effects.shapes) < NEGLIGIBLE)
     has_mass, total = absolute.any(1), np.maximum(absolute.sum(1), 1e-300)
@@ -148,24 +140,21 @@ def measure(run, images, asked, source, name):
     region (Q,8) (Q,8), the absolute masses on the background's shapes (Q,18), and the histograms of cue localization
     (P,2,bins)."""
     edges, questions = metrics.bin_edges('even', run.args.cam_curve_interval), asked.questions
-    pairs = 1 + max(question.pair for question in questions)
+    num_pairs = 1 + max(question.pair for question in questions)
     signed, absolute = np.zeros((2, len(questions), len(REGIONS)))
     counts, on_shapes = 0, np.zeros((len(questions), SHAPES))
-    starts = range(0, len(questions), run.args.batch_size)[processes.rank()::processes.size()]
-    for start in screen.progress(starts, name, 'batch'):
-        part = questions[start:start + run.args.batch_size]
+    for rows in screen.progress(batches_in_order(len(questions), run.args.batch_size), name, 'batch'):
+        part = questions[rows.start:rows.stop]
         indices = torch.tensor([question.index for question in part])
         batch = util.to_device(torch.stack([images[index][0] for index in indices.tolist()]), run.device)
         maps = signed_maps(source, batch, indices, part).float().cpu()
         regions = asked.regions[indices.numpy()]
-        rows = slice(start, start + len(part))
         signed[rows], absolute[rows] = masses(maps, regions, len(REGIONS))
         on_shapes[rows] = masses(maps, asked.clutter[indices.numpy()], SHAPES + 1)[1][:, 1:]
         scores = normalise(resize(maps, regions.shape[1:]).abs(), 'minmax')
-        truth = torch.stack([torch.isin(torch.from_numpy(mask), torch.tensor(question.parts, dtype=torch.uint8))
-                             for mask, question in zip(regions, part, strict=True)])
-        binned, rows = metrics.bin_scores(scores, edges).flatten(1), torch.tensor([question.pair for question in part])
-        counts = counts + metrics.count_scores(binned, truth.flatten(1), len(edges) + 1, rows, pairs)
+        truth = [torch.from_numpy(np.isin(mask, question.parts)) for mask, question in zip(regions, part, strict=True)]
+        binned, pairs = metrics.bin_scores(scores, edges).flatten(1), torch.tensor([question.pair for question in part])
+        counts = counts + metrics.count_scores(binned, torch.stack(truth).flatten(1), len(edges) + 1, pairs, num_pairs)
     return [sum(values) for values in zip(*processes.gather((signed, absolute, on_shapes, counts)), strict=True)]
 
 
@@ -244,15 +233,14 @@ def main():
     images, annotations, repainter = run.open_split(data, 'test'), data.annotations(), Repainter(data.cub_root)
     asked = ask(images, annotations, repainter, run.args.crop_size)
     # before the first image, so that mistakes in the flags and a folder without write access are found at once
-    sources = map_sources(run, images, asked.questions, annotations)
+    sources = map_sources(run, data, images, asked.questions)
     if processes.is_first():
         whole_files.check_writable(run.results_folder())
     effects = true_effects(run.model, images, asked, repainter, run.device)
-    root = run.args.scoremap_root
-    name = run.args.attribution_method if root is None else folder_name(root)
+    first, source = next(iter(sources.items()))
     truth = combined(str(asked.questions), asked.regions, asked.clutter, ObjectMasks(images, annotations).fingerprint())
-    result = run.result_file('interventions', data, images, name, truth=truth,
-                             maps=None if root is None else sources[name].fingerprint())
+    name = run.args.attribution_method if run.args.scoremap_root is None else first
+    result = run.result_file('interventions', data, images, name, truth=truth, maps=source.fingerprint())
     content = measure_all(run, images, asked, sources, effects)
     if processes.is_first():
         report(content, run.args.attribution_method)

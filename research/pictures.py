@@ -74,20 +74,18 @@ def left_out(models, bird, run):
 
 
 def speed():
-    """A Figure: times faster than the plain way on two processors, in float32 and bfloat16; memory where measured."""
+    """A Figure: times faster than the plain way on two processors, in float32 and bfloat16; and memory."""
     items = [row['item'] for row in read('performance', run='bench_cpu', figure='plain way, ms an image')]
 
     def points(**wanted):
         return {items.index(row['item']): row for row in read('performance', **wanted) if row['item'] in items}
-    panels = [('times faster than the plain way', {
+    panels = {'times faster than the plain way': {
         precision: points(run=run, figure='times faster')
-        for precision, run in (('AVX2, float32', 'bench_cpu'), ('AMX, bfloat16', 'bench_cpu_bfloat16'))})]
-    memory = {'ours': points(run='bench_cpu', figure='peak memory, MiB'),
-              'plain way': points(run='bench_cpu', figure='plain way, peak memory, MiB')}
-    panels += [('peak memory, MiB', memory)] if all(memory.values()) else []
-    figure = Figure(figsize=(4 + 2.5 * len(panels), 5), layout='constrained')
-    places = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, (label, series) in zip(places, panels, strict=True):
+        for precision, run in (('AVX2, float32', 'bench_cpu'), ('AMX, bfloat16', 'bench_cpu_bfloat16'))},
+        'peak memory, MiB': {'ours': points(run='bench_cpu', figure='peak memory, MiB'),
+                             'plain way': points(run='bench_cpu', figure='plain way, peak memory, MiB')}}
+    figure = Figure(figsize=(9, 5), layout='constrained')
+    for axes, (label, series) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
         figures.intervals(axes, ['\n'.join(textwrap.wrap(item, 44)) for item in items], series)
         axes.set(xscale='log', xlabel=label)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

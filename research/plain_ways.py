@@ -83,9 +83,6 @@ class TrainingImages(Dataset):
         self.transform = v2.Compose([v2.Resize((256, 256)), v2.RandomCrop(224), v2.RandomHorizontalFlip(), v2.ToImage(),
                                      v2.ToDtype(torch.float32, scale=True), v2.Normalize(*transforms.IMAGENET)])
 
-    def __len__(self):
-        return len(self.images)
-
     def __getitem__(self, key):
         index, _ = key
         image = image_files.open_image(self.images.folder / self.images.image_id(index))

@@ -52,8 +52,7 @@ def profile(call, device):
         recorder = autograd_profiler.profile(profile_memory=True)
         with Reads() as reads, Operations() as operations, recorder:
             call()
-        recorded = recorder.kineto_results.events() if recorder.kineto_results else []
-        events = [event for event in recorded if event.name() == '[memory]']
+        events = [event for event in recorder.kineto_results.events() if event.name() == '[memory]']
         in_use = accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
         return Profile(operations.started, operations.waits + reads.waits, None, None, max(in_use, default=0) >> 20)
     torch.cuda.reset_peak_memory_stats()

@@ -14,7 +14,6 @@ Result: <save_root>/reproduce/<data set>/tables.md, tables.csv, tables.tex, rati
     python -m research.reproduce --dataset=ToyBirds --seeds=3
 """
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -22,9 +21,10 @@ from typing import NamedTuple
 import torch
 
 import config
-from dataset.registry import DATASETS, find_dataset
+from dataset.registry import ALIASES, DATASETS, find_dataset
 from experiment import result_files, weights
 from reports import columns, comparison, paper, table_files
+from reports.intervals import mean_interval
 from reports.rows import paper_rows, read_experiments
 from reports.table_files import Cell, Table
 from research import commands
@@ -34,29 +34,28 @@ from wsol.errors import UserError
 CHOSEN = ('dataset', 'experiment_name', 'save_root', 'seed', 'attribution_method', 'load_checkpoint',
           'score_map_process', 'override_cache')
 CAM, PUBLISHED = ('CAM', 'vanilla'), 'published: mean'
+START = 'start'  # the experiment from which the networks of ToyBirds start
 NAMES = {'cue_location': 'cue localization', 'pixel_perturb': 'remove-and-classify', 'wsol': 'WSOL'}
 
 
 # --- networks and steps -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class PlannedNetwork:
+class PlannedNetwork(NamedTuple):
     """A network that main.py trains with these flags, or a published one."""
     dataset: str
-    head: str
-    name: str                # of its experiment
+    name: str                # of its experiment: its head, or START
     folder: Path             # above its experiment's
     training: tuple = ()     # flags of main.py; none for published weights
     published: str | None = None
     flags: tuple = ()        # the user's, which all steps get
 
-    def weights_sha256(self):
-        """The SHA-256 of its weights; None if they are not there."""
-        path = self.published and weights.published_file(self.published)
-        if path:
-            return _sha256(path) if path.is_file() else None
-        return result_files.read_result(self.folder / self.name / 'results.json').get('weights_sha256')
+    def trained(self):
+        """The result of its training, or what stands for it with published weights. Without weights it names none."""
+        if not self.published:
+            return result_files.read_result(self.folder / self.name / 'results.json')
+        path, usual = weights.published_file(self.published), config.ALL_FLAGS['crop_size'].default
+        return {'weights_sha256': _sha256(path), 'settings': {'crop_size': usual}} if path.is_file() else {}
 
 
 @cache
@@ -71,18 +70,17 @@ class Step(NamedTuple):
     method: str | None = None
 
     def title(self):
-        name = paper.name_of(self.network.head, self.method)
+        name = paper.name_of(self.network.name, self.method)
         return f'{NAMES[self.metric]}: {name}' if self.metric else f'train {self.network.name}'
 
     def is_done(self):
-        network, trained = self.network, None
-        folder, sha256 = network.folder / network.name, network.weights_sha256()
+        network, trained = self.network, self.network.trained()
+        folder = network.folder / network.name
         if not self.metric:
             return (folder / 'results.json').is_file()
-        if network.published:
-            trained = {'weights_sha256': sha256, 'settings': {'crop_size': config.ALL_FLAGS['crop_size'].default}}
         with suppress(UserError):
-            return bool(sha256 and commands.result(folder, self.metric, self.method, *network.flags, trained=trained))
+            return bool(trained.get('weights_sha256') and commands.result(folder, self.metric, self.method,
+                                                                          *network.flags, trained=trained))
         return False
 
     def run(self):
@@ -104,15 +102,15 @@ def networks_of(dataset, seeds, root, trains_all, flags):
         if dataset == 'ToyBirds':
             common = [*commands.TRAIN, *commands.SIZES, '--last_stage=layer2', f'--seed={seed}']
             start = (*common, '--attribution_method=CAM', *commands.FROM_RANDOM)
-            networks.append(PlannedNetwork(dataset, 'CAM', 'start', folder, start, flags=flags))
-            common += ['--load_checkpoint=start', *commands.FINE_TUNE]
+            networks.append(PlannedNetwork(dataset, START, folder, start, flags=flags))
+            common += [f'--load_checkpoint={START}', *commands.FINE_TUNE]
         else:
             common += ['--architecture=resnet50', '--use_bn=True', '--large_feature_map=True']
         for head in dict.fromkeys(head for head, _ in methods_of(dataset, 'pixel_perturb')):
             published = None if trains_all else weights.published_name(f'{head}-{dataset}')
             training = () if published else (*common, f'--attribution_method={head}')
             if training or seed == 0:  # published weights exist once
-                networks.append(PlannedNetwork(dataset, head, head, folder, training, published, flags))
+                networks.append(PlannedNetwork(dataset, head, folder, training, published, flags))
     return networks
 
 
@@ -132,7 +130,7 @@ def steps_of(networks):
         if network.training:
             steps.append(Step(network))
         steps += [Step(network, metric, method) for metric in NAMES
-                  for head, method in methods_of(network.dataset, metric) if head == network.head == network.name]
+                  for head, method in methods_of(network.dataset, metric) if head == network.name]
     return steps
 
 
@@ -217,12 +215,13 @@ def verdicts(dataset, rows):
         result_files.check_alike([result for row in ours.get(name, ()) for result in row.results.values()])
         accuracy, mean = (comparison.estimates_of(ours.get(name, ()), column) for column in ('accuracy', PUBLISHED))
         if accuracy and method[1] in ('vanilla', 'jointll'):
-            published, cell = paper.ACCURACY.get((method[0], dataset)), columns.interval_cell('accuracy', accuracy)
+            published = paper.ACCURACY.get((method[0], dataset))
+            cell = columns.cell('accuracy', *mean_interval(accuracy))
             inside = None not in (published, cell.low) and cell.low <= published <= cell.high
             accuracies.append([name, Cell(published), cell, 'not published' if published is None else
                                'as published, within the interval' if inside else f'{cell.value - published:+.1f}'])
         if mean:
-            published, cell = paper.PXAP[method][-1], columns.interval_cell(PUBLISHED, mean)
+            published, cell = paper.PXAP[method][-1], columns.cell(PUBLISHED, *mean_interval(mean))
             reference = ours.get(paper.METHODS[CAM]) if method != CAM else None
             difference = reference and comparison.difference_cell(ours[name], reference, comparison.COMPARED)
             away = Cell(cell.value - published, sign='+') if dataset == 'CUB' else None
@@ -236,13 +235,12 @@ def verdicts(dataset, rows):
 
 def report(dataset, networks, root):
     """Print and write the tables of a data set, as far as there are results."""
-    folders = [network.folder / network.name for network in networks if network.name == network.head]
+    folders = [network.folder / network.name for network in networks if network.name != START]
     folders = [folder for folder in folders if any(folder.glob('*_*.json'))]
     if folders:
         rows = read_experiments(folders)
         tables = comparison.make_tables(rows, paper_rows()) + verdicts(dataset, rows)
-        comparison.show(rows, tables[1:])
-        comparison.write(rows, tables, root / dataset / 'tables')
+        comparison.publish(rows, tables, root / dataset / 'tables')
 
 
 # --- the command --------------------------------------------------------------------------------------
@@ -254,7 +252,7 @@ def run_all(steps, args):
     for step in sorted(steps, key=lambda step: bool(step.network.training)):  # no training delays published networks
         if step.is_done():
             continue
-        if lacks(step, args) or step.metric and not step.network.published and not step.network.weights_sha256():
+        if lacks(step, args) or step.metric and not step.network.trained().get('weights_sha256'):
             waiting.append(step.title())
             continue
         try:
@@ -266,10 +264,9 @@ def run_all(steps, args):
 
 
 def make_parser():
-    def names(text):
-        return text if text == 'all' else command_line.choice(tuple(DATASETS))(config.DATASET(text))
     parser = command_line.plain_parser(__doc__)
-    parser.add_argument('--dataset', type=names, default='all', metavar='NAME',
+    parser.add_argument('--dataset', default='all', metavar='NAME',
+                        type=command_line.choice((*DATASETS, 'all'), ALIASES),
                         help="CUB, ILSVRC, OpenImages, ToyBirds, or all: the paper's three (default: all)")
     parser.add_argument('--seeds', type=command_line.COUNT, default=None, metavar='N',
                         help='trainings of each network (default: 3 on ToyBirds, else 1)')

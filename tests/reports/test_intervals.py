@@ -6,7 +6,7 @@ import pytest
 import scipy.stats
 from conftest import ROOT
 
-from reports import columns, intervals, paper
+from reports import columns, paper
 from reports.columns import COMPARED
 from reports.intervals import Estimate, interval_over_trainings, mean_interval, mean_terms
 from wsol import metrics
@@ -42,10 +42,8 @@ def test_a_unit_without_a_value_is_left_out_of_both():
 def test_what_has_other_units_or_draws_is_not_paired():
     draws = Estimate(1.0, ('a',), draws=np.ones(5), number=6)
     for first, second in ((mean_of([0, 1]), mean_of([0, 1], ('b',))), (draws, draws._replace(units=('a', 'other draws')))):
-        assert not intervals.are_paired([first, second])
-        with pytest.raises(ValueError, match='not paired'):
-            mean_interval([first], [second])
-    assert not intervals.are_paired([mean_of([0, 1]), None]) and not intervals.are_paired([Estimate(1.0)] * 2)
+        assert mean_interval([first], [second]) == (first.value - second.value, None, None)
+    assert mean_interval([Estimate(3.0)], [Estimate(1.0)]) == (2, None, None)
 
 
 def test_a_mean_over_networks_is_that_of_their_ratios():
@@ -72,7 +70,7 @@ def test_draws_of_a_result_differ_draw_by_draw():
     value, low, high = interval_over_trainings(networks, others)
     assert value == 4.5 and high - value == pytest.approx(metrics.half_width(variances)) == pytest.approx(value - low)
     alone = drawn(5.0, 7.0, number=1)
-    assert alone[0].interval() == (None, None) and interval_over_trainings(alone, alone)[1:] == (None, None)
+    assert alone[0].interval() == (None, None) and interval_over_trainings(alone, alone) == (None, None, None)
 
 
 @pytest.mark.parametrize(('networks', 'spreads'), [(3, (1, 1)), (2, (3, 0.5))])
@@ -94,8 +92,8 @@ def test_an_interval_over_trainings_covers_about_as_often_as_it_says(networks, s
 def test_one_unit_or_figures_that_do_not_vary_have_no_interval():
     one, two, three, four = (mean_of([value]) for value in (1, 2, 3, 4))
     assert three.interval() == (None, None) and mean_interval([three, four], [one]) == (2.5, None, None)
-    assert interval_over_trainings([three, four], [one, two]) == (2.0, None, None)
-    assert interval_over_trainings([Estimate(5.0)] * 2, [Estimate(5.0)] * 2) == (0.0, None, None)
+    assert interval_over_trainings([three, four], [one, two]) == (None, None, None)
+    assert interval_over_trainings([Estimate(5.0)] * 2, [Estimate(5.0)] * 2) == (None, None, None)
 
 
 def test_figures_without_units_differ_by_welch():

@@ -298,9 +298,9 @@ def test_every_network_has_a_control_with_random_weights_of_its_own():
     args = flags_of('research.interventions', ['--architecture=resnet18', '--last_stage=layer1', '--seed=0'])
 
     def controls(sha256, args):
-        run = session.Network(args, torch.device('cpu'), Munch(sha256=sha256, is_foreign=False),
-                              Munch(default_method='vanilla', scores='softmax', conv_last=Munch(out_channels=18)))
-        sources = interventions.map_sources(run, None, [], None)
+        model = build_model(**network_settings(args), num_classes=18)
+        run = session.Network(args, torch.device('cpu'), Munch(sha256=sha256, is_foreign=False), model)
+        sources = interventions.map_sources(run, Munch(annotations=lambda: None), [], [])
         return {name.partition(' weights, ')[2]: source for name, source in sources.items() if 'random weights' in name}
 
     def control(sha256):

@@ -162,7 +162,7 @@ def test_an_accuracy_is_held_against_the_published_one(right, verdict):
 def test_networks_that_are_there_do_not_wait_for_a_training(monkeypatch, tmp_path):
     monkeypatch.setattr(reproduce, 'lacks', lambda step, flags: [])
     monkeypatch.setattr(reproduce.Step, 'is_done', lambda step: False)
-    monkeypatch.setattr(reproduce.PlannedNetwork, 'weights_sha256', lambda network: 'some')
+    monkeypatch.setattr(reproduce.PlannedNetwork, 'trained', lambda network: {'weights_sha256': 'some'})
     ran = []
     monkeypatch.setattr(reproduce.Step, 'run', lambda step: ran.append(step))
     steps = sum((reproduce.steps_of(reproduce.networks_of(name, 1, tmp_path, False, ())) for name in ('CUB', 'ILSVRC')), [])
