@@ -51,12 +51,6 @@ def pose(model, images, labels, contrast, seeds, superclasses, settings, activat
     return query
 
 
-def difference_of_maps(method, query):
-    """A method's maps of the classes minus its maps of the contrast's classes: (B,K,h,w), signed."""
-    first, second = method.maps(query.both()).chunk(2, dim=1)
-    return first - second
-
-
 def attribution_maps(model, images, labels=None, method=None, contrast=None, seeds=None, superclasses=None,
                      settings=None, activations=None):
     """Attribution maps of a batch, in the method's own units: nothing is normalised.
@@ -79,5 +73,5 @@ def attribution_maps(model, images, labels=None, method=None, contrast=None, see
     method = find_method(method or model.default_method, type(model))
     query = pose(model, images, labels, contrast, seeds, superclasses, settings, activations)
     with evaluating(model):
-        maps = method.maps(query) if contrast is None else difference_of_maps(method, query)  # (B,K,h,w)
+        maps = method.maps(query) if contrast is None else method.difference_of_maps(query)  # (B,K,h,w)
     return maps[:, 0] if labels is not None and labels.ndim == 1 else maps

@@ -15,8 +15,10 @@ from wsol.errors import UserError
 from wsol.heads import CAM, Activations
 
 METHODS = {}      # name -> Method; one method may have two names
+DERIVED = {}      # name -> the contrast methods that follow from these
 MANY = 10         # forwards for a map: a method that takes more is slow
 GPU_SHARE = 0.25  # largest share of free GPU memory for image copies in one forward
+LOG_ODDS = 'log p(A | x) / p(B | x)'
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class SamplingSettings:
 class Method:
     """An attribution method, or a contrast method, and what is known of its maps.
 
-    compute(query) -> (B,K,h,w); where not per_class, and of contrast methods, (B,h,w): one map, whatever the class.
+    compute(query) -> (B,K,h,w); where not per_class, (B,h,w): one map, whatever the class.
     The first paragraph of its docstring is the method's description in docs/attribution.md.
     """
     name: str
@@ -91,11 +93,33 @@ class Method:
         maps = self.compute(query).detach()
         return maps[:, None].expand(-1, query.asked.shape[1], -1, -1) if maps.ndim == 3 else maps
 
+    def difference_of_maps(self, query):
+        """The maps of the classes minus those of the contrast's classes: (B,K,h,w), signed."""
+        first, second = self.maps(query.both()).chunk(2, dim=1)
+        return first - second
+
+    def contrasts(self):
+        """The contrast methods that follow from it, by name: its explanation of s_A - s_B, and its map of class A minus
+        its map of class B (published)."""
+        derived = {}
+        if self.explains_score:
+            derived[self.name] = replace(
+                self, label=self.label_of('A rather than B', LOG_ODDS), per='', unit='nats' if self.total else '',
+                bounded=False, total=self.total.format(score=LOG_ODDS))
+        if self.per_class and not self.needs_superclasses and not self.difference:
+            name = f'{self.name}-difference'
+            derived[name] = replace(self, name=name, compute=self.difference_of_maps, signed=True,
+                                    label=self.difference_label(), per='', total='')
+        return derived
+
 
 def register(*names, table=METHODS, **known):
     """Make a function the attribution method of a name, or of several. known: fields of Method."""
     def enter(compute):
-        table.update(dict.fromkeys(names, Method(names[0], compute, **known)))
+        method = Method(names[0], compute, **known)
+        table.update(dict.fromkeys(names, method))
+        if table is METHODS:
+            DERIVED.update(method.contrasts())
         return compute
     return enter
 
