@@ -41,14 +41,10 @@ def check_classes(model, images, labels, contrast):
 def pose(model, images, labels, contrast, seeds, superclasses, settings, activations):
     """The Query of these arguments, which are those of attribution_maps. Raises UserError."""
     check_classes(model, images, labels, contrast)
-    labels, contrast = (chosen[:, None] if chosen is not None and chosen.ndim == 1 else chosen
+    labels, contrast = (None if chosen is None else chosen.to(images.device)[:, None].flatten(1)
                         for chosen in (labels, contrast))  # (B,K)
-    labels, contrast = (chosen if chosen is None else chosen.to(images.device) for chosen in (labels, contrast))
     seeds = list(range(len(images))) if seeds is None else seeds.tolist()
-    query = Query(model, images, labels, seeds, superclasses, settings or SamplingSettings(), contrast)
-    if activations is not None:
-        query.activations = activations
-    return query
+    return Query(model, images, labels, seeds, superclasses, settings or SamplingSettings(), contrast, activations)
 
 
 def attribution_maps(model, images, labels=None, method=None, contrast=None, seeds=None, superclasses=None,

@@ -6,7 +6,7 @@ Letters: B images, K asked classes, C classes, D features, h x w the grid.
 """
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, wraps
+from functools import wraps
 
 import torch
 
@@ -144,12 +144,15 @@ class Query:
     superclasses: torch.Tensor | None       # (C,C) bool: row c holds the classes of c's superclass
     settings: SamplingSettings
     contrast: torch.Tensor | None = None    # (B,K) int64: explain the scores of classes minus those of these
+    computed: Activations | None = None     # the activations, once the forward has run
 
-    @cached_property
+    @property
     def activations(self):
         """The one forward that all activation methods share."""
-        with torch.no_grad():
-            return self.model.activations(self.images)
+        if self.computed is None:
+            with torch.no_grad():
+                self.computed = self.model.activations(self.images)
+        return self.computed
 
     @property
     def asked(self):
@@ -167,20 +170,14 @@ class Query:
 
     def single(self, index):
         """The same question about one image."""
-        row = slice(index, index + 1)
-        query = replace(self, images=self.images[row], classes=self.asked[row], seeds=self.seeds[row],
-                        contrast=None if self.contrast is None else self.contrast[row])
-        if 'activations' in vars(self):  # computed already
-            query.activations = Activations(*(part if part is None else part[row] for part in self.activations))
-        return query
+        def row(values):
+            return None if values is None else values[index:index + 1]
+        return replace(self, images=row(self.images), classes=row(self.asked), seeds=row(self.seeds),
+                       contrast=row(self.contrast), computed=self.computed and Activations(*map(row, self.computed)))
 
     def both(self):
         """The question about the classes (B,K) and, behind them, about those of the contrast: (B,2K)."""
-        classes = [chosen for chosen in (self.asked, self.contrast) if chosen is not None]
-        query = replace(self, classes=torch.cat(classes, 1), contrast=None)
-        if 'activations' in vars(self):  # computed already
-            query.activations = self.activations
-        return query
+        return replace(self, classes=torch.cat([self.asked, self.contrast], 1), contrast=None)
 
     def rows(self, maps):
         """The maps of the asked classes: (B,C,h,w) -> (B,K,h,w)."""
