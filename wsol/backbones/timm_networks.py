@@ -174,16 +174,15 @@ def _first(setting):
 
 def _unstride(network, names):
     """Give layers stride 1. With a kernel of even size the map would then lose a row: a convolution gets its input
-    padded at the end, and a pooling layer is switched off."""
-    for layer in map(network.get_submodule, sorted(names)):
+    padded at the end, and a pooling layer is taken out."""
+    for name in names:
+        layer = network.get_submodule(name)
         layer.stride = (1, 1) if isinstance(layer.stride, tuple) else 1
-        if _first(getattr(layer, 'kernel_size', 1)) % 2:
-            continue
-        if isinstance(layer, nn.Conv2d):
+        is_even = _first(getattr(layer, 'kernel_size', 1)) % 2 == 0
+        if is_even and isinstance(layer, nn.Conv2d):
             layer.register_forward_pre_hook(_pad_at_the_end)
-        else:
-            layer.kernel_size = (1, 1) if isinstance(layer.kernel_size, tuple) else 1
-            layer.padding = (0, 0) if isinstance(layer.padding, tuple) else 0
+        elif is_even:
+            network.set_submodule(name, nn.Identity())
 
 
 def _pad_at_the_end(layer, inputs):
