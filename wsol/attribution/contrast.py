@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from wsol.attribution.maps import explained_model, pose
+from wsol.attribution.maps import pose
 from wsol.attribution.registry import DERIVED, LOG_ODDS, METHODS, find_method, register
 from wsol.contexts import evaluating
 from wsol.errors import UserError
@@ -101,10 +101,9 @@ def contrast_maps(model, images, labels, contrast, method=None, seeds=None, sett
     prior-log-odds for CALM, log-odds for CAM (docs/findings.md gives the reasons). The other arguments
     are those of attribution_maps. Raises UserError.
     """
-    model = explained_model(model)
-    method = find_contrast(method or model.default_contrast, type(model))
     if getattr(labels, 'ndim', 1) != 1:
         raise UserError(f'labels= has the shape {tuple(labels.shape)}: a contrast takes one class for each image')
     query = pose(model, images, labels, contrast, seeds, None, settings, activations)
-    with evaluating(model):
+    method = find_contrast(method or query.model.default_contrast, type(query.model))
+    with evaluating(query.model):
         return method.maps(query)[:, 0]
