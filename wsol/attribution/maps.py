@@ -39,6 +39,8 @@ def pose(model, images, labels, contrast, seeds, superclasses, settings, activat
         raise UserError(f'a {type(model).__name__} has no maps: only CAM and CALM have, which build_model, from_module '
                         'and from_classifier make')
     check_classes(model, images, labels, contrast)
+    if labels is None:
+        labels = torch.arange(model.conv_last.out_channels).expand(len(images), -1)
     labels, contrast = (None if chosen is None else chosen.to(images.device)[:, None].flatten(1)
                         for chosen in (labels, contrast))  # (B,K)
     seeds = list(range(len(images))) if seeds is None else seeds.tolist()

@@ -91,7 +91,7 @@ class Method:
     def maps(self, query):
         """The maps of all asked classes: (B,K,h,w)."""
         maps = self.compute(query).detach()
-        return maps[:, None].expand(-1, query.asked.shape[1], -1, -1) if maps.ndim == 3 else maps
+        return maps[:, None].expand(-1, query.classes.shape[1], -1, -1) if maps.ndim == 3 else maps
 
     def difference_of_maps(self, query):
         """The maps of the classes minus those of the contrast's classes: (B,K,h,w), signed."""
@@ -139,7 +139,7 @@ class Query:
     """What an attribution method is asked."""
     model: CAM                              # or a CALM
     images: torch.Tensor                    # (B,3,H,W)
-    classes: torch.Tensor | None            # (B,K) int64; None: all
+    classes: torch.Tensor                   # (B,K) int64, the asked classes
     seeds: list                             # of B integers, for methods that draw at random
     superclasses: torch.Tensor | None       # (C,C) bool: row c holds the classes of c's superclass
     settings: SamplingSettings
@@ -154,42 +154,32 @@ class Query:
                 self.computed = self.model.activations(self.images)
         return self.computed
 
-    @property
-    def asked(self):
-        """(B,K): the asked classes, written out."""
-        if self.classes is not None:
-            return self.classes
-        count = self.model.conv_last.out_channels
-        return torch.arange(count, device=self.images.device).expand(len(self.images), -1)
-
     def explained(self, scores):
         """The scores that are explained: class scores (N,C) of N versions of the images, B or of one image -> (N,K)."""
         def of(classes):  # a copy: autograd keeps no tensors of inference mode
             return scores.gather(1, classes.expand(len(scores), -1).clone())
-        return of(self.asked) if self.contrast is None else self.model.odds(of(self.asked) - of(self.contrast))
+        return of(self.classes) if self.contrast is None else self.model.odds(of(self.classes) - of(self.contrast))
 
     def single(self, index):
         """The same question about one image."""
         def row(values):
             return None if values is None else values[index:index + 1]
-        return replace(self, images=row(self.images), classes=row(self.asked), seeds=row(self.seeds),
+        return replace(self, images=row(self.images), classes=row(self.classes), seeds=row(self.seeds),
                        contrast=row(self.contrast), computed=self.computed and Activations(*map(row, self.computed)))
 
     def both(self):
         """The question about the classes (B,K) and, behind them, about those of the contrast: (B,2K)."""
-        return replace(self, classes=torch.cat([self.asked, self.contrast], 1), contrast=None)
+        return replace(self, classes=torch.cat([self.classes, self.contrast], 1), contrast=None)
 
     def rows(self, maps):
         """The maps of the asked classes: (B,C,h,w) -> (B,K,h,w)."""
-        if self.classes is None:
-            return maps
         return maps.gather(1, self.classes[..., None, None].expand(-1, -1, *maps.shape[2:]))
 
     def superclass_members(self):
         """(B,K,C), 1 for the classes of each asked class's superclass and 0 for others. Raises UserError."""
         if self.superclasses is None:
             raise UserError('superclass maps need superclasses=, which says which classes belong together')
-        return self.superclasses.to(self.images)[self.asked]
+        return self.superclasses.to(self.images)[self.classes]
 
     def superclass_sums(self, maps):
         """The maps summed over the superclass of each asked class: (B,C,h,w) -> (B,K,h,w)."""
@@ -222,5 +212,5 @@ def versions_at_a_time(query, usual, numbers_kept):
     unused = torch.cuda.memory_reserved(images.device) - torch.cuda.memory_allocated(images.device)  # torch's reserve
     free = torch.cuda.mem_get_info(images.device)[0] + unused
     pixels = images.shape[2] * images.shape[3]
-    fitting = int(GPU_SHARE * free / (pixels * (numbers_kept + query.asked.shape[1]) * images.element_size()))
+    fitting = int(GPU_SHARE * free / (pixels * (numbers_kept + query.classes.shape[1]) * images.element_size()))
     return min(max(usual, 1 << fitting.bit_length() >> 1), 16 * usual)
