@@ -57,8 +57,7 @@ def class_pairs(attribute_names, class_attributes):
         differing = (present[first] != present[first + 1:]) @ mentions  # (C-first-1,7)
         pairs += [ClassPair(first, first + 1 + offset, tuple(np.flatnonzero(parts).tolist()))
                   for offset, parts in enumerate(differing)]
-    return sorted((pair for pair in pairs if len(pair.parts) in (1, 2, 3)),
-                  key=lambda pair: (len(pair.parts), pair.first, pair.second))
+    return [pair for count in (1, 2, 3) for pair in pairs if len(pair.parts) == count]
 
 
 def nearest_part(points, width, height, size):
