@@ -6,6 +6,7 @@
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext, suppress
+from functools import partial
 
 import torch
 from torch import nn
@@ -34,20 +35,16 @@ def tensors_in(output):
     return [value for value in getattr(output, '__dict__', {}).values() if isinstance(value, torch.Tensor)]
 
 
-def last_map(output):
-    """The one map (B,D,h,w) in a layer's output; Hugging Face's last_hidden_state if there are several."""
+def last_map(output, channels=1):
+    """The one map in a layer's output, as (B,D,h,w); Hugging Face's last_hidden_state if there are several. channels:
+    the axis of D in the output, 1 or -1."""
     maps = list({id(tensor): tensor for tensor in tensors_in(output) if tensor.ndim == 4}.values())
     if len(maps) > 1 and getattr(output, 'last_hidden_state', None) is not None:
-        return output.last_hidden_state
+        maps = [output.last_hidden_state]
     if len(maps) != 1:
         kind = tuple(getattr(output, 'shape', ())) or f'a {type(output).__name__} with {len(maps)} maps'
         raise UserError(f'the output of the layer is no map (B,D,h,w) but {kind}; to_map= can make it one')
-    return maps[0]
-
-
-def channels_last_map(output):
-    """The one map (B,h,w,D) in a layer's output, as (B,D,h,w)."""
-    return last_map(output).movedim(-1, 1)
+    return maps[0].movedim(channels, 1)
 
 
 class Reached(Exception):
@@ -173,7 +170,7 @@ def _find_map(module, layer, to_map, images):
         shape = tuple(getattr(features, 'shape', ())) or type(features).__name__
         raise UserError(f'to_map gives no map (B,D,h,w) but {shape}')
     if to_map is None and features.shape[1] == features.shape[2] != features.shape[3]:  # these are rows and columns
-        backbone.to_map = channels_last_map
+        backbone.to_map = partial(last_map, channels=-1)
         return backbone, features.movedim(-1, 1)
     return backbone, features
 

@@ -284,7 +284,7 @@ def test_on_a_cpu_as_many_versions_go_together_as_ever(model, images):
 def test_on_cuda_the_versions_fit_into_their_share_of_the_free_memory(monkeypatch, usual, kept):
     """Of 1 GB to 141 GB; what torch holds in reserve is free, too."""
     images = SimpleNamespace(device=torch.device('cuda'), shape=(1, 3, 224, 224), element_size=lambda: 4)
-    asked, versions = SimpleNamespace(images=images, asked=torch.zeros(1, 200)), []
+    asked, versions = SimpleNamespace(images=images, classes=torch.zeros(1, 200)), []
     for free in (1e9, 4e9, 8e9, 24e9, 80e9, 141e9):
         for reserved in (0, 0.5):
             monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda _, free=free, reserved=reserved: (free * (1 - reserved), 2e11))

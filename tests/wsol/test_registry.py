@@ -12,7 +12,7 @@ from conftest import ROOT, accepted, read_result, refused, roots_of, without
 from wsol import METHODS, attribution_maps, build_model
 from wsol.annotations import superclasses
 from wsol.attribution.contrast import CONTRASTS, REGISTERED, contrast_maps, default_scale
-from wsol.attribution.registry import SamplingSettings, register
+from wsol.attribution.registry import DERIVED, SamplingSettings, register
 from wsol.errors import UserError
 from wsol.heads import CALM, CAM
 
@@ -151,7 +151,9 @@ def registered():
         """Each class's score, everywhere."""
         return query.explained(query.model(query.images))[..., None, None] * query.images[:, :1]
     yield
-    del METHODS['mine'], METHODS['slow']
+    for table, names in ((METHODS, ('mine', 'slow')), (DERIVED, ('mine-difference', 'slow', 'slow-difference'))):
+        for name in names:
+            del table[name]
 
 
 def test_a_registered_method_has_its_contrasts(model, image, registered):

@@ -57,8 +57,7 @@ def class_pairs(attribute_names, class_attributes):
         differing = (present[first] != present[first + 1:]) @ mentions  # (C-first-1,7)
         pairs += [ClassPair(first, first + 1 + offset, tuple(np.flatnonzero(parts).tolist()))
                   for offset, parts in enumerate(differing)]
-    return sorted((pair for pair in pairs if len(pair.parts) in (1, 2, 3)),
-                  key=lambda pair: (len(pair.parts), pair.first, pair.second))
+    return [pair for count in (1, 2, 3) for pair in pairs if len(pair.parts) == count]
 
 
 def nearest_part(points, width, height, size):
@@ -108,7 +107,7 @@ class CueAnnotations:
         self._row = {name: row for row, name in enumerate(images.values())}
         if len(self._row) < len(images):
             raise UserError(f'{self.root / "images.txt"} names an image twice, under different ids')
-        self._points = self._part_points(np.array(list(images)))
+        self._points = self._part_points(images)
 
     def _attributes(self):
         folders = (self.root / 'attributes', self.root, self.root.parent)
@@ -117,34 +116,25 @@ class CueAnnotations:
         if file is None:
             raise UserError(f'no attributes.txt: looked for {", ".join(map(str, places))}. '
                             'It comes with CUB_200_2011.tgz; cue localization needs it.')
-        by_id = read_by_id(file)
-        names = [by_id[key] for key in sorted(by_id)]
+        names = [name for _, name in sorted(read_by_id(file).items())]
         path = self.root / 'attributes' / 'class_attribute_labels_continuous.txt'
-        values = _numbers(path)
-        if values.ndim != 2 or values.shape[1] != len(names):
-            raise UserError(f'{path}: expected {len(names)} numbers a line, one per attribute of {file}, '
-                            f'found the shape {values.shape}')
-        return names, values
+        return names, _numbers(path, len(names), f'one per attribute of {file}')
 
     def _part_points(self, image_ids):
-        """The part points (N,15,3) of all images, in the order of images.txt. image_ids: (N,), its ids."""
+        """The part points (N,15,3) of all images. image_ids: their ids, in the order of the result."""
         path = self.root / 'parts' / 'part_locs.txt'
-        rows = _numbers(path)  # image id, part id, x, y, visible; ids from 1
-        if rows.ndim != 2 or rows.shape[1] != 5:
-            raise UserError(f'{path}: expected five numbers a line (image, part, x, y, visible), '
-                            f'found the shape {rows.shape}')
-        order = image_ids.argsort()
-        image = order[np.searchsorted(image_ids, rows[:, 0], sorter=order).clip(max=len(image_ids) - 1)]
-        part = rows[:, 1].astype(int) - 1
+        rows = _numbers(path, 5, 'image, part, x, y, visible')
+        row_of = {image_id: row for row, image_id in enumerate(image_ids)}
+        image = np.array([row_of.get(image_id, -1) for image_id in rows[:, 0].tolist()])
         _, first = np.unique(rows[:, :2], axis=0, return_index=True)
-        wrong = (image_ids[image] != rows[:, 0]) | (rows[:, 1] != part + 1) | (part < 0) | (part >= len(POINT_NAMES))
+        wrong = (image < 0) | ~np.isin(rows[:, 1], 1 + np.arange(len(POINT_NAMES)))
         wrong |= ~np.isin(np.arange(len(rows)), first)  # a point that is listed twice
         if wrong.any():
             row = wrong.argmax()
             raise UserError(f'{path}, row {row + 1}: image {rows[row, 0]:g}, part {rows[row, 1]:g}; every point should '
                             f'be listed once, for the images of images.txt and the parts 1 to {len(POINT_NAMES)}')
         points = np.zeros((len(image_ids), len(POINT_NAMES), 3))
-        points[image, part] = rows[:, 2:]
+        points[image, rows[:, 1].astype(int) - 1] = rows[:, 2:]
         return points
 
     def points(self, image_id):
@@ -237,8 +227,8 @@ def read_by_id(path, known=None):
     return values
 
 
-def _numbers(path):
-    """A file of finite numbers, equally many on every line -> array."""
+def _numbers(path, columns, meaning):
+    """A file of `columns` finite numbers on every line -> array (N,columns). meaning: what they are, for a message."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # numpy warns about an empty file, which is refused below
@@ -249,6 +239,8 @@ def _numbers(path):
         raise UserError(f'{path}: {error}') from error
     if not values.size:
         raise UserError(f'{path} is empty')
+    if values.shape[1] != columns:
+        raise UserError(f'{path}: expected {columns} numbers a line ({meaning}), found the shape {values.shape}')
     wrong = ~(np.abs(values) < 1e9)  # true for NaN, too
     if wrong.any():
         row, column = np.argwhere(wrong)[0]

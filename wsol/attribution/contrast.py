@@ -9,20 +9,18 @@ other class is subtracted).
     maps = contrast_maps(model, images, first, second, 'evidence')      # (B,h,w), in nats
 """
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections import ChainMap
 from functools import partial
 
 import numpy as np
 import torch
 
-from wsol.attribution.maps import difference_of_maps, explained_model, pose
-from wsol.attribution.registry import METHODS, find_method, register
+from wsol.attribution.maps import pose
+from wsol.attribution.registry import DERIVED, LOG_ODDS, METHODS, find_method, register
 from wsol.contexts import evaluating
 from wsol.errors import UserError
 from wsol.heads import CALM
 
-LOG_ODDS = 'log p(A | x) / p(B | x)'
 NODES = 32  # of the quadrature of `evidence`: exact to rounding for log-odds of tens of nats
 REGISTERED = {}
 register_contrast = partial(register, table=REGISTERED, signed=True)
@@ -32,20 +30,20 @@ register_contrast = partial(register, table=REGISTERED, signed=True)
                    label='p(A, z | x) − p(B, z | x)', total='p(A|x) − p(B|x)')
 def joint_difference(query):
     """p(A,z|x) − p(B,z|x), the paper's contrast. Where p(A|x) is near 1 the second term is near 0."""
-    return difference_of_maps(METHODS['jointll'], query)[:, 0]
+    return METHODS['jointll'].difference_of_maps(query)
 
 
 @register_contrast('posterior-difference', head=CALM, unit='probability', bounded=True,
                    label='p(z | x, A) − p(z | x, B)', total='0')
 def posterior_difference(query):
     """p(z|x,A) − p(z|x,B): where each class looks, whatever its probability."""
-    return difference_of_maps(METHODS['gtcond'], query)[:, 0]
+    return METHODS['gtcond'].difference_of_maps(query)
 
 
 @register_contrast('log-odds', unit='nats', label='log p(A | x, z) / p(B | x, z), nats', per='')
 def log_odds(query):
     """log p(A|x,z) / p(B|x,z), what each location says; for CAM the difference of the logits."""
-    difference = difference_of_maps(METHODS['vanilla'], query)[:, 0]
+    difference = METHODS['vanilla'].difference_of_maps(query)
     return query.model.odds(difference)  # for CALM: its normaliser is the same for both classes
 
 
@@ -53,7 +51,7 @@ def log_odds(query):
                    per='')
 def prior_log_odds(query):
     """p(z|x) log p(A|x,z) / p(B|x,z)."""
-    return query.activations.prior * log_odds(query)
+    return query.activations.prior[:, None] * log_odds(query)
 
 
 @register_contrast('evidence', unit='nats', label=f'part of {LOG_ODDS}, nats', total='log p(A|x) / p(B|x)')
@@ -66,55 +64,20 @@ def evidence(query):
     CAM: the difference of the logits over the number of locations.
     """
     _, logits, prior = query.activations
-    difference = log_odds(query)  # (B,h,w)
+    difference = log_odds(query)  # (B,K,h,w)
     if prior is None:
-        return difference / difference[0].numel()
-    first, second = (query.both().rows(logits) - logits.logsumexp(1, keepdim=True)).unbind(1)  # (B,h,w), log p(y|x,z)
+        return difference / difference[0, 0].numel()
+    log_probs = query.both().rows(logits) - logits.logsumexp(1, keepdim=True)  # (B,2K,h,w), log p(y|x,z)
+    first, second = log_probs.chunk(2, dim=1)
     points, weights = np.polynomial.legendre.leggauss(NODES)
-    share = torch.zeros_like(prior)
+    share = torch.zeros_like(difference)
     for point, weight in zip((1 + points) / 2, weights / 2, strict=True):
-        path = prior.log() + float(point) * first + float(1 - point) * second
-        share += float(weight) * path.flatten(1).softmax(1).view_as(prior)
+        path = prior.log()[:, None] + float(point) * first + float(1 - point) * second
+        share += float(weight) * path.flatten(2).softmax(2).view_as(path)
     return difference * share
 
 
-def _of_log_odds(method):
-    """Make a contrast method: the attribution method applied to s_A - s_B."""
-    return replace(method, compute=lambda query: method.maps(query)[:, 0], label=method.label_of(
-        'A rather than B', LOG_ODDS), per='', unit='nats' if method.total else '', bounded=False,
-        total=method.total.format(score=LOG_ODDS))
-
-
-def _difference(method):
-    """Make the published contrast of an attribution method: its map of the first class minus its map of the second."""
-    return replace(method, name=f'{method.name}-difference', signed=True, label=method.difference_label(), per='',
-                   total='', compute=lambda query: difference_of_maps(method, query)[:, 0])
-
-
-class _Contrasts(Mapping):
-    """The contrast methods by name: those above, then those derived from the attribution methods. These are derived
-    anew each time, so that a method that is registered later has its contrasts too."""
-
-    def _table(self):
-        table = dict(REGISTERED)
-        for method in dict.fromkeys(METHODS.values()):  # each once, under its first name
-            if method.explains_score:
-                table[method.name] = _of_log_odds(method)
-            if method.per_class and not method.needs_superclasses and not method.difference:
-                table[f'{method.name}-difference'] = _difference(method)
-        return table
-
-    def __getitem__(self, name):
-        return self._table()[name]
-
-    def __iter__(self):
-        return iter(self._table())
-
-    def __len__(self):
-        return len(self._table())
-
-
-CONTRASTS = _Contrasts()
+CONTRASTS = ChainMap(DERIVED, REGISTERED)  # a view: a method that is registered later has its contrasts too
 find_contrast = partial(find_method, table=CONTRASTS, kind='contrast')  # (name, head) -> Method, or UserError
 
 
@@ -138,10 +101,9 @@ def contrast_maps(model, images, labels, contrast, method=None, seeds=None, sett
     prior-log-odds for CALM, log-odds for CAM (docs/findings.md gives the reasons). The other arguments
     are those of attribution_maps. Raises UserError.
     """
-    model = explained_model(model)
-    method = find_contrast(method or model.default_contrast, type(model))
     if getattr(labels, 'ndim', 1) != 1:
         raise UserError(f'labels= has the shape {tuple(labels.shape)}: a contrast takes one class for each image')
     query = pose(model, images, labels, contrast, seeds, None, settings, activations)
-    with evaluating(model):
-        return method.compute(query)
+    method = find_contrast(method or query.model.default_contrast, type(query.model))
+    with evaluating(query.model):
+        return method.maps(query)[:, 0]

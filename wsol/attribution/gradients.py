@@ -164,14 +164,14 @@ def finer_cam(query):
     """Finer-CAM: Grad-CAM of s − α mean_r s_r, where the classes r are those with the most similar scores; in a
     contrast, r is the other class (Zhang et al. 2025)."""
     settings, scores = query.settings, query.model.class_scores(query.activations)
-    target = scores.gather(1, query.asked)[..., None]  # (B,K,1)
-    distance = (scores[:, None] - target).abs().scatter(2, query.asked[..., None], torch.inf)  # (B,K,C)
+    target = scores.gather(1, query.classes)[..., None]  # (B,K,1)
+    distance = (scores[:, None] - target).abs().scatter(2, query.classes[..., None], torch.inf)  # (B,K,C)
     count = min(settings.finer_cam_references, scores.shape[1] - 1)
     references = distance.topk(count, largest=False).indices if query.contrast is None else query.contrast[..., None]
 
     def explained(scores):
         similar = scores[:, None].expand(-1, references.shape[1], -1).gather(2, references.clone())  # (B,K,R)
-        target = scores.gather(1, query.asked.clone())
+        target = scores.gather(1, query.classes.clone())
         return target - settings.finer_cam_alpha * similar.mean(2) if references.shape[2] else target
     return _last_map_maps(query, _weighted_by_means, explained)
 

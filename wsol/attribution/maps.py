@@ -10,15 +10,6 @@ from wsol.errors import UserError
 from wsol.heads import CAM
 
 
-def explained_model(model):
-    """The CAM or CALM inside DataParallel and the like. Raises UserError where there is none."""
-    model = unwrapped(model)
-    if not isinstance(model, CAM):
-        raise UserError(f'a {type(model).__name__} has no maps: only CAM and CALM have, which build_model, from_module '
-                        'and from_classifier make')
-    return model
-
-
 def check_classes(model, images, labels, contrast):
     """Raise UserError unless labels and contrast are valid classes for this batch."""
     if contrast is not None and labels is None:
@@ -39,22 +30,21 @@ def check_classes(model, images, labels, contrast):
 
 
 def pose(model, images, labels, contrast, seeds, superclasses, settings, activations):
-    """The Query of these arguments, which are those of attribution_maps. Raises UserError."""
+    """The Query of these arguments, which are those of attribution_maps. Raises UserError.
+
+    Its model is the CAM or CALM inside DataParallel and the like.
+    """
+    model = unwrapped(model)
+    if not isinstance(model, CAM):
+        raise UserError(f'a {type(model).__name__} has no maps: only CAM and CALM have, which build_model, from_module '
+                        'and from_classifier make')
     check_classes(model, images, labels, contrast)
-    labels, contrast = (chosen[:, None] if chosen is not None and chosen.ndim == 1 else chosen
+    if labels is None:
+        labels = torch.arange(model.conv_last.out_channels).expand(len(images), -1)
+    labels, contrast = (None if chosen is None else chosen.to(images.device)[:, None].flatten(1)
                         for chosen in (labels, contrast))  # (B,K)
-    labels, contrast = (chosen if chosen is None else chosen.to(images.device) for chosen in (labels, contrast))
     seeds = list(range(len(images))) if seeds is None else seeds.tolist()
-    query = Query(model, images, labels, seeds, superclasses, settings or SamplingSettings(), contrast)
-    if activations is not None:
-        query.activations = activations
-    return query
-
-
-def difference_of_maps(method, query):
-    """A method's maps of the classes minus its maps of the contrast's classes: (B,K,h,w), signed."""
-    first, second = method.maps(query.both()).chunk(2, dim=1)
-    return first - second
+    return Query(model, images, labels, seeds, superclasses, settings or SamplingSettings(), contrast, activations)
 
 
 def attribution_maps(model, images, labels=None, method=None, contrast=None, seeds=None, superclasses=None,
@@ -75,9 +65,8 @@ def attribution_maps(model, images, labels=None, method=None, contrast=None, see
     Maps have the grid's size, or the image's for gradients by pixels and for occlusion. Methods that are not per_class
     give one map, repeated. Raises UserError for a method that the head does not define, and for wrong labels.
     """
-    model = explained_model(model)
-    method = find_method(method or model.default_method, type(model))
     query = pose(model, images, labels, contrast, seeds, superclasses, settings, activations)
-    with evaluating(model):
-        maps = method.maps(query) if contrast is None else difference_of_maps(method, query)  # (B,K,h,w)
+    method = find_method(method or query.model.default_method, type(query.model))
+    with evaluating(query.model):
+        maps = method.maps(query) if contrast is None else method.difference_of_maps(query)  # (B,K,h,w)
     return maps[:, 0] if labels is not None and labels.ndim == 1 else maps

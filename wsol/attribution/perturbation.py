@@ -78,7 +78,7 @@ def rise(query):
         with torch.no_grad():
             probs = query.model.probabilities(query.model(query.images * part))  # (N,C)
         with full_precision(part):
-            total = total + torch.einsum('nk,nhw->khw', probs[:, query.asked[0]].float(), part[:, 0].float())
+            total = total + torch.einsum('nk,nhw->khw', probs[:, query.classes[0]].float(), part[:, 0].float())
     return total / (0.5 * query.settings.rise_nr_masks)
 
 

@@ -6,7 +6,7 @@ Letters: B images, K asked classes, C classes, D features, h x w the grid.
 """
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, wraps
+from functools import wraps
 
 import torch
 
@@ -15,8 +15,10 @@ from wsol.errors import UserError
 from wsol.heads import CAM, Activations
 
 METHODS = {}      # name -> Method; one method may have two names
+DERIVED = {}      # name -> the contrast methods that follow from these
 MANY = 10         # forwards for a map: a method that takes more is slow
 GPU_SHARE = 0.25  # largest share of free GPU memory for image copies in one forward
+LOG_ODDS = 'log p(A | x) / p(B | x)'
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class SamplingSettings:
 class Method:
     """An attribution method, or a contrast method, and what is known of its maps.
 
-    compute(query) -> (B,K,h,w); where not per_class, and of contrast methods, (B,h,w): one map, whatever the class.
+    compute(query) -> (B,K,h,w); where not per_class, (B,h,w): one map, whatever the class.
     The first paragraph of its docstring is the method's description in docs/attribution.md.
     """
     name: str
@@ -89,13 +91,35 @@ class Method:
     def maps(self, query):
         """The maps of all asked classes: (B,K,h,w)."""
         maps = self.compute(query).detach()
-        return maps[:, None].expand(-1, query.asked.shape[1], -1, -1) if maps.ndim == 3 else maps
+        return maps[:, None].expand(-1, query.classes.shape[1], -1, -1) if maps.ndim == 3 else maps
+
+    def difference_of_maps(self, query):
+        """The maps of the classes minus those of the contrast's classes: (B,K,h,w), signed."""
+        first, second = self.maps(query.both()).chunk(2, dim=1)
+        return first - second
+
+    def contrasts(self):
+        """The contrast methods that follow from it, by name: its explanation of s_A - s_B, and its map of class A minus
+        its map of class B (published)."""
+        derived = {}
+        if self.explains_score:
+            derived[self.name] = replace(
+                self, label=self.label_of('A rather than B', LOG_ODDS), per='', unit='nats' if self.total else '',
+                bounded=False, total=self.total.format(score=LOG_ODDS))
+        if self.per_class and not self.needs_superclasses and not self.difference:
+            name = f'{self.name}-difference'
+            derived[name] = replace(self, name=name, compute=self.difference_of_maps, signed=True,
+                                    label=self.difference_label(), per='', total='')
+        return derived
 
 
 def register(*names, table=METHODS, **known):
     """Make a function the attribution method of a name, or of several. known: fields of Method."""
     def enter(compute):
-        table.update(dict.fromkeys(names, Method(names[0], compute, **known)))
+        method = Method(names[0], compute, **known)
+        table.update(dict.fromkeys(names, method))
+        if table is METHODS:
+            DERIVED.update(method.contrasts())
         return compute
     return enter
 
@@ -115,60 +139,47 @@ class Query:
     """What an attribution method is asked."""
     model: CAM                              # or a CALM
     images: torch.Tensor                    # (B,3,H,W)
-    classes: torch.Tensor | None            # (B,K) int64; None: all
+    classes: torch.Tensor                   # (B,K) int64, the asked classes
     seeds: list                             # of B integers, for methods that draw at random
     superclasses: torch.Tensor | None       # (C,C) bool: row c holds the classes of c's superclass
     settings: SamplingSettings
     contrast: torch.Tensor | None = None    # (B,K) int64: explain the scores of classes minus those of these
-
-    @cached_property
-    def activations(self):
-        """The one forward that all activation methods share."""
-        with torch.no_grad():
-            return self.model.activations(self.images)
+    computed: Activations | None = None     # the activations, once the forward has run
 
     @property
-    def asked(self):
-        """(B,K): the asked classes, written out."""
-        if self.classes is not None:
-            return self.classes
-        count = self.model.conv_last.out_channels
-        return torch.arange(count, device=self.images.device).expand(len(self.images), -1)
+    def activations(self):
+        """The one forward that all activation methods share."""
+        if self.computed is None:
+            with torch.no_grad():
+                self.computed = self.model.activations(self.images)
+        return self.computed
 
     def explained(self, scores):
         """The scores that are explained: class scores (N,C) of N versions of the images, B or of one image -> (N,K)."""
         def of(classes):  # a copy: autograd keeps no tensors of inference mode
             return scores.gather(1, classes.expand(len(scores), -1).clone())
-        return of(self.asked) if self.contrast is None else self.model.odds(of(self.asked) - of(self.contrast))
+        return of(self.classes) if self.contrast is None else self.model.odds(of(self.classes) - of(self.contrast))
 
     def single(self, index):
         """The same question about one image."""
-        row = slice(index, index + 1)
-        query = replace(self, images=self.images[row], classes=self.asked[row], seeds=self.seeds[row],
-                        contrast=None if self.contrast is None else self.contrast[row])
-        if 'activations' in vars(self):  # computed already
-            query.activations = Activations(*(part if part is None else part[row] for part in self.activations))
-        return query
+        def row(values):
+            return None if values is None else values[index:index + 1]
+        return replace(self, images=row(self.images), classes=row(self.classes), seeds=row(self.seeds),
+                       contrast=row(self.contrast), computed=self.computed and Activations(*map(row, self.computed)))
 
     def both(self):
         """The question about the classes (B,K) and, behind them, about those of the contrast: (B,2K)."""
-        classes = [chosen for chosen in (self.asked, self.contrast) if chosen is not None]
-        query = replace(self, classes=torch.cat(classes, 1), contrast=None)
-        if 'activations' in vars(self):  # computed already
-            query.activations = self.activations
-        return query
+        return replace(self, classes=torch.cat([self.classes, self.contrast], 1), contrast=None)
 
     def rows(self, maps):
         """The maps of the asked classes: (B,C,h,w) -> (B,K,h,w)."""
-        if self.classes is None:
-            return maps
         return maps.gather(1, self.classes[..., None, None].expand(-1, -1, *maps.shape[2:]))
 
     def superclass_members(self):
         """(B,K,C), 1 for the classes of each asked class's superclass and 0 for others. Raises UserError."""
         if self.superclasses is None:
             raise UserError('superclass maps need superclasses=, which says which classes belong together')
-        return self.superclasses.to(self.images)[self.asked]
+        return self.superclasses.to(self.images)[self.classes]
 
     def superclass_sums(self, maps):
         """The maps summed over the superclass of each asked class: (B,C,h,w) -> (B,K,h,w)."""
@@ -201,5 +212,5 @@ def versions_at_a_time(query, usual, numbers_kept):
     unused = torch.cuda.memory_reserved(images.device) - torch.cuda.memory_allocated(images.device)  # torch's reserve
     free = torch.cuda.mem_get_info(images.device)[0] + unused
     pixels = images.shape[2] * images.shape[3]
-    fitting = int(GPU_SHARE * free / (pixels * (numbers_kept + query.asked.shape[1]) * images.element_size()))
+    fitting = int(GPU_SHARE * free / (pixels * (numbers_kept + query.classes.shape[1]) * images.element_size()))
     return min(max(usual, 1 << fitting.bit_length() >> 1), 16 * usual)

@@ -73,20 +73,15 @@ class LastMap(nn.Module):
 
 def timm_backbone(name, source, large_feature_map=False):
     """(nn.Sequential with the one stage `backbone`, number of features). source: of load_backbone."""
-    def make():
-        network = _create(name.removeprefix(PREFIX), source is True, num_classes=0)
-        if source not in (None, True):
-            load_backbone(network, read_weights(source), network.pretrained_cfg.get('classifier') or ())
-        return network
-    network = make()
+    network = _create(name.removeprefix(PREFIX), source is True, num_classes=0)
+    if source not in (None, True):
+        load_backbone(network, read_weights(source), network.pretrained_cfg.get('classifier') or ())
     layout, num_features = _layout(network, name)
     stride = STRIDE // 2 if large_feature_map else STRIDE
     has_stride = layout == 'NCHW' and set_output_stride(network, stride)
     if large_feature_map and not has_stride:
         raise UserError(f'large_feature_map=True does not suit {name}: its map cannot be made {SIZE // stride} cells '
                         'wide by changing strides')
-    if layout == 'NCHW' and not has_stride:
-        network = make()  # with its usual strides
     return nn.Sequential(OrderedDict(backbone=LastMap(network, layout))), num_features
 
 
@@ -124,15 +119,10 @@ def trained_size(network):
     return network.pretrained_cfg.get('input_size', (3, SIZE, SIZE))[-1]
 
 
-def _features(network, size):
-    """forward_features of a blank image; only its shape is computed."""
-    return shapes_of(network, lambda twin, images: twin.eval().forward_features(images), 1, 3, size, size)
-
-
 def _layout(network, name):
     """(the layout of a network's last features: 'NCHW', 'NHWC' or a key of TOKENS; their D). Raises UserError."""
     size = trained_size(network)
-    features = _features(network, size)
+    features = shapes_of(network, lambda twin, images: twin.eval().forward_features(images), 1, 3, size, size)
     if isinstance(features, torch.Tensor) and features.ndim == 4:
         is_nhwc = features.shape[-1] == network.num_features != features.shape[1]
         return ('NHWC', features.shape[-1]) if is_nhwc else ('NCHW', features.shape[1])
@@ -152,7 +142,7 @@ def set_output_stride(network, stride):
     """Set strides of a convolutional network's last stages to 1, so that one cell of its map is `stride` pixels.
 
     As in the published networks, without dilation. Hooks show which layers, shortcuts included, would reduce the map
-    further. Returns whether the map now has the wanted size.
+    further. Returns whether the map now has the wanted size; if not, nothing is changed.
     """
     wanted, reducers = SIZE // stride, set()
 
@@ -166,13 +156,15 @@ def set_output_stride(network, stride):
             if _first(getattr(layer, 'stride', 1)) > 1:
                 layer.register_forward_hook(partial(note, name))
         twin.forward_features(images)
+        _unstride(twin, reducers)
+        return twin.forward_features(images)
     try:
-        shapes_of(network, forward, 1, 3, SIZE, SIZE)
-        for name in reducers:
-            _unstride(network.get_submodule(name))
-        return _features(network, SIZE).shape[-1] == wanted
+        has_stride = shapes_of(network, forward, 1, 3, SIZE, SIZE).shape[-1] == wanted
     except (RuntimeError, AssertionError):  # it does not take this size, or its parts no longer fit together
         return False
+    if has_stride:
+        _unstride(network, reducers)
+    return has_stride
 
 
 def _first(setting):
@@ -180,17 +172,17 @@ def _first(setting):
     return setting[0] if isinstance(setting, tuple) else setting if isinstance(setting, int) else 1
 
 
-def _unstride(layer):
-    """Give a layer stride 1. With a kernel of even size the map would then lose a row: a convolution gets its input
-    padded at the end, and a pooling layer is switched off."""
-    layer.stride = (1, 1) if isinstance(layer.stride, tuple) else 1
-    if _first(getattr(layer, 'kernel_size', 1)) % 2:
-        return
-    if isinstance(layer, nn.Conv2d):
-        layer.register_forward_pre_hook(_pad_at_the_end)
-    else:
-        layer.kernel_size = (1, 1) if isinstance(layer.kernel_size, tuple) else 1
-        layer.padding = (0, 0) if isinstance(layer.padding, tuple) else 0
+def _unstride(network, names):
+    """Give layers stride 1. With a kernel of even size the map would then lose a row: a convolution gets its input
+    padded at the end, and a pooling layer is taken out."""
+    for name in names:
+        layer = network.get_submodule(name)
+        layer.stride = (1, 1) if isinstance(layer.stride, tuple) else 1
+        is_even = _first(getattr(layer, 'kernel_size', 1)) % 2 == 0
+        if is_even and isinstance(layer, nn.Conv2d):
+            layer.register_forward_pre_hook(_pad_at_the_end)
+        elif is_even:
+            network.set_submodule(name, nn.Identity())
 
 
 def _pad_at_the_end(layer, inputs):

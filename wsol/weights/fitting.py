@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from wsol.errors import UserError
-from wsol.weights.state_dicts import AVERAGED, LOG, WRAPPERS
+from wsol.weights.state_dicts import AVERAGED, LOG, WRAPPERS, Weights
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of each colour, in 0..1
 OLD_DENSENET = re.compile(r'(\.denselayer\d+\.(?:norm|conv))\.(\d\.)')  # torchvision's files have names of before 2018
@@ -135,26 +135,22 @@ def load_classifier(network, weights, slot, root, normalisation=IMAGENET):
     place = slot if all(name in state for name in complete if not _is_in(name, slot)) else root  # what was replaced
     body = {name: value for name, value in complete.items() if not _is_in(name, place)}
     children = {name for name, _ in network.named_children()} - {root}
-    wrong = {name for name in state if name not in body and _top(name) in children and not _is_in(name, place)}
-    check_fit(path, {name: value for name, value in state.items() if name in body or name in wrong}, body)
+    known = {name: value for name, value in state.items()
+             if name in body or _top(name) in children and not _is_in(name, place)}
+    check_fit(path, known, body)
     beside = {name: value for name, value in state.items() if name not in body}
-    rest = _without_statistics(path, beside | {name: value for name, value in outside.items() if name not in beside},
-                               normalisation)
+    rest = _without_statistics(path, beside | outside | beside, normalisation)  # of equal names those beside the body
     layer = _linear_layer(path, rest, outside, slot)
     weight, bias = rest.pop(f'{layer}.weight').flatten(1), rest.pop(f'{layer}.bias', None)  # flat: of a 1x1 convolution
     linear = _put_linear(path, network, slot, place, weight, bias is not None)
-    complete = network.state_dict()
-    state = {name: state[name] for name in body} | {f'{linear}.weight': weight}
-    state |= {} if bias is None else {f'{linear}.bias': bias}
-    check_fit(path, state, complete)
+    head = {f'{linear}.weight': weight} | ({} if bias is None else {f'{linear}.bias': bias})
+    load_backbone(network, Weights(path, known | head), ())  # nothing is left out: the names are the network's
     if layer != slot or bias is None:
         LOG.warning(f'{path}: {layer} is taken as the classifier, a linear layer' + ' without bias' * (bias is None)
                     + '; what else its head may compute has no weights, and is taken to do nothing in evaluation, as '
                     'Dropout')
     say_left_out(path, [*rest, *(name for name in outside if name in beside)],  # equal names
                  'since the classifier does not need them')
-    complete.update(state)
-    network.load_state_dict(complete)
 
 
 def _top(name):

@@ -99,10 +99,8 @@ def pick_state_dict(path, content, key=None):
 
 def _preferred(path, states):
     """The place of the network among state dicts. Raises UserError if several may be the one."""
-    def rank(place):
-        return PLAIN.index(place.rpartition('.')[2])
     plain = [place for place in states if not AVERAGED.search(place)] or list(states)
-    ranked = sorted((place for place in plain if place.rpartition('.')[2] in PLAIN), key=rank) or plain
+    ranked = [place for key in PLAIN for place in plain if place.rpartition('.')[2] == key] or plain
     if len(ranked) > 1 and ranked is plain:
         raise UserError(f'{path} holds several state dicts; choose one: weights_key={" or weights_key=".join(plain)}')
     rest = [f'weights_key={place}' if place else 'the outermost names' for place in states if place != ranked[0]]
