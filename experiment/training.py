@@ -181,10 +181,10 @@ class Training:
     def add_unread(self):
         """Add the results on the device to the sums. One by one, so that the sums do not depend on when this is called.
 
-        Raises UserError if it has diverged.
+        Only here does a training wait for the device. Raises UserError if it has diverged.
         """
         losses, correct, *more = self.sums
-        values = read_from_device(torch.stack(self.unread)) if self.unread else []
+        values = torch.stack(self.unread).tolist() if self.unread else []
         for step, (loss, right) in enumerate(values, self.step - len(values) + 1):
             if not math.isfinite(loss):
                 raise UserError(f'the loss is {loss} at epoch {self.done + 1}, step {step}: training stops, the last '
@@ -279,11 +279,6 @@ def momenta(checkpoint, parameters):
         raise UserError(f'{checkpoint.path} holds the optimiser of another network, or one that has diverged; start '
                         'another experiment from its weights by --load_checkpoint')
     return {number: {'momentum_buffer': (entry or {}).get('momentum_buffer')} for number, entry in state.items()}
-
-
-def read_from_device(tensor):
-    """A tensor's values as Python numbers. Only here does a training wait for the device."""
-    return tensor.tolist()
 
 
 @torch.inference_mode()
