@@ -190,7 +190,6 @@ def draw_all(network, images, names, album, sources, choose):
     entries = {}
     with screen.progress(None, ', '.join(album.methods), 'image', total=len(images)) as bar:
         for batch, opens, indices in network.loader(images, album.folder):
-            batch = util.to_device(batch, network.device)
             explained = explain(network, batch, indices, sources, choose, album.methods if network.args.check else ())
             if processes.is_first() and any(opens):  # it lists the files to come, in case this run is interrupted
                 album.write_manifest(entries.values())
