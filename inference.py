@@ -35,7 +35,6 @@ from wsol.metrics import CAVEAT
 RUNNER_UP = 'runner-up'
 NUMBER = '(class )?(0|[1-9][0-9]*)'  # a class, on the command line
 NEARLY = 0.02  # two probabilities that differ by no more are nearly the same
-LARGE_PAGE = 100e6  # bytes: browsers are slow with a larger page
 
 
 # --- classes ------------------------------------------------------------------------------------------
@@ -256,11 +255,7 @@ def report(entries, album, contrast):
         screen.warn(f'{len(predicted)} photos are predicted to be {album.class_name(contrast)} itself, as '
                     f'{predicted[0]["image"]}: their contrast is the runner-up')
     if 'html' in album.formats:
-        size = album.write_page()
-        screen.say(f'{album.folder / PAGE}: open it in a browser ({size / 1e6:.1f} MB)')
-        if size > LARGE_PAGE:
-            screen.warn(f'browsers are slow with a page of {size / 1e6:.0f} MB: choose a smaller --top_k, or fewer '
-                        'photos or methods')
+        screen.say(f'{album.folder / PAGE}: open it in a browser ({album.write_page() / 1e6:.1f} MB)')
     screen.say(f'{len(entries)} images: {album.folder / MANIFEST}')
 
 
