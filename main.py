@@ -97,15 +97,6 @@ def check_resumable(checkpoint, args):
                    'digits may differ from those of a training without a change')
 
 
-def check_same_images(checkpoint, images):
-    """Raise UserError unless a training's checkpoint records these training images."""
-    changed = training_images.difference(checkpoint.content['training_images'], training_images.record(images))
-    if changed:
-        raise UserError(f'{checkpoint.path} was trained on other images ({changed}). Put them back as they were, start '
-                        'afresh with --override_cache, or choose another --experiment_name and fine-tune from it with '
-                        '--load_checkpoint')
-
-
 def open_settings(args, checkpoint, device):
     """{'seed', 'precision'}: as the flags say, else as in the checkpoint, else chosen by the first process."""
     earlier = checkpoint.content.get('args', {}) if checkpoint else {'seed': secrets.randbelow(2**31)}
@@ -225,18 +216,16 @@ def train(args, folder, device, stop):
     images = open_images(args, data)
     util.seed_everything(args.seed)
     model = initial_network(args, data, images, checkpoint, folder, device)
-    if checkpoint:
-        check_same_images(checkpoint, images['train'])
     training = make_training(args, frozen.head_of(model) if args.freeze else model, images, device, folder, stop)
     sampler = SeededBatches(len(images['train']), args.batch_size, args.seed, training.least)
     if processes.is_first():
         whole_files.check_writable(folder, training.bytes_of_checkpoint())
+    training.begin(checkpoint)
     for split in registry.SPLITS if args.cache else ():  # this takes long, so it waits until the training can begin
         images[split].cached(Path(args.save_root) / 'cache')
     inputs, workers = images, args.workers
     if args.freeze and (checkpoint is None or checkpoint.epoch < args.epochs):  # else no epoch is left to train
         inputs, workers = frozen.extract_all(model, images, folder, args, device), 0
-    training.begin(checkpoint)
     training.run({'train': make_loader(inputs['train'], args.batch_size, workers, device, sampler),
                   'val': make_loader(inputs['val'], args.batch_size, workers, device)})
     trained = weights.Checkpoint(folder / weights.FILE, {'state_dict': model.state_dict(), 'epoch': training.done})
