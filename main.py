@@ -71,30 +71,32 @@ def checkpoint_to_resume(folder, args):
     if checkpoint and args.override_cache and ((folder / 'results.json').is_file() or
                                                checkpoint.content.get('command') != result_files.command_line()):
         checkpoint = None
-    processes.check_same(f'{checkpoint.epoch} epochs and {checkpoint.step} steps' if checkpoint else 'none',
-                         f'find different checkpoints in {folder}: --save_root should be a folder that all machines '
-                         'share')
+    found = f'{checkpoint.epoch} epochs and {checkpoint.content.get("step")} steps' if checkpoint else 'none'
+    processes.check_same(found, f'find different checkpoints in {folder}: --save_root should be a folder that all '
+                                'machines share')
     return checkpoint
 
 
 def check_resumable(checkpoint, args):
-    """Raise UserError unless a training with these flags can resume from this experiment's checkpoint."""
-    if not {'optimizer', 'epoch', 'args', 'model', 'log', 'sums', 'training_images'} <= checkpoint.content.keys():
+    """Say where a training with these flags resumes from its experiment's checkpoint. Raises UserError if it cannot."""
+    if not checkpoint_files.RECORD.keys() <= checkpoint.content.keys():
         raise UserError(f'{checkpoint.path} holds weights but no training to resume; choose another --experiment_name '
                         'and start from it with --load_checkpoint, or start afresh with --override_cache')
-    earlier = checkpoint.content['args']
+    earlier, step = checkpoint.content['args'], checkpoint.content['step']
     changed = changed_settings(args, earlier | checkpoint.network)
     if args.lr_schedule == 'one_cycle' and earlier.get('epochs') != args.epochs:
         changed.append(f'epochs was {earlier.get("epochs")}, is {args.epochs} (one_cycle plans all epochs ahead)')
-    if checkpoint.epoch + (checkpoint.step > 0) > args.epochs:
+    if checkpoint.epoch + (step > 0) > args.epochs:
         changed.append(f'{checkpoint.epoch} epochs are done, --epochs={args.epochs} asks for fewer')
     if changed:
         raise UserError(f'{checkpoint.path} was trained with other settings ({"; ".join(changed)}). Choose another '
                         '--experiment_name, or start afresh with --override_cache')
-    version = checkpoint.content.get('torch')
+    version = checkpoint.content['torch']
     if version != torch.__version__:
         screen.say(f'{checkpoint.path} was trained with torch {version}, this is torch {torch.__version__}: the last '
                    'digits may differ from those of a training without a change')
+    screen.say(f'{checkpoint.path} has {checkpoint.epoch} finished epochs' + (f' and {step} steps' if step else '')
+               + ('; --override_cache starts afresh' if checkpoint.epoch == args.epochs else ''))
 
 
 def open_settings(args, checkpoint, device):
@@ -209,9 +211,6 @@ def train(args, folder, device, stop):
     screen.say(f'trains in {args.precision} on {device.type}, evaluates in {evaluates_in}')
     if checkpoint:
         check_resumable(checkpoint, args)
-        screen.say(f'{checkpoint.path} has {checkpoint.epoch} finished epochs'
-                   + (f' and {checkpoint.step} steps' if checkpoint.step else '')
-                   + ('; --override_cache starts afresh' if checkpoint.epoch == args.epochs else ''))
     data = open_dataset(args.dataset, args.data_root, args.metadata_root)
     images = open_images(args, data)
     util.seed_everything(args.seed)

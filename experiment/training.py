@@ -256,7 +256,7 @@ class Training:
                             'from it with --load_checkpoint')
         parameters = [parameter for group in self.optimiser.param_groups for parameter in group['params']]
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {'state': momenta(checkpoint, parameters)})
-        self.done, self.step = self.saved = checkpoint.epoch, checkpoint.step
+        self.done, self.step = self.saved = checkpoint.epoch, checkpoint.content['step']
         self.resumes = True
         self.log, rows = checkpoint.content['log'], checkpoint.content['sums']
         if len(rows) != processes.size():  # the number of processes has changed: only the total stays the same

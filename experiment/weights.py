@@ -78,11 +78,6 @@ class Checkpoint:
         return self.content.get('epoch')
 
     @property
-    def step(self):
-        """The number of finished steps of the epoch after that."""
-        return self.content.get('step', 0)
-
-    @property
     def normalisation(self):
         """(mean, deviation) per colour, by which the network's images are normalised."""
         return self.content.get('normalisation') or normalisation(self.network.get('architecture', ''))
