@@ -290,10 +290,7 @@ def main():
     count = args.top_k if on_page else 1  # classes whose maps are needed
     if contrast is not None and (on_page or contrast_maps is None):
         count = max(count, 2)
-    sources = {}
-    for maps in methods:
-        source = maps.source(images)
-        sources[maps.method] = source, count if source.per_class else 1
+    sources = {maps.method: (maps.source(images), count if maps.entry.per_class else 1) for maps in methods}
     if contrast_maps:
         sources[contrast_key(network.args.contrast_method)] = contrast_maps.source(images), 2
     any_source, _ = next(iter(sources.values()))
