@@ -54,9 +54,7 @@ HEAD_ALIASES = {'CALM-EM': 'CALM_EM', 'CALM-ML': 'CALM_ML'}
 
 @shown_as('NAME')
 def _architecture(text):
-    if text in ARCHITECTURES:
-        return text  # without the import of torchvision
-    if text.startswith('timm/'):
+    if text in ARCHITECTURES or text.startswith('timm/'):  # known without the import of torchvision
         find_architecture(text)
         return text
     return choice(architecture_names())(text)

@@ -174,17 +174,15 @@ class Scoring(NamedTuple):
     drop_lowest: float = 0.0  # of cue_scores
     seed: int = 0             # seeds drop_lowest's random draws
 
-    def generators(self, asked):
-        """A generator for each of fill_histograms' `asked`, if pixels are dropped."""
-        return [torch.Generator().manual_seed(util.seed_of(self.seed, index, number))
-                for _, index, number in asked if self.drop_lowest]
-
-    def count(self, totals, signed, size, truths, numbers, generators):
+    def count(self, totals, signed, size, truths, numbers, asked):
         """Add the signed maps (E,h,w) of the pairs `numbers` (E,) to totals, for each of truths {name: (E,S*S)}.
 
-        totals: {name: (histograms (P,2,bins), masses (P,2))}, on the device. A mass is the share of |A - B| inside the
-        truth, in millionths, and 1 (0 for a map of zeros). Integers add up to the same in any batches or processes.
+        asked: their part of fill_histograms' `asked`, which seeds what is drawn for each map. totals: {name:
+        (histograms (P,2,bins), masses (P,2))}, on the device. A mass is the share of |A - B| inside the truth, in
+        millionths, and 1 (0 for a map of zeros). Integers add up to the same in any batches or processes.
         """
+        generators = [torch.Generator().manual_seed(util.seed_of(self.seed, index, number))
+                      for _, index, number in asked if self.drop_lowest]
         absolute = resize(signed, size).abs()
         scores = cue_scores(absolute, size, self.norm_type, self.drop_lowest, generators)
         bins = metrics.bin_scores(scores, self.edges).flatten(1)
@@ -220,15 +218,14 @@ def fill_histograms(loader, scorings, device):
         masks = [util.to_device(mask.flatten(1), device) for mask in (partition, object_mask, exact)]
         activations = sources[0].forward(images)
         signed = {source: signed_maps(source, images, indices, cues, activations) for source in sources}
-        generators = [scoring.generators(asked) for scoring in scorings]
         for start in range(0, len(asked), CHUNKS[device.type]):
             part = slice(start, start + CHUNKS[device.type])
             differs, (shown, on_object, exact) = differing[numbers[part]], (mask[rows[part]] for mask in masks)
             truths = {'parts': differs.gather(1, shown.long()) & on_object}  # (E,S*S)
             if 'exact' in cues.truths:
                 truths['exact'] = differs.gather(1, exact.long())
-            for scoring, totals, drawn in zip(scorings, counts, generators, strict=True):
-                scoring.count(totals, signed[scoring.source][part], size, truths, numbers[part], drawn[part])
+            for scoring, totals in zip(scorings, counts, strict=True):
+                scoring.count(totals, signed[scoring.source][part], size, truths, numbers[part], asked[part])
     together = [{name: tuple(sum(processes.gather(part.cpu().numpy())) for part in parts)
                  for name, parts in totals.items()} for totals in counts]
     return together, sum(processes.gather(evaluations))

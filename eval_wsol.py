@@ -54,9 +54,8 @@ class Counts:
 
     def note_mass(self, score_map, index, truth, counted=True):
         """Note the share of a raw map that lies inside the truth (S,S). counted: the pixels that count."""
-        values = resize(torch.from_numpy(score_map)[None], truth.shape).flatten(1)
-        kept = torch.from_numpy(truth | counted).flatten()
-        self.mass[index] = metrics.mass_inside(values * kept, torch.from_numpy(truth).flatten()[None])[0]
+        values = resize(torch.from_numpy(score_map)[None], truth.shape) * (truth | counted)
+        self.mass[index] = metrics.mass_inside(values.flatten(1), truth.flatten()[None])[0]
 
     def share(self):
         """Add what the other processes have counted."""
@@ -87,7 +86,7 @@ class BoxCounts(Counts):
     def measure(self, score_map, index, is_right):
         """Note which boxes a map finds: at IoU 30, 50 and 70 % the best of all contours, at 50 % the largest."""
         truth = metrics.scale_boxes(self.boxes.of(index), self.boxes.sizes[index], (self.size, self.size))
-        inside = np.zeros((self.size, self.size), bool)
+        inside = torch.zeros(self.size, self.size, dtype=torch.bool)
         for x0, y0, x1, y1 in truth:
             inside[y0:y1 + 1, x0:x1 + 1] = True
         self.note_mass(score_map, index, inside)
@@ -153,9 +152,8 @@ class MaskCounts(Counts):
 
     def measure(self, score_map, index, _):
         """Add the histograms of one map."""
-        shown, counted = self.truth(index)
+        shown, counted = map(torch.from_numpy, self.truth(index))
         self.note_mass(score_map, index, shown, counted)
-        shown, counted = torch.from_numpy(shown), torch.from_numpy(counted)
         bins = metrics.bin_scores(torch.from_numpy(prepared(score_map, self.size, self.norm_type)), self.edges)
         added = metrics.count_scores(bins[counted][None], shown[counted][None], len(self.edges) + 1)[0]
         with self.lock:  # several threads measure maps

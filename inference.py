@@ -35,7 +35,6 @@ from wsol.metrics import CAVEAT
 RUNNER_UP = 'runner-up'
 NUMBER = '(class )?(0|[1-9][0-9]*)'  # a class, on the command line
 NEARLY = 0.02  # two probabilities that differ by no more are nearly the same
-LARGE_PAGE = 100e6  # bytes: browsers are slow with a larger page
 
 
 # --- classes ------------------------------------------------------------------------------------------
@@ -190,7 +189,6 @@ def draw_all(network, images, names, album, sources, choose):
     entries = {}
     with screen.progress(None, ', '.join(album.methods), 'image', total=len(images)) as bar:
         for batch, opens, indices in network.loader(images, album.folder):
-            batch = util.to_device(batch, network.device)
             explained = explain(network, batch, indices, sources, choose, album.methods if network.args.check else ())
             if processes.is_first() and any(opens):  # it lists the files to come, in case this run is interrupted
                 album.write_manifest(entries.values())
@@ -257,11 +255,7 @@ def report(entries, album, contrast):
         screen.warn(f'{len(predicted)} photos are predicted to be {album.class_name(contrast)} itself, as '
                     f'{predicted[0]["image"]}: their contrast is the runner-up')
     if 'html' in album.formats:
-        size = album.write_page()
-        screen.say(f'{album.folder / PAGE}: open it in a browser ({size / 1e6:.1f} MB)')
-        if size > LARGE_PAGE:
-            screen.warn(f'browsers are slow with a page of {size / 1e6:.0f} MB: choose a smaller --top_k, or fewer '
-                        'photos or methods')
+        screen.say(f'{album.folder / PAGE}: open it in a browser ({album.write_page() / 1e6:.1f} MB)')
     screen.say(f'{len(entries)} images: {album.folder / MANIFEST}')
 
 
@@ -296,10 +290,7 @@ def main():
     count = args.top_k if on_page else 1  # classes whose maps are needed
     if contrast is not None and (on_page or contrast_maps is None):
         count = max(count, 2)
-    sources = {}
-    for maps in methods:
-        source = maps.source(images)
-        sources[maps.method] = source, count if source.per_class else 1
+    sources = {maps.method: (maps.source(images), count if maps.entry.per_class else 1) for maps in methods}
     if contrast_maps:
         sources[contrast_key(network.args.contrast_method)] = contrast_maps.source(images), 2
     any_source, _ = next(iter(sources.values()))

@@ -71,39 +71,32 @@ def checkpoint_to_resume(folder, args):
     if checkpoint and args.override_cache and ((folder / 'results.json').is_file() or
                                                checkpoint.content.get('command') != result_files.command_line()):
         checkpoint = None
-    processes.check_same(f'{checkpoint.epoch} epochs and {checkpoint.step} steps' if checkpoint else 'none',
-                         f'find different checkpoints in {folder}: --save_root should be a folder that all machines '
-                         'share')
+    found = f'{checkpoint.epoch} epochs and {checkpoint.content.get("step")} steps' if checkpoint else 'none'
+    processes.check_same(found, f'find different checkpoints in {folder}: --save_root should be a folder that all '
+                                'machines share')
     return checkpoint
 
 
 def check_resumable(checkpoint, args):
-    """Raise UserError unless a training with these flags can resume from this experiment's checkpoint."""
-    if not {'optimizer', 'epoch', 'args', 'model', 'log', 'sums', 'training_images'} <= checkpoint.content.keys():
+    """Say where a training with these flags resumes from its experiment's checkpoint. Raises UserError if it cannot."""
+    if not checkpoint_files.RECORD.keys() <= checkpoint.content.keys():
         raise UserError(f'{checkpoint.path} holds weights but no training to resume; choose another --experiment_name '
                         'and start from it with --load_checkpoint, or start afresh with --override_cache')
-    earlier = checkpoint.content['args']
+    earlier, step = checkpoint.content['args'], checkpoint.content['step']
     changed = changed_settings(args, earlier | checkpoint.network)
     if args.lr_schedule == 'one_cycle' and earlier.get('epochs') != args.epochs:
         changed.append(f'epochs was {earlier.get("epochs")}, is {args.epochs} (one_cycle plans all epochs ahead)')
-    if checkpoint.epoch + (checkpoint.step > 0) > args.epochs:
+    if checkpoint.epoch + (step > 0) > args.epochs:
         changed.append(f'{checkpoint.epoch} epochs are done, --epochs={args.epochs} asks for fewer')
     if changed:
         raise UserError(f'{checkpoint.path} was trained with other settings ({"; ".join(changed)}). Choose another '
                         '--experiment_name, or start afresh with --override_cache')
-    version = checkpoint.content.get('torch')
+    version = checkpoint.content['torch']
     if version != torch.__version__:
         screen.say(f'{checkpoint.path} was trained with torch {version}, this is torch {torch.__version__}: the last '
                    'digits may differ from those of a training without a change')
-
-
-def check_same_images(checkpoint, images):
-    """Raise UserError unless a training's checkpoint records these training images."""
-    changed = training_images.difference(checkpoint.content['training_images'], training_images.record(images))
-    if changed:
-        raise UserError(f'{checkpoint.path} was trained on other images ({changed}). Put them back as they were, start '
-                        'afresh with --override_cache, or choose another --experiment_name and fine-tune from it with '
-                        '--load_checkpoint')
+    screen.say(f'{checkpoint.path} has {checkpoint.epoch} finished epochs' + (f' and {step} steps' if step else '')
+               + ('; --override_cache starts afresh' if checkpoint.epoch == args.epochs else ''))
 
 
 def open_settings(args, checkpoint, device):
@@ -218,25 +211,20 @@ def train(args, folder, device, stop):
     screen.say(f'trains in {args.precision} on {device.type}, evaluates in {evaluates_in}')
     if checkpoint:
         check_resumable(checkpoint, args)
-        screen.say(f'{checkpoint.path} has {checkpoint.epoch} finished epochs'
-                   + (f' and {checkpoint.step} steps' if checkpoint.step else '')
-                   + ('; --override_cache starts afresh' if checkpoint.epoch == args.epochs else ''))
     data = open_dataset(args.dataset, args.data_root, args.metadata_root)
     images = open_images(args, data)
     util.seed_everything(args.seed)
     model = initial_network(args, data, images, checkpoint, folder, device)
-    if checkpoint:
-        check_same_images(checkpoint, images['train'])
     training = make_training(args, frozen.head_of(model) if args.freeze else model, images, device, folder, stop)
     sampler = SeededBatches(len(images['train']), args.batch_size, args.seed, training.least)
     if processes.is_first():
         whole_files.check_writable(folder, training.bytes_of_checkpoint())
+    training.begin(checkpoint)
     for split in registry.SPLITS if args.cache else ():  # this takes long, so it waits until the training can begin
         images[split].cached(Path(args.save_root) / 'cache')
     inputs, workers = images, args.workers
     if args.freeze and (checkpoint is None or checkpoint.epoch < args.epochs):  # else no epoch is left to train
         inputs, workers = frozen.extract_all(model, images, folder, args, device), 0
-    training.begin(checkpoint)
     training.run({'train': make_loader(inputs['train'], args.batch_size, workers, device, sampler),
                   'val': make_loader(inputs['val'], args.batch_size, workers, device)})
     trained = weights.Checkpoint(folder / weights.FILE, {'state_dict': model.state_dict(), 'epoch': training.done})

@@ -181,7 +181,7 @@ class FolderMaps(MapSource):
         rows, self.shapes, self.paths = range(len(images)) if rows is None else rows, set(), []
         for index in screen.progress(rows, 'checking the score maps', 'image', leave=False):
             paths = [self.find(index, label) for label in (classes_of(index) if self.by_class else [None])]
-            shapes = {open_map(path, read=False).shape for path in paths}
+            shapes = {open_map(path).shape for path in paths}
             if len(shapes) > 1:
                 raise UserError(f'the score maps of {images.image_id(index)} have different sizes for different '
                                 'classes')
@@ -203,7 +203,9 @@ class FolderMaps(MapSource):
         return path
 
     def read(self, index, classes, size):
-        return torch.from_numpy(np.stack([open_map(self.find(index, label)) for label in classes]))
+        with np.errstate(over='ignore'):
+            maps = [open_map(self.find(index, label)).astype(np.float32) for label in classes]
+        return torch.from_numpy(np.stack(maps))
 
 
 def folder_name(folder):
@@ -212,8 +214,8 @@ def folder_name(folder):
     return f'maps-{folder.name}-{zlib.crc32(bytes(folder)):08x}'
 
 
-def open_map(path, read=True):
-    """The map (h,w) in a .npy file, as float32. read=False: reads only its header. Raises UserError."""
+def open_map(path):
+    """The map (h,w) in a .npy file, of which only the header is read. Raises UserError."""
     try:
         values = np.lib.format.open_memmap(path, mode='r')  # takes no memory for what the header promises
         if values.offset + values.nbytes != path.stat().st_size:
@@ -223,7 +225,4 @@ def open_map(path, read=True):
     if values.dtype.kind not in 'biuf' or values.ndim != 2 or not values.size:
         raise UserError(f'{path} is no score map: it should be a two-dimensional array of real numbers, it is '
                         f'{values.dtype} of shape {values.shape}')
-    if not read:
-        return values
-    with np.errstate(over='ignore'):
-        return values.astype(np.float32)
+    return values

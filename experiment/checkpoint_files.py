@@ -107,12 +107,13 @@ def _read(path, key=None):
     keys = content if isinstance(content, dict) else {}
     model = keys.get('model')
     if model is None or not (isinstance(model, dict) and 'architecture' in model or 'command' in keys):
-        record = {name: keys[name] for name, fits in RECORD.items() if name in keys and fits(keys[name])}  # not ours
-        record['class_names'] = names_in(keys) or None
-        return record | {'state_dict': state_dicts.pick_state_dict(path, content, key)}
+        known = {name: keys[name] for name in ('epoch', 'normalisation') if name in keys and RECORD[name](keys[name])}
+        return known | {'class_names': names_in(keys) or None,
+                        'state_dict': state_dicts.pick_state_dict(path, content, key)}
     if key is not None:
         raise UserError(f'{path} is a checkpoint of main.py, which holds one state dict: leave --weights_key out')
-    problem = state_dicts.problem_of_weights(content.get('state_dict', content)) or _problem_of_record(content)
+    problem = (state_dicts.problem_of_weights(content.get('state_dict', content))
+               or next(_problems_of_record(content), None))
     if problem:
         raise UserError(f'{path} is no checkpoint of this version: {problem}')
     return content
@@ -138,6 +139,7 @@ def _is_log(lines):
 
 REAL = (int, float)
 RECORD = {  # what main.py records beside the weights -> whether a value is valid
+    'model': lambda value: isinstance(value, dict), 'args': lambda value: isinstance(value, dict),
     'epoch': _is_natural, 'step': _is_natural, 'architecture': lambda value: isinstance(value, str),
     'class_names': lambda value: value is None or _are(str, value), 'command': lambda value: _are(str, value),
     'normalisation': lambda value: (_are(tuple, value, 2) and all(_are(REAL, row, 3) for row in value)
@@ -147,25 +149,19 @@ RECORD = {  # what main.py records beside the weights -> whether a value is vali
     'sums': lambda rows: _are(tuple, rows) and all(_are(REAL, row, 4) for row in rows) and bool(rows)}
 
 
-def _problem_of_record(content):
-    """What is wrong with the record beside the weights, in words; None if nothing is."""
-    model, args = content['model'], content.get('args', {})
-    for name, value in {'model': model, 'args': args}.items():
-        if not isinstance(value, dict):
-            return f'its {name} is {short(value)}'
-    classes = model.get('num_classes')
-    weight = content.get('state_dict', {}).get('conv_last.weight')
-    if classes is not None and not (_is_natural(classes) and list(getattr(weight, 'shape', ()))[:1] == [classes]):
-        return f'its num_classes is {short(classes)}, its classifier {short(weight)}'
+def _problems_of_record(content):
+    """Yields what is wrong with the record beside the weights, in words."""
+    for key, fits in RECORD.items():
+        if key in content and not fits(content[key]):
+            yield f'its {key} is {short(content[key])}'
+    model, args, names = content['model'], content.get('args', {}), content.get('class_names')
     for name, value in [*model.items(), *args.items()]:
         if name in config.ALL_FLAGS or name in model and name != 'num_classes':
             problem = problem_of(name, value)
             if problem:
-                return f'its setting {name}: {problem}'
-    wrong = next((key for key, fits in RECORD.items() if key in content and not fits(content[key])), None)
-    if wrong:
-        return f'its {wrong} is {short(content[wrong])}'
-    names = content.get('class_names')
-    if names is not None and classes is not None and len(names) != classes:
-        return f'it names {len(names)} classes, and its network has {classes}'
-    return None
+                yield f'its setting {name}: {problem}'
+    classes, weight = model.get('num_classes'), content.get('state_dict', {}).get('conv_last.weight')
+    if classes is not None and not (_is_natural(classes) and list(getattr(weight, 'shape', ()))[:1] == [classes]):
+        yield f'its num_classes is {short(classes)}, its classifier {short(weight)}'
+    if None not in (names, classes) and len(names) != classes:
+        yield f'it names {len(names)} classes, and its network has {classes}'

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import util
 from data_loaders import in_order
-from experiment import checkpoint_files
+from experiment import checkpoint_files, training_images
 from runtime import processes, screen, whole_files
 from wsol.errors import UserError
 
@@ -181,10 +181,10 @@ class Training:
     def add_unread(self):
         """Add the results on the device to the sums. One by one, so that the sums do not depend on when this is called.
 
-        Raises UserError if it has diverged.
+        Only here does a training wait for the device. Raises UserError if it has diverged.
         """
         losses, correct, *more = self.sums
-        values = read_from_device(torch.stack(self.unread)) if self.unread else []
+        values = torch.stack(self.unread).tolist() if self.unread else []
         for step, (loss, right) in enumerate(values, self.step - len(values) + 1):
             if not math.isfinite(loss):
                 raise UserError(f'the loss is {loss} at epoch {self.done + 1}, step {step}: training stops, the last '
@@ -243,15 +243,20 @@ class Training:
 
     def begin(self, checkpoint):
         """Go on from this experiment's Checkpoint, whose weights the model already has, or begin a new training if it
-        is None. Raises UserError."""
+        is None. Raises UserError, also for other training images than the checkpoint records."""
         if checkpoint is None:
             if checkpoint_files.latest(self.folder) is None:  # otherwise the first save removes the old results
                 (self.folder / 'results.json').unlink(missing_ok=True)
                 self.write_log()  # the folder now shows that a training has begun
             return
+        changed = training_images.difference(checkpoint.content['training_images'], self.record['training_images'])
+        if changed:
+            raise UserError(f'{checkpoint.path} was trained on other images ({changed}). Put them back as they were, '
+                            'start afresh with --override_cache, or choose another --experiment_name and fine-tune '
+                            'from it with --load_checkpoint')
         parameters = [parameter for group in self.optimiser.param_groups for parameter in group['params']]
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {'state': momenta(checkpoint, parameters)})
-        self.done, self.step = self.saved = checkpoint.epoch, checkpoint.step
+        self.done, self.step = self.saved = checkpoint.epoch, checkpoint.content['step']
         self.resumes = True
         self.log, rows = checkpoint.content['log'], checkpoint.content['sums']
         if len(rows) != processes.size():  # the number of processes has changed: only the total stays the same
@@ -279,11 +284,6 @@ def momenta(checkpoint, parameters):
         raise UserError(f'{checkpoint.path} holds the optimiser of another network, or one that has diverged; start '
                         'another experiment from its weights by --load_checkpoint')
     return {number: {'momentum_buffer': (entry or {}).get('momentum_buffer')} for number, entry in state.items()}
-
-
-def read_from_device(tensor):
-    """A tensor's values as Python numbers. Only here does a training wait for the device."""
-    return tensor.tolist()
 
 
 @torch.inference_mode()

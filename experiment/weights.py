@@ -78,11 +78,6 @@ class Checkpoint:
         return self.content.get('epoch')
 
     @property
-    def step(self):
-        """The number of finished steps of the epoch after that."""
-        return self.content.get('step', 0)
-
-    @property
     def normalisation(self):
         """(mean, deviation) per colour, by which the network's images are normalised."""
         return self.content.get('normalisation') or normalisation(self.network.get('architecture', ''))
@@ -237,14 +232,13 @@ def load_weights(model, checkpoint, but_classifier=False):
     but_classifier: keep the model's conv_last (to fine-tune on another label set), and its attention if only one of the
     two networks has one.
     """
-    expected, left_out = model.state_dict(), ()
+    expected = model.state_dict()
     weights, outside = fitting.under_names(checkpoint.path, checkpoint.weights, expected)
     kinds = tuple(any('.attention.' in f'.{name}' for name in names) for names in (weights, expected))  # CALM's has it
     is_unrecorded_calm = not checkpoint.network and kinds == (True, False)
-    if but_classifier:
-        left_out = ('conv_last.',) if kinds[0] == kinds[1] else ('conv_last.', 'attention.')
-    elif is_unrecorded_calm:
-        left_out = ('attention.',)
+    left_out = ('conv_last.',) if but_classifier else ()
+    if is_unrecorded_calm or but_classifier and kinds[0] != kinds[1]:
+        left_out += ('attention.',)
     if is_unrecorded_calm:
         warn(f'{checkpoint.path} has an attention layer, as the published networks have, and CAM does not use it; if '
              'it was trained with CALM, say --attribution_method=CALM_EM or CALM_ML')

@@ -126,7 +126,7 @@ def stamp(folder):
 @parser
 def score_map(folder):
     np.save(folder / 'map.npy', np.random.default_rng(0).random((7, 7), np.float32))
-    return folder / 'map.npy', lambda: open_map(folder / 'map.npy')
+    return folder / 'map.npy', lambda: np.array(open_map(folder / 'map.npy'))
 
 
 def _picture(folder, name, **options):
