@@ -255,6 +255,8 @@ def main():
         processes.join(device)
         folder = weights.experiment_folder(args.save_root, args.experiment_name)
         with locks.hold(folder / 'training', f'{folder} is being trained') if processes.is_first() else nullcontext():
+            if processes.is_first():
+                checkpoint_files.remove_abandoned(folder)
             processes.gather(None)  # the others read the folder after the first has locked it
             train(args, folder, device, stop)
     return None

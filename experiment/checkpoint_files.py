@@ -73,6 +73,12 @@ def save(folder, content, is_best=False, is_first=False):
     write(last, content, rotate)
 
 
+def remove_abandoned(folder):
+    """Remove the half-written files of killed trainings of an experiment. The caller holds its lock."""
+    for name in (LAST, PREVIOUS, BEST, 'log.jsonl', 'results.json'):
+        whole_files.remove_unfinished(folder / name)
+
+
 # --- reading --------------------------------------------------------------------------------------------
 
 
