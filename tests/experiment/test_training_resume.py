@@ -130,6 +130,7 @@ def test_a_damaged_log_is_written_again(script, pets, tmp_path):
 @pytest.fixture
 def largest_file(monkeypatch):
     """Let no file be written beyond so many bytes, as on a full disk: the system refuses, with its own error."""
+    monkeypatch.setattr(sys, 'dont_write_bytecode', True)  # Python does not notice that its own files are cut off
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, usual[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, usual)
