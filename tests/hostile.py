@@ -95,7 +95,7 @@ TEXTS = {  # parser: (the files that it needs, the one that is damaged, what rea
     'cub_names': ({'images.txt': [f'{number} birds/{number}.jpg' for number in range(1, 6)]}, 'images.txt',
                   lambda folder: cub.read_by_id(folder / 'images.txt')),
     'cub_numbers': ({'part_locs.txt': [f'{number} 1 10.5 20.0 1' for number in range(1, 6)]}, 'part_locs.txt',
-                    lambda folder: cub._numbers(folder / 'part_locs.txt')),
+                    lambda folder: cub._numbers(folder / 'part_locs.txt', 5, 'image, part, x, y, visible')),
     'hashes': ({'lock.json': ['{"a.tar": {"size": 3, "sha256": "ab"}}']}, 'lock.json',
                lambda folder: Lock(folder / 'lock.json').entries())}
 

@@ -151,4 +151,4 @@ def test_lists_of_cub_are_read_alike_too(tmp_path, how):
     (tmp_path / 'images.txt').write_bytes(WRITTEN[how]('1 a/1.jpg\n2 a/2.jpg\n').encode())
     (tmp_path / 'numbers.txt').write_bytes(WRITTEN[how]('1 2\n3 4\n').encode())
     assert cub.read_by_id(tmp_path / 'images.txt') == {1: 'a/1.jpg', 2: 'a/2.jpg'}
-    assert cub._numbers(tmp_path / 'numbers.txt').tolist() == [[1, 2], [3, 4]]
+    assert cub._numbers(tmp_path / 'numbers.txt', 2, 'two').tolist() == [[1, 2], [3, 4]]

@@ -203,13 +203,16 @@ def test_a_result_of_other_settings_is_not_the_one_that_is_asked_for(script, tin
     """Commands that print tables measure again, and mix nothing."""
     base = ['eval_cue_location', *without(tiny_birds, 'seed', 'crop_size'), '--experiment_name=CAM']
     flags = ['--cam_curve_interval=0.1', '--precision=bfloat16', '--seed=9', '--crop_size=48', '--threshold_type=log',
-             '--drop_lowest=10', '--norm_type=max']
-    for flag in flags:
+             '--norm_type=max']
+    for flag in (*flags, '--drop_lowest=10'):
         write(*base, flag)
     with pytest.raises(UserError, match='no result of cue_location with --score_map_process=vanilla'):
         commands.result(save / 'CAM', 'cue_location', 'vanilla')
     write(*base)
     usual = commands.result(save / 'CAM', 'cue_location', 'vanilla')['settings']
+    assert usual['drop_lowest'] == 0
+    dropped = commands.result(save / 'CAM', 'cue_location', 'vanilla', drop_lowest=10.0)  # as abstention asks for it
+    assert dropped['settings'] == usual | {'drop_lowest': 10.0}
     for flag in flags:
         name = flag.partition('=')[0].strip('-')
         assert commands.result(save / 'CAM', 'cue_location', 'vanilla', flag)['settings'][name] != usual[name]
