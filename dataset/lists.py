@@ -5,7 +5,8 @@ Source: Choe et al., CVPR 2020 (arXiv 2001.07437). A split's folder holds image_
 allowed, or path,mask.png,ignore.png with the ignore mask on an image's first line only, or no ignore masks.
 
 Files as spreadsheets and pandas write them are read too: a byte order mark, blank lines at the end, spaces around
-commas, 12.0. The published code fails at any fraction. Here those of box corners are cut off, as it does after scaling.
+commas, tabs in their place, 12.0. The published code fails at any fraction. Here those of box corners are cut off, as
+it does after scaling.
 """
 import codecs
 import re
@@ -22,12 +23,12 @@ LISTS = ('class_labels.txt', 'image_sizes.txt', 'localization.txt', 'image_ids.t
 BOXES, MASKS = 'path,x0,y0,x1,y1', 'path,mask.png,ignore.png'  # the two forms of localization.txt
 LARGEST = 1 << 31  # pixels along a side
 # an id has at most 1,000 bytes: numpy keeps all ids as wide as the longest
-PATHS = {'path': rb'([^\0]{1,1000}?)', 'mask.png': rb'([^,\0]+\.(?i:png))',
-         'ignore.png': rb'((?:[^,\0]+\.(?i:png))?)', 'old name': rb'([^,\0]+?)', 'new name': rb'([^,\0]+)'}
+PATHS = {'path': rb'([^\0]{1,1000}?)', 'mask.png': rb'([^,\t\0]+\.(?i:png))',
+         'ignore.png': rb'((?:[^,\t\0]+\.(?i:png))?)', 'old name': rb'([^,\0]+?)', 'new name': rb'([^,\0]+)'}
 CORNERS = dict.fromkeys(('x0', 'y0', 'x1', 'y1'), rb'(-?[0-9]{1,18})(?:\.[0-9]*)?')
-INTEGER, COMMA = rb'(-?[0-9]{1,18})(?:\.0*)?', rb'\s*,\s*'
-FRACTION = re.compile(rb',[^,]*\.0*[1-9]')  # a fraction in a corner
-NUMBER_AT_END = re.compile(rb',\s*-?[0-9.]+$')
+INTEGER, COMMA = rb'(-?[0-9]{1,18})(?:\.0*)?', rb'\s*[,\t]\s*'
+FRACTION = re.compile(rb'[,\t][^,\t]*\.0*[1-9]')  # a fraction in a corner
+NUMBER_AT_END = re.compile(rb'[,\t]\s*-?[0-9.]+$')
 
 
 # --- lines ------------------------------------------------------------------------------------------

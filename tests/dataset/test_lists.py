@@ -118,6 +118,7 @@ def test_boxes_of_an_image_stay_together_whatever_the_order(tmp_path):
 WRITTEN = {'plain': str, 'byte order mark': '\ufeff{}'.format, 'Windows': lambda text: text.replace('\n', '\r\n'),
            'blank lines at the end': '{}\n \r\n'.format, 'no line end': str.rstrip,
            'spaces around commas': lambda text: text.replace(',', ' ,  '),
+           'tabs': lambda text: text.replace(',', '\t'),
            'numbers of pandas': lambda text: re.sub(r',(\d+)(?=[,\n])', r',\1.0', text),
            'all of it': lambda text: '\ufeff' + text.replace(',', ', ').replace('\n', '\r\n') + '\r\n'}
 
