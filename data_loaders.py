@@ -43,7 +43,7 @@ class SeededBatches(Sampler):
             raise UserError('BatchNorm after pooling to one cell trains on the statistics of a batch, so this network '
                             f'needs {together} images at a step ({least} in each process); --batch_size={batch_size} '
                             f'and {length} training images give fewer')
-        self.bounds = [*range(0, length, batch_size), length]  # of the batches, in the order of an epoch
+        self.bounds = [*range(0, length, batch_size), length]  # where batches begin and end in the order of an epoch
         if length - self.bounds[-2] < together:
             del self.bounds[-2]
 

@@ -177,7 +177,7 @@ class Scoring(NamedTuple):
     def count(self, totals, signed, size, truths, numbers, asked):
         """Add the signed maps (E,h,w) of the pairs `numbers` (E,) to totals, for each of truths {name: (E,S*S)}.
 
-        asked: their part of fill_histograms' `asked`, which seeds what is drawn for each map. totals: {name:
+        asked: [(row, image, pair)] of these maps; image and pair seed what is drawn. totals: {name:
         (histograms (P,2,bins), masses (P,2))}, on the device. A mass is the share of |A - B| inside the truth, in
         millionths, and 1 (0 for a map of zeros). Integers add up to the same in any batches or processes.
         """
@@ -302,6 +302,7 @@ def open_maps(args):
               for method, contrast, share in itertools.product(methods, contrasts, shares)]
     for line in dict.fromkeys(maps.describe() for maps in chosen):
         screen.say(line)
+    util.try_algorithms(network.device)
     return network, data, chosen
 
 

@@ -115,6 +115,7 @@ def main():
     data = session.open_data(network)
     maps = session.choose_maps(network, data, 'pixel_perturb')
     screen.say(maps.describe())
+    util.try_algorithms(network.device)
     images = network.open_split(data, 'test')
     source, loader, args = maps.source(images), network.loader(images), network.args
     result = maps.result_file(images, [source])

@@ -235,6 +235,7 @@ def main():
     data = session.open_data(network, args.mask_root)
     maps = session.choose_maps(network, data, 'wsol')
     screen.say(maps.describe())
+    util.try_algorithms(network.device)
     images = {split: network.open_split(data, split) for split in SPLITS}
     warn_of_shared(images)
     by_split = {split: open_counts(data, split, part, maps.args) for split, part in images.items()}

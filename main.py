@@ -195,6 +195,7 @@ def test_checkpoint(args):
     """--is_train=False: test the accuracy of a checkpoint."""
     network = session.open_network(args)
     data = session.open_data(network)
+    util.try_algorithms(network.device)
     images = {split: network.open_split(data, split) for split in ('val', 'test')}
     warn_of_shared(images)
     result = network.result_file('accuracy', data, images['test'], network.args.attribution_method)
@@ -219,12 +220,14 @@ def train(args, folder, device, stop):
     sampler = SeededBatches(len(images['train']), args.batch_size, args.seed, training.least)
     if processes.is_first():
         whole_files.check_writable(folder, training.bytes_of_checkpoint())
-    training.begin(checkpoint)
+    if checkpoint:
+        training.check_images(checkpoint)
     for split in registry.SPLITS if args.cache else ():  # this takes long, so it waits until the training can begin
         images[split].cached(Path(args.save_root) / 'cache')
     inputs, workers = images, args.workers
     if args.freeze and (checkpoint is None or checkpoint.epoch < args.epochs):  # else no epoch is left to train
         inputs, workers = frozen.extract_all(model, images, folder, args, device), 0
+    training.begin(checkpoint)
     training.run({'train': make_loader(inputs['train'], args.batch_size, workers, device, sampler),
                   'val': make_loader(inputs['val'], args.batch_size, workers, device)})
     trained = weights.Checkpoint(folder / weights.FILE, {'state_dict': model.state_dict(), 'epoch': training.done})

@@ -1,5 +1,4 @@
-"""What users' files say of classes: superclasses, in YAML, and names, as people keep them: a line each, numbered lines,
-tables, JSON, YAML, a Python dict, ImageNet's synsets, and what training programs save beside the weights."""
+"""Files in which users name classes, in whatever form they have the names, or group them into superclasses, in YAML."""
 import ast
 import codecs
 import json

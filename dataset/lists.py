@@ -26,7 +26,7 @@ LARGEST = 1 << 31  # pixels along a side
 PATHS = {'path': rb'([^\0]{1,1000}?)', 'mask.png': rb'([^,\t\0]+\.(?i:png))',
          'ignore.png': rb'((?:[^,\t\0]+\.(?i:png))?)', 'old name': rb'([^,\0]+?)', 'new name': rb'([^,\0]+)'}
 CORNERS = dict.fromkeys(('x0', 'y0', 'x1', 'y1'), rb'(-?[0-9]{1,18})(?:\.[0-9]*)?')
-INTEGER, COMMA = rb'(-?[0-9]{1,18})(?:\.0*)?', rb'\s*[,\t]\s*'
+INTEGER, COMMA = rb'(-?[0-9]{1,18})(?:\.0*)?', rb'(?:\s*,\s*|[^\S\t]*\t\s*)'
 FRACTION = re.compile(rb'[,\t][^,\t]*\.0*[1-9]')  # a fraction in a corner
 NUMBER_AT_END = re.compile(rb'[,\t]\s*-?[0-9.]+$')
 

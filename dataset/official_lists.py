@@ -47,7 +47,7 @@ def _values(path, names, parse, expected):
 
 
 def _box(text):
-    x, y, width, height = map(RATE, text.split())
+    x, y, width, height = map(RATE, text.split())  # RATE: a finite number from 0
     return x, y, width, height
 
 

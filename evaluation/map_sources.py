@@ -215,7 +215,7 @@ def folder_name(folder):
 
 
 def open_map(path):
-    """The map (h,w) in a .npy file, of which only the header is read. Raises UserError."""
+    """A memory map of the map (h,w) in a .npy file: values are read when they are used. Raises UserError."""
     try:
         values = np.lib.format.open_memmap(path, mode='r')  # takes no memory for what the header promises
         if values.offset + values.nbytes != path.stat().st_size:

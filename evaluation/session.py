@@ -74,7 +74,6 @@ class Network:
     def open_split(self, data, split):
         """The ImageDataset of a split, as --skip_broken and --cache ask for it. Raises UserError if its classes are not
         the network's."""
-        util.try_algorithms(self.device)
         images = data.open_split(split, self.transform(), False, self.args.skip_broken,
                                  Path(self.args.save_root) / 'cache', self.args.cache)
         if self.checkpoint is not None:

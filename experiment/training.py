@@ -241,19 +241,22 @@ class Training:
             self.draw(self.log)
             self.drawn_at = time.monotonic()
 
-    def begin(self, checkpoint):
-        """Go on from this experiment's Checkpoint, whose weights the model already has, or begin a new training if it
-        is None. Raises UserError, also for other training images than the checkpoint records."""
-        if checkpoint is None:
-            if checkpoint_files.latest(self.folder) is None:  # otherwise the first save removes the old results
-                (self.folder / 'results.json').unlink(missing_ok=True)
-                self.write_log()  # the folder now shows that a training has begun
-            return
+    def check_images(self, checkpoint):
+        """Raise UserError unless this experiment's Checkpoint records the same training images."""
         changed = training_images.difference(checkpoint.content['training_images'], self.record['training_images'])
         if changed:
             raise UserError(f'{checkpoint.path} was trained on other images ({changed}). Put them back as they were, '
                             'start afresh with --override_cache, or choose another --experiment_name and fine-tune '
                             'from it with --load_checkpoint')
+
+    def begin(self, checkpoint):
+        """Go on from this experiment's Checkpoint, whose weights the model already has, or begin a new training if it
+        is None. Raises UserError."""
+        if checkpoint is None:
+            if checkpoint_files.latest(self.folder) is None:  # otherwise the first save removes the old results
+                (self.folder / 'results.json').unlink(missing_ok=True)
+                self.write_log()  # the folder now shows that a training has begun
+            return
         parameters = [parameter for group in self.optimiser.param_groups for parameter in group['params']]
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {'state': momenta(checkpoint, parameters)})
         self.done, self.step = self.saved = checkpoint.epoch, checkpoint.content['step']

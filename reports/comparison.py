@@ -104,8 +104,11 @@ def refusals(rows):
             if not result_files.are_alike(results, 'truth'):
                 files = [result['path'] for result in results]
                 problems[f'{metric} was compared with other truth than for {first.name}'].append((row.name, files))
-    return [f'{name} ({", ".join(files)}){f" and {len(more)} more" * bool(more)}: {problem}, so no difference is given'
-            for problem, ((name, files), *more) in problems.items()]
+    lines = []
+    for problem, ((name, files), *more) in problems.items():
+        others = f' and {len(more)} more' if more else ''
+        lines.append(f'{name} ({", ".join(files)}){others}: {problem}, so no difference is given')
+    return lines
 
 
 # --- tables and curves on the screen and in files --------------------------------------------------------
@@ -113,8 +116,8 @@ def refusals(rows):
 
 def publish(rows, tables, path, formats=tuple(FORMATS)):
     """Print the tables of topics, and which rows are not compared with the first; write all tables under a path without
-    its suffix, and the curves beside them; print the files' paths. tables: that of everything is the first. formats:
-    keys of FORMATS."""
+    its suffix, and the curves beside them; print the files' paths. tables: the first is that of everything,
+    which is written and not printed. formats: keys of FORMATS."""
     screen.say('\n' + as_text(tables[1:]))
     screen.say('Square brackets hold 95 % intervals. docs/comparing.md explains every column.')
     for line in refusals(rows):

@@ -59,9 +59,9 @@ def cell_shares(maps, size):
 
 
 def measure(network, images, grids, sources):
-    """(whether grids are resized, since the network takes no images of twice the size; for each of sources the mean
-    share of each grid in percent, (G,), NaN where no map of the grid is positive anywhere). Several processes share the
-    grids."""
+    """The mean share of each grid in percent, for each of sources: [(G,)], NaN where no map of the grid is positive
+    anywhere; before it, whether grids are resized, since the network takes no images of twice the size. Several
+    processes share the grids."""
     from torchvision.utils import make_grid  # torchvision takes seconds
     size, results, is_resized = network.args.crop_size, [[] for _ in sources], False
     try:

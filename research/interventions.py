@@ -63,6 +63,7 @@ def map_sources(run, data, images, questions):
         usual = {'score_map_method': 'activation_map', 'score_map_process': None, 'scoremap_root': None}
         maps = session.choose_maps(run, data, contrast=contrast, **usual | flags)
         return maps.source(images, classes_of=lambda index: sorted(classes[index]), rows=sorted(classes))
+
     controls = {'control: random': Noise(images, args.seed),
                 "control: the bird's mask": source(score_map_process=config.OBJECT_MASK),
                 # only contrasts that take one forward, and the gradient

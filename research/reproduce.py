@@ -51,7 +51,8 @@ class PlannedNetwork(NamedTuple):
     flags: tuple = ()        # the user's, which all steps get
 
     def trained(self):
-        """The result of its training, or what stands for it with published weights. Without weights it names none."""
+        """The result of its training, or what stands for it with published weights; no `weights_sha256` in it, or {},
+        if there are no weights."""
         if not self.published:
             return result_files.read_result(self.folder / self.name / 'results.json')
         path, usual = weights.published_file(self.published), config.ALL_FLAGS['crop_size'].default

@@ -66,7 +66,7 @@ class Bench:
         rows = np.array(open_cues(self.data, images).rows)
         kept = np.sort(np.concatenate([rows[images.labels[rows] == label][:count] for label in set(images.labels)]))
         images.image_ids, images.labels = images.image_ids[kept], images.labels[kept]
-        self.cues, self.asked = open_cues(self.data, images), None
+        self.cues, self.asked, self.random = open_cues(self.data, images), None, {}
         loader, self.steps = network.loader(images), {'zeros': 1} | ({'road': road} if road else {})
         self.batches = list(loader)
         confidence, right = classify(network.model, loader, network.device, self.args.precision, 'test')
@@ -85,13 +85,16 @@ class Bench:
         figures, args = {}, self.args
         for fill, step in self.steps.items():
             part = [tuple(values[::step] for values in batch) for batch in self.batches]
+            orders = ('top', 'low', 'random')[:2 + (fill not in self.random)]  # random erasure is the same for all maps
             right, p = classify_erased(self.network.model, part, source, self.network.device, args.seed, args.precision,
-                                       args.batch_size, fill, ('top', 'low', 'random'))
+                                       args.batch_size, fill, orders)
             areas = [metrics.area_over_erased(p['intact'], p[order], p['blank']).sum() for order in ('top', 'low')]
-            top, base, *areas, count = sum(processes.gather(np.array(
-                [right['top'].sum(), right['random'].sum(), *areas, len(p['blank'])])))
+            top, *areas, count = sum(processes.gather(np.array([right['top'].sum(), *areas, len(p['blank'])])))
+            if 'random' in right:
+                self.random[fill] = sum(processes.gather(right['random'].sum()))
             names = FIGURES[3:6] if fill == 'road' else FIGURES[:3]
-            figures |= zip(names, [metrics.ratio(top, base), *(area / count for area in areas)], strict=True)
+            values = [metrics.ratio(top, self.random[fill]), *(area / count for area in areas)]
+            figures |= zip(names, values, strict=True)
         return figures
 
     def localization(self, source):

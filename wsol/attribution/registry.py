@@ -119,6 +119,8 @@ def register(*names, table=METHODS, **known):
         method = Method(names[0], compute, **known)
         table.update(dict.fromkeys(names, method))
         if table is METHODS:
+            for name in (method.name, f'{method.name}-difference'):  # of an earlier registration
+                DERIVED.pop(name, None)
             DERIVED.update(method.contrasts())
         return compute
     return enter
