@@ -84,9 +84,16 @@ def commit():
 
 def machine(device):
     """The device and the number of threads. Both can change the last digits, as they change the order of sums."""
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else (
-        f'{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}')
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else _processor()
     return {'device': f'{device.type}: {name}', 'threads': torch.get_num_threads()}
+
+
+def _processor():
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        return next(line.split(':')[1].strip() for line in lines if line.startswith('model name'))
+    except (OSError, StopIteration):  # macOS, and processors without a name in that file
+        return platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True)
