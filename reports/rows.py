@@ -185,7 +185,7 @@ def paper_rows():
     rows = []
     for method, name in paper.METHODS.items():
         figures = {f'published: {key}': value for key, value in zip(paper.KEYS, paper.PXAP[method], strict=True)}
-        figures['accuracy'] = paper.ACCURACY.get((method[0], 'CUB'))  # None where none is published
+        figures['accuracy'] = paper.ACCURACY.get((method[0], 'CUB'))  # None if the paper gives none
         rows.append(Row('the paper', name, {'images_sha256': 'of the paper'}, name=f'the paper (CUB): {name}',
                         estimates={column: Estimate(value) for column, value in figures.items()}))
     return rows

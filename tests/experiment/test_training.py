@@ -407,6 +407,15 @@ def test_a_training_from_the_cache_is_the_same_training(script, pets, tmp_path):
     assert code == 0 and 'pixels will take' not in out, err  # the test images are those of the training's cache
 
 
+def test_a_training_that_cannot_write_its_cache_has_not_begun(script, pets, tmp_path):
+    folder = tmp_path / 'save/result'
+    folder.mkdir(parents=True)
+    (folder / 'results.json').write_text('of an earlier network')
+    (tmp_path / 'save/cache').write_text('a file where the folder should be')
+    refused(script('main', *pets, '--epochs=1', '--cache'), 'save/cache')
+    assert (folder / 'results.json').read_text() == 'of an earlier network' and not (folder / 'log.jsonl').exists()
+
+
 def test_the_softplus_prior_is_recorded_and_used(script, pets, tmp_path):
     base = [*pets, '--attribution_method=CALM_EM', '--epochs=1']
     for prior in ('relu', 'softplus'):

@@ -167,6 +167,13 @@ def test_a_registered_method_has_its_contrasts(model, image, registered):
     assert CONTRASTS['slow'].label_of() == 'slow log p(A | x) / p(B | x)'
 
 
+def test_a_method_that_is_registered_again_has_the_contrasts_of_its_new_self_alone(registered):
+    register('slow', head=CALM, per_class=False)(METHODS['slow'].compute)
+    assert not {'slow', 'slow-difference'} & CONTRASTS.keys() and 'mine-difference' in CONTRASTS
+    register('slow', head=CALM, explains_score=True)(METHODS['slow'].compute)
+    assert {'slow', 'slow-difference'} <= CONTRASTS.keys() and CONTRASTS['slow'].head is CALM
+
+
 def few_images(flags, folder, count=4):
     """The flags, with lists in a folder that name a few test images alone."""
     shutil.copytree(roots_of(flags)[1], folder)
